@@ -1,0 +1,146 @@
+"""Minutes and epochs until the validation macro F1 reaches the classic recipe's best: same images, same machine.
+
+    BRAINMRI_ARCHIVES=FOLDER python benchmarks/bench_time_to_quality.py --root ROOT [--size 64] [--epochs 4]
+        [--classic-epochs 8] [--seeds 42 43 44]
+
+Both sides train resnet18 from scratch on the same training groups and are scored on the same validation groups; the test
+split is not touched. Ours is `train` with from-scratch.yaml. After every epoch of ours the classic side runs its share of
+epochs, so that both see the same machine. What counts is training and validation, without start-up.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from classic import Classic, write_folders
+from real_pack import add_options, make_job, real_pack
+
+from brainmri_core.config import configs_dir, load_config, with_seed
+from brainmri_core.config.training import TrainConfig
+from brainmri_core.grouping import validation_mask
+from brainmri_core.images.pack import open_pack
+from brainmri_core.logs import Record
+from brainmri_core.pointers import PackPointer
+from brainmri_core.samples import read_samples
+from brainmri_core.train import train
+
+Scores = list[tuple[float, float]]
+
+
+def write_sides(options: argparse.Namespace, pack: PackPointer, config: TrainConfig, folder: Path) -> None:
+    """Write the training and validation images of a seed as class folders, the same images `train` takes."""
+    job = make_job(options.root, "quality")
+    table = read_samples(
+        job.layout.absolute(pack.samples), {"row": "int64", "class_index": "int64", "split": "str"}
+    )
+    table = table[(table["row"] >= 0) & table["split"].isin(["train", "test"])].sort_values(
+        "row", ignore_index=True
+    )
+    assert config.data.seed is not None
+    val = validation_mask(table, config.data.val_frac, config.data.seed)
+    row, labels = table["row"].to_numpy(np.int64), np.zeros(pack.n_images, np.int64)
+    labels[row] = table["class_index"]
+    pixels = open_pack(job.layout, pack)
+    write_folders(pixels, row[val], labels, folder / "val")
+    write_folders(pixels, row[(table["split"] == "train").to_numpy() & ~val], labels, folder / "train")
+
+
+def race(options: argparse.Namespace, seed: int) -> tuple[Scores, Scores]:
+    """Return seconds and score of every epoch, ours and the classic recipe's."""
+    pack = real_pack(options.root, options.size)
+    overrides = [
+        f"train.loop.epochs={options.epochs}",
+        "train.loop.resume=false",
+        f"train.data.image_size={options.size}",
+    ]
+    config = with_seed(
+        load_config(configs_dir() / "experiments" / "from-scratch.yaml", overrides).train, seed
+    )
+    assert isinstance(config, TrainConfig)
+    ours: Scores = []
+    other: Scores = []
+    share = -(-options.classic_epochs // options.epochs)
+    with tempfile.TemporaryDirectory() as folder:
+        write_sides(options, pack, config, Path(folder))
+        classic = Classic(
+            Path(folder) / "train",
+            Path(folder) / "val",
+            size=options.size,
+            batch_size=config.data.batch_size,
+            epochs=options.classic_epochs,
+            seed=seed,
+        )
+        steps = timed(classic.scores(options.classic_epochs))
+
+        def take_turns(record: Record) -> None:
+            if record["event"] == "epoch":
+                ours.append((record["seconds"], record["val_macro_f1"]))
+                other.extend(scored for scored, _ in zip(steps, range(share), strict=False))
+
+        train(config, pack, make_job(options.root, f"quality-{time.time_ns()}", [take_turns]))
+        other.extend(steps)
+    return ours, other
+
+
+def timed(scores: Iterator[float]) -> Iterator[tuple[float, float]]:
+    """Yield the seconds each score took to come, and the score."""
+    start = time.perf_counter()
+    for score in scores:
+        yield time.perf_counter() - start, score
+        start = time.perf_counter()
+
+
+def reached(scores: Scores, target: float) -> tuple[int, float] | None:
+    """Return epochs and seconds until a score was at least the target, or None if it never was."""
+    seconds = 0.0
+    for epoch, (took, score) in enumerate(scores, 1):
+        seconds += took
+        if score >= target:
+            return epoch, seconds
+    return None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_options(parser)
+    parser.add_argument("--size", type=int, default=64)
+    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--classic-epochs", type=int, default=8)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[42])
+    options = parser.parse_args()
+    print(
+        f"resnet18 from scratch, {options.size} px, ours {options.epochs} epochs, classic {options.classic_epochs}"
+    )
+    ratios = []
+    for seed in options.seeds:
+        ours, classic = race(options, seed)
+        best = max(score for _, score in classic)
+        there, here = reached(classic, best), reached(ours, best)
+        assert there is not None
+        epochs, seconds = there
+        print(f"seed {seed}: classic best {best:.3f} after {epochs} epochs, {seconds / 60:.2f} min; ", end="")
+        if here is None:
+            print(f"ours did not reach it in {len(ours)} epochs (best {max(score for _, score in ours):.3f})")
+            continue
+        ratios.append(seconds / here[1])
+        print(
+            f"ours there after {here[0]} epochs, {here[1] / 60:.2f} min: {ratios[-1]:.2f} times sooner",
+            end="",
+        )
+        print(f" (our best {max(score for _, score in ours):.3f})")
+    if ratios:
+        print(
+            f"reached for {len(ratios)} of {len(options.seeds)} seeds; median {statistics.median(ratios):.2f} times sooner"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""The real data set, brought to a pack by the project's own stages: what the training benchmarks and the ablation use."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from brainmri_core.catalogue import load_catalogue
+from brainmri_core.config import load_config
+from brainmri_core.config.data import ResizeConfig, SplitConfig
+from brainmri_core.fetch import fetch
+from brainmri_core.job import Job
+from brainmri_core.layout import ARCHIVES_VARIABLE, Layout
+from brainmri_core.logs import Sink, StageLog, stream_sink
+from brainmri_core.pointers import CheckpointPointer, PackPointer, read_pointer, write_pointer
+from brainmri_core.resize import resize
+from brainmri_core.split import split
+
+DATASET = "sartajbhuvaji/brain-tumor-classification-mri"
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--root", type=Path, required=True, help="folder for the project files; kept and used again"
+    )
+
+
+def make_job(root: Path, run_id: str, sinks: Sequence[Sink] | None = None) -> Job:
+    """Return a job on the real data set; its log goes to `sinks`, by default to the console."""
+    log = StageLog(
+        "benchmark", run_id, DATASET, list(sinks) if sinks is not None else [stream_sink(sys.stderr)]
+    )
+    return Job(layout=Layout(root=root.resolve()), run_id=run_id, entry=load_catalogue()[DATASET], log=log)
+
+
+def real_pack(root: Path, size: int) -> PackPointer:
+    """Fetch, split and resize once; later calls with the same root and size read the pointer.
+
+    The archive is looked for in the folder that BRAINMRI_ARCHIVES names.
+    """
+    job = make_job(root, f"pack-{size}")
+    kept = root / f"pack-{size}.txt"
+    if kept.is_file():
+        return read_pointer(job.layout, PackPointer, job.layout.absolute(kept.read_text()))
+    if not (
+        Path(os.environ.get(ARCHIVES_VARIABLE, "/nonexistent")) / f"{DATASET.partition('/')[2]}.zip"
+    ).is_file():
+        raise SystemExit(f"set {ARCHIVES_VARIABLE} to the folder that holds {DATASET.partition('/')[2]}.zip")
+    config = load_config()
+    fetched = write_pointer(job.layout, fetch(config.fetch, job))
+    split_config, resize_config = config.stage("split"), config.resize.model_copy(update={"size": size})
+    assert isinstance(split_config, SplitConfig) and isinstance(resize_config, ResizeConfig)
+    mapping = write_pointer(job.layout, split(split_config, fetched, job))
+    pack = write_pointer(job.layout, resize(resize_config, mapping, job))
+    assert pack.pointer_path is not None
+    kept.write_text(pack.pointer_path)
+    return pack
+
+
+def keep_checkpoint(job: Job, pointer: CheckpointPointer) -> CheckpointPointer:
+    """Write a checkpoint's pointer, so that other stages can follow it."""
+    return write_pointer(job.layout, pointer)

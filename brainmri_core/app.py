@@ -1,0 +1,194 @@
+"""A page on this machine alone: drop an image in, see what a classifier says about it and what to make of that.
+
+Uploads stay in memory and are decoded in a limited worker process. The page is answered on loopback only, to requests
+that name this host, and carries a content security policy without inline scripts or styles.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from markupsafe import Markup
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.middleware import Middleware
+from starlette.middleware.base import BaseHTTPMiddleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+from starlette.routing import Route
+
+from brainmri_core.errors import ConfigError
+from brainmri_core.neighbours import COPY, Neighbours, find_neighbours
+from brainmri_core.predict import NOTICE, Classifier, Prediction
+from brainmri_core.reporting.evaluation_page import environment_of_templates
+from brainmri_core.reporting.pictures import colour_bar, data_uri, overlay, resized
+
+HOST = "127.0.0.1"
+MAX_UPLOAD_BYTES = 32 << 20
+UPLOAD_TYPE = "application/octet-stream"  # which no foreign page can send here without asking first
+_NEAREST = 4
+_PICTURE, _THUMB = 384, 160
+_HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src data:; connect-src 'self'; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
+
+
+def make_app(classifier: Classifier) -> Starlette:
+    """Return the page of a classifier as an ASGI application."""
+    page = _Page(classifier)
+    return Starlette(
+        routes=[
+            Route("/", page.home),
+            Route("/app.css", page.style),
+            Route("/app.js", page.script),
+            Route("/classify", page.classify, methods=["POST"]),
+        ],
+        middleware=[
+            Middleware(BaseHTTPMiddleware, dispatch=_with_headers),
+            Middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"], www_redirect=False),
+        ],
+    )
+
+
+async def _with_headers(request: Request, follow: Callable[[Request], Awaitable[Response]]) -> Response:
+    response = await follow(request)
+    response.headers.update(_HEADERS)
+    return response
+
+
+class _Page:
+    """What the page shows of one classifier."""
+
+    def __init__(self, classifier: Classifier) -> None:
+        self.classifier = classifier
+        self.neighbours: Neighbours | None = find_neighbours(classifier.weights, classifier.meta)
+        self.one_at_a_time = threading.Lock()
+
+    async def home(self, _: Request) -> Response:
+        return _html(
+            "app.html.j2",
+            meta=self.classifier.meta,
+            caveats=self.classifier.caveats()[1:],
+            max_bytes=MAX_UPLOAD_BYTES,
+            has_neighbours=self.neighbours is not None,
+        )
+
+    async def style(self, _: Request) -> Response:
+        templates = environment_of_templates()
+        text = "".join(templates.get_template(name).render() for name in ("evaluation.css", "app.css"))
+        return Response(text, media_type="text/css")
+
+    async def script(self, _: Request) -> Response:
+        return Response(
+            environment_of_templates().get_template("app.js").render(), media_type="text/javascript"
+        )
+
+    async def classify(self, request: Request) -> Response:
+        """Answer an image with a piece of the page."""
+        if request.headers.get("content-type") != UPLOAD_TYPE:
+            return _refusal(f"Send the image as {UPLOAD_TYPE}.", 415)
+        data = await _body(request)
+        if data is None:
+            return _refusal(
+                f"The file has more than {MAX_UPLOAD_BYTES >> 20} MiB; use the command line for it.", 413
+            )
+        if not data:
+            return _refusal("The file is empty.", 422)
+        found = await run_in_threadpool(self.predict, data)
+        if found.error is not None:
+            return _refusal(found.error.replace("image 1", "This file", 1), 422)
+        return _html("app_result.html.j2", **self.shown(found))
+
+    def predict(self, data: bytes) -> Prediction:
+        """Predict an image, or the middle slice of a volume."""
+        with self.one_at_a_time:
+            stream = self.classifier.stream([data], maps=True)
+            return next(
+                item for item in stream if item.slices is None or item.slice == (item.slices + 1) // 2
+            )
+
+    def shown(self, found: Prediction) -> dict[str, Any]:
+        """Collect what the result shows."""
+        assert found.pixels is not None and found.heatmap is not None
+        ranked = sorted(found.probabilities.items(), key=lambda item: -item[1])
+        near = self.neighbours.nearest(found.pixels, _NEAREST) if self.neighbours else []
+        return {
+            "found": found,
+            "ranked": ranked,
+            "calibrated": self.classifier.temperature is not None,
+            "threshold": self.classifier.outliers.threshold if self.classifier.outliers else None,
+            "image": data_uri(resized(found.pixels, _PICTURE), 90),
+            "overlay": data_uri(resized(overlay(found.pixels, found.heatmap), _PICTURE), 90),
+            "unsupported": not found.heatmap.any(),
+            "bar": data_uri(colour_bar(240, 12), 90),
+            "near": [(item, data_uri(resized(item.pixels, _THUMB))) for item in near],
+            "is_copy": bool(near) and near[0].similarity > COPY,
+        }
+
+
+async def _body(request: Request) -> bytes | None:
+    """Read an upload into memory; None where it is too large, as soon as that is known."""
+    declared = request.headers.get("content-length", "0")
+    if not declared.isdecimal() or int(declared) > MAX_UPLOAD_BYTES:
+        return None
+    parts, size = [], 0
+    async for part in request.stream():
+        size += len(part)
+        if size > MAX_UPLOAD_BYTES:
+            return None
+        parts.append(part)
+    return b"".join(parts)
+
+
+def _html(template: str, status: int = 200, **values: Any) -> HTMLResponse:
+    text = environment_of_templates().get_template(template).render(notice=NOTICE, **values)
+    return HTMLResponse(text, status)
+
+
+def _refusal(text: str, status: int) -> HTMLResponse:
+    return HTMLResponse(Markup('<div class="box red" role="alert"><b>✗</b>{}</div>').format(text), status)
+
+
+def serve(classifier: Classifier, port: int) -> None:
+    """Show the page on loopback until interrupted.
+
+    Parameters
+    ----------
+    classifier : Classifier
+        What answers.
+    port : int
+        TCP port; 0 takes a free one.
+
+    Raises
+    ------
+    ConfigError
+        If the port cannot be had.
+    """
+    import uvicorn
+
+    listener = socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((HOST, port))
+    except OSError as error:
+        raise ConfigError(
+            f"The port {port} cannot be used ({error.strerror}); choose another with --port."
+        ) from None
+    with listener:
+        app = make_app(classifier)
+        print(f"http://{HOST}:{listener.getsockname()[1]}/  (Ctrl-C ends it)", flush=True)
+        settings = uvicorn.Config(
+            app, log_level="warning", access_log=False, server_header=False, limit_concurrency=32
+        )
+        uvicorn.Server(settings).run(sockets=[listener])

@@ -1,0 +1,113 @@
+"""The catalogue of data sets: which exist, where they come from, and what their folders call each class."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from brainmri_core.config import configs_dir
+from brainmri_core.config.base import StageConfig, read_yaml, validate_config
+from brainmri_core.errors import ConfigError
+
+CLASSES = ("glioma", "meningioma", "pituitary", "notumor")
+_KEY = re.compile(
+    r"[A-Za-z0-9][A-Za-z0-9_-]*(?:\.[A-Za-z0-9_-]+)*/[A-Za-z0-9][A-Za-z0-9_-]*(?:\.[A-Za-z0-9_-]+)*"
+)
+
+
+class DatasetEntry(StageConfig):
+    """One data set of the catalogue.
+
+    Attributes
+    ----------
+    classes : list of str
+        Canonical class names; their order is the class index.
+    aliases : dict
+        Folder name to canonical class name.
+    """
+
+    key: str = ""
+    source: Literal["kaggle", "archive", "phantom"]
+    title: str = ""
+    licence: str = "unknown"
+    url: str | None = None
+    note: str = ""
+    classes: list[str] = Field(default_factory=lambda: list(CLASSES), min_length=2)
+    aliases: dict[str, str] = Field(default_factory=dict)
+
+    @property
+    def owner(self) -> str:
+        """First part of the key."""
+        return self.key.partition("/")[0]
+
+    @property
+    def slug(self) -> str:
+        """Second part of the key."""
+        return self.key.partition("/")[2]
+
+    def canonical(self, label: str) -> str | None:
+        """Return the canonical class of a folder name, or None if it names no class."""
+        folded = {name.casefold(): target for name, target in self.aliases.items()}
+        folded.update({name.casefold(): name for name in self.classes})
+        return folded.get(label.casefold())
+
+
+class _CatalogueFile(StageConfig):
+    datasets: dict[str, DatasetEntry] = Field(min_length=1)
+
+
+def catalogue_path() -> Path:
+    """Return the catalogue that goes with the default configuration."""
+    return configs_dir() / "datasets.yaml"
+
+
+def load_catalogue(path: Path | None = None) -> dict[str, DatasetEntry]:
+    """Load the catalogue, in file order.
+
+    Raises
+    ------
+    ConfigError
+        If a key is malformed or appears twice, or an alias names no class; the message gives the line.
+    """
+    source = path or catalogue_path()
+    value, lines = read_yaml(source)
+    entries = validate_config(_CatalogueFile, value, str(source), lines).datasets
+    seen: dict[str, str] = {}
+    for key, entry in entries.items():
+        where = f"{source}:{lines.get(('datasets', key), 1)}"
+        if not _KEY.fullmatch(key) or len(key) > 200:
+            raise ConfigError(
+                f"{where}: the data set key {key!r} is malformed; write owner/slug with letters, digits, '-', '_' and single dots."
+            )
+        if key.casefold() in seen:
+            raise ConfigError(
+                f"{where}: the data set key {key!r} repeats {seen[key.casefold()]!r}; keep one of them."
+            )
+        seen[key.casefold()] = key
+        for alias, target in entry.aliases.items():
+            if target not in entry.classes:
+                raise ConfigError(
+                    f"{where}: the alias {alias!r} points to {target!r}, which is none of {', '.join(entry.classes)}."
+                )
+    return {key: entry.model_copy(update={"key": key}) for key, entry in entries.items()}
+
+
+def find_entry(catalogue: dict[str, DatasetEntry], key: str) -> DatasetEntry:
+    """Return a data set's entry.
+
+    Raises
+    ------
+    ConfigError
+        If the catalogue has no such key; the nearest one is suggested.
+    """
+    if key in catalogue:
+        return catalogue[key]
+    near = difflib.get_close_matches(key, catalogue, n=1, cutoff=0.4)
+    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(catalogue)}."
+    raise ConfigError(
+        f"The data set {key!r} is not in the catalogue {catalogue_path()}; {hint} Add it there to use it."
+    )

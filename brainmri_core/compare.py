@@ -1,0 +1,275 @@
+"""Compare: two evaluations on the same test images, in pairs, so that what both share cancels out.
+
+McNemar's exact test counts single images and takes them as independent, which slices of one patient are not; the
+intervals resample whole groups and are the figures to go by.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from scipy.stats import binomtest
+
+from brainmri_core.errors import ConfigError, DataError, MissingUpstreamError
+from brainmri_core.layout import Layout
+from brainmri_core.pointers import EvaluationPointer, read_pointer
+from brainmri_core.reporting.bootstrap import bootstrap_metrics, group_weights, interval
+from brainmri_core.reporting.predictions import labels_of, logits_of, read_predictions
+
+PREDICTIONS_NAME = "predictions.parquet"
+MEASURES = {
+    "macro_f1": "Macro F1",
+    "balanced_accuracy": "Balanced accuracy",
+    "accuracy": "Accuracy",
+    "mcc": "Matthews correlation",
+    "macro_auroc": "Macro AUROC",
+    "macro_average_precision": "Macro average precision",
+    "calibration.before.brier": "Brier score",
+    "calibration.before.nll": "Negative log-likelihood",
+}
+LOWER_IS_BETTER = frozenset({"calibration.before.brier", "calibration.before.nll"})
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One measure of both evaluations.
+
+    Attributes
+    ----------
+    key, name : str
+        As in ``metrics.json``, and for people.
+    a, b : float
+        Of either evaluation.
+    interval : list of float or None
+        95% interval of ``b - a``; None where fewer than half of the resamples define it.
+    """
+
+    key: str
+    name: str
+    a: float
+    b: float
+    interval: list[float] | None
+
+    @property
+    def difference(self) -> float:
+        """``b - a``."""
+        return self.b - self.a
+
+    @property
+    def verdict(self) -> str:
+        """Which one is better beyond noise."""
+        if self.interval is None or self.interval[0] <= 0 <= self.interval[1]:
+            return "no difference beyond noise"
+        return "B is better" if (self.interval[0] > 0) != (self.key in LOWER_IS_BETTER) else "A is better"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two evaluations side by side.
+
+    Attributes
+    ----------
+    name_a, name_b : str
+        What they were called.
+    images, groups : int
+        Of the test split they share.
+    resamples : int
+        Of the bootstrap.
+    differences : list of Difference
+        Of the whole test split, then the sensitivity of each class.
+    both, only_a, only_b, neither : int
+        Images called right.
+    p_value : float or None
+        McNemar's exact two-sided test; None where the two never differ in being right.
+    changed : pandas.DataFrame
+        path, truth, a, b, prob_a, prob_b of the images they call differently; the surest first.
+    """
+
+    name_a: str
+    name_b: str
+    classes: list[str]
+    images: int
+    groups: int
+    resamples: int
+    differences: list[Difference]
+    both: int
+    only_a: int
+    only_b: int
+    neither: int
+    p_value: float | None
+    changed: pd.DataFrame
+
+    def record(self) -> dict[str, Any]:
+        """Return all figures as plain JSON values."""
+        return {
+            "a": self.name_a,
+            "b": self.name_b,
+            "images": self.images,
+            "groups": self.groups,
+            "resamples": self.resamples,
+            "differences": [
+                {
+                    "measure": item.key,
+                    "a": item.a,
+                    "b": item.b,
+                    "difference": item.difference,
+                    "interval": item.interval,
+                    "verdict": item.verdict,
+                }
+                for item in self.differences
+            ],
+            "right": {
+                "both": self.both,
+                "only_a": self.only_a,
+                "only_b": self.only_b,
+                "neither": self.neither,
+            },
+            "mcnemar_exact_p": self.p_value,
+        }
+
+
+def find_evaluation(layout: Layout, name: str) -> Path:
+    """Return the folder of an evaluation.
+
+    Parameters
+    ----------
+    layout : Layout
+        The project.
+    name : str
+        A run id, or a folder that holds ``predictions.parquet``.
+
+    Raises
+    ------
+    ConfigError
+        If runs of several data sets go by that name.
+    MissingUpstreamError
+        If there is none; the nearest run ids are named.
+    """
+    if (Path(name) / PREDICTIONS_NAME).is_file():
+        return Path(name)
+    kind = layout.root / "outputs" / "pointers" / EvaluationPointer.kind
+    files = sorted(kind.glob("*/*/history/*.json"), key=lambda file: file.name)
+    known = [
+        (pointer.run_id, pointer) for pointer in (read_pointer(layout, EvaluationPointer, f) for f in files)
+    ]
+    found = {pointer.dataset: pointer for run_id, pointer in known if run_id == name}  # the newest of each
+    if len(found) > 1:
+        raise ConfigError(
+            f"The run {name!r} evaluated {', '.join(found)}; give the folder of one evaluation."
+        )
+    if not found:
+        near = difflib.get_close_matches(name, [run_id for run_id, _ in known], n=3, cutoff=0.3)
+        hint = (
+            f"did you mean {' or '.join(near)}?" if near else "give a run id or the folder of an evaluation."
+        )
+        raise MissingUpstreamError(f"There is no evaluation {name!r} in {layout.root}; {hint}")
+    return layout.absolute(next(iter(found.values())).folder)
+
+
+def compare(a: Path, b: Path, names: tuple[str, str], *, resamples: int, seed: int) -> Comparison:
+    """Compare two evaluations.
+
+    Parameters
+    ----------
+    a, b : pathlib.Path
+        Their folders.
+    names : tuple of str
+        What to call them.
+    resamples, seed : int
+        Of the paired bootstrap: both are scored on the same draws of groups.
+
+    Raises
+    ------
+    DataError
+        If they did not measure the same test images in the same groups.
+    IntegrityError
+        If a prediction table is missing or damaged.
+    """
+    table_a, table_b, classes = _paired(a, b, names)
+    labels, groups = labels_of(table_a), table_a["group"].tolist()
+    number, weights = group_weights(groups, resamples, seed)
+    every = np.ones((1, weights.shape[1]), np.float32)
+    logits = [logits_of(table, classes) for table in (table_a, table_b)]
+    point = [bootstrap_metrics(labels, values, number, every, classes) for values in logits]
+    drawn = [bootstrap_metrics(labels, values, number, weights, classes) for values in logits]
+    wanted = MEASURES | {f"per_class.{name}.sensitivity": f"Sensitivity, {name}" for name in classes}
+    differences = [
+        Difference(
+            key,
+            title,
+            float(point[0][key][0]),
+            float(point[1][key][0]),
+            interval(drawn[1][key] - drawn[0][key]),
+        )
+        for key, title in wanted.items()
+        if key in point[0] and np.isfinite([point[0][key][0], point[1][key][0]]).all()
+    ]
+    right_a, right_b = (table["correct"].to_numpy(np.bool_) for table in (table_a, table_b))
+    only_a, only_b = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
+    return Comparison(
+        *names,
+        classes,
+        len(table_a),
+        weights.shape[1],
+        resamples,
+        differences,
+        int((right_a & right_b).sum()),
+        only_a,
+        only_b,
+        int((~right_a & ~right_b).sum()),
+        float(binomtest(only_a, only_a + only_b, 0.5).pvalue) if only_a + only_b else None,
+        _changed(table_a, table_b, classes),
+    )
+
+
+def _paired(a: Path, b: Path, names: tuple[str, str]) -> tuple[pd.DataFrame, pd.DataFrame, list[str]]:
+    """Return the test rows of both, row by row of the same image."""
+    (table_a, classes), (table_b, others) = (read_predictions(folder / PREDICTIONS_NAME) for folder in (a, b))
+    if classes != others:
+        raise DataError(
+            f"{names[0]} knows the classes {', '.join(classes)} and {names[1]} {', '.join(others)}; they cannot be compared."
+        )
+    table_a, table_b = (
+        table[table["split"] == "test"].sort_values("path", kind="stable", ignore_index=True)
+        for table in (table_a, table_b)
+    )
+    paths_a, paths_b = set(table_a["path"]), set(table_b["path"])
+    if paths_a != paths_b:
+        raise DataError(
+            f"{names[0]} and {names[1]} have different test sets: {len(paths_a & paths_b)} images in common, "
+            f"{len(paths_a - paths_b)} only in the first, {len(paths_b - paths_a)} only in the second; evaluate both on one split."
+        )
+    for column, what in (("class_index", "labels"), ("group", "groups")):
+        if (differing := int((table_a[column] != table_b[column]).sum())) > 0:
+            raise DataError(
+                f"{names[0]} and {names[1]} give {differing} of their test images different {what}; evaluate both on one split."
+            )
+    return table_a, table_b, classes
+
+
+def _changed(table_a: pd.DataFrame, table_b: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame:
+    differing = (table_a["predicted_index"] != table_b["predicted_index"]).to_numpy()
+    found = pd.DataFrame(
+        {
+            "path": table_a["path"],
+            "truth": table_a["label"],
+            "a": table_a["predicted"],
+            "b": table_b["predicted"],
+            "prob_a": _confidence(table_a, classes),
+            "prob_b": _confidence(table_b, classes),
+        }
+    )[differing]
+    order = np.argsort(-np.maximum(found["prob_a"], found["prob_b"]).to_numpy(), kind="stable")
+    return found.iloc[order].reset_index(drop=True)
+
+
+def _confidence(table: pd.DataFrame, classes: Sequence[str]) -> npt.NDArray[np.float64]:
+    shares = table[[f"prob_{name}" for name in classes]].to_numpy(np.float64)
+    return np.asarray(shares.max(axis=1), np.float64)

@@ -1,0 +1,145 @@
+"""Every typed config: one class per stage and `PipelineConfig`, read from YAML with key=value overrides."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from brainmri_core.config.base import KeyPath, StageConfig, apply_overrides, read_yaml, validate_config
+from brainmri_core.config.data import FetchConfig, ResizeConfig, SplitConfig, ValidateConfig
+from brainmri_core.config.evaluation import EvaluateConfig
+from brainmri_core.config.training import TrainConfig
+from brainmri_core.errors import ConfigError
+
+CONFIG_VARIABLE = "BRAINMRI_CONFIG"
+Stage = Literal["fetch", "split", "resize", "validate", "train", "evaluate"]
+STAGES: tuple[Stage, ...] = ("fetch", "split", "resize", "validate", "train", "evaluate")
+
+
+class EnvConfig(StageConfig):
+    """Seeds and hardware."""
+
+    seed: int = Field(42, ge=0, le=2**32 - 1, description="Seed of everything random.")
+    prefer_cuda: bool = Field(True, description="Use a CUDA device when there is one.")
+    cudnn_deterministic: bool = Field(True, description="Choose deterministic cuDNN kernels.")
+    cudnn_benchmark: bool = Field(False, description="Let cuDNN time its kernels and pick the fastest.")
+
+
+class LogConfig(StageConfig):
+    """Logging."""
+
+    level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Least severity logged.")
+    file: str | None = Field(None, description="Also append all log lines to this file.")
+    json_lines: bool = Field(False, alias="json", description="JSON lines on the console instead of text.")
+
+
+class PathsConfig(StageConfig):
+    """Where the project lies."""
+
+    root: str | None = Field(None, description="Project root; empty: BRAINMRI_HOME, else the current folder.")
+
+
+class PipelineConfig(StageConfig):
+    """Everything one run needs."""
+
+    run_id: str | None = Field(
+        None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", description="Run id; empty: made automatically."
+    )
+    env: EnvConfig = EnvConfig()
+    log: LogConfig = LogConfig()
+    paths: PathsConfig = PathsConfig()
+    fetch: FetchConfig = FetchConfig()
+    split: SplitConfig = SplitConfig()
+    resize: ResizeConfig = ResizeConfig()
+    validate_: ValidateConfig = Field(ValidateConfig(), alias="validate")
+    train: TrainConfig = TrainConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> PipelineConfig:
+        datasets = {value for value in (self.fetch.dataset, self.split.dataset) if value}
+        if len(datasets) > 1:
+            raise ValueError(
+                f"fetch.dataset and split.dataset name different data sets ({' and '.join(sorted(datasets))}); use one"
+            )
+        name = self.evaluate.model.name
+        if name is not None and name != self.train.model.name:
+            raise ValueError(
+                f"evaluate.model.name is {name!r} but train.model.name is {self.train.model.name!r}; set both to the same architecture"
+            )
+        return self
+
+    @property
+    def dataset(self) -> str | None:
+        """The data set the configuration names, if any."""
+        return self.fetch.dataset or self.split.dataset
+
+    def stage(self, name: Stage) -> StageConfig:
+        """Return a stage's config with the seeds it leaves open filled from ``env.seed``."""
+        config: StageConfig = getattr(self, "validate_" if name == "validate" else name)
+        return with_seed(config, self.env.seed)
+
+    def resolved(self) -> dict[str, Any]:
+        """Return the whole configuration as plain JSON values, keyed as YAML writes it, seeds filled in."""
+        value = self.model_dump(mode="json", by_alias=True)
+        value.update({name: self.stage(name).model_dump(mode="json", by_alias=True) for name in STAGES})
+        return value
+
+
+def with_seed(config: StageConfig, seed: int) -> StageConfig:
+    """Fill an empty ``seed`` (or ``data.seed``) of a stage's config."""
+    if "seed" in type(config).model_fields and getattr(config, "seed") is None:
+        return config.model_copy(update={"seed": seed})
+    data = getattr(config, "data", None)
+    if isinstance(data, StageConfig):
+        return config.model_copy(update={"data": with_seed(data, seed)})
+    return config
+
+
+def configs_dir() -> Path:
+    """Return the folder of the default configuration: that of ``BRAINMRI_CONFIG``, ``./configs``, or the source tree's."""
+    named = os.environ.get(CONFIG_VARIABLE)
+    if named:
+        return Path(named).expanduser().resolve().parent
+    local = Path("configs").resolve()
+    return local if (local / "pipeline.yaml").is_file() else Path(__file__).resolve().parents[2] / "configs"
+
+
+def default_config_path() -> Path:
+    """Return the configuration file used when none is named."""
+    named = os.environ.get(CONFIG_VARIABLE)
+    return Path(named).expanduser().resolve() if named else configs_dir() / "pipeline.yaml"
+
+
+def load_config(path: Path | None = None, overrides: list[str] | None = None) -> PipelineConfig:
+    """Load the pipeline configuration.
+
+    Parameters
+    ----------
+    path : pathlib.Path or None
+        YAML file; None takes `default_config_path`. A file that holds one stage's block alone at its top level
+        under its stage name is fine: everything left out has its default.
+    overrides : list of str or None
+        ``key=value`` texts, applied last.
+
+    Raises
+    ------
+    ConfigError
+        With the file, the line and key path, what was found and the nearest valid key.
+    """
+    source = path or default_config_path()
+    if path is None and not source.is_file() and CONFIG_VARIABLE not in os.environ:
+        value: dict[str, Any] = {}
+        lines: dict[KeyPath, int] = {}
+    else:
+        value, lines = read_yaml(source)
+    for key, item in value.items():
+        if item is None and key in PipelineConfig.model_fields and key != "run_id":
+            raise ConfigError(
+                f"{source}:{lines.get((key,), 1)}: the block '{key}' is empty; remove it or give it a key."
+            )
+    merged = apply_overrides(PipelineConfig, value, overrides or [])
+    return validate_config(PipelineConfig, merged, str(source), lines)

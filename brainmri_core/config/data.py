@@ -1,0 +1,162 @@
+"""Configs of the stages that handle data: fetch, split, resize and validate."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+
+from brainmri_core.config.base import StageConfig
+
+ALL_EXTENSIONS = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp")
+
+Extensions = Annotated[
+    Literal["all"] | list[str],
+    Field(description="File extensions that count as images, or 'all' for every supported one."),
+]
+
+
+def extensions(value: Literal["all"] | list[str]) -> tuple[str, ...]:
+    """Return the lower-case extensions an `exts` setting stands for."""
+    return ALL_EXTENSIONS if value == "all" else tuple(item.lower() for item in value)
+
+
+class _WithExtensions(StageConfig):
+    exts: Extensions = "all"
+
+    @field_validator("exts")
+    @classmethod
+    def _known_extensions(cls, value: Literal["all"] | list[str]) -> Literal["all"] | list[str]:
+        if value != "all":
+            unknown = [item for item in value if item.lower() not in ALL_EXTENSIONS]
+            if unknown or not value:
+                raise ValueError(f"use 'all' or a list out of {', '.join(ALL_EXTENSIONS)}")
+        return value
+
+
+class ArchiveLimits(StageConfig):
+    """What an archive may hold at most; larger ones are refused before a byte is written."""
+
+    max_files: int = Field(200_000, ge=1, description="Entries in the archive.")
+    max_total_bytes: int = Field(50_000_000_000, ge=1, description="Unpacked size of all entries together.")
+    max_file_bytes: int = Field(500_000_000, ge=1, description="Unpacked size of one entry.")
+    max_ratio: float = Field(200.0, ge=1, description="Unpacked to packed size of one entry.")
+
+
+class RetryConfig(StageConfig):
+    """How a download deals with a bad connection."""
+
+    attempts: int = Field(6, ge=1, le=50, description="Tries without progress before giving up.")
+    base_delay_s: float = Field(1.0, ge=0, le=60, description="First pause in seconds; it doubles each time.")
+    max_delay_s: float = Field(
+        60.0, ge=0, le=3600, description="Longest pause in seconds, Retry-After included."
+    )
+    timeout_s: float = Field(30.0, gt=0, le=600, description="Seconds without a byte that count as a stall.")
+
+
+class PhantomConfig(StageConfig):
+    """The built-in synthetic data set: how many subjects, and which copies are planted among their slices."""
+
+    seed: int = Field(
+        7, ge=0, le=2**32 - 1, description="Seed of the generator; the same seed gives the same bytes."
+    )
+    subjects_per_class: int = Field(24, ge=2, le=2000, description="Synthetic subjects of each class.")
+    slices_per_subject: int = Field(6, ge=1, le=30, description="Slices of each subject.")
+    test_frac: float = Field(0.2, gt=0, lt=1, description="Share of the slices filed under Testing.")
+    copies_per_kind: int = Field(16, ge=0, le=1000, description="Planted copies of each kind.")
+    label_conflicts: int = Field(6, ge=0, le=1000, description="Planted copies filed under another class.")
+
+
+class FetchConfig(StageConfig):
+    """Bring a data set to the local disk."""
+
+    dataset: str | None = Field(None, description="Data set as owner/slug; empty means the partition.")
+    cache_dir: str = Field("data", min_length=1, description="Folder for downloads and unpacked data sets.")
+    write_pointer: bool = Field(True, description="Update the pointer's latest.json besides its history.")
+    archive: str | None = Field(None, description="Local zip or folder to use as if Kaggle had delivered it.")
+    version: int | None = Field(None, ge=1, description="Kaggle version to pin; empty means the current one.")
+    offline: bool = Field(False, description="Never use the network; take what the cache holds.")
+    retry: RetryConfig = RetryConfig()
+    limits: ArchiveLimits = ArchiveLimits()
+    phantom: PhantomConfig = PhantomConfig()
+
+
+class CopySearchConfig(StageConfig):
+    """When two images count as copies of each other: the hash proposes, the correlation confirms."""
+
+    hash_radius: int = Field(8, ge=0, le=16, description="Hamming radius of the 64-bit perceptual hash.")
+    ncc_threshold: float = Field(0.98, gt=0, le=1, description="Least correlation of the 64x64 versions.")
+    orientations: Literal["identity", "mirror", "all"] = Field(
+        "mirror", description="Flips tried: none, left-right, or up-down and 180 degrees too."
+    )
+
+
+class SplitConfig(_WithExtensions):
+    """Decide which image serves for training and which for testing."""
+
+    dataset: str | None = Field(None, description="Data set as owner/slug; empty means the partition.")
+    strategy: Literal["pooled", "official", "predefined", "all_train", "all_test"] = Field(
+        "pooled",
+        description="Pool all images and split anew, keep the official folders, read a CSV, or use one side only.",
+    )
+    test_frac: float = Field(0.25, gt=0, lt=1, description="Share of each class in the test split.")
+    seed: int | None = Field(None, ge=0, description="Seed of the split; empty means env.seed.")
+    group_by: Literal["near_duplicate", "exact", "subject", "none"] = Field(
+        "near_duplicate",
+        description="What is kept on one side: near copies, exact copies, a run of neighbours, nothing.",
+    )
+    copies: CopySearchConfig = CopySearchConfig()
+    conflicts: Literal["exclude", "keep", "fail"] = Field(
+        "exclude", description="What to do with copies that carry different labels."
+    )
+    official_copies: Literal["drop", "keep"] = Field(
+        "drop",
+        description="Strategy official: drop the training copies of test images, or keep and mark them.",
+    )
+    predefined_csv: str | None = Field(
+        None, description="Strategy predefined: CSV with path, split and group."
+    )
+    folds: int = Field(5, ge=2, le=20, description="Folds of the training side for cross-validation.")
+    dest: str | None = Field(None, description="Also export the split as a class-folder tree to this folder.")
+    clear_dest: bool = Field(True, description="Empty the export folder first; otherwise it must be empty.")
+
+
+class ResizeConfig(_WithExtensions):
+    """Bring every image to one size and pack the pixels."""
+
+    in_dir: str | None = Field(None, description="Class-folder tree to use where no mapping pointer exists.")
+    out_dir: str = Field("data/training_resized", min_length=1, description="Folder of the packs.")
+    size: int = Field(224, ge=16, le=1024, description="Side of the square images in pixels.")
+    fit: Literal["letterbox", "stretch"] = Field(
+        "letterbox", description="Keep the aspect ratio with a black border, or not."
+    )
+    color: Literal["auto", "gray", "rgb"] = Field(
+        "auto", description="Channels of the pack; auto: gray unless an image has colour."
+    )
+    export_tree: str | None = Field(
+        None, description="Also export the resized images as a class-folder tree."
+    )
+
+
+class ValidateConfig(StageConfig):
+    """Look for what is wrong with the data before a model learns it."""
+
+    in_dir: str | None = Field(None, description="Class-folder tree to use where no pack pointer exists.")
+    mapping_pointer: str | None = Field(
+        None, description="Mapping pointer (file or folder) to use instead of the upstream's."
+    )
+    size: int | None = Field(
+        None, ge=16, le=1024, description="Expected side in pixels; empty means the pack's."
+    )
+    fail_on: Literal["error", "warning", "never"] = Field(
+        "error", description="Least severity that fails the stage."
+    )
+    warn_low_std: float = Field(
+        3.0, ge=0, le=127, description="Gray-level standard deviation under which an image counts as blank."
+    )
+    min_file_bytes: int = Field(1024, ge=0, description="Files smaller than this are suspicious.")
+    dup_check: bool = Field(True, description="Report copies within and across classes and splits.")
+    max_imbalance: float = Field(10.0, ge=1, description="Largest to smallest class, above which to warn.")
+    shortcut_auroc: float = Field(
+        0.9, gt=0.5, le=1, description="AUROC of metadata alone, above which to warn."
+    )

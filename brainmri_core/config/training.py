@@ -1,0 +1,149 @@
+"""Config of the training stage."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from brainmri_core.config.base import StageConfig
+
+
+class TrainDataConfig(StageConfig):
+    """What the model sees."""
+
+    image_size: int | None = Field(
+        None, ge=16, le=1024, description="Side in pixels the model sees; empty means the pack's."
+    )
+    train_in: str | None = Field(None, description="Class-folder tree to use where no pack pointer exists.")
+    mapping_pointer: str | None = Field(
+        None, description="Mapping pointer (file or folder) to use instead of the upstream's."
+    )
+    batch_size: int = Field(32, ge=1, le=65536, description="Images per optimiser step.")
+    num_workers: int = Field(
+        0, ge=0, le=64, description="Threads that read batches ahead; 0 reads them in line."
+    )
+    val_frac: float = Field(0.2, gt=0, lt=1, description="Share of the training groups kept for validation.")
+    seed: int | None = Field(
+        None, ge=0, description="Seed of validation split, order and augmentation; empty: env.seed."
+    )
+
+
+class ModelConfig(StageConfig):
+    """Which network, and where its first weights come from."""
+
+    name: str = Field("resnet18", min_length=1, description="Architecture by its torchvision name.")
+    pretrained: bool = Field(True, description="Start from torchvision's ImageNet weights.")
+    weights_file: str | None = Field(
+        None, description="Local weights file (.pth or .safetensors) to start from instead."
+    )
+
+
+class OptimConfig(StageConfig):
+    """Optimiser and schedule."""
+
+    lr: float = Field(1e-3, gt=0, le=10, description="Peak learning rate.")
+    weight_decay: float = Field(1e-4, ge=0, le=1, description="AdamW weight decay.")
+    schedule: Literal["step", "cosine", "one_cycle"] = Field("step", description="Learning-rate schedule.")
+    step_size: int = Field(10, ge=1, description="StepLR: epochs between drops.")
+    gamma: float = Field(0.1, gt=0, le=1, description="StepLR: factor of each drop.")
+    warmup_epochs: float = Field(1.0, ge=0, description="Cosine: epochs of linear warm-up.")
+    amp: bool = Field(True, description="Mixed precision where the hardware has it.")
+    ema_decay: float = Field(
+        0.0, ge=0, lt=1, description="Decay per step of the averaged weights; 0 uses the raw ones."
+    )
+    grad_clip: float = Field(0.0, ge=0, description="Largest gradient norm; 0 does not clip.")
+    head_lr_factor: float = Field(
+        1.0,
+        ge=1,
+        le=1000,
+        description="How many times slower the backbone learns than the head, for pretrained weights.",
+    )
+    layer_decay: float = Field(
+        1.0, gt=0, le=1, description="Factor of the learning rate from each block to the one before it."
+    )
+    frozen_epochs: int = Field(
+        0, ge=0, description="Epochs that train the head alone, for pretrained weights."
+    )
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="Label smoothing of the cross-entropy.")
+    class_weights: bool = Field(True, description="Weigh the loss by inverse class frequency.")
+    balanced_sampling: bool = Field(
+        False, description="Draw each class equally often instead of each image once."
+    )
+
+
+class TrainIOConfig(StageConfig):
+    """Where results go."""
+
+    out_models: str = Field("models", min_length=1, description="Folder of checkpoints.")
+    out_summary: str = Field("outputs/training", min_length=1, description="Folder of histories and curves.")
+
+
+class LoopConfig(StageConfig):
+    """How long to train."""
+
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto", description="Arithmetic; auto takes bf16 where the hardware has it."
+    )
+    compile: bool = Field(False, description="Compile the model (pays on CUDA, not on the CPU).")
+    resume: bool = Field(True, description="Continue an interrupted training of the same config and data.")
+    resume_from: str | None = Field(
+        None, description="Training state (last.pth) to continue; refused if its config or data differ."
+    )
+    epochs: int = Field(20, ge=1, le=10_000, description="Epochs at most.")
+    patience: int | None = Field(
+        None, ge=1, description="Stop after this many epochs without a better validation macro F1."
+    )
+
+
+class AugmentConfig(StageConfig):
+    """Random changes of the training images, drawn anew for every image of every batch."""
+
+    rotate_deg: float = Field(10.0, ge=0, le=180, description="Largest rotation in degrees.")
+    hflip_prob: float = Field(0.5, ge=0, le=1, description="Probability of a left-right flip.")
+    jitter_brightness: float = Field(0.05, ge=0, le=1, description="Largest relative change of brightness.")
+    jitter_contrast: float = Field(0.05, ge=0, le=1, description="Largest relative change of contrast.")
+    vflip_prob: float = Field(0.0, ge=0, le=1, description="Probability of an up-down flip.")
+    scale: float = Field(0.0, ge=0, le=1, description="Largest relative change of size.")
+    shift: float = Field(0.0, ge=0, le=0.5, description="Largest shift as a share of the side.")
+    noise_std: float = Field(
+        0.0, ge=0, le=0.5, description="Standard deviation of added noise, of gray levels in [0, 1]."
+    )
+    mixup_alpha: float = Field(0.0, ge=0, le=5, description="Beta parameter of mixup; 0 is off.")
+    cutmix_alpha: float = Field(0.0, ge=0, le=5, description="Beta parameter of CutMix; 0 is off.")
+
+
+class DistributedConfig(StageConfig):
+    """Training by several processes of one machine."""
+
+    nproc: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="Processes that share each batch (torchrun: nccl on CUDA, one per device; gloo on the CPU); 1 trains in the step's own process.",
+    )
+
+
+class TrackingConfig(StageConfig):
+    """Where the metrics of a training go besides the project's own files."""
+
+    backend: Literal["none", "mlflow", "tensorboard"] = Field(
+        "none", description="Experiment tracker; each needs the package extra of its name."
+    )
+    uri: str | None = Field(
+        None, description="MLflow server or store; empty: the project's own file store, outputs/mlruns."
+    )
+    experiment: str = Field("brainmri", min_length=1, description="MLflow experiment.")
+
+
+class TrainConfig(StageConfig):
+    """Fit a classifier and keep its best checkpoint by validation macro F1."""
+
+    data: TrainDataConfig = TrainDataConfig()
+    model: ModelConfig = ModelConfig()
+    optim: OptimConfig = OptimConfig()
+    io: TrainIOConfig = TrainIOConfig()
+    loop: LoopConfig = LoopConfig()
+    aug: AugmentConfig = AugmentConfig()
+    distributed: DistributedConfig = DistributedConfig()
+    tracking: TrackingConfig = TrackingConfig()

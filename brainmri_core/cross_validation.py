@@ -1,0 +1,250 @@
+"""Cross-validation: the pack as each fold sees it, and all folds together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from brainmri_core.config.evaluation import EvaluateConfig
+from brainmri_core.errors import ConfigError, IntegrityError
+from brainmri_core.images.pack import open_pack
+from brainmri_core.job import Job
+from brainmri_core.layout import timestamp, utc_now
+from brainmri_core.learning.checkpoint import load_model
+from brainmri_core.learning.device import choose_device
+from brainmri_core.learning.inference import predict
+from brainmri_core.pointers import (
+    CheckpointPointer,
+    CrossValidationPointer,
+    EvaluationPointer,
+    FoldPackPointer,
+    PackPointer,
+    follow,
+    write_pointer,
+)
+from brainmri_core.reporting.bootstrap import bootstrap_metrics, group_weights, interval
+from brainmri_core.reporting.calibration import probabilities
+from brainmri_core.reporting.label_issues import issue_sheet, label_issues, split_without
+from brainmri_core.reporting.metrics import classification_metrics
+from brainmri_core.reporting.predictions import read_predictions
+from brainmri_core.samples import FOLD_REASON, RESIZE_COLUMNS, SPLIT_COLUMNS, read_samples, write_samples
+from brainmri_core.storage import check_sha256, sha256_json, staging_folder, write_json
+
+F64 = npt.NDArray[np.float64]
+HEADLINE = ("accuracy", "balanced_accuracy", "macro_f1", "macro_auroc")
+
+
+def fold_pack(pack: PackPointer, fold: int, job: Job) -> FoldPackPointer:
+    """Return the pack as one fold sees it: the fold is the test side, the other folds train, the test side is left out.
+
+    Parameters
+    ----------
+    pack : PackPointer
+        The packed images of a split.
+    fold : int
+        Index of the fold, from 0.
+    job : Job
+        The run.
+
+    Returns
+    -------
+    FoldPackPointer
+        Stored; it shares the pixels of `pack` and has a sample table of its own.
+
+    Raises
+    ------
+    ConfigError
+        If the split has no such fold.
+    """
+    layout = job.layout
+    table = read_samples(layout.absolute(pack.samples), {**SPLIT_COLUMNS, **RESIZE_COLUMNS})
+    folds = int(table["fold"].max()) + 1
+    if fold >= folds:
+        raise ConfigError(
+            f"The split of {job.dataset} has {folds} folds, so there is no fold {fold}; set split.folds and split again."
+        )
+    training = table["split"] == "train"
+    table.loc[table["split"] == "test", ["split", "reason"]] = ("excluded", FOLD_REASON)
+    table.loc[training & (table["fold"] == fold), "split"] = "test"
+    target = layout.root / "outputs" / "cross_validation" / job.dataset / "folds" / f"{job.run_id}-{fold}"
+    with staging_folder(target) as folder:
+        write_samples(folder / "samples.parquet", table)
+    seen = FoldPackPointer(
+        **pack.model_dump(exclude={"pointer_path", "samples", "content_hash", "run_id"}),
+        samples=layout.relative(target / "samples.parquet"),
+        content_hash=_fold_hash(pack, fold),
+        run_id=job.run_id,
+    )
+    return write_pointer(layout, seen, update_latest=False)
+
+
+def _fold_hash(pack: PackPointer, fold: int) -> str:
+    return sha256_json([pack.content_hash, "fold", fold])
+
+
+def cross_validate(
+    config: EvaluateConfig,
+    pack: PackPointer,
+    checkpoints: Sequence[CheckpointPointer],
+    evaluations: Sequence[EvaluationPointer],
+    job: Job,
+) -> CrossValidationPointer:
+    """Put all folds together.
+
+    Parameters
+    ----------
+    config : EvaluateConfig
+        Batch size, resamples and seed.
+    pack : PackPointer
+        The pack whose folds were trained on.
+    checkpoints, evaluations : sequence of pointers
+        One of each per fold, in order.
+    job : Job
+        The run.
+
+    Returns
+    -------
+    CrossValidationPointer
+        ``metrics.json`` has ``pooled`` (every training image predicted by the model that never saw its group, with
+        95% intervals over groups), ``folds``, ``mean``, ``spread`` (standard deviation over folds) and ``ensemble``
+        (mean probability of all folds on the test split); ``predictions.parquet`` the out-of-fold predictions,
+        ``ensemble.parquet`` the ensemble's, ``label_issues.csv`` and ``label_issues.png`` the labels that look wrong,
+        ``split_without_label_issues.csv`` the split without them.
+
+    Raises
+    ------
+    IntegrityError
+        If a fold was trained on other images than the pack's.
+    """
+    assert config.data.seed is not None
+    table = read_samples(job.layout.absolute(pack.samples), {**SPLIT_COLUMNS, **RESIZE_COLUMNS})
+    for fold, (checkpoint, evaluation) in enumerate(zip(checkpoints, evaluations, strict=True)):
+        seen = follow(job.layout, FoldPackPointer, checkpoint.pack_pointer)
+        if (
+            seen.content_hash != _fold_hash(pack, fold)
+            or evaluation.checkpoint_pointer != checkpoint.pointer_path
+        ):
+            raise IntegrityError(
+                f"The fold checkpoint of run {checkpoint.run_id} was trained on other images or another split than the newest, "
+                f"or was not evaluated since; "
+                f"run `brainmri backfill --select fold_checkpoint,fold_evaluation --dataset {job.dataset}`."
+            )
+    pooled = pd.concat(
+        [_fold_predictions(item, fold, job) for fold, item in enumerate(evaluations)], ignore_index=True
+    )
+    ensemble = _ensemble(table, pack, checkpoints, config, job)
+    issues = label_issues(pooled, _probabilities(pooled, pack.classes), pack.classes)
+    metrics = _metrics(pooled, ensemble, pack.classes, config) | {"label_issues": len(issues)}
+    target = job.layout.root / "outputs" / "cross_validation" / job.dataset / job.run_id
+    with staging_folder(target) as folder:
+        write_json(folder / "metrics.json", metrics)
+        write_samples(folder / "predictions.parquet", pooled)
+        write_samples(folder / "ensemble.parquet", ensemble)
+        issues.to_csv(folder / "label_issues.csv", index=False)
+        split_without(table, issues).to_csv(folder / "split_without_label_issues.csv", index=False)
+        if len(issues):
+            issue_sheet(issues, table, open_pack(job.layout, pack)).save(folder / "label_issues.png")
+    job.log.info("cross-validated", folds=len(checkpoints), images=len(pooled), label_issues=len(issues))
+    return CrossValidationPointer(
+        dataset=job.dataset,
+        run_id=job.run_id,
+        content_hash=sha256_json(
+            [pack.content_hash, [item.content_hash for item in (*checkpoints, *evaluations)]]
+        ),
+        written_at_utc=timestamp(utc_now()),
+        folder=job.layout.relative(target),
+        metrics=job.layout.relative(target / "metrics.json"),
+        predictions=job.layout.relative(target / "predictions.parquet"),
+        headline=_headline(metrics),
+        fold_checkpoints=[str(item.pointer_path) for item in checkpoints],
+        pack_pointer=str(pack.pointer_path),
+    )
+
+
+def _metrics(
+    pooled: pd.DataFrame, ensemble: pd.DataFrame, classes: list[str], config: EvaluateConfig
+) -> dict[str, Any]:
+    folds = {str(fold): _scores(part, classes) for fold, part in pooled.groupby("fold")}
+    return {
+        "classes": classes,
+        "pooled": _with_intervals(pooled, classes, config),
+        "folds": folds,
+        "mean": {name: _over_folds(folds, name, np.mean) for name in HEADLINE},
+        "spread": {name: _over_folds(folds, name, np.std) for name in HEADLINE},
+        "ensemble": _with_intervals(ensemble, classes, config) if len(ensemble) else None,
+    }
+
+
+def _headline(metrics: dict[str, Any]) -> dict[str, float | None]:
+    headline = {f"pooled_{name}": metrics["pooled"][name] for name in HEADLINE}
+    headline |= {f"spread_{name}": value for name, value in metrics["spread"].items()}
+    if metrics["ensemble"] is not None:
+        headline |= {f"ensemble_{name}": metrics["ensemble"][name] for name in HEADLINE}
+    return headline
+
+
+def _fold_predictions(evaluation: EvaluationPointer, fold: int, job: Job) -> pd.DataFrame:
+    table, _ = read_predictions(job.layout.absolute(evaluation.predictions))
+    return table[table["split"] == "test"].assign(fold=fold)
+
+
+def _probabilities(table: pd.DataFrame, classes: Sequence[str]) -> F64:
+    return np.asarray(table[[f"prob_{name}" for name in classes]], np.float64)
+
+
+def _scores(table: pd.DataFrame, classes: Sequence[str]) -> dict[str, Any]:
+    scored = classification_metrics(
+        table["class_index"].to_numpy(np.int64), _probabilities(table, classes), classes
+    )
+    return {"images": len(table), **{name: scored[name] for name in HEADLINE}}
+
+
+def _over_folds(folds: dict[str, dict[str, Any]], name: str, statistic: Any) -> float | None:
+    values = [item[name] for item in folds.values() if item[name] is not None]
+    return float(statistic(values)) if values else None
+
+
+def _with_intervals(table: pd.DataFrame, classes: Sequence[str], config: EvaluateConfig) -> dict[str, Any]:
+    labels, predicted = table["class_index"].to_numpy(np.int64), _probabilities(table, classes)
+    scored = classification_metrics(labels, predicted, classes) | {"classes": list(classes)}
+    if not config.bootstrap_resamples:
+        return scored
+    number, weights = group_weights(
+        table["group"].tolist(), config.bootstrap_resamples, int(config.data.seed or 0)
+    )
+    logits = np.log(np.clip(predicted, 1e-12, None))
+    drawn = bootstrap_metrics(labels, logits, number, weights, classes)
+    return scored | {"intervals": {name: interval(drawn[name]) for name in HEADLINE if name in drawn}}
+
+
+def _ensemble(
+    table: pd.DataFrame,
+    pack: PackPointer,
+    checkpoints: Sequence[CheckpointPointer],
+    config: EvaluateConfig,
+    job: Job,
+) -> pd.DataFrame:
+    """Predict the test split by the mean probability of all folds' models."""
+    test = table[(table["split"] == "test") & (table["row"] >= 0)].sort_values("row", ignore_index=True)
+    pixels, device = open_pack(job.layout, pack), choose_device(job.env)
+    total = np.zeros((len(test), len(pack.classes)))
+    for checkpoint in checkpoints:
+        path = job.layout.absolute(checkpoint.checkpoint)
+        check_sha256(path, checkpoint.checkpoint_sha256, "checkpoint")
+        model, meta = load_model(path, device)
+        logits = predict(
+            model,
+            pixels,
+            test["row"].to_numpy(np.int64),
+            meta.preprocessing,
+            device=device,
+            batch_size=config.data.batch_size,
+        ).logits
+        total += probabilities(logits)
+    mean = total / len(checkpoints)
+    columns = {f"prob_{name}": mean[:, index] for index, name in enumerate(pack.classes)}
+    return test[["row", "path", "group", "label", "class_index"]].assign(**columns)

@@ -1,0 +1,62 @@
+"""The errors users see: one sentence that says what is wrong, where, and what to do."""
+
+from __future__ import annotations
+
+from brainmri_core.text import printable
+
+
+class BrainMRIError(Exception):
+    """Base of every error this package raises on purpose; its text is one line, whatever names it quotes.
+
+    Attributes
+    ----------
+    exit_code : int
+        Process exit code the command line ends with for this kind of error.
+    """
+
+    exit_code = 1
+
+    def __init__(self, sentence: str) -> None:
+        super().__init__(printable(sentence))
+
+
+class ConfigError(BrainMRIError):
+    """The configuration, catalogue or command line is wrong; nothing was started."""
+
+    exit_code = 2
+
+
+class SourceError(BrainMRIError):
+    """A data set could not be fetched or its archive cannot be used."""
+
+    exit_code = 3
+
+
+class DataError(BrainMRIError):
+    """The images, labels or splits of a data set cannot be used as asked."""
+
+    exit_code = 4
+
+
+class MissingUpstreamError(BrainMRIError):
+    """A stage was asked for before the stage it depends on has left a result."""
+
+    exit_code = 5
+
+
+class IntegrityError(BrainMRIError):
+    """A stored artefact is damaged, was changed, or does not belong to its record."""
+
+    exit_code = 6
+
+
+class ModelError(BrainMRIError):
+    """A model, its weights or its training cannot go on."""
+
+    exit_code = 7
+
+
+class StorageError(BrainMRIError):
+    """A file could not be written or read: no space, no permission, or a device error."""
+
+    exit_code = 8

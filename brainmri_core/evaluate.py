@@ -1,0 +1,214 @@
+"""Evaluate: measure a checkpoint on the test split, explain it, find its errors, and write the report that shows them."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from brainmri_core.classifier_file import ClassifierFile, write_classifier
+from brainmri_core.config.evaluation import EvaluateConfig
+from brainmri_core.job import Job
+from brainmri_core.layout import timestamp, utc_now
+from brainmri_core.learning.inference import Predictions
+from brainmri_core.pointers import CheckpointPointer, EvaluationPointer, PackPointer
+from brainmri_core.reporting.baselines import make_baselines
+from brainmri_core.reporting.calibration import probabilities
+from brainmri_core.reporting.evaluation_metrics import Context, evaluation_metrics, headline
+from brainmri_core.reporting.evaluation_page import Evaluation, write_pages
+from brainmri_core.reporting.evidence import Evidence, gather_evidence
+from brainmri_core.reporting.explanations import Explained, explain
+from brainmri_core.reporting.figures import write_confusion
+from brainmri_core.reporting.galleries import select_galleries, write_overlays, write_sheets
+from brainmri_core.reporting.label_issues import label_issues, split_without
+from brainmri_core.reporting.outliers import OutlierModel, fit_outliers
+from brainmri_core.reporting.predictions import logits_of, prediction_table
+from brainmri_core.reporting.subject import Subject, forward, load_subject
+from brainmri_core.reporting.subsets import subset_masks
+from brainmri_core.samples import write_samples
+from brainmri_core.storage import remove_stale, sha256_file, sha256_json, staging_folder, write_json
+
+
+def evaluate(
+    config: EvaluateConfig, checkpoint: CheckpointPointer | None, pack: PackPointer, job: Job
+) -> EvaluationPointer:
+    """Evaluate a checkpoint on the test rows of a pack.
+
+    Parameters
+    ----------
+    config : EvaluateConfig
+        Its ``data.seed`` must be set.
+    checkpoint : CheckpointPointer or None
+        The stored pointer; None takes the file ``config.model.weights_path``.
+    pack : PackPointer
+        The packed images of a split.
+    job : Job
+        The run.
+
+    Returns
+    -------
+    EvaluationPointer
+        Its folder holds ``metrics.json``, ``predictions.parquet`` (test rows, and the checkpoint's validation rows,
+        marked by ``split``), ``report.html``, ``model_card.md``, ``confusion.png``, ``gradcam.png``, ``galleries/``,
+        ``label_issues.csv`` and ``classifier.json``, and appears in one rename.
+
+    Raises
+    ------
+    ConfigError
+        If there is no checkpoint.
+    ModelError
+        If the checkpoint is missing, damaged, foreign, or of another architecture or input size than configured.
+    DataError
+        If the classes differ or the test split is empty.
+    """
+    clock = [time.perf_counter()]
+    subject = load_subject(config, checkpoint, pack, job)
+    found = forward(subject)
+    clock.append(time.perf_counter())
+    evidence = gather_evidence(pack, subject.pixels, job)
+    outliers = _outliers(config, subject, found)
+    table = _table(subject, found, outliers)
+    metrics = _measure(config, table, subject, evidence)
+    metrics["out_of_distribution"] = outlier_facts(table, outliers)
+    clock.append(time.perf_counter())
+    target = job.layout.evaluation_dir(config.io.eval_out, job.dataset, job.run_id)
+    for stale in remove_stale(target.parent) if target.parent.is_dir() else []:
+        job.log.info("removed a stale temporary", path=stale.name)
+    identity = {"dataset": job.dataset, "run_id": job.run_id, "written_at_utc": timestamp(utc_now())}
+    with staging_folder(target) as folder:
+        write_samples(folder / "predictions.parquet", table)
+        galleries, explained = _pictures(config, folder, table, subject, evidence, metrics)
+        issues = _issues(folder, table, subject, evidence, metrics)
+        write_json(folder / "metrics.json", {**identity, **metrics})
+        write_classifier(folder, ClassifierFile.of(subject, metrics, outliers, target), outliers)
+        result = Evaluation(
+            {**identity, **metrics},
+            table,
+            galleries,
+            explained,
+            issues,
+            subject,
+            evidence,
+            checkpoint,
+            config,
+        )
+        write_pages(folder, result, job)
+    for warning in metrics["warnings"]:
+        job.log.warning(warning["text"], severity=warning["level"])
+    clock.append(time.perf_counter())
+    steps = ("forward_seconds", "metrics_seconds", "report_seconds")
+    job.log.info(
+        "evaluated",
+        **{name: value for name, value in headline(metrics).items() if value is not None},
+        images=len(table),
+        **{name: end - start for name, start, end in zip(steps, clock[:-1], clock[1:], strict=True)},
+    )
+    relative = job.layout.relative
+    weights = checkpoint.content_hash if checkpoint else sha256_file(subject.weights)
+    return EvaluationPointer(
+        dataset=job.dataset,
+        run_id=job.run_id,
+        content_hash=sha256_json([weights, pack.content_hash, metrics]),
+        written_at_utc=identity["written_at_utc"],
+        folder=relative(target),
+        metrics=relative(target / "metrics.json"),
+        predictions=relative(target / "predictions.parquet"),
+        report=relative(target / "report.html"),
+        headline=headline(metrics),
+        checkpoint_pointer=checkpoint.pointer_path if checkpoint else None,
+        pack_pointer=pack.pointer_path,
+    )
+
+
+def _outliers(config: EvaluateConfig, subject: Subject, found: Predictions) -> OutlierModel | None:
+    samples = subject.samples
+    validation = (samples["split"] == "validation").to_numpy()
+    assert found.embeddings is not None and config.data.seed is not None
+    return fit_outliers(
+        found.embeddings[validation],
+        samples["class_index"].to_numpy(np.int64)[validation],
+        samples["group"].to_numpy(object)[validation].tolist(),
+        config.data.seed,
+    )
+
+
+def _table(subject: Subject, found: Predictions, outliers: OutlierModel | None) -> pd.DataFrame:
+    assert found.embeddings is not None
+    none = np.full(len(subject.samples), np.nan)
+    distance = none if outliers is None else outliers.score(found.embeddings)
+    return prediction_table(subject.samples, found.logits, subject.classes, distance)
+
+
+def _measure(
+    config: EvaluateConfig, table: pd.DataFrame, subject: Subject, evidence: Evidence
+) -> dict[str, Any]:
+    assert config.data.seed is not None
+    train, test = evidence.positions("train"), evidence.positions("test")
+    baselines = make_baselines(
+        evidence.samples, evidence.thumbs, subject.pixels, train, test, len(subject.classes)
+    )
+    context = Context(
+        resamples=config.bootstrap_resamples,
+        seed=config.data.seed,
+        subsets=subset_masks(evidence.samples, evidence.copies, test, evidence.planes),
+        baselines=baselines,
+        known_copies=evidence.leak.row("this split").copies or 0,
+        seen_in_training=subject.seen_in_training,
+    )
+    return evaluation_metrics(table, subject.classes, context)
+
+
+def outlier_facts(table: pd.DataFrame, outliers: OutlierModel | None) -> dict[str, Any]:
+    """Say how the outlier score was set and what share of the test images it flags."""
+    if outliers is None:
+        return {
+            "threshold": None,
+            "reason": "too few validation images of this checkpoint are here to fit it",
+        }
+    test = table.loc[table["split"] == "test", "outlier_score"].to_numpy(np.float64)
+    return {
+        "method": "Mahalanobis distance of the embedding to the nearest class mean",
+        "threshold": outliers.threshold,
+        "flagged_test_share": float((test > outliers.threshold).mean()),
+    }
+
+
+def _pictures(
+    config: EvaluateConfig,
+    folder: Path,
+    table: pd.DataFrame,
+    subject: Subject,
+    evidence: Evidence,
+    metrics: dict[str, Any],
+) -> tuple[pd.DataFrame, Explained | None]:
+    """Write the pictures; put what the explanations' checks found into the metrics."""
+    assert config.data.seed is not None
+    classes = subject.classes
+    test = table[table["split"] == "test"]
+    write_confusion(folder / "confusion.png", metrics["confusion_matrix"], classes)
+    galleries = select_galleries(test, classes, config.io.top_per_class)
+    if config.io.make_galleries:
+        (folder / "galleries").mkdir()
+        write_sheets(folder / "galleries", galleries, classes, subject.pixels)
+    if not config.io.make_gradcam:
+        metrics["explanations"] = {"reason": "evaluate.io.make_gradcam is false"}
+        return galleries, None
+    explained = explain(subject, galleries, test, evidence, config.data.seed)
+    metrics["explanations"] = explained.scores
+    write_overlays(folder / "gradcam.png", galleries, classes, subject.pixels, explained.rows, explained.maps)
+    return galleries, explained
+
+
+def _issues(
+    folder: Path, table: pd.DataFrame, subject: Subject, evidence: Evidence, metrics: dict[str, Any]
+) -> pd.DataFrame:
+    temperature = metrics["calibration"]["temperature"] or 1.0
+    shares = probabilities(logits_of(table, subject.classes), temperature)
+    issues = label_issues(table, shares, subject.classes)
+    issues.to_csv(folder / "label_issues.csv", index=False)
+    split_without(evidence.samples, issues).to_csv(folder / "split_without_label_issues.csv", index=False)
+    metrics["label_issues"] = len(issues)
+    return issues

@@ -1,0 +1,221 @@
+"""Data that nothing refers to any more: found, and removed on request.
+
+What keeps a result: every pointer, each history copy as much as ``latest.json``; every manifest, successful or not, by
+the paths it recorded; the champion; the training that ``best.pth`` is a copy of; and a stage that is running now. So only
+what crashed, failed or interrupted runs left can go, and a result that the history names stays until its history copy
+and its run's folder are deleted by hand.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from brainmri_core.config import PipelineConfig
+from brainmri_core.layout import Layout
+from brainmri_core.pointers import PATH_FIELDS, pointer_files, read_pointer
+from brainmri_core.runs import manifest_files
+from brainmri_core.storage import (
+    TEMPORARY_PREFIX,
+    exclusive,
+    read_json,
+    remove_folder,
+    remove_stale,
+    sha256_file,
+    stale_temporaries,
+)
+
+RESUME_FOLDER = "resume"
+_MARKS = (
+    "source.json",
+    "samples.parquet",
+    "report.json",
+    "history.parquet",
+    "metrics.json",
+    "leaderboard.csv",
+    "best.pth",
+    "last.pth",
+)
+
+
+class Garbage(BaseModel):
+    """What nothing refers to.
+
+    Attributes
+    ----------
+    results : list of pathlib.Path
+        Result folders of runs that left no pointer.
+    temporaries : list of pathlib.Path
+        Half-written files and folders of dead processes.
+    size : int
+        Bytes of both together.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    results: list[Path]
+    temporaries: list[Path]
+    size: int
+
+
+def collect_garbage(layout: Layout, config: PipelineConfig | None = None, *, dry_run: bool = True) -> Garbage:
+    """Find, and remove unless it is a dry run, what nothing refers to.
+
+    Parameters
+    ----------
+    layout : Layout
+        The project.
+    config : PipelineConfig or None
+        Names the output folders; None takes the defaults. Folders outside the project root are left alone.
+    dry_run : bool
+        Change nothing.
+
+    Returns
+    -------
+    Garbage
+        What was, or would be, removed.
+
+    Raises
+    ------
+    IntegrityError
+        If a pointer or manifest cannot be read: what it refers to is unknown, so nothing is removed.
+    """
+    config = config or PipelineConfig()
+    raw = layout.configured(config.fetch.cache_dir) / "raw"
+    with contextlib.ExitStack() as locks:
+        # A fetch takes an unpacked folder over without writing: none may begin between the look and the removal.
+        for folder in sorted(raw.glob("*/*")):
+            name = f"fetch-{folder.parent.name}__{folder.name}.lock"
+            locks.enter_context(exclusive(layout.locks() / name))
+        # The folders are listed before the pointers are read: what is published after that is not on the list.
+        candidates = [path for base in _bases(layout, config) for path in _results(base)]
+        keep = _referenced(layout, raw)
+        newest = layout.configured(config.train.io.out_models) / "best.pth"
+        for path in candidates:
+            if newest.is_file() and _same(newest, path / "best.pth"):
+                keep.add(path)
+        results = [path for path in candidates if not keep.holds(path)]
+        temporaries = [
+            path for folder in _shared_folders(layout, config) for path in stale_temporaries(folder)
+        ]
+        found = Garbage(
+            results=results, temporaries=temporaries, size=sum(map(_size, [*results, *temporaries]))
+        )
+        if not dry_run:
+            remove_leftovers(layout, config)
+            for path in results:
+                remove_folder(path)
+    return found
+
+
+def remove_leftovers(layout: Layout, config: PipelineConfig | None = None) -> list[Path]:
+    """Remove the temporaries that dead processes left in a project; what a live one is writing stays.
+
+    Returns
+    -------
+    list of pathlib.Path
+        What was removed.
+    """
+    folders = _shared_folders(layout, config or PipelineConfig())
+    return [path for folder in folders for path in remove_stale(folder)]
+
+
+class _References:
+    """What pointers, manifests and running stages refer to."""
+
+    def __init__(self) -> None:
+        self.paths: set[Path] = set()
+        self.above: set[Path] = set()
+        self.running: set[str] = set()
+
+    def add(self, path: Path) -> None:
+        self.paths.add(path)
+        self.above.update(path.parents)
+
+    def holds(self, folder: Path) -> bool:
+        """Say whether something in the folder, the folder, or a folder above it is referred to."""
+        return (
+            folder in self.above
+            or not self.paths.isdisjoint((folder, *folder.parents))
+            or any(folder.name.startswith(run_id) for run_id in self.running)
+        )
+
+
+def _referenced(layout: Layout, raw: Path) -> _References:
+    found = _References()
+    for pointer_type, path in pointer_files(layout):
+        values: dict[str, Any] = read_pointer(layout, pointer_type, path).model_dump()
+        for name, stored in values.items():
+            if name in PATH_FIELDS and stored:
+                found.add(layout.absolute(stored))
+    for path in manifest_files(layout):
+        manifest = read_json(path)
+        for stage, entry in manifest.get("stages", {}).items():
+            for stored in entry.get("output_paths", []):
+                found.add(layout.absolute(stored))
+            if entry.get("status") == "running":
+                found.running.add(path.parent.name)
+                if stage == "fetch" and manifest.get("dataset"):
+                    found.add(raw / manifest["dataset"])
+    return found
+
+
+def _bases(layout: Layout, config: PipelineConfig) -> list[Path]:
+    """Folders below which stages put their results."""
+    outputs = layout.root / "outputs"
+    configured = [
+        layout.configured(config.fetch.cache_dir) / "raw",
+        layout.configured(config.resize.out_dir),
+        layout.configured(config.train.io.out_models),
+        layout.configured(config.train.io.out_summary),
+        layout.configured(config.evaluate.io.eval_out),
+    ]
+    fixed = [outputs / name for name in ("mappings", "validation", "cross_validation", "leaderboard")]
+    return [path for path in (*configured, *fixed) if path.is_relative_to(layout.root)]
+
+
+def _results(base: Path) -> Iterator[Path]:
+    """Yield the result folders below a folder; a training's resume state is none, and nothing in one is looked at."""
+    for path in sorted(base.iterdir()) if base.is_dir() else []:
+        if path.is_symlink() or not path.is_dir() or path.name == RESUME_FOLDER:
+            continue
+        if any((path / name).is_file() for name in _MARKS):
+            yield path
+        elif not path.name.startswith("."):
+            yield from _results(path)
+
+
+def _shared_folders(layout: Layout, config: PipelineConfig) -> Iterator[Path]:
+    """Yield the folders in which stages write temporaries: all of outputs and models, and those above a result."""
+    raw = layout.configured(config.fetch.cache_dir) / "raw"
+    downloads = layout.downloads(config.fetch.cache_dir)
+    exports = [
+        layout.configured(name).parent for name in (config.split.dest, config.resize.export_tree) if name
+    ]
+    once = dict.fromkeys((downloads, *exports, *sorted(raw.glob("*/*"))))
+    yield from (path for path in once if path.is_dir())
+    bases = [layout.root / "outputs", *(base for base in _bases(layout, config) if base != raw)]
+    seen: set[Path] = set()
+    for base in bases:
+        for path in (base, *sorted(base.rglob("*"))):
+            inside = any(part.startswith(TEMPORARY_PREFIX) for part in path.relative_to(base).parts)
+            if path not in seen and not inside and path.is_dir() and not path.is_symlink():
+                seen.add(path)
+                yield path
+
+
+def _same(first: Path, second: Path) -> bool:
+    return (
+        second.is_file()
+        and first.stat().st_size == second.stat().st_size
+        and sha256_file(first) == sha256_file(second)
+    )
+
+
+def _size(path: Path) -> int:
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.is_file() and not file.is_symlink())

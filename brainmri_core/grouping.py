@@ -1,0 +1,136 @@
+"""Groups onto sides: whole groups, class proportions as close as groups allow, and few moves when images are added.
+
+Every group is placed by a keyed hash of its name, so the result depends on neither file order nor machine, and a group
+that is there before and after images are added has the same place in the order.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+Labels = Sequence[int] | npt.NDArray[np.int64]
+
+
+def keyed_hash(group: str, seed: int, salt: str) -> int:
+    """Return a 64-bit hash of a group's name, keyed by seed and purpose."""
+    key = hashlib.blake2b(f"{seed}:{salt}".encode(), digest_size=32).digest()
+    return int.from_bytes(hashlib.blake2b(group.encode(), key=key, digest_size=8).digest(), "big")
+
+
+def _counts(
+    groups: Sequence[str], labels: Labels
+) -> tuple[list[str], npt.NDArray[np.intp], npt.NDArray[np.int64]]:
+    """Return the group names, each image's group number, and images per group and class ``(G, K)``."""
+    names, number = np.unique(np.asarray(groups, dtype=object).astype(str), return_inverse=True)
+    values = np.asarray(labels, np.int64)
+    table = np.zeros((len(names), int(values.max(initial=0)) + 1), np.int64)
+    np.add.at(table, (number, values), 1)
+    return names.tolist(), number, table
+
+
+def _strata(table: npt.NDArray[np.int64]) -> npt.NDArray[np.intp]:
+    """Return each group's majority class."""
+    strata: npt.NDArray[np.intp] = table.argmax(axis=1)
+    return strata
+
+
+def assign_side(
+    groups: Sequence[str], labels: Labels, frac: float, seed: int, salt: str
+) -> npt.NDArray[np.bool_]:
+    """Choose whole groups for one side, per class.
+
+    Within each class the groups stand in the order of their keyed hash and are taken while that brings the class closer
+    to its share. So adding images moves only groups near the cut: for a share f, about f of the images added.
+
+    Parameters
+    ----------
+    groups : sequence of str
+        Group of each image.
+    labels : sequence of int
+        Class index of each image.
+    frac : float
+        Share of each class to choose, in (0, 1).
+    seed : int
+        Seed of the hash.
+    salt : str
+        What the choice is for, so that two choices with one seed are independent.
+
+    Returns
+    -------
+    numpy.ndarray
+        bool, one value per image. A class with two groups or more has at least one on each side.
+    """
+    names, number, table = _counts(groups, labels)
+    order = np.argsort([keyed_hash(name, seed, salt) for name in names], kind="stable")
+    chosen = np.zeros(len(names), np.bool_)
+    strata = _strata(table)
+    for stratum in np.unique(strata):
+        members = order[strata[order] == stratum]
+        sizes = table[members].sum(axis=1)
+        target = frac * sizes.sum()
+        taken = 0
+        for position, (member, size) in enumerate(zip(members, sizes, strict=True)):
+            last = position == len(members) - 1
+            if not taken and last and len(members) > 1:
+                chosen[member] = True
+            elif taken + size / 2 <= target and not (last and taken + size >= sizes.sum()):
+                chosen[member] = True
+                taken += size
+            elif taken >= target:
+                break
+    return chosen[number]
+
+
+def assign_folds(groups: Sequence[str], labels: Labels, k: int, seed: int) -> npt.NDArray[np.int64]:
+    """Spread whole groups over k folds, class proportions balanced.
+
+    Groups are taken in the order of their keyed hash, the large ones first, and each goes to the fold that holds the
+    fewest images of its class.
+
+    Returns
+    -------
+    numpy.ndarray
+        int64 fold of each image, 0 to k - 1.
+    """
+    names, number, table = _counts(groups, labels)
+    hashes = np.array([keyed_hash(name, seed, "fold") for name in names], np.uint64)
+    sizes = table.sum(axis=1)
+    order = np.lexsort((hashes, -sizes))
+    strata = _strata(table)
+    load = np.zeros((k, table.shape[1]), np.int64)
+    fold = np.zeros(len(names), np.int64)
+    for member in order:
+        stratum = strata[member]
+        spread = hashes[member] % np.uint64(k)
+        rank = [(load[f, stratum], load[f].sum(), (f - int(spread)) % k) for f in range(k)]
+        fold[member] = min(range(k), key=rank.__getitem__)
+        load[fold[member]] += table[member]
+    return fold[number]
+
+
+def validation_mask(samples: pd.DataFrame, val_frac: float, seed: int) -> npt.NDArray[np.bool_]:
+    """Choose the validation images among a sample table's training rows, in whole groups.
+
+    Parameters
+    ----------
+    samples : pandas.DataFrame
+        With columns ``split``, ``group`` and ``class_index``.
+
+    Returns
+    -------
+    numpy.ndarray
+        bool, one value per row of the table; False outside the training split.
+    """
+    mask = np.zeros(len(samples), np.bool_)
+    train = np.flatnonzero((samples["split"] == "train").to_numpy())
+    if len(train):
+        part = samples.iloc[train]
+        mask[train] = assign_side(
+            part["group"].tolist(), part["class_index"].to_numpy(np.int64), val_frac, seed, "validation"
+        )
+    return mask

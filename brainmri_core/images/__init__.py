@@ -1,0 +1,1 @@
+"""Images: decoding foreign files, fingerprints, the search for copies, and the pack."""

@@ -1,0 +1,239 @@
+"""The search for copies: perceptual hashes propose, correlation of the pixels confirms.
+
+Hashes alone have a precision of .34 to .84 on brain MRI, where neighbouring slices and similar skulls look alike; the
+normalised cross-correlation of 64 x 64 versions decides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+
+from brainmri_core.config.data import CopySearchConfig
+from brainmri_core.images.fingerprint import FingerprintTable
+
+U8 = npt.NDArray[np.uint8]
+U64 = npt.NDArray[np.uint64]
+I64 = npt.NDArray[np.int64]
+F32 = npt.NDArray[np.float32]
+Images = TypeVar("Images", U8, F32)
+ORIENTATIONS = ("identity", "mirrored", "flipped", "turned")
+_PARTS = 4
+_PART_BITS = 16
+_BLOCK = 1 << 21
+_CONFIRM = 2048
+_ALL_PAIRS = 64
+
+
+@dataclass(frozen=True)
+class CopyPairs:
+    """Confirmed copies.
+
+    Attributes
+    ----------
+    first, second : numpy.ndarray
+        int64, ``(P,)``: rows of the fingerprint table, ``first < second``.
+    ncc : numpy.ndarray
+        float64, ``(P,)``: correlation in the best orientation; 1 for exact copies.
+    orientation : numpy.ndarray
+        int64, ``(P,)``: index into `ORIENTATIONS`.
+    exact : numpy.ndarray
+        bool, ``(P,)``: identical decoded pixels.
+    """
+
+    first: I64
+    second: I64
+    ncc: npt.NDArray[np.float64]
+    orientation: I64
+    exact: npt.NDArray[np.bool_]
+
+
+def candidate_pairs(query: U64, table: U64, radius: int) -> Iterator[tuple[I64, I64]]:
+    """Yield, in blocks, each pair ``i < j`` once whose ``query[i]`` and ``table[j]`` differ in at most `radius` bits.
+
+    Multi-index hashing (Norouzi, Punjani and Fleet, Fast search in Hamming space with multi-index hashing, 2012): the
+    hash is cut into four 16-bit parts, each looked up within a few bits. With ``radius - 3`` bits shared out among the
+    parts no pair is missed: one that exceeded its share in every part would differ in more than `radius` bits.
+
+    Parameters
+    ----------
+    query, table : numpy.ndarray
+        uint64, ``(N,)``. A hash of 0 (an image without structure) is in no pair.
+    radius : int
+        Hamming distance, 0 to 16.
+
+    Yields
+    ------
+    first, second : numpy.ndarray
+        int64; at most about two million pairs are in memory at a time.
+    """
+    shares = [(radius - part) // _PARTS for part in range(_PARTS)]  # radius - 3 in all
+    rows = np.flatnonzero(query)
+    for part, share in enumerate(shares):
+        keys, wanted = _part(table, part), _part(query[rows], part)
+        order = np.argsort(keys, kind="stable")
+        starts = np.searchsorted(keys[order], np.arange((1 << _PART_BITS) + 1))
+        masks = _masks(share)
+        at_once = max(1, _BLOCK // max(1, len(rows)))
+        for chunk in range(0, len(masks), at_once):
+            probe = (wanted ^ masks[chunk : chunk + at_once, None]).ravel()
+            for position, j in _join(starts[probe], starts[probe + 1], order):
+                i = rows[position % len(rows)]
+                difference = query[i] ^ table[j]
+                near = (i < j) & (table[j] != 0) & (np.bitwise_count(difference) <= radius)
+                i, j, difference = i[near], j[near], difference[near]
+                new = np.ones(len(i), np.bool_)
+                for earlier, earlier_share in enumerate(
+                    shares[:part]
+                ):  # which would have found the pair already
+                    new &= np.bitwise_count(_part(difference, earlier)) > earlier_share
+                if new.any():
+                    yield i[new], j[new]
+
+
+def _part(hashes: U64, part: int) -> I64:
+    return (hashes >> np.uint64(part * _PART_BITS) & np.uint64((1 << _PART_BITS) - 1)).astype(np.int64)
+
+
+def _masks(errors: int) -> I64:
+    """Return all 16-bit patterns of at most `errors` ones; none for a negative number."""
+    patterns = np.arange(1 << _PART_BITS)
+    return patterns[np.bitwise_count(patterns).astype(np.int64) <= errors]
+
+
+def _join(low: I64, high: I64, order: I64) -> Iterator[tuple[I64, I64]]:
+    """Expand the bucket ``order[low[i]:high[i]]`` of every i into pairs, a bounded block at a time."""
+    counts = high - low
+    total = np.concatenate([[0], np.cumsum(counts)])
+    start = 0
+    while start < len(low):
+        stop = max(start + 1, int(np.searchsorted(total, total[start] + _BLOCK, side="right")) - 1)
+        count = counts[start:stop]
+        i = np.repeat(np.arange(start, stop), count)
+        offset = np.arange(len(i)) - np.repeat(total[start:stop] - total[start], count)
+        yield i, order[np.repeat(low[start:stop], count) + offset]
+        start = stop
+
+
+def _flip(thumbs: Images, orientation: int) -> Images:
+    return thumbs[:, :: -1 if orientation & 2 else 1, :: -1 if orientation & 1 else 1]
+
+
+def correlation(first: U8, second: U8) -> npt.NDArray[np.float64]:
+    """Return the normalised cross-correlation of image pairs, 0 where an image is constant.
+
+    Parameters
+    ----------
+    first, second : numpy.ndarray
+        uint8, ``(P, 64, 64)``.
+
+    Returns
+    -------
+    numpy.ndarray
+        float64, ``(P,)``, in [-1, 1].
+    """
+    a, b = (x.reshape(len(x), x.shape[1] * x.shape[2]).astype(np.float32) for x in (first, second))
+    a -= a.mean(axis=1, keepdims=True)
+    b -= b.mean(axis=1, keepdims=True)
+    norm = np.sqrt(np.einsum("ij,ij->i", a, a).astype(np.float64) * np.einsum("ij,ij->i", b, b))
+    return np.where(norm > 1e-3, np.einsum("ij,ij->i", a, b) / np.maximum(norm, 1e-3), 0.0)
+
+
+def _coarse(thumbs: U8, rows: I64) -> F32:
+    """Return 8 x 8 block sums of the mean-removed unit-norm thumbnails, divided by 8: ``(N, 8, 8)``.
+
+    This is an orthonormal projection, so two of them are never further apart than the thumbnails themselves.
+    """
+    blocks = np.kron(np.eye(64, dtype=np.float32).reshape(8, 8, 64), np.ones((8, 8, 1), np.float32))
+    result = np.zeros((len(rows), 64), np.float32)
+    for start in range(0, len(rows), _CONFIRM):
+        part = thumbs[rows[start : start + _CONFIRM]].reshape(-1, 4096).astype(np.float32)
+        sums = part @ blocks.reshape(4096, 64)
+        mean = sums.sum(axis=1, keepdims=True) / 4096
+        part -= mean
+        norm = np.sqrt(np.einsum("ij,ij->i", part, part))[:, None]
+        result[start : start + _CONFIRM] = (sums / 8 - 8 * mean) / np.maximum(norm, 1e-3)
+    return result.reshape(-1, 8, 8)
+
+
+def _confirmed(
+    thumbs: U8, coarse: F32, hashes: U64, rows: I64, turn: int, config: CopySearchConfig
+) -> Iterator[tuple[int, int, float]]:
+    """Yield the pairs of `rows` that the hashes propose and the correlation confirms in one orientation."""
+    turned = _flip(coarse, turn)
+    # unit vectors with correlation c are sqrt(2 - 2c) apart
+    furthest = 2 - 2 * config.ncc_threshold + 1e-4
+    for first, second in candidate_pairs(hashes[rows, turn], hashes[rows, 0], config.hash_radius):
+        for start in range(0, len(first), _CONFIRM):
+            a, b = first[start : start + _CONFIRM], second[start : start + _CONFIRM]
+            gap = turned[a] - coarse[b]
+            close = np.einsum("ijk,ijk->i", gap, gap) <= furthest
+            a, b = rows[a[close]], rows[b[close]]
+            ncc = correlation(_flip(thumbs[a], turn), thumbs[b])
+            for k in np.flatnonzero(ncc >= config.ncc_threshold):
+                yield int(a[k]), int(b[k]), float(ncc[k])
+
+
+def find_copies(table: FingerprintTable, config: CopySearchConfig) -> CopyPairs:
+    """Find all confirmed copies among fingerprinted images.
+
+    Exact copies are collapsed first, so that a thousand copies of one image cost nothing; pairs of near copies are then
+    given for every member again. The result does not depend on the machine, and only through the numbers of the rows on
+    their order.
+    """
+    members = _exact_groups(table)
+    of = {group[0]: group for group in members}
+    rows = np.array(sorted(of), np.int64)
+    turns = {"identity": (0,), "mirror": (0, 1), "all": (0, 1, 2, 3)}[config.orientations]
+    best: dict[tuple[int, int], tuple[float, int]] = {}
+    for thumbs, hashes in ((table.thumbs, table.hashes), (table.trimmed_thumbs, table.trimmed_hashes)):
+        coarse = _coarse(thumbs, rows)
+        for turn in turns:
+            for one, other, score in _confirmed(thumbs, coarse, hashes, rows, turn, config):
+                if score > best.get((one, other), (0.0, 0))[0]:
+                    best[one, other] = (score, turn)
+    found = [(one, other, 1.0, 0, True) for group in members for one, other in _within(group)]
+    for (one, other), (score, turn) in best.items():
+        found += [(min(pair), max(pair), score, turn, False) for pair in _between(of[one], of[other])]
+    found.sort()
+    columns = list(zip(*found, strict=True)) if found else [(), (), (), (), ()]
+    return CopyPairs(
+        np.array(columns[0], np.int64),
+        np.array(columns[1], np.int64),
+        np.array(columns[2], np.float64),
+        np.array(columns[3], np.int64),
+        np.array(columns[4], np.bool_),
+    )
+
+
+def _exact_groups(table: FingerprintTable) -> list[list[int]]:
+    groups: dict[str, list[int]] = {}
+    for row, digest in enumerate(table.pixel_sha256):
+        if digest:
+            groups.setdefault(digest, []).append(row)
+    return list(groups.values())
+
+
+def _within(group: list[int]) -> list[tuple[int, int]]:
+    if len(group) <= _ALL_PAIRS:
+        return [(a, b) for n, a in enumerate(group) for b in group[n + 1 :]]
+    return [(group[0], b) for b in group[1:]]
+
+
+def _between(first: list[int], second: list[int]) -> list[tuple[int, int]]:
+    if len(first) * len(second) <= _ALL_PAIRS:
+        return [(a, b) for a in first for b in second]
+    return [(first[0], second[0])]
+
+
+def group_copies(n: int, pairs: CopyPairs) -> I64:
+    """Return the connected component of each of n images under the pairs: int64, ``(n,)``."""
+    graph = coo_matrix((np.ones(len(pairs.first), np.int8), (pairs.first, pairs.second)), (n, n))
+    labels: I64 = connected_components(graph, directed=False)[1].astype(np.int64)
+    return labels

@@ -1,0 +1,74 @@
+"""From an image file to the square pixels a model knows: the one way of resizing and of prediction."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from brainmri_core.images.decode import Decoded, decode
+
+U8 = npt.NDArray[np.uint8]
+Fit = Literal["letterbox", "stretch"]
+
+
+def decode_fitted(
+    data: bytes, *, name: str, size: int, fit: Fit, gray: bool, colour_check: bool = True
+) -> tuple[Decoded, U8]:
+    """Decode one image file and bring it to ``size x size``.
+
+    Parameters
+    ----------
+    data, name, gray, colour_check
+        As `decode.decode` has them.
+    size, fit
+        As `fit_image` has them.
+
+    Returns
+    -------
+    decoded : Decoded
+        JPEG may have been decoded at a reduced scale.
+    fitted : numpy.ndarray
+        uint8, ``(size, size)`` or ``(size, size, 3)``.
+
+    Raises
+    ------
+    DecodeError
+        If the file is no readable image.
+    """
+    decoded = decode(data, name=name, gray=gray, reduce_to=size, colour_check=colour_check)
+    return decoded, fit_image(decoded.pixels, size, fit)
+
+
+def fit_image(pixels: U8, size: int, fit: Fit) -> U8:
+    """Bring an image to ``size x size``, the one way used in training, evaluation and prediction alike.
+
+    Parameters
+    ----------
+    pixels : numpy.ndarray
+        uint8, ``(H, W)`` or ``(H, W, 3)``.
+    size : int
+        Side of the result in pixels.
+    fit : {"letterbox", "stretch"}
+        Letterbox keeps the aspect ratio and centres the image on black.
+
+    Returns
+    -------
+    numpy.ndarray
+        uint8, ``(size, size)`` or ``(size, size, 3)``; antialiased bilinear interpolation.
+    """
+    height, width = pixels.shape[:2]
+    if fit == "stretch":
+        inner = (size, size)
+    else:
+        scale = size / max(height, width)
+        inner = (max(1, round(width * scale)), max(1, round(height * scale)))
+    resized = np.asarray(Image.fromarray(pixels).resize(inner, Image.Resampling.BILINEAR))
+    if inner == (size, size):
+        return resized
+    canvas = np.zeros((size, size, *pixels.shape[2:]), np.uint8)
+    left, top = (size - inner[0]) // 2, (size - inner[1]) // 2
+    canvas[top : top + inner[1], left : left + inner[0]] = resized
+    return canvas

@@ -1,0 +1,291 @@
+"""Worker processes that open foreign files, so that a bad one costs one image and not the run.
+
+A worker has a memory limit, a time limit per image and none of this process's environment, and is replaced when it dies
+or stalls; an image counts as harmful when it has ended two workers. Later stages decode in their own process: they only
+touch files whose SHA-256 is that of a file which passed here.
+
+Messages are ``lengths, JSON header, bytes`` both ways. Nothing that a worker answers is executed or unpickled.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import select
+import signal
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from brainmri_core.errors import StorageError
+from brainmri_core.images.decode import DecodeError
+from brainmri_core.storage import storage_error
+from brainmri_core.text import printable
+
+SECONDS_PER_IMAGE = 60.0
+MAX_FILE_BYTES = 256 << 20
+_MAX_HEADER, _MAX_ANSWER = 1 << 16, 4 << 20
+_WINDOW = 4  # files on their way to a worker, so that it never waits for the next
+_TRIES = 2
+_KEPT_VARIABLES = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PYTHONHOME", "SYSTEMROOT")
+
+Answer = tuple[dict[str, Any], bytes]
+Reader = Callable[[int], bytes]
+
+
+def message(header: dict[str, Any], *bodies: bytes) -> bytes:
+    """Encode one message: two 32-bit lengths, the JSON header, the bytes."""
+    text = json.dumps(header).encode()
+    return b"".join((struct.pack("<II", len(text), sum(map(len, bodies))), text, *bodies))
+
+
+class _WorkerGone(Exception):
+    """The worker process died, or gave no answer in time."""
+
+
+class _Worker:
+    """One worker process and the two pipes to it."""
+
+    def __init__(self, command: Sequence[str]) -> None:
+        root = str(Path(__file__).resolve().parents[2])
+        kept = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
+        search = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
+        self.process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={**kept, "PYTHONPATH": search, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+        )
+        assert self.process.stdin and self.process.stdout
+        self.requests, self.answers = self.process.stdin.fileno(), self.process.stdout.fileno()
+        os.set_blocking(self.requests, False)
+        self.received = bytearray()
+
+    def send(self, name: str, data: bytes) -> None:
+        rest = memoryview(message({"name": name}, data))
+        deadline = time.monotonic() + SECONDS_PER_IMAGE
+        while rest:
+            left = max(0.0, deadline - time.monotonic())
+            answered, ready, _ = select.select([self.answers], [self.requests], [], left)
+            if answered:  # else both sides could wait for the other to read
+                self._take()
+            elif not ready:
+                raise _WorkerGone
+            try:
+                rest = rest[os.write(self.requests, rest) :] if ready else rest
+            except BrokenPipeError:
+                raise _WorkerGone from None
+
+    def receive(self) -> Answer:
+        deadline = time.monotonic() + SECONDS_PER_IMAGE
+        head, body = struct.unpack("<II", self._read(8, deadline))
+        if head > _MAX_HEADER or body > _MAX_ANSWER:
+            raise _WorkerGone
+        header: dict[str, Any] = json.loads(self._read(head, deadline))
+        return header, self._read(body, deadline)
+
+    def _read(self, size: int, deadline: float) -> bytes:
+        while len(self.received) < size:
+            if not select.select([self.answers], [], [], max(0.0, deadline - time.monotonic()))[0]:
+                raise _WorkerGone
+            self._take()
+        part = bytes(self.received[:size])
+        del self.received[:size]
+        return part
+
+    def _take(self) -> None:
+        part = os.read(self.answers, 1 << 16)
+        if not part:
+            raise _WorkerGone
+        self.received += part
+
+    def end(self, patience_s: float = 1.0) -> tuple[str, str]:
+        """Close the pipes, wait for the worker's end or bring it about.
+
+        Returns
+        -------
+        how, words : str
+            How it ended, and the last line it wrote to standard error.
+        """
+        streams = (self.process.stdin, self.process.stdout, self.process.stderr)
+        assert streams[0] and streams[1] and streams[2]
+        streams[0].close()
+        try:
+            code = self.process.wait(patience_s)
+            how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+            how = f"no answer in {SECONDS_PER_IMAGE:.0f} s"
+        lines = streams[2].read().decode(errors="replace").strip().splitlines()
+        streams[1].close()
+        streams[2].close()
+        return how, printable(lines[-1]) if lines else "no message"
+
+
+class _Pass:
+    """One pass over many files: the work still to do, and the answers."""
+
+    def __init__(self, read: Reader, names: Sequence[str], command: Sequence[str]) -> None:
+        self.read, self.names, self.command = read, names, command
+        self.todo = iter(range(len(names)))
+        self.lock = threading.Lock()
+        self.stopped = threading.Event()
+        self.running: list[subprocess.Popen[bytes]] = []
+        self.results: queue.Queue[tuple[int, Answer] | Future[None]] = queue.Queue(256)
+
+    def put(self, result: tuple[int, Answer] | Future[None]) -> None:
+        while not self.stopped.is_set():
+            with contextlib.suppress(queue.Full):
+                self.results.put(result, timeout=0.1)
+                return
+
+    def refuse(self, index: int, why: str) -> None:
+        name = printable(self.names[index])
+        self.put((index, ({"reason": f"{name} {why}; replace or remove it."}, b"")))
+
+    def next_file(self) -> tuple[int, bytes] | None:
+        """Read the next file; one that cannot be taken is refused."""
+        while not self.stopped.is_set():
+            with self.lock:
+                index = next(self.todo, None)
+            if index is None:
+                return None
+            try:
+                return index, self.read(index)
+            except DecodeError as error:
+                self.put((index, ({"reason": str(error)}, b"")))
+        return None
+
+    def serve(self) -> None:
+        """Keep one worker busy until no file is left; runs in a thread."""
+        waiting: deque[tuple[int, bytes]] = deque()
+        crashes: dict[int, int] = {}
+        finished = False
+        while not finished and not self.stopped.is_set():
+            worker, started = _Worker(self.command), False
+            self.running.append(worker.process)
+            try:
+                worker.receive()
+                started = True
+                self.feed(worker, waiting)
+                finished = True
+            except _WorkerGone:
+                finished = False
+            finally:
+                how, words = worker.end()
+            if not started and not self.stopped.is_set():
+                raise StorageError(
+                    f"The process that decodes images did not start ({how}: {words}); free memory and run again."
+                )
+            if not finished and waiting:
+                self.blame(waiting, crashes, how)
+
+    def feed(self, worker: _Worker, waiting: deque[tuple[int, bytes]]) -> None:
+        """Keep a few images on their way; `waiting` holds those without an answer, oldest first."""
+        for index, data in waiting:
+            worker.send(self.names[index], data)
+        while not self.stopped.is_set():
+            while len(waiting) < _WINDOW and (item := self.next_file()) is not None:
+                waiting.append(item)
+                worker.send(self.names[item[0]], item[1])
+            if not waiting:
+                return
+            answer = worker.receive()
+            index = waiting[0][0] if answer[0].get("more") else waiting.popleft()[0]
+            self.put((index, answer))
+
+    def blame(self, waiting: deque[tuple[int, bytes]], crashes: dict[int, int], how: str) -> None:
+        """Count an end against the oldest image without an answer, and give that image up at the second."""
+        index = waiting[0][0]
+        crashes[index] = crashes.get(index, 0) + 1
+        if crashes[index] >= _TRIES:
+            waiting.popleft()
+            self.refuse(index, f"ended the image decoder {_TRIES} times ({how})")
+
+    def stop(self) -> None:
+        """Let the threads end at once, whatever their workers are busy with."""
+        self.stopped.set()
+        for process in self.running:
+            process.kill()
+
+
+def read_below(root: Path, paths: Sequence[str]) -> Reader:
+    """Return a reader of files below a folder, by their position.
+
+    It raises StorageError where a file cannot be read, and DecodeError, which costs that image alone, for a large one.
+    """
+
+    def read(index: int) -> bytes:
+        file = f"{root}/{paths[index]}"  # a Path costs more than the reading of a small image
+        try:
+            with open(file, "rb", buffering=0) as handle:
+                if (size := os.fstat(handle.fileno()).st_size) <= MAX_FILE_BYTES:
+                    return handle.read()
+        except OSError as error:
+            raise storage_error(error, Path(file), "read") from error
+        raise DecodeError(
+            f"{printable(paths[index])} has {size >> 20} MiB, more than the {MAX_FILE_BYTES >> 20} MiB that are read; "
+            "replace or remove it."
+        )
+
+    return read
+
+
+def stream_answers(
+    read: Reader, names: Sequence[str], workers: int, module: str, *arguments: str
+) -> Generator[tuple[int, Answer], None, None]:
+    """Send files to worker processes and yield what they answer.
+
+    Parameters
+    ----------
+    read : callable
+        Returns the bytes of a file by its position; called in threads. A DecodeError refuses that file, anything else ends the pass.
+    names : sequence of str
+        What the files are called in messages; only a few files are in memory at a time.
+    workers : int
+        Number of processes.
+    module : str
+        Module that each worker runs; it says `message` once when it is ready and then answers each file with one, or
+        with several where all but the last have a true ``more`` in their header. When a worker dies between the
+        answers of one file, they start anew.
+    *arguments : str
+        Command-line arguments of the workers.
+
+    Yields
+    ------
+    index : int
+        Position in `names`, in no particular order.
+    answer : tuple of dict and bytes
+        The worker's header and bytes; the header is ``{"reason": text}`` where a file was given up.
+
+    Raises
+    ------
+    StorageError
+        If a file cannot be read or no worker can be started.
+    """
+    work = _Pass(read, names, (sys.executable, "-P", "-W", "ignore", "-m", module, *arguments))
+    left = len(names)
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            for _ in range(min(workers, left)):
+                pool.submit(work.serve).add_done_callback(work.put)
+            while left:
+                result = work.results.get()
+                if isinstance(result, Future):
+                    result.result()  # raises what ended the thread
+                    continue
+                yield result
+                left -= not result[1][0].get("more")
+        finally:
+            work.stop()

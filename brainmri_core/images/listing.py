@@ -1,0 +1,58 @@
+"""The images that file names, folders and patterns on a command line stand for."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from brainmri_core.config.data import ALL_EXTENSIONS
+from brainmri_core.images.medical import SUFFIXES
+
+
+def list_images(names: Sequence[str]) -> list[str]:
+    """Return the files that names stand for, each once, in the order given; folders are searched to any depth.
+
+    Parameters
+    ----------
+    names : sequence of str
+        Files (whatever their ending), folders, and patterns with ``*``, ``?``, ``[...]`` and ``**``. In folders, files
+        count by their ending, and those without one if they begin as DICOM does.
+
+    Returns
+    -------
+    list of str
+        A name that stands for nothing is returned as it is, so that it can be reported.
+    """
+    found: dict[str, None] = {}
+    for name in names:
+        path = Path(name).expanduser()
+        matches = [path]
+        if not path.exists() and glob.has_magic(name):
+            # Path.glob takes no absolute pattern
+            matches = [Path(item) for item in sorted(glob.glob(str(path), recursive=True))] or [path]  # noqa: PTH207
+        for match in matches:
+            inside = _below(match) if match.is_dir() else []
+            found |= dict.fromkeys(map(str, inside or [match]))
+    return list(found)
+
+
+def _below(folder: Path) -> list[Path]:
+    found = []
+    for parent, folders, files in os.walk(folder):
+        folders.sort()
+        found += [path for path in (Path(parent) / name for name in sorted(files)) if _counts(path)]
+    return found
+
+
+def _counts(path: Path) -> bool:
+    if path.name.lower().endswith((*ALL_EXTENSIONS, *SUFFIXES)):
+        return True
+    if "." in path.name or not path.is_file():
+        return False
+    try:
+        with path.open("rb") as handle:
+            return handle.read(132)[128:] == b"DICM"
+    except PermissionError:
+        return True  # so that it is reported, not passed over

@@ -1,0 +1,197 @@
+"""What can be read off packed pixels without a model: intensity statistics and burnt-in text."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+U8 = npt.NDArray[np.uint8]
+Mask = npt.NDArray[np.bool_]
+F64 = npt.NDArray[np.float64]
+
+INTENSITY_STATISTICS = (
+    "mean",
+    "std",
+    "percentile_10",
+    "percentile_25",
+    "median",
+    "percentile_75",
+    "percentile_90",
+    "percentile_99",
+    "entropy",
+    "fraction_black",
+)
+_PERCENTILES = (0.10, 0.25, 0.50, 0.75, 0.90, 0.99)
+_BLACK = 16
+_FRAME_LEVEL = 64
+_MARK = 70  # least level of writing
+_CHUNK = 128
+
+TEXT_ISLANDS = 8
+"""Separate bright marks in one dark corner from which on it counts as writing; anatomy rarely leaves more than six."""
+
+
+@dataclass(frozen=True)
+class PackScan:
+    """What one pass over a pack finds, by row.
+
+    Attributes
+    ----------
+    statistics : numpy.ndarray
+        float64 ``(N, 10)``, columns as in `INTENSITY_STATISTICS`.
+    text, framed : numpy.ndarray
+        bool ``(N,)``: as `text_like` and `framed` say.
+    """
+
+    statistics: F64
+    text: Mask
+    framed: Mask
+
+
+def scan_pack(pack: U8) -> PackScan:
+    """Read a pack once, in slices on all cores, for everything that needs its pixels.
+
+    Parameters
+    ----------
+    pack : numpy.ndarray
+        uint8, ``(N, S, S)`` or ``(N, S, S, 3)`` with N of at least 1; may be a memory map.
+
+    Returns
+    -------
+    PackScan
+    """
+    workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+    def work(start: int) -> PackScan:
+        gray = to_gray(pack[start : start + _CHUNK])
+        return PackScan(intensity_statistics(gray), text_like(gray), framed(gray))
+
+    with ThreadPoolExecutor(workers) as pool:
+        parts = list(pool.map(work, range(0, len(pack), _CHUNK)))
+    return PackScan(
+        np.concatenate([part.statistics for part in parts]),
+        np.concatenate([part.text for part in parts]),
+        np.concatenate([part.framed for part in parts]),
+    )
+
+
+def to_gray(images: U8) -> U8:
+    """Return ``(N, H, W)`` gray images of ``(N, H, W)`` or ``(N, H, W, 3)`` ones (mean of the channels)."""
+    if images.ndim == 3:
+        return np.asarray(images)
+    return np.asarray(images.mean(axis=3).round(), np.uint8)
+
+
+def intensity_statistics(images: U8) -> F64:
+    """Compute ten statistics of the gray levels of each image.
+
+    Parameters
+    ----------
+    images : numpy.ndarray
+        uint8 ``(N, H, W)``. Every second pixel in both directions is read: a quarter of the pixels gives these
+        numbers to well under a gray level.
+
+    Returns
+    -------
+    numpy.ndarray
+        float64 ``(N, 10)``: mean, standard deviation, percentiles and median in gray levels, entropy in bits, and the
+        share of pixels below 16.
+    """
+    levels = np.arange(256.0)
+    sparse = images[:, ::2, ::2].reshape(len(images), -1)
+    histogram = np.stack([np.bincount(image, minlength=256) for image in sparse]) / sparse.shape[1]
+    mean = histogram @ levels
+    std = np.sqrt(np.maximum(histogram @ levels**2 - mean**2, 0.0))
+    cumulated = histogram.cumsum(axis=1)
+    percentiles = [(cumulated >= share - 1e-9).argmax(axis=1) for share in _PERCENTILES]
+    entropy = -(histogram * np.log2(np.where(histogram > 0, histogram, 1.0))).sum(axis=1)
+    return np.stack([mean, std, *percentiles, entropy, cumulated[:, _BLACK - 1]], axis=1)
+
+
+def text_like(images: U8) -> Mask:
+    """Say which images look as if they had writing in a dark corner.
+
+    Scanner annotations are many small bright marks that hang together with nothing. A corner counts when it is mostly
+    dark, has several strong steps along one line, and holds at least `TEXT_ISLANDS` marks that don't touch the rest
+    of the image. Writing over anatomy, and single letters such as a side marker, are not found.
+
+    Parameters
+    ----------
+    images : numpy.ndarray
+        uint8 ``(N, H, W)``.
+
+    Returns
+    -------
+    numpy.ndarray
+        bool ``(N,)``.
+    """
+    found = np.zeros(len(images), np.bool_)
+    height, width = images.shape[1] // 5, images.shape[2] // 3
+    for vertical in (1, -1):
+        for horizontal in (1, -1):
+            # flipped so that the image's own corner is at the top left and the brain at the bottom right
+            corners = images[:, ::vertical, ::horizontal][:, :height, :width]
+            bright = np.flatnonzero(~found & (corners.max(axis=(1, 2)) > _MARK))  # most corners are all black
+            corners = corners[bright]
+            dark = (corners < 40).mean(axis=(1, 2)) > 0.7
+            steps = (np.abs(np.diff(corners[dark].astype(np.int16), axis=2)) > 40).sum(axis=2)
+            stepped = (steps >= 4).sum(axis=1) >= 2
+            if stepped.any():
+                islands = _islands(corners[dark][stepped], images.shape[1])
+                found[bright[dark][stepped]] = islands >= TEXT_ISLANDS
+    return found
+
+
+def _islands(corners: U8, size: int) -> npt.NDArray[np.intp]:
+    """Count the marks of letter size in each corner that don't touch what lies beyond it."""
+    from scipy import ndimage
+
+    neighbours = np.zeros((3, 3, 3))
+    neighbours[1] = 1  # within one image only
+    labels, _ = ndimage.label(corners > _MARK, neighbours)
+    attached = {0, *labels[:, -1].ravel().tolist(), *labels[:, :, -1].ravel().tolist()}
+    counts = np.zeros(len(corners), np.intp)
+    for label, (image, rows, columns) in enumerate(ndimage.find_objects(labels), start=1):
+        counts[image.start] += (
+            label not in attached
+            and 2 <= rows.stop - rows.start <= size // 12
+            and columns.stop - columns.start <= size // 4
+        )
+    return counts
+
+
+def framed(images: U8) -> Mask:
+    """Say which images have a bright line drawn along an edge: a frame, or one side of it.
+
+    From each side inwards, black bars are passed over; the first line that is not black counts when nearly all of it,
+    or of one of the next two, is bright, and what lies a few lines further inside is not.
+
+    Parameters
+    ----------
+    images : numpy.ndarray
+        uint8 ``(N, S, S)``.
+
+    Returns
+    -------
+    numpy.ndarray
+        bool ``(N,)``.
+    """
+    size = images.shape[1]
+    middle = slice(
+        size // 4, size - size // 4, 2
+    )  # every second pixel of the middle half tells as much as all
+    inside = max(4, size // 32)
+    number = np.arange(len(images))
+    found = np.zeros(len(images), np.bool_)
+    for across, axis in ((images[:, :, middle], 2), (images[:, middle, :], 1)):
+        bright = np.add.reduce(across >= _FRAME_LEVEL, axis=axis, dtype=np.uint16) / across.shape[axis]
+        filled = across.max(axis=axis) >= _BLACK
+        for profile, present in ((bright, filled), (bright[:, ::-1], filled[:, ::-1])):
+            first = present[:, : size // 3].argmax(axis=1)
+            for line in (first, first + 1, first + 2):
+                found |= (profile[number, line] > 0.9) & (profile[number, line + inside - 1] < 0.5)
+    return found

@@ -1,0 +1,74 @@
+"""The program of a worker process: answer for the images that come in on standard input; here, with fingerprints.
+
+Run by `isolation`, which see.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import struct
+import sys
+from collections.abc import Callable, Iterable
+
+from brainmri_core.images.decode import DecodeError
+from brainmri_core.images.fingerprint import fingerprint
+from brainmri_core.images.isolation import message
+
+MEMORY_LIMIT = 2 << 30
+
+
+def serve(respond: Callable[[bytes, str], Iterable[bytes]]) -> None:
+    """Answer requests until standard input ends.
+
+    Parameters
+    ----------
+    respond : callable
+        Gets a file's content and name; returns one message or, all but the last marked ``more``, several.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when to stop
+    answers = os.fdopen(os.dup(1), "wb")
+    _limit_resources()
+    answers.write(message({"ready": True}))
+    answers.flush()
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (
+        1,
+        2,
+    ):  # a decoder that prints must neither garble the answers nor fill a pipe nobody reads
+        os.dup2(nowhere, stream)
+    requests = sys.stdin.buffer
+    while len(sizes := requests.read(8)) == 8:
+        head, body = struct.unpack("<II", sizes)
+        name = json.loads(requests.read(head))["name"]
+        data = requests.read(body)
+        if len(data) < body:
+            return
+        for part in respond(data, name):
+            answers.write(part)
+            answers.flush()
+
+
+def answer(data: bytes, name: str) -> bytes:
+    """Fingerprint one image and encode the result, or the reason why there is none."""
+    try:
+        found = fingerprint(data, name)
+    except DecodeError as error:
+        return message({"reason": str(error)})
+    header = {"pixel_sha256": found.pixel_sha256, "colourfulness": found.colourfulness}
+    return message(header, found.thumb.tobytes(), found.trimmed_thumb.tobytes())
+
+
+def _limit_resources() -> None:
+    if sys.platform != "win32":
+        import resource
+
+        _, most = resource.getrlimit(resource.RLIMIT_AS)
+        limit = MEMORY_LIMIT if most == resource.RLIM_INFINITY else min(most, MEMORY_LIMIT)
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core dump would hold a patient's image
+
+
+if __name__ == "__main__":
+    serve(lambda data, name: [answer(data, name)])

@@ -1,0 +1,137 @@
+"""Where everything lies under the project root: the one place that knows a path."""
+
+from __future__ import annotations
+
+import os
+from datetime import UTC, datetime
+from pathlib import Path, PurePosixPath
+
+from pydantic import BaseModel, ConfigDict
+
+from brainmri_core.errors import ConfigError
+
+ROOT_VARIABLE = "BRAINMRI_HOME"
+ARCHIVES_VARIABLE = "BRAINMRI_ARCHIVES"
+
+
+def resolve_root(configured: str | None = None) -> Path:
+    """Return the project root: the configured value, else ``BRAINMRI_HOME``, else the current folder.
+
+    Parameters
+    ----------
+    configured : str or None
+        ``paths.root`` of the configuration.
+
+    Returns
+    -------
+    pathlib.Path
+        Absolute path; it need not exist yet.
+    """
+    return Path(configured or os.environ.get(ROOT_VARIABLE) or ".").expanduser().resolve()
+
+
+def utc_now() -> datetime:
+    """Return the current time in UTC with microseconds."""
+    return datetime.now(UTC)
+
+
+def timestamp(moment: datetime) -> str:
+    """Format a moment as ``2026-11-23T20:05:27.123456Z``."""
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+class Layout(BaseModel):
+    """Path layout of one project root.
+
+    Every method returns an absolute path; `relative` turns it into what pointers and manifests store.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    root: Path
+
+    def relative(self, path: Path) -> str:
+        """Return `path` relative to the root, as POSIX text.
+
+        Raises
+        ------
+        ConfigError
+            If `path` lies outside the root, so that a moved project would lose it.
+        """
+        try:
+            return Path(os.path.abspath(path)).relative_to(self.root).as_posix()
+        except ValueError:
+            raise ConfigError(
+                f"The path {path} lies outside the project root {self.root}; "
+                "choose a folder below the root or set paths.root to a folder that holds it."
+            ) from None
+
+    def absolute(self, stored: str) -> Path:
+        """Return the absolute path of a stored relative one, refusing any that leaves the root.
+
+        Raises
+        ------
+        ConfigError
+            If `stored` is absolute or climbs out of the root, by `..` or through a symbolic link.
+        """
+        path = PurePosixPath(stored)
+        candidate = self.root / path
+        try:
+            inside = candidate.resolve().is_relative_to(self.root.resolve())
+        except (ValueError, RuntimeError, OSError):  # a NUL, broken text, links in a circle
+            inside = False
+        if path.is_absolute() or ".." in path.parts or not inside:
+            raise ConfigError(
+                f"The stored path {stored!r} points outside the project root {self.root}; "
+                "the file that holds it was edited or comes from another project."
+            )
+        return candidate
+
+    def configured(self, value: str) -> Path:
+        """Return the absolute path of a configured output folder (relative values lie under the root)."""
+        path = Path(value).expanduser()
+        return path if path.is_absolute() else self.root / path
+
+    def dataset_cache(self, cache_dir: str, dataset: str) -> Path:
+        """Folder that holds every fetched version of a data set."""
+        return self.configured(cache_dir) / "raw" / dataset
+
+    def downloads(self, cache_dir: str) -> Path:
+        """Folder of downloaded archives."""
+        return self.configured(cache_dir) / "downloads"
+
+    def mapping_dir(self, dataset: str, run_id: str) -> Path:
+        """Folder of one split: the sample table, ``index_remap.json`` and ``split.json``."""
+        return self.root / "outputs" / "mappings" / dataset / run_id
+
+    def pack_dir(self, out_dir: str, dataset: str, run_id: str) -> Path:
+        """Folder of one pack: the pixel array and the sample table that goes with it."""
+        return self.configured(out_dir) / dataset / run_id
+
+    def validation_dir(self, dataset: str, run_id: str) -> Path:
+        """Folder of one validation report."""
+        return self.root / "outputs" / "validation" / dataset / run_id
+
+    def checkpoint_dir(self, out_models: str, dataset: str, run_id: str) -> Path:
+        """Folder of one training run's checkpoints."""
+        return self.configured(out_models) / dataset / run_id
+
+    def training_dir(self, out_summary: str, dataset: str, run_id: str) -> Path:
+        """Folder of one training run's history and curves."""
+        return self.configured(out_summary) / dataset / run_id
+
+    def evaluation_dir(self, eval_out: str, dataset: str, run_id: str) -> Path:
+        """Folder of one evaluation."""
+        return self.configured(eval_out) / dataset / run_id
+
+    def pointer_dir(self, kind: str, dataset: str) -> Path:
+        """Folder of a stage's pointers for a data set: ``latest.json`` and ``history/``."""
+        return self.root / "outputs" / "pointers" / kind / dataset
+
+    def run_dir(self, run_id: str) -> Path:
+        """Folder of one run: plan, manifest, resolved configs and logs."""
+        return self.root / "outputs" / "orchestrator" / run_id
+
+    def locks(self) -> Path:
+        """Folder of lock files."""
+        return self.root / "outputs" / ".locks"

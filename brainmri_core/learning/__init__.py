@@ -1,0 +1,1 @@
+"""Learning: models, batches, augmentation, the training loop, checkpoints and inference."""

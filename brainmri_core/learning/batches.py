@@ -1,0 +1,128 @@
+"""Batches: from packed pixels to the model's input, whole batches at a time."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+
+from brainmri_core.learning.checkpoint import Preprocessing
+
+U8 = npt.NDArray[np.uint8]
+_CHUNK = 256
+
+
+def gather(pack: U8, rows: npt.NDArray[np.int64]) -> torch.Tensor:
+    """Copy some rows of a pack into a uint8 tensor ``(B, C, H, W)``."""
+    batch = torch.from_numpy(np.ascontiguousarray(pack[rows]))
+    return batch.unsqueeze(1) if batch.ndim == 3 else batch.permute(0, 3, 1, 2)
+
+
+def shrink(batch: torch.Tensor, size: int) -> torch.Tensor:
+    """Bring a uint8 batch ``(B, C, H, W)`` to another side length, antialiased; each image independently."""
+    if batch.shape[-1] == size:
+        return batch
+    small = F.interpolate(
+        batch.float(), size=(size, size), mode="bilinear", antialias=True, align_corners=False
+    )
+    return small.round_().clamp_(0, 255).to(torch.uint8)
+
+
+def _writable_view(pack: U8) -> U8:
+    """Map a read-only pack copy-on-write: torch wants memory it may write, the file stays as it is."""
+    if isinstance(pack, np.memmap) and pack.filename is not None:
+        return np.memmap(pack.filename, pack.dtype, "c", pack.offset, pack.shape)
+    return pack
+
+
+def resident(pack: U8, rows: npt.NDArray[np.int64], size: int) -> torch.Tensor:
+    """Return some rows of a pack as one uint8 tensor ``(N, C, size, size)``.
+
+    At the pack's own size nothing is copied where `rows` is the whole pack: the tensor is the memory map.
+    """
+    if pack.shape[1] == size and len(rows) == len(pack) and bool((rows == np.arange(len(pack))).all()):
+        whole = torch.from_numpy(_writable_view(pack))
+        return whole.unsqueeze(1) if whole.ndim == 3 else whole.permute(0, 3, 1, 2)
+    parts = [
+        shrink(gather(pack, rows[start : start + _CHUNK]), size) for start in range(0, len(rows), _CHUNK)
+    ]
+    return torch.cat(parts)
+
+
+def read_ahead(
+    pixels: torch.Tensor, batches: Sequence[npt.NDArray[np.int64]], workers: int, device: torch.device
+) -> Iterator[tuple[npt.NDArray[np.int64], torch.Tensor]]:
+    """Yield each batch's rows and uint8 pixels ``(B, C, S, S)``, in order.
+
+    Parameters
+    ----------
+    pixels : torch.Tensor
+        uint8, ``(N, C, S, S)``; on the CPU (memory map or not) or on `device`.
+    batches : sequence of numpy.ndarray
+        int64 rows of each batch.
+    workers : int
+        Threads that read ahead, for pixels that must come from the disk or go to an accelerator; 0 reads in line.
+    """
+
+    def take(rows: npt.NDArray[np.int64]) -> torch.Tensor:
+        batch = pixels[torch.from_numpy(rows).to(pixels.device)]
+        return batch.pin_memory() if device.type == "cuda" and not batch.is_cuda else batch
+
+    if workers == 0:
+        for rows in batches:
+            yield rows, take(rows)
+        return
+    with ThreadPoolExecutor(workers, thread_name_prefix="read-ahead") as pool:
+        waiting = deque(pool.submit(take, rows) for rows in batches[: 2 * workers])
+        for position, rows in enumerate(batches):
+            batch = waiting.popleft().result()
+            if (following := position + 2 * workers) < len(batches):
+                waiting.append(pool.submit(take, batches[following]))
+            yield rows, batch
+
+
+def to_float(batch: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Return a uint8 batch ``(B, C, S, S)`` as float32 in [0, 1] on the device, channels-last."""
+    values = batch.to(device, non_blocking=True).float().div_(255)
+    return values.contiguous(memory_format=torch.channels_last)
+
+
+def normalise(values: torch.Tensor, preprocessing: Preprocessing) -> torch.Tensor:
+    """Bring a float batch to the model's channels, subtract the training mean and divide by the standard deviation.
+
+    Gray becomes colour by repetition, colour becomes gray by the mean of its channels.
+    """
+    if values.shape[1] == 3 and preprocessing.channels == 1:
+        values = values.mean(1, keepdim=True)
+    mean = torch.tensor(preprocessing.mean, device=values.device).view(1, -1, 1, 1)
+    std = torch.tensor(preprocessing.std, device=values.device).view(1, -1, 1, 1)
+    return ((values - mean) / std).contiguous(memory_format=torch.channels_last)
+
+
+def to_input(batch: torch.Tensor, preprocessing: Preprocessing, device: torch.device) -> torch.Tensor:
+    """Turn a uint8 batch of fitted images into the model's input: the one way of evaluation and prediction.
+
+    Parameters
+    ----------
+    batch : torch.Tensor
+        uint8, ``(B, C, P, P)`` at the pack's size.
+
+    Returns
+    -------
+    torch.Tensor
+        float32, ``(B, channels, image_size, image_size)``, channels-last.
+    """
+    return normalise(to_float(shrink(batch, preprocessing.image_size), device), preprocessing)
+
+
+def iterate(
+    pack: U8, rows: npt.NDArray[np.int64], batch_size: int, preprocessing: Preprocessing, device: torch.device
+) -> Iterator[torch.Tensor]:
+    """Yield the model's input for rows of a pack, batch by batch, in order."""
+    for start in range(0, len(rows), batch_size):
+        yield to_input(gather(pack, rows[start : start + batch_size]), preprocessing, device)

@@ -1,0 +1,129 @@
+"""Inference: logits, and embeddings where wanted, for rows of a pack."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from brainmri_core.learning.batches import U8, iterate
+from brainmri_core.learning.checkpoint import Preprocessing
+from brainmri_core.learning.device import Precision, autocast
+from brainmri_core.learning.models import head
+
+F32 = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Model outputs, row by row.
+
+    Attributes
+    ----------
+    logits : numpy.ndarray
+        float32, ``(N, K)``.
+    embeddings : numpy.ndarray or None
+        float32, ``(N, D)``: the input of the last linear layer.
+    """
+
+    logits: F32
+    embeddings: F32 | None
+
+
+def forward(
+    model: nn.Module, batch: torch.Tensor, precision: Precision, *, tta: bool = False
+) -> torch.Tensor:
+    """Return float32 logits ``(B, K)``; with `tta` the mean over the image and its mirror image."""
+    with torch.inference_mode(), autocast(batch.device, precision):
+        logits: torch.Tensor = model(batch).float()
+        if tta:
+            logits = (logits + model(batch.flip(-1)).float()) / 2
+    return logits
+
+
+def predict(
+    model: nn.Module,
+    pack: U8,
+    rows: npt.NDArray[np.int64],
+    preprocessing: Preprocessing,
+    *,
+    device: torch.device,
+    batch_size: int,
+    precision: Precision = "fp32",
+    embeddings: bool = False,
+    tta: bool = False,
+    progress: bool = True,
+) -> Predictions:
+    """Run a model over rows of a pack, with a progress bar on a terminal where `progress` is true.
+
+    Returns
+    -------
+    Predictions
+    """
+    logits: list[F32] = []
+    features: list[F32] = []
+    captured: list[torch.Tensor] = []
+
+    def capture(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        captured.append(inputs[0].detach().float())
+
+    hook = head(model).register_forward_pre_hook(capture) if embeddings else None
+    try:
+        with tqdm(
+            total=len(rows), desc="predicting", unit="image", disable=None if progress else True
+        ) as bar:
+            for batch in iterate(pack, rows, batch_size, preprocessing, device):
+                logits.append(forward(model, batch, precision, tta=tta).cpu().numpy())
+                if embeddings:
+                    features.append(captured[0].cpu().numpy())
+                    captured.clear()
+                bar.update(len(batch))
+    finally:
+        if hook is not None:
+            hook.remove()
+    k = head(model).out_features
+    stacked = np.concatenate(logits) if logits else np.zeros((0, k), np.float32)
+    return Predictions(stacked, np.concatenate(features) if features else None)
+
+
+def predict_evenly(
+    model: nn.Module,
+    pack: U8,
+    rows: npt.NDArray[np.int64],
+    preprocessing: Preprocessing,
+    *,
+    device: torch.device,
+    batch_size: int,
+    precision: Precision,
+    tta: bool = False,
+    progress: bool = True,
+) -> Predictions:
+    """Predict rows of a pack, with embeddings, in batches that are all equally long.
+
+    The last batch is filled up: another batch shape can take another path through the libraries, and the same image
+    would not always get the same bits. Where in a batch an image lies, and beside which others, changes nothing.
+
+    Parameters
+    ----------
+    rows : numpy.ndarray
+        int64, ``(N,)``, N of at least 1.
+    """
+    padded = np.concatenate([rows, np.repeat(rows[-1:], -len(rows) % batch_size)])
+    found = predict(
+        model,
+        pack,
+        padded,
+        preprocessing,
+        device=device,
+        batch_size=batch_size,
+        precision=precision,
+        embeddings=True,
+        tta=tta,
+        progress=progress,
+    )
+    assert found.embeddings is not None
+    return Predictions(found.logits[: len(rows)], found.embeddings[: len(rows)])

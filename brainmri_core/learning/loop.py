@@ -1,0 +1,276 @@
+"""The training loop: steps whose randomness is a function of (seed, epoch, batch), so that it continues to the bit."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from sklearn.metrics import balanced_accuracy_score, f1_score
+from torch import nn
+from tqdm import tqdm
+
+from brainmri_core.errors import ModelError
+from brainmri_core.learning.augment import augment, mix
+from brainmri_core.learning.batches import normalise, read_ahead, to_float
+from brainmri_core.learning.device import autocast, freed_memory_kept, step_seed
+from brainmri_core.learning.interrupts import signals_held, termination_raises
+from brainmri_core.learning.schedule import learning_rate
+from brainmri_core.learning.state import I64, Loop, State, freeze
+from brainmri_core.learning.team import in_step
+
+_ORDER, _AUGMENT, _MODEL = 1, 2, 3
+
+
+@dataclass(frozen=True)
+class Reporting:
+    """What a training calls.
+
+    Attributes
+    ----------
+    save : callable
+        Writes the state; called between steps only, so that what it writes is whole.
+    epoch : callable
+        Takes each epoch's record.
+    smaller : callable
+        Takes the number of parts a batch is computed in, when memory ran out.
+    rescue : callable
+        Keeps the best weights so far as a checkpoint, when training cannot go on, and returns its path.
+    """
+
+    save: Callable[[], None]
+    epoch: Callable[[dict[str, Any]], None]
+    smaller: Callable[[int], None]
+    rescue: Callable[[], str] | None = None
+
+
+def epoch_order(loop: Loop, epoch: int) -> I64:
+    """Return the rows of one epoch in the order they are seen, from (seed, epoch) alone."""
+    rng = np.random.default_rng((loop.seed, _ORDER, epoch))
+    rows = loop.data.train
+    if not loop.config.optim.balanced_sampling:
+        return rng.permutation(rows)
+    labels = loop.data.labels.numpy()[rows]
+    counts = np.bincount(labels, minlength=loop.data.num_classes)
+    weight = 1.0 / counts[labels]
+    return rng.choice(rows, size=len(rows), p=weight / weight.sum())
+
+
+def run_epochs(loop: Loop, state: State, reporting: Reporting) -> None:
+    """Train until the last epoch or early stopping, saving after every epoch and when interrupted.
+
+    Raises
+    ------
+    ModelError
+        If the loss is not finite.
+    """
+    epochs, patience = loop.config.loop.epochs, loop.config.loop.patience
+    model = torch.compile(state.model) if loop.config.loop.compile else state.model
+    team = loop.team
+    with freed_memory_kept(), termination_raises() if team.size == 1 else team.signals_noted():
+        try:
+            while state.epoch < epochs:
+                if patience is not None and state.epoch - state.best_epoch > patience:
+                    break
+                record = _epoch(loop, state, model, reporting)
+                # an interruption inside a database's client could come out as an ordinary failure
+                with signals_held():
+                    reporting.epoch(record)
+                    reporting.save()
+                team.total(0.0, loop.device)
+                team.leave_if_asked()
+        except Exception:
+            raise  # a failed step left the weights in doubt; the last saved state stands
+        except BaseException:
+            with signals_held():
+                reporting.save()
+            raise
+
+
+def _epoch(loop: Loop, state: State, model: Any, reporting: Reporting) -> dict[str, Any]:
+    """Train what is left of an epoch, then validate; return its record."""
+    size, workers = loop.config.data.batch_size, loop.config.data.num_workers
+    order = epoch_order(loop, state.epoch)
+    batches = [order[i * size : (i + 1) * size] for i in range(state.batch, loop.steps_per_epoch)]
+    freeze(state.model, state.epoch < loop.config.optim.frozen_epochs)
+    together = in_step(model, loop.team)
+    started, seen = time.monotonic(), state.images
+    with tqdm(
+        total=loop.steps_per_epoch,
+        initial=state.batch,
+        desc=f"epoch {state.epoch + 1}",
+        unit="batch",
+        disable=None if loop.team.leads else True,
+        leave=False,
+        postfix=_shown(state.history[-1]) if state.history else None,
+    ) as bar:
+        for rows, pixels in read_ahead(loop.data.pixels, batches, workers, loop.device):
+            with signals_held():
+                _step(loop, state, together, rows, pixels, reporting)
+            bar.update()
+            loop.team.leave_if_asked()
+    seconds, trained = time.monotonic() - started, state.images - seen
+    # not held: an interruption here is saved as an epoch whose batches are all done
+    val_loss, macro_f1, balanced = validate_weights(loop, state.model, state.weights())
+    with signals_held():
+        if macro_f1 > state.best:
+            state.best, state.best_epoch = macro_f1, state.epoch
+            state.best_weights = {k: v.detach().cpu().clone() for k, v in state.weights().items()}
+        record = {
+            "epoch": state.epoch + 1,
+            "train_loss": state.loss_sum / max(1, state.images),
+            "val_loss": val_loss,
+            "val_macro_f1": macro_f1,
+            "val_balanced_accuracy": balanced,
+            "learning_rate": _rate(loop, (state.epoch + 1) * loop.steps_per_epoch - 1),
+            "images_per_s": trained / max(seconds, 1e-9),
+            "seconds": time.monotonic() - started,
+        }
+        state.history.append(record)
+        state.epoch, state.batch, state.loss_sum, state.images = state.epoch + 1, 0, 0.0, 0
+    return record
+
+
+def _shown(record: dict[str, Any]) -> dict[str, str]:
+    """Return what the progress bar shows of the epoch before."""
+    names = {
+        "train_loss": "loss",
+        "val_macro_f1": "F1",
+        "val_balanced_accuracy": "acc",
+        "learning_rate": "lr",
+    }
+    return {short: f"{record[name]:.3g}" for name, short in names.items()}
+
+
+def _rate(loop: Loop, step: int) -> float:
+    return learning_rate(loop.config.optim, step, loop.steps_per_epoch, loop.config.loop.epochs)
+
+
+def _step(
+    loop: Loop, state: State, model: Any, rows: I64, pixels: torch.Tensor, reporting: Reporting
+) -> None:
+    """Take one optimiser step; out of memory halves the part that is computed at once, not the effective batch."""
+    optim = loop.config.optim
+    step = state.epoch * loop.steps_per_epoch + state.batch
+    rate = _rate(loop, step)
+    for group in state.optimiser.param_groups:
+        group["lr"] = rate * group["factor"]
+    while True:
+        try:
+            loss = _gradients(loop, state, model, rows, pixels)
+            break
+        except torch.OutOfMemoryError:
+            if loop.team.size > 1:  # the others are in the middle of this step and cannot begin it again
+                raise ModelError(
+                    "The accelerator has too little memory for its part of a batch; lower train.data.batch_size."
+                ) from None
+            if state.micro >= len(rows):
+                raise ModelError(
+                    "The accelerator has too little memory for a single image; lower train.data.image_size."
+                ) from None
+            state.micro *= 2
+            reporting.smaller(state.micro)
+            torch.cuda.empty_cache()
+    loss = loop.team.total(loss, loop.device)
+    if not math.isfinite(loss):
+        raise ModelError(
+            f"The loss is {loss} at epoch {state.epoch + 1}, batch {state.batch + 1} (step {step + 1}), learning rate "
+            f"{rate:.3g}; lower train.optim.lr or set train.loop.precision to fp32 ({_last_good(state, reporting)})."
+        )
+    if optim.grad_clip > 0:
+        state.scaler.unscale_(state.optimiser)
+        nn.utils.clip_grad_norm_(state.model.parameters(), optim.grad_clip)
+    state.scaler.step(state.optimiser)
+    state.scaler.update()
+    if state.average is not None:
+        _update_average(state.average, state.model, min(optim.ema_decay, (1 + step) / (10 + step)))
+    state.loss_sum += loss * len(rows)
+    state.images += len(rows)
+    state.batch += 1
+
+
+def _last_good(state: State, reporting: Reporting) -> str:
+    if state.best_epoch < 0:
+        return "there is no good checkpoint yet"
+    good = f"the last good checkpoint, of epoch {state.best_epoch + 1} with a validation macro F1 of {state.best:.3f}"
+    return f"{good}, is {reporting.rescue()}" if reporting.rescue is not None else f"{good}, is not kept"
+
+
+def _gradients(loop: Loop, state: State, model: Any, rows: I64, pixels: torch.Tensor) -> float:
+    """Leave the gradients of one batch in the parameters and return its loss, or this process's part of it.
+
+    A team augments the whole batch in every process, so that the draws are those of one process; only the model, which
+    costs by far the most, sees its part alone.
+    """
+    team = loop.team
+    state.optimiser.zero_grad(set_to_none=True)
+    generator = torch.Generator().manual_seed(step_seed(loop.seed, _AUGMENT, state.epoch, state.batch))
+    torch.manual_seed(step_seed(loop.seed, _MODEL + 3 * team.rank, state.epoch, state.batch))
+    labels = loop.data.labels[torch.from_numpy(rows)]
+    targets = F.one_hot(labels, loop.data.num_classes).float().to(loop.device)
+    # Gray stays one channel until it is augmented: three equal ones would cost three times as much.
+    batch = augment(to_float(pixels, loop.device), loop.config.aug, generator)
+    batch, targets = mix(batch, targets, loop.config.aug, generator)
+    whole = len(batch)
+    batch, targets = normalise(team.part(batch), loop.preprocessing), team.part(targets)
+    smoothing = loop.config.optim.label_smoothing
+    total = 0.0
+    for part, wanted in zip(batch.chunk(state.micro), targets.chunk(state.micro), strict=True):
+        with autocast(loop.device, loop.precision):
+            logits = model(part)
+        loss = (
+            F.cross_entropy(
+                logits.float(),
+                wanted,
+                weight=loop.class_weights,
+                label_smoothing=smoothing,
+                reduction="sum",  # a part may be empty, and has no mean then
+            )
+            / whole
+        )
+        # A team's gradients are averaged, and their sum is wanted.
+        state.scaler.scale(loss * team.size).backward()  # type: ignore[no-untyped-call]
+        total += float(loss.detach())
+    return total
+
+
+def _update_average(average: dict[str, torch.Tensor], model: nn.Module, decay: float) -> None:
+    """Move the averaged weights towards the model's; counters are copied."""
+    weights = model.state_dict()
+    floating = [name for name, value in weights.items() if value.dtype.is_floating_point]
+    with torch.no_grad():
+        torch._foreach_lerp_(
+            [average[name] for name in floating], [weights[name] for name in floating], 1 - decay
+        )
+        for name in weights.keys() - set(floating):
+            average[name].copy_(weights[name])
+
+
+def validate_weights(
+    loop: Loop, model: nn.Module, weights: dict[str, torch.Tensor]
+) -> tuple[float, float, float]:
+    """Return loss, macro F1 and balanced accuracy of some weights on the validation rows."""
+    model.eval()
+    size, pixels, team, rows = loop.config.data.batch_size, loop.data.pixels, loop.team, loop.data.val
+    logits = torch.zeros(len(rows), loop.data.num_classes, device=loop.device)
+    own = np.array_split(np.arange(len(rows)), team.size)[team.rank]
+    with torch.inference_mode():
+        for start in range(0, len(own), size):
+            places = own[start : start + size]
+            index = torch.from_numpy(rows[places]).to(pixels.device)
+            batch = normalise(to_float(pixels[index], loop.device), loop.preprocessing)
+            with autocast(loop.device, loop.precision):
+                found = torch.func.functional_call(model, weights, (batch,)).float()
+            logits[places[0] : places[-1] + 1] = found
+    stacked, labels = team.add_up(logits).cpu(), loop.data.labels[torch.from_numpy(rows)]
+    predicted = stacked.argmax(1).numpy()
+    macro_f1 = float(
+        f1_score(labels, predicted, average="macro", labels=range(loop.data.num_classes), zero_division=0)
+    )
+    balanced = float(balanced_accuracy_score(labels, predicted))
+    return float(F.cross_entropy(stacked, labels)), macro_f1, balanced

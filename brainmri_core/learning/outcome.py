@@ -1,0 +1,116 @@
+"""What a training leaves: checkpoints, history and curves, and the pointer to them."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from brainmri_core.config.training import TrainConfig
+from brainmri_core.job import Job
+from brainmri_core.layout import timestamp, utc_now
+from brainmri_core.learning.checkpoint import (
+    CheckpointMeta,
+    load_checkpoint,
+    save_checkpoint,
+    save_safetensors,
+)
+from brainmri_core.learning.device import peak_memory_mib
+from brainmri_core.learning.state import Loop, State
+from brainmri_core.pointers import CheckpointPointer, PackPointer
+from brainmri_core.reporting.curves import draw_curves
+from brainmri_core.runs import code_version
+from brainmri_core.samples import write_samples
+from brainmri_core.storage import atomic_file, sha256_file, sha256_json
+
+
+def save_best(config: TrainConfig, loop: Loop, state: State, pack: PackPointer, job: Job) -> Path:
+    """Write the best weights so far as ``best.pth`` into the run's folder and return its path."""
+    best = job.layout.checkpoint_dir(config.io.out_models, job.dataset, job.run_id) / "best.pth"
+    meta = _meta(config, pack, job, loop, state.best_epoch + 1, state.best)
+    save_checkpoint(best, state.best_weights, meta)
+    return best
+
+
+def _meta(
+    config: TrainConfig, pack: PackPointer, job: Job, loop: Loop, epoch: int, score: float
+) -> CheckpointMeta:
+    return CheckpointMeta(
+        model_name=config.model.name,
+        classes=pack.classes,
+        preprocessing=loop.preprocessing,
+        train_config=config.model_dump(mode="json"),
+        env_config=job.env.model_dump(mode="json"),
+        data_hash=pack.content_hash,
+        pack_pointer=pack.pointer_path,
+        dataset=job.dataset,
+        run_id=job.run_id,
+        epoch=epoch,
+        val_macro_f1=score,
+        code=code_version(),
+    )
+
+
+def write_outcome(
+    config: TrainConfig, loop: Loop, state: State, pack: PackPointer, job: Job, tracking: str | None
+) -> CheckpointPointer:
+    """Write checkpoints, history and curves of a finished training.
+
+    Parameters
+    ----------
+    tracking : str or None
+        Where an experiment tracker shows the training.
+    """
+    layout, history = job.layout, state.history
+    folder = layout.checkpoint_dir(config.io.out_models, job.dataset, job.run_id)
+    summary = layout.training_dir(config.io.out_summary, job.dataset, job.run_id)
+    meta = _meta(config, pack, job, loop, state.best_epoch + 1, state.best)
+    last = _meta(config, pack, job, loop, state.epoch, history[-1]["val_macro_f1"])
+    save_checkpoint(folder / "last.pth", state.weights(), last)
+    save_safetensors(folder / "best.safetensors", state.best_weights, meta)
+    best = save_best(config, loop, state, pack, job)
+    write_samples(summary / "history.parquet", pd.DataFrame(history))
+    draw_curves(history, summary / "curves.png")
+    with (
+        best.open("rb") as source,
+        atomic_file(layout.configured(config.io.out_models) / "best.pth") as newest,
+    ):
+        shutil.copyfileobj(source, newest)
+    job.log.info(
+        "trained",
+        best_epoch=meta.epoch,
+        val_macro_f1=meta.val_macro_f1,
+        checkpoint=layout.relative(best),
+        peak_memory_mib=peak_memory_mib(loop.device),
+    )
+    return CheckpointPointer(
+        dataset=job.dataset,
+        run_id=job.run_id,
+        content_hash=_weights_hash(best),
+        written_at_utc=timestamp(utc_now()),
+        checkpoint=layout.relative(best),
+        checkpoint_sha256=sha256_file(best),
+        history=layout.relative(summary / "history.parquet"),
+        curves=layout.relative(summary / "curves.png"),
+        model_name=meta.model_name,
+        best_epoch=meta.epoch,
+        epochs_run=len(history),
+        val_macro_f1=meta.val_macro_f1,
+        pack_pointer=pack.pointer_path or "",
+        tracking=tracking,
+    )
+
+
+def _weights_hash(path: Path) -> str:
+    """Return a hash of weights and preprocessing that does not depend on the run that made them."""
+    meta, weights = load_checkpoint(path)
+    digest = hashlib.sha256(
+        sha256_json([meta.model_name, meta.classes, meta.preprocessing.model_dump()]).encode()
+    )
+    for name, tensor in sorted(weights.items()):
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(tensor.numpy()).data)
+    return digest.hexdigest()

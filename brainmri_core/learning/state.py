@@ -1,0 +1,204 @@
+"""The state of a training: all that changes from step to step, and the file it continues from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from brainmri_core.config.training import TrainConfig
+from brainmri_core.errors import ModelError
+from brainmri_core.learning.checkpoint import Preprocessing, save_tensors
+from brainmri_core.learning.device import Precision
+from brainmri_core.learning.models import blocks, head
+from brainmri_core.learning.team import Team
+
+I64 = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Data:
+    """Pixels and labels of one training.
+
+    Attributes
+    ----------
+    pixels : torch.Tensor
+        uint8, ``(N, C, S, S)``; a memory map, host or device memory.
+    labels : torch.Tensor
+        int64, ``(N,)``.
+    train, val : numpy.ndarray
+        int64 rows of `pixels`.
+    """
+
+    pixels: torch.Tensor
+    labels: torch.Tensor
+    train: I64
+    val: I64
+    num_classes: int
+
+
+@dataclass(frozen=True)
+class Loop:
+    """One training's fixed surroundings."""
+
+    config: TrainConfig
+    data: Data
+    preprocessing: Preprocessing
+    device: torch.device
+    precision: Precision
+    seed: int
+    class_weights: torch.Tensor | None
+    team: Team = field(default_factory=Team)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimiser steps of one epoch; a last batch of one image is left out, batch norm cannot train on it."""
+        full, rest = divmod(len(self.data.train), self.config.data.batch_size)
+        return max(1, full + (rest > 1))
+
+
+@dataclass
+class State:
+    """Everything that changes while training; what ``last.pth`` holds.
+
+    Attributes
+    ----------
+    average : dict or None
+        Exponential moving average of the weights.
+    epoch, batch : int
+        Position: epochs done, batches done in this epoch.
+    loss_sum, images : float, int
+        Sum of the losses of this epoch's images so far, and their number.
+    micro : int
+        Parts a batch is computed in; doubled when memory runs out.
+    best, best_epoch, best_weights
+        Best validation macro F1, its epoch (from 0, -1 before the first) and weights.
+    history : list of dict
+        One record an epoch.
+    """
+
+    model: nn.Module
+    optimiser: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    average: dict[str, torch.Tensor] | None
+    epoch: int = 0
+    batch: int = 0
+    loss_sum: float = 0.0
+    images: int = 0
+    micro: int = 1
+    best: float = -1.0
+    best_epoch: int = -1
+    best_weights: dict[str, torch.Tensor] = field(default_factory=dict)
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """Return the weights that are validated and kept: the average where there is one."""
+        return self.average if self.average is not None else self.model.state_dict()
+
+
+def new_state(loop: Loop, model: nn.Module) -> State:
+    """Return the state of a training that has not begun; its optimiser has one group a block, the head last."""
+    optim = loop.config.optim
+    *body, final = blocks(model)
+    groups = [
+        {"params": block, "factor": optim.layer_decay ** (len(body) - depth) / optim.head_lr_factor}
+        for depth, block in enumerate(body)
+    ]
+    optimiser = torch.optim.AdamW(
+        [*groups, {"params": final, "factor": 1.0}],
+        lr=optim.lr,
+        weight_decay=optim.weight_decay,
+        fused=True,
+    )
+    scaler = torch.amp.GradScaler(loop.device.type, enabled=loop.precision == "fp16")
+    average = {k: v.detach().clone() for k, v in model.state_dict().items()} if optim.ema_decay > 0 else None
+    return State(model, optimiser, scaler, average)
+
+
+def freeze(model: nn.Module, frozen: bool) -> None:
+    """Set training mode; frozen, the head alone trains and the backbone's batch statistics stay."""
+    for parameter in model.parameters():
+        parameter.requires_grad_(not frozen)
+    model.train(not frozen)
+    if frozen:
+        head(model).train().requires_grad_(True)
+
+
+def save_state(path: Path, state: State, identity: dict[str, Any]) -> None:
+    """Write the state atomically; it loads without running code from the file."""
+    value = {
+        "identity": identity,
+        "model": state.model.state_dict(),
+        "optimiser": state.optimiser.state_dict(),
+        "scaler": state.scaler.state_dict(),
+        "average": state.average,
+        "position": [state.epoch, state.batch, state.images, state.micro, state.best_epoch],
+        "numbers": [state.loss_sum, state.best],
+        "best_weights": state.best_weights,
+        "history": state.history,
+    }
+    save_tensors(path, value)
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """Read a saved state without using it.
+
+    Raises
+    ------
+    ModelError
+        If the file is damaged.
+    """
+    try:
+        value = torch.load(path, map_location="cpu", weights_only=True)
+        return {**value, "identity": dict(value["identity"])}
+    except Exception as error:  # noqa: BLE001 - unpicklers raise anything on damaged bytes; all of it means: refuse
+        raise ModelError(
+            f"The training state {path} cannot be read ({type(error).__name__}); delete it to start anew."
+        ) from None
+
+
+def load_state(path: Path, state: State, identity: dict[str, Any]) -> None:
+    """Continue from a saved state.
+
+    Raises
+    ------
+    ModelError
+        If the file is missing, damaged, or belongs to another config, other data or other hardware.
+    """
+    if not path.is_file():
+        raise ModelError(f"The training state {path} does not exist; check train.loop.resume_from.")
+    value = read_state(path)
+    found = value["identity"]
+    if found != identity:
+        raise ModelError(
+            f"The training state {path} was made with {difference(found, identity)}; "
+            "continue it with what it was made with, or leave train.loop.resume_from empty to start anew."
+        )
+    state.model.load_state_dict(value["model"])
+    state.optimiser.load_state_dict(value["optimiser"])
+    state.scaler.load_state_dict(value["scaler"])
+    for name, tensor in (value["average"] or {}).items():
+        assert state.average is not None
+        state.average[name].copy_(tensor)
+    state.epoch, state.batch, state.images, state.micro, state.best_epoch = value["position"]
+    state.loss_sum, state.best = value["numbers"]
+    state.best_weights, state.history = value["best_weights"], value["history"]
+
+
+def difference(found: dict[str, Any], wanted: dict[str, Any], prefix: str = "") -> str:
+    """Name the first thing in which two identities differ."""
+    for key in sorted(set(found) | set(wanted)):
+        there, here = found.get(key), wanted.get(key)
+        if there == here:
+            continue
+        if isinstance(there, dict) and isinstance(here, dict):
+            return difference(there, here, f"{prefix}{key}.")
+        if key == "data_hash":
+            return f"other data (hash {str(there)[:12]}, this pack has {str(here)[:12]})"
+        return f"{prefix}{key} {there!r}, which is now {here!r}"
+    return "nothing different"

@@ -1,0 +1,192 @@
+"""The processes that train one model together: one alone, or several under torchrun that share every batch."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from brainmri_core.config import EnvConfig
+from brainmri_core.errors import ModelError
+from brainmri_core.learning.device import choose_device
+
+T = TypeVar("T")
+
+
+@dataclass
+class Team:
+    """A process's place among those that train one model.
+
+    Attributes
+    ----------
+    rank, size : int
+        Number of this process, from 0, and of all. The first one writes.
+    stopped_by : int
+        Signal that asked any of them to stop, as of the last `total`; 0: none.
+    """
+
+    rank: int = 0
+    size: int = 1
+    stopped_by: int = 0
+    _noted: int = 0
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process writes and reports."""
+        return self.rank == 0
+
+    def part(self, batch: torch.Tensor) -> torch.Tensor:
+        """Return this process's share of a batch; the shares differ by one image at most."""
+        return batch if self.size == 1 else batch.tensor_split(self.size)[self.rank]
+
+    def total(self, value: float, device: torch.device) -> float:
+        """Return the sum of everybody's value, and learn whether anybody was asked to stop.
+
+        All learn it in the same call, so that all stop after the same step: one that left alone would let the others
+        wait for it for ever.
+        """
+        if self.size == 1:
+            return value
+        pair = torch.tensor([value, self._noted], dtype=torch.float64, device=device)
+        parts = [torch.empty_like(pair) for _ in range(self.size)]
+        dist.all_gather(parts, pair)
+        sums = torch.stack(parts)
+        self.stopped_by = int(sums[:, 1].max())
+        return float(sums[:, 0].sum())
+
+    def leave_if_asked(self) -> None:
+        """Raise what the signal would have raised, once all know of it."""
+        if self.stopped_by == signal.SIGINT:
+            raise KeyboardInterrupt
+        if self.stopped_by:
+            raise SystemExit(128 + self.stopped_by)
+
+    def add_up(self, values: torch.Tensor) -> torch.Tensor:
+        """Return the elementwise sum of everybody's tensor."""
+        if self.size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def from_leader(self, make: Callable[[], T]) -> T:
+        """Let the first process make a value and give it to all."""
+        if self.size == 1:
+            return make()
+        box: list[Any] = [make() if self.leads else None]
+        dist.broadcast_object_list(box)
+        made: T = box[0]
+        return made
+
+    @contextlib.contextmanager
+    def signals_noted(self) -> Iterator[None]:
+        """Note SIGINT and SIGTERM instead of acting on them, for `total` to pass on."""
+
+        def note(number: int, _: FrameType | None) -> None:
+            self._noted = number
+
+        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def torchrun_team(env: EnvConfig) -> Iterator[Team]:
+    """Join the processes that torchrun started: nccl and one CUDA device each, or gloo on the CPU.
+
+    Raises
+    ------
+    ModelError
+        If there are fewer devices than processes.
+    """
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    on_cuda = choose_device(env).type == "cuda"
+    if on_cuda:
+        if torch.cuda.device_count() < size:
+            raise ModelError(
+                f"train.distributed.nproc is {size}, but this machine has {torch.cuda.device_count()} CUDA device(s); "
+                "lower it, or set env.prefer_cuda to false to train on the CPU."
+            )
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("nccl" if on_cuda else "gloo")
+    yield Team(rank, size)
+    dist.destroy_process_group()
+
+
+class SharedBatchNorm2d(nn.BatchNorm2d):
+    """Batch norm over the batches of all processes, on any device; torch's own works on accelerators only.
+
+    With it, several processes compute what one would on the whole batch.
+    """
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        """Normalise ``(B, C, H, W)``; B may differ between processes, and be 0."""
+        if not self.training:
+            return super().forward(values)
+        with torch.autocast(values.device.type, enabled=False):
+            wide = values.float()
+            own = torch.tensor([wide.numel() / wide.shape[1]], device=wide.device)
+            dist.all_reduce(own)
+            count = own.item()
+            mean = _sum_of_all(wide.sum((0, 2, 3))) / count
+            centred = wide - mean.view(1, -1, 1, 1)
+            variance = _sum_of_all(centred.square().sum((0, 2, 3))) / count
+            scale = torch.rsqrt(variance + self.eps) * self.weight
+            result: torch.Tensor = centred * scale.view(1, -1, 1, 1) + self.bias.view(1, -1, 1, 1)
+        self._follow(mean.detach(), variance.detach() * (count / (count - 1)))
+        return result.to(values.dtype)
+
+    def _follow(self, mean: torch.Tensor, variance: torch.Tensor) -> None:
+        assert self.running_mean is not None and self.running_var is not None
+        assert self.num_batches_tracked is not None and self.momentum is not None
+        self.num_batches_tracked.add_(1)
+        self.running_mean.lerp_(mean, self.momentum)
+        self.running_var.lerp_(variance, self.momentum)
+
+
+class _SumOfAll(torch.autograd.Function):
+    """Sum over all processes; its gradient is summed over them as well."""
+
+    @staticmethod
+    def forward(_: Any, values: torch.Tensor) -> torch.Tensor:
+        total = values.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(_: Any, gradient: torch.Tensor) -> torch.Tensor:
+        total = gradient.clone()
+        dist.all_reduce(total)
+        return total
+
+
+def _sum_of_all(values: torch.Tensor) -> torch.Tensor:
+    total: torch.Tensor = _SumOfAll.apply(values)
+    return total
+
+
+def share_statistics(model: nn.Module, device: torch.device) -> nn.Module:
+    """Let every batch norm of a model see the whole batch; names and weights stay as they are."""
+    if device.type == "cuda":
+        converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
+        return converted
+    for module in model.modules():
+        if type(module) is nn.BatchNorm2d:
+            module.__class__ = SharedBatchNorm2d
+    return model
+
+
+def in_step(model: nn.Module, team: Team) -> Any:
+    """Wrap a model so that its gradients are averaged over the team; alone, it is the model itself."""
+    if team.size == 1:
+        return model
+    return nn.parallel.DistributedDataParallel(model)

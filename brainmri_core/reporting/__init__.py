@@ -1,0 +1,1 @@
+"""What people look at: metrics, figures, galleries and reports."""

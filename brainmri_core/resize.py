@@ -1,0 +1,236 @@
+"""Resize: decode every image once, bring it to one size, and pack the pixels into one memory-mapped array."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from PIL import Image
+from tqdm import tqdm
+
+from brainmri_core.config.data import ResizeConfig, extensions
+from brainmri_core.errors import DataError, IntegrityError
+from brainmri_core.images.decode import DecodeError
+from brainmri_core.images.fit import decode_fitted
+from brainmri_core.images.pack import create_pack
+from brainmri_core.job import Job
+from brainmri_core.layout import timestamp, utc_now
+from brainmri_core.pointers import MappingPointer, PackPointer
+from brainmri_core.samples import RESIZE_COLUMNS, SPLIT_COLUMNS, read_samples, write_samples
+from brainmri_core.storage import remove_stale, sha256_file, sha256_json, staging_folder, storage_error
+
+U8 = npt.NDArray[np.uint8]
+COLOUR_THRESHOLD = 12.0
+_CHUNK = 16
+
+
+@dataclass(frozen=True)
+class _Resized:
+    pixels: U8 | None
+    reason: str
+    facts: dict[str, float | int | str | bool]
+
+
+def resize(config: ResizeConfig, mapping: MappingPointer, job: Job) -> PackPointer:
+    """Decode and resize every image that is not excluded, and pack the pixels.
+
+    Returns
+    -------
+    PackPointer
+        Its pack is uint8 ``(N, size, size)``, or ``(N, size, size, 3)`` where an image has colour; its sample table
+        adds row, width, height, mode, mean, std (and what validation looks at) to the split's.
+
+    Raises
+    ------
+    IntegrityError
+        If an image was changed after the split; it is named.
+    DataError
+        If no image is left.
+    """
+    table = read_samples(job.layout.absolute(mapping.samples), SPLIT_COLUMNS)
+    kept = table["path"].str.lower().str.endswith(extensions(config.exts))
+    table.loc[~kept & (table["split"] != "excluded"), ["split", "reason"]] = (
+        "excluded",
+        "extension not in resize.exts",
+    )
+    todo = np.flatnonzero(table["split"].to_numpy() != "excluded")
+    if not len(todo):
+        raise DataError(f"No image of {job.dataset} is left to resize; see the reasons in {mapping.samples}.")
+    target = job.layout.pack_dir(config.out_dir, job.dataset, job.run_id)
+    for stale in remove_stale(target.parent) if target.parent.is_dir() else []:
+        job.log.info("removed a stale temporary", path=stale.name)
+    root = job.layout.absolute(mapping.dataset_root)
+    colour = (table["colourfulness"].to_numpy()[todo] > COLOUR_THRESHOLD).any()
+    channels = 3 if config.color == "rgb" or (config.color == "auto" and colour) else 1
+    with staging_folder(target) as staging:
+        table = _fill(staging / "pack.npy", root, table, todo, config, channels)
+        write_samples(staging / "samples.parquet", table)
+        pack_hash = sha256_file(staging / "pack.npy")
+        if config.export_tree is not None:
+            _export(staging / "pack.npy", table, job.layout.configured(config.export_tree))
+    failed = int((table["split"] == "excluded").sum()) - (len(table) - len(todo))
+    job.log.info(
+        "packed",
+        images=int((table["row"] >= 0).sum()),
+        excluded_now=failed,
+        channels=channels,
+        size=config.size,
+    )
+    return PackPointer(
+        dataset=job.dataset,
+        run_id=job.run_id,
+        content_hash=sha256_json([pack_hash, mapping.content_hash, config.fit]),
+        written_at_utc=timestamp(utc_now()),
+        pack=job.layout.relative(target / "pack.npy"),
+        pack_sha256=pack_hash,
+        samples=job.layout.relative(target / "samples.parquet"),
+        size=config.size,
+        channels=channels,
+        n_images=int((table["row"] >= 0).sum()),
+        mapping_pointer=mapping.pointer_path or "",
+        classes=mapping.classes,
+        fit=config.fit,
+    )
+
+
+def _fill(
+    path: Path,
+    root: Path,
+    table: pd.DataFrame,
+    todo: npt.NDArray[np.intp],
+    config: ResizeConfig,
+    channels: int,
+) -> pd.DataFrame:
+    """Fill the pack in table order; images that fail are excluded with the reason and take no row."""
+    facts: dict[str, list[object]] = {name: [_EMPTY[name]] * len(table) for name in _EMPTY}
+    table = table.copy()
+    failures: dict[int, str] = {}
+    pack = create_pack(path, len(todo), config.size, channels)
+    row = 0
+    try:
+        for index, result in _stream(root, table, todo, config, channels):
+            if result.pixels is None:
+                failures[index] = result.reason
+                continue
+            pack[row] = result.pixels
+            facts["row"][index] = row
+            for name, value in result.facts.items():
+                facts[name][index] = value
+            row += 1
+        pack.flush()
+    except OSError as error:
+        raise storage_error(error, path) from error
+    del pack
+    if row < len(todo):
+        _shrink(path, row, config.size, channels)
+    for name, values in facts.items():
+        table[name] = pd.array(values, dtype=RESIZE_COLUMNS.get(name)) if name in RESIZE_COLUMNS else values
+    for index, reason in failures.items():
+        table.loc[index, ["split", "reason"]] = ("excluded", reason)
+    return table
+
+
+_EMPTY: dict[str, object] = {
+    "row": -1,
+    "width": 0,
+    "height": 0,
+    "mode": "",
+    "mean": 0.0,
+    "std": 0.0,
+    "has_metadata": False,
+}
+
+
+def _stream(
+    root: Path, table: pd.DataFrame, todo: npt.NDArray[np.intp], config: ResizeConfig, channels: int
+) -> Iterator[tuple[int, _Resized]]:
+    """Yield results in order, both cores busy, at most a few chunks in flight."""
+    paths, hashes = table["path"].to_numpy(), table["file_sha256"].to_numpy()
+    workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+    def work(chunk: list[int]) -> list[_Resized]:
+        return [_resize_one(root / paths[i], paths[i], hashes[i], config, channels) for i in chunk]
+
+    with (
+        ThreadPoolExecutor(workers) as pool,
+        tqdm(total=len(todo), desc="resizing", unit="image", disable=None) as bar,
+    ):
+        chunks = (todo[start : start + _CHUNK].tolist() for start in range(0, len(todo), _CHUNK))
+        running = deque((chunk, pool.submit(work, chunk)) for chunk in islice(chunks, 2 * workers))
+        while running:
+            chunk, results = running.popleft()
+            done = results.result()
+            running.extend((chunk, pool.submit(work, chunk)) for chunk in islice(chunks, 1))
+            yield from zip(chunk, done, strict=True)
+            bar.update(len(chunk))
+
+
+def _resize_one(file: Path, path: str, expected: str, config: ResizeConfig, channels: int) -> _Resized:
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise storage_error(error, file, "read") from error
+    if hashlib.sha256(data).hexdigest() != expected:
+        raise IntegrityError(f"The image {path} was changed after it was fetched; fetch and split again.")
+    try:
+        decoded, pixels = decode_fitted(
+            data, name=path, size=config.size, fit=config.fit, gray=channels == 1, colour_check=False
+        )
+    except DecodeError as error:
+        return _Resized(None, str(error), {})
+    mean, std = _mean_and_std(pixels)
+    return _Resized(
+        pixels,
+        "",
+        {
+            "width": decoded.width,
+            "height": decoded.height,
+            "mode": decoded.mode,
+            "mean": mean,
+            "std": std,
+            "has_metadata": bool(decoded.has_metadata),
+        },
+    )
+
+
+def _mean_and_std(pixels: U8) -> tuple[float, float]:
+    """Return mean and standard deviation of the gray levels (of colour pixels: the mean of the channels)."""
+    levels = pixels.astype(np.float32) if pixels.ndim == 2 else pixels.mean(axis=2, dtype=np.float32)
+    mean = float(levels.mean())
+    levels -= np.float32(mean)
+    return mean, float(np.sqrt(np.vdot(levels, levels) / levels.size))
+
+
+def _shrink(path: Path, rows: int, size: int, channels: int) -> None:
+    """Rewrite a pack that has rows to spare, a slice at a time."""
+    spare = path.with_name("pack-full.npy")
+    path.rename(spare)
+    source = np.load(spare, mmap_mode="r")
+    target = create_pack(path, rows, size, channels)
+    for start in range(0, rows, 1024):
+        target[start : min(start + 1024, rows)] = source[start : min(start + 1024, rows)]
+    target.flush()
+    del source, target
+    spare.unlink()
+
+
+def _export(pack_path: Path, table: pd.DataFrame, folder: Path) -> None:
+    """Write the resized images as ``<split>/<class>/<stem>.png`` for people to browse."""
+    pack = np.load(pack_path, mmap_mode="r")
+    with staging_folder(folder, replace=True) as staging:
+        for row, split, label, path in zip(
+            table["row"], table["split"], table["label"], table["path"], strict=True
+        ):
+            if row >= 0:
+                target = staging / split / label / f"{row:06d}-{Path(path).stem}.png"
+                target.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(pack[row]).save(target)

@@ -1,0 +1,374 @@
+"""Local archives and folders: the whole listing is checked before a byte is written."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import unicodedata
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path, PurePosixPath
+
+from brainmri_core.config.data import ArchiveLimits
+from brainmri_core.errors import SourceError
+from brainmri_core.storage import storage_error
+from brainmri_core.text import printable
+
+_CHUNK = 1 << 20
+_LOCAL_HEADER = 30
+_LEFT_OUT_FOLDERS = {"__MACOSX"}
+_LEFT_OUT_FILES = {".DS_Store", "Thumbs.db", "desktop.ini"}
+_ENCRYPTED = 0x1 | 0x40
+_RAISE = "raise the limit if that is right"
+Progress = Callable[[int, int], None]
+
+
+def find_archive(dataset: str, explicit: Path | None, archives: Path | None) -> Path | None:
+    """Return the local archive or folder to use for a data set, if there is one.
+
+    Parameters
+    ----------
+    dataset : str
+        Key, owner/slug.
+    explicit : pathlib.Path or None
+        What the configuration names, a file or a folder; it must exist.
+    archives : pathlib.Path or None
+        Folder that may hold ``<owner>__<slug>.zip`` or ``<slug>.zip``; the first goes before the second.
+
+    Raises
+    ------
+    SourceError
+        If `explicit` or `archives` is named and is not there.
+    StorageError
+        If the system does not let it be looked at.
+    """
+    looked_at = explicit or archives
+    try:
+        if explicit is not None:
+            if not (explicit.is_file() or explicit.is_dir()):
+                what = "is neither a file nor a folder" if explicit.exists() else "does not exist"
+                raise SourceError(f"The archive {_shown(explicit)} {what}; check fetch.archive or --archive.")
+            return explicit
+        if archives is None:
+            return None
+        if not archives.is_dir():
+            raise SourceError(
+                f"BRAINMRI_ARCHIVES names {_shown(archives)}, which is no folder; correct or unset it."
+            )
+        owner, _, slug = dataset.partition("/")
+        candidates = (archives / f"{owner}__{slug}.zip", archives / f"{slug}.zip")
+        return next((path for path in candidates if path.is_file()), None)
+    except OSError as error:
+        assert looked_at is not None
+        raise storage_error(error, looked_at, "read") from error
+
+
+def _shown(name: str | Path) -> str:
+    """Return a foreign name fit for a message: escaped, and cut where it is endless."""
+    text = printable(str(name))
+    return text if len(text) <= 200 else f"{text[:120]}...{text[-60:]}"
+
+
+def extract_archive(
+    archive: Path, dest: Path, limits: ArchiveLimits, *, progress: Progress | None = None
+) -> list[str]:
+    """Unpack a zip archive into an existing empty folder.
+
+    Archives inside the archive stay packed, so that no limit can be got round by nesting; nothing in this project looks
+    into them. Files that systems leave behind (``__MACOSX``, ``.DS_Store``, ``Thumbs.db``, ``._*``) are left out.
+
+    Parameters
+    ----------
+    archive : pathlib.Path
+        The zip file, stored or deflated.
+    dest : pathlib.Path
+        Staging folder.
+    limits : ArchiveLimits
+        Most entries, bytes and compression ratio accepted.
+    progress : callable or None
+        Called with the bytes written and their total after every piece.
+
+    Returns
+    -------
+    list of str
+        POSIX paths of the files written, in the archive's order.
+
+    Raises
+    ------
+    SourceError
+        If the file is no whole zip archive, or an entry is encrypted, no plain file, leaves the folder, collides with
+        another, breaks a limit, lies about its size, or fails its checksum.
+    StorageError
+        If the archive cannot be read or the files cannot be written.
+    """
+    shown = _shown(archive)
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            entries = _checked(opened.infolist(), archive, limits)
+            total = sum(info.file_size for info, _ in entries)
+            done = 0
+            for info, target in entries:
+                for written in _extract(opened, info, dest / target, shown):
+                    done += written
+                    if progress is not None:
+                        progress(done, total)
+            return [target for _, target in entries]
+    except OSError as error:
+        raise storage_error(error, archive, "unpack") from error
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        EOFError,
+        NotImplementedError,
+        RuntimeError,
+        ValueError,
+        OverflowError,
+    ) as error:
+        if isinstance(error, zipfile.BadZipFile) and not zipfile.is_zipfile(archive):
+            raise SourceError(
+                f"{shown} is not a zip archive or is cut short; download it again or name another file."
+            ) from None
+        raise SourceError(f"{shown} is damaged ({_shown(str(error))}); download it again.") from None
+
+
+def _checked(
+    listing: list[zipfile.ZipInfo], archive: Path, limits: ArchiveLimits
+) -> list[tuple[zipfile.ZipInfo, str]]:
+    """Check every entry of a listing and return the files to unpack with their paths."""
+    shown = _shown(archive)
+    if len(listing) > limits.max_files:
+        raise SourceError(
+            f"{shown} holds {len(listing)} entries, more than fetch.limits.max_files ({limits.max_files}); {_RAISE}."
+        )
+    kept: list[tuple[zipfile.ZipInfo, str]] = []
+    for info in listing:
+        _check_kind(info, shown)
+        # zipfile ends a name at a NUL; orig_filename still has it.
+        name = _safe_name(info.filename, info.orig_filename, shown)
+        if not info.is_dir() and not _is_litter(name):
+            _check_sizes(info, shown, limits)
+            kept.append((info, name))
+    if not kept:
+        raise SourceError(f"{shown} is empty; download it again or name another file.")
+    total = sum(info.file_size for info, _ in kept)
+    if total > limits.max_total_bytes:
+        raise SourceError(
+            f"{shown} unpacks to {total} bytes, more than fetch.limits.max_total_bytes ({limits.max_total_bytes}); {_RAISE}."
+        )
+    _check_collisions((name for _, name in kept), shown)
+    end = 0
+    for info in sorted(listing, key=lambda info: info.header_offset):
+        if info.header_offset < 0:
+            raise zipfile.BadZipFile("its beginning is missing")
+        if info.header_offset < end:
+            raise SourceError(
+                f"{shown} holds entries that share their bytes ({_shown(info.filename)!r}); it is a zip bomb: do not trust it."
+            )
+        end = info.header_offset + _LOCAL_HEADER + info.compress_size
+    return kept
+
+
+def _check_kind(info: zipfile.ZipInfo, shown: str) -> None:
+    name = _shown(info.filename)
+    if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
+        raise SourceError(
+            f"{shown} holds {name!r}, which is a link or a device and not a file; do not trust this archive."
+        )
+    if info.flag_bits & _ENCRYPTED:
+        raise SourceError(
+            f"{shown} is encrypted (entry {name!r}); unpack it by hand and give fetch.archive the folder."
+        )
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise SourceError(
+            f"{shown} packs {name!r} with the uncommon method {info.compress_type}; unpack it by hand and give "
+            "fetch.archive the folder."
+        )
+
+
+def _safe_name(name: str, original: str, where: str) -> str:
+    """Return a path below the folder in one spelling, or raise SourceError."""
+    path = PurePosixPath(name)
+    if (
+        "\\" in original
+        or path.is_absolute()
+        or ".." in path.parts
+        or not path.parts
+        or (len(name) > 1 and name[1] == ":")
+    ):
+        raise SourceError(
+            f"{where} holds the entry {_shown(original)!r}, which leaves its folder, here or on other systems; do not trust it."
+        )
+    if any(unicodedata.category(char) in ("Cc", "Cs") for char in original):
+        raise SourceError(
+            f"{where} holds the entry {_shown(original)!r} with control characters or broken text in its name; rename it."
+        )
+    if any(len(part.encode()) > 255 for part in path.parts) or len(name.encode()) > 2000:
+        raise SourceError(f"{where} holds an entry whose name is too long ({_shown(name)!r}); shorten it.")
+    return path.as_posix()
+
+
+def _is_litter(name: str) -> bool:
+    path = PurePosixPath(name)
+    return (
+        bool(_LEFT_OUT_FOLDERS & set(path.parts))
+        or path.name in _LEFT_OUT_FILES
+        or path.name.startswith("._")
+    )
+
+
+def _check_collisions(names: Iterable[str], where: str) -> None:
+    """Refuse names that are one and the same on a system that ignores case or normalises Unicode."""
+    files: dict[str, str] = {}
+    folders: dict[str, str] = {}
+    for name in names:
+        folded = _folded(name)
+        if folded in files:
+            raise SourceError(
+                f"{where} holds {_shown(files[folded])!r} and {_shown(name)!r}, which are one file on some systems; rename one."
+            )
+        files[folded] = name
+        for parent in PurePosixPath(name).parents:
+            spelling = folders.setdefault(_folded(parent.as_posix()), parent.as_posix())
+            if spelling != parent.as_posix():
+                raise SourceError(
+                    f"{where} holds the folders {_shown(spelling)!r} and {_shown(parent.as_posix())!r}, which are one folder on "
+                    "some systems; rename one."
+                )
+    for folded in files.keys() & folders.keys():
+        raise SourceError(f"{where} holds {_shown(files[folded])!r} as a file and as a folder; rename one.")
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+
+
+def _check_sizes(info: zipfile.ZipInfo, shown: str, limits: ArchiveLimits) -> None:
+    name = _shown(info.filename)
+    if info.file_size > limits.max_file_bytes:
+        raise SourceError(
+            f"{shown} holds {name!r} of {info.file_size} bytes, more than fetch.limits.max_file_bytes "
+            f"({limits.max_file_bytes}); {_RAISE}."
+        )
+    if info.file_size > limits.max_ratio * max(info.compress_size, 1) and info.file_size > _CHUNK:
+        raise SourceError(
+            f"{shown} holds {name!r}, which unpacks to more than {limits.max_ratio:g} times its size; it looks like a zip "
+            "bomb: do not trust it, or raise fetch.limits.max_ratio."
+        )
+
+
+def _extract(opened: zipfile.ZipFile, info: zipfile.ZipInfo, target: Path, shown: str) -> Iterator[int]:
+    """Write one entry and yield the sizes of its pieces.
+
+    No more than the declared size is ever unpacked; an entry that holds more fails its checksum.
+    """
+    left = info.file_size
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with opened.open(info) as source, target.open("xb") as sink:
+            while chunk := source.read(_CHUNK):
+                left -= len(chunk)
+                sink.write(chunk)
+                yield len(chunk)
+    except OSError as error:
+        raise storage_error(error, target) from error
+    if left:
+        raise SourceError(
+            f"{shown} holds less of {_shown(info.filename)!r} than it declares; download it again."
+        )
+
+
+def list_folder(source: Path, limits: ArchiveLimits) -> list[str]:
+    """List the files of a local folder, after the same checks as an archive's listing.
+
+    Returns
+    -------
+    list of str
+        Sorted POSIX paths below `source`.
+
+    Raises
+    ------
+    SourceError
+        If it is empty, breaks a limit, or holds a name that would be refused in an archive, a symbolic link to a
+        folder or out of it, or something that is no plain file.
+    StorageError
+        If it cannot be read.
+    """
+    base, shown = source.resolve(), f"The folder {_shown(source)}"
+    names: list[str] = []
+    total = 0
+    try:
+        for here, folders, files in os.walk(base, onerror=_raise):
+            folders[:] = sorted(name for name in folders if name not in _LEFT_OUT_FOLDERS)
+            for path in (Path(here) / name for name in folders + sorted(files)):
+                name = path.relative_to(base).as_posix()
+                if path.is_symlink() and (path.is_dir() or not path.resolve().is_relative_to(base)):
+                    raise SourceError(
+                        f"{shown} holds {_shown(name)!r}, a symbolic link to a folder or out of it; put what it points to "
+                        "in its place."
+                    )
+                if path.name in folders or _is_litter(name):
+                    continue
+                if not path.is_file():
+                    raise SourceError(f"{shown} holds {_shown(name)!r}, which is no plain file; remove it.")
+                size = path.stat().st_size
+                total += size
+                if size > limits.max_file_bytes or total > limits.max_total_bytes:
+                    raise SourceError(
+                        f"{shown} is larger than fetch.limits allows at {_shown(name)!r}; {_RAISE}."
+                    )
+                names.append(_safe_name(name, name, shown))
+                if len(names) > limits.max_files:
+                    raise SourceError(
+                        f"{shown} holds more than fetch.limits.max_files ({limits.max_files}) files; {_RAISE}."
+                    )
+    except OSError as error:
+        raise storage_error(error, source, "read") from error
+    if not names:
+        raise SourceError(f"{shown} is empty; name another one.")
+    _check_collisions(names, shown)
+    return sorted(names)
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def copy_tree(source: Path, dest: Path, limits: ArchiveLimits) -> list[str]:
+    """Copy a local folder as if it were an unpacked archive; see `list_folder` for what is refused.
+
+    Parameters
+    ----------
+    source : pathlib.Path
+        The folder.
+    dest : pathlib.Path
+        Staging folder outside `source`; made if need be.
+    limits : ArchiveLimits
+        Most files and bytes accepted.
+
+    Returns
+    -------
+    list of str
+        POSIX paths of the files written.
+
+    Raises
+    ------
+    SourceError
+        If the folder cannot be taken, or `dest` lies inside it.
+    StorageError
+        If a file cannot be read or written.
+    """
+    if dest.resolve().is_relative_to(source.resolve()):
+        raise SourceError(
+            f"The folder {_shown(source)} holds the place its copy goes to ({_shown(dest)}); name the data set's own folder."
+        )
+    names = list_folder(source, limits)
+    for name in names:
+        target = dest / name
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source / name, target)
+        except OSError as error:
+            raise storage_error(error, target) from error
+    return names

@@ -1,0 +1,216 @@
+"""One file from Kaggle's storage: received in pieces over as many connections as it takes, and verified."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+import zipfile
+import zlib
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import requests
+
+from brainmri_core.config.data import RetryConfig
+from brainmri_core.errors import IntegrityError, SourceError
+from brainmri_core.layout import utc_now
+from brainmri_core.sources.kaggle_api import (
+    NO_NETWORK,
+    Connection,
+    Log,
+    Transient,
+    connect,
+    persist,
+    retry_after_s,
+)
+from brainmri_core.storage import read_json, storage_error, write_json
+
+_CHUNK = 1 << 16
+_MOST_DECLARED = 1000
+Progress = Callable[[int, int | None], None]
+
+
+@dataclass(frozen=True)
+class _Remote:
+    """What identifies the remote file: a part is continued only while all of it stays the same."""
+
+    size: int | None
+    md5: str | None
+    validator: str | None
+
+
+def transfer(
+    dataset: str, version: int, part: Path, retry: RetryConfig, progress: Progress | None, log: Log
+) -> None:
+    """Fill `part` with one version's archive until it is whole and verified; what it holds already is gone on from.
+
+    Raises
+    ------
+    SourceError
+        If the tries are used up, Kaggle refuses, or the archive arrives damaged twice.
+    StorageError
+        If `part` cannot be written.
+    """
+    damages = 0
+
+    def step() -> None:
+        nonlocal damages
+        remote = _receive(connection, version, part, progress, log)
+        damage = _damage(part, remote)
+        if damage is None:
+            return
+        part.unlink()
+        damages += 1
+        if damages > 1:
+            raise SourceError(
+                f"The archive of {dataset} arrived twice and {damage} both times; what Kaggle stores, or something in "
+                "between, is damaged: try again later, or give fetch.archive a zip downloaded by hand."
+            )
+        raise Transient(f"the archive arrived, but {damage}")
+
+    with connect(dataset, retry.timeout_s) as connection:
+        persist(
+            step,
+            retry,
+            log,
+            held=lambda: part.stat().st_size if part.exists() else 0,
+            failed=f"The download of {dataset} stopped: {{reason}} ({{times}} tries without progress); what arrived is kept, "
+            f"so run it again to go on, or {NO_NETWORK}.",
+        )
+
+
+def part_record(part: Path) -> Path:
+    """Return the path of what is known about a part's remote file."""
+    return part.with_name(f"{part.name}.json")
+
+
+def _receive(
+    connection: Connection, version: int, part: Path, progress: Progress | None, log: Log
+) -> _Remote:
+    """Receive the remote file, or what is missing of it, into the part."""
+    response = _open(connection, version)
+    remote = _described(response)
+    offset = _continuable(part, remote)
+    if offset and offset == remote.size:
+        response.close()
+        return remote
+    if offset:
+        response.close()  # opened for its fresh signed URL and its headers; the body was not read
+        headers = {"Range": f"bytes={offset}-", "If-Range": str(remote.validator)}
+        url = response.url
+        response = connection.ask(lambda: connection.storage.get(url, headers=headers, stream=True))
+        if response.status_code == 200:
+            remote, offset = _described(response), 0
+        elif response.status_code != 206:
+            response.close()
+            if response.status_code == 416:
+                part.unlink()
+            raise Transient(
+                f"the server answered HTTP {response.status_code} when asked for the rest",
+                retry_after_s(response.headers.get("Retry-After"), utc_now()),
+            )
+        elif not response.headers.get("Content-Range", "").startswith(f"bytes {offset}-"):
+            response.close()
+            part.unlink()
+            raise Transient("the server sent another range than asked for")
+    log("receiving", version=version, from_byte=offset, bytes=remote.size)
+    with response:
+        _write(connection, response, part, offset, remote, progress, log)
+    return remote
+
+
+def _open(connection: Connection, version: int) -> requests.Response:
+    """Ask for the archive and follow the redirect to a signed URL; the body is left unread."""
+    from kagglesdk.datasets.types.dataset_api_service import ApiDownloadDatasetRequest
+
+    request = ApiDownloadDatasetRequest()
+    request.owner_slug, request.dataset_slug = connection.dataset.split("/")
+    request.dataset_version_number = version
+    response: requests.Response = connection.ask(lambda: connection.api.download_dataset(request), version)
+    return response
+
+
+def _described(response: requests.Response) -> _Remote:
+    length = response.headers.get("Content-Length", "")
+    etag = response.headers.get("ETag", "")
+    found = re.search(r"md5=([A-Za-z0-9+/]{22}==)", response.headers.get("x-goog-hash", ""))
+    return _Remote(
+        size=int(length) if length.isdecimal() else None,
+        md5=base64.b64decode(found[1]).hex() if found else None,
+        # A weak ETag does not promise equal bytes.
+        validator=etag if etag.startswith('"') else response.headers.get("Last-Modified"),
+    )
+
+
+def _continuable(part: Path, remote: _Remote) -> int:
+    """Return how many bytes of a part belong to the remote file as it is now."""
+    if not part.is_file() or remote.validator is None or remote.size is None:
+        return 0
+    try:
+        known = part_record(part).is_file() and read_json(part_record(part)) == asdict(remote)
+    except IntegrityError:
+        return 0
+    size = part.stat().st_size
+    return size if known and size <= remote.size else 0
+
+
+def _write(
+    connection: Connection,
+    response: requests.Response,
+    part: Path,
+    offset: int,
+    remote: _Remote,
+    progress: Progress | None,
+    log: Log,
+) -> None:
+    done, total = offset, remote.size
+    line = max(total // 10, 1) if total else 1 << 26
+    try:
+        if not offset:
+            part.unlink(missing_ok=True)
+            write_json(part_record(part), asdict(remote))
+        with part.open("ab") as handle:
+            for chunk in connection.chunks(response, _CHUNK):
+                handle.write(chunk)
+                before, done = done, done + len(chunk)
+                if progress is not None:
+                    progress(done, total)
+                if done // line > before // line:
+                    log("downloading", bytes=done, **({"percent": 100 * done // total} if total else {}))
+    except OSError as error:
+        raise storage_error(error, part) from error
+    if total is not None and done != total:
+        raise Transient(f"{done} of {total} bytes arrived")
+
+
+def md5_file(path: Path) -> str:
+    """Return the MD5 of a file as hexadecimal text; the storage declares no stronger checksum."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+
+
+def _damage(part: Path, remote: _Remote) -> str | None:
+    """Say what is wrong with a complete part; None if nothing is.
+
+    Where the storage declares no MD5, as it does for files it composed of pieces, the archive's own checksums serve.
+    """
+    if remote.md5 is not None:
+        return None if md5_file(part) == remote.md5 else "its checksum was wrong"
+    try:
+        with zipfile.ZipFile(part) as archive:
+            declared = sum(info.file_size for info in archive.infolist())
+            if declared > _MOST_DECLARED * part.stat().st_size:
+                return None  # a bomb, perhaps: reading it here would set it off; unpacking checks it against the limits
+            wrong = archive.testzip()
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        EOFError,
+        NotImplementedError,
+        RuntimeError,
+        ValueError,
+    ):
+        return "it was no whole zip archive"
+    return None if wrong is None else "an entry's checksum was wrong"

@@ -1,0 +1,245 @@
+"""The built-in synthetic data set: slices of synthetic subjects laid out like the Kaggle set, with planted copies.
+
+What was planted is written to ``truth/truth.json`` beside the images, and the tumour masks to ``truth/masks/``.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+import numpy as np
+from PIL import Image
+from pydantic import BaseModel, ConfigDict
+
+from brainmri_core.config.data import PhantomConfig
+from brainmri_core.errors import SourceError
+from brainmri_core.sources.anatomy import PLANES, Subject, render
+from brainmri_core.storage import read_json, storage_error, write_json
+
+FOLDERS = {
+    "glioma": ("glioma_tumor", "gg"),
+    "meningioma": ("meningioma_tumor", "m"),
+    "pituitary": ("pituitary_tumor", "p"),
+    "notumor": ("no_tumor", "image"),
+}
+CopyKind = Literal["exact", "mirrored", "reencoded", "rescaled", "brightness", "padded"]
+KINDS: tuple[CopyKind, ...] = ("exact", "mirrored", "reencoded", "rescaled", "brightness", "padded")
+_SIZES = ((256, 256), (256, 256), (256, 256), (236, 236), (225, 225), (210, 240), (260, 220), (320, 320))
+
+
+class PhantomImage(BaseModel):
+    """What is known of one image.
+
+    Attributes
+    ----------
+    copy_of, copy_kind : str or None
+        The original and how the copy was made of it.
+    conflict : bool
+        Whether the copy is filed under another class than its original.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    path: str
+    subject: str
+    plane: str
+    label: str
+    filed_as: str
+    copy_of: str | None = None
+    copy_kind: CopyKind | None = None
+    conflict: bool = False
+    mask: str | None = None
+
+
+class PhantomTruth(BaseModel):
+    """Ground truth of one generated data set."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    seed: int
+    images: list[PhantomImage]
+
+
+def write_phantom(dest: Path, config: PhantomConfig) -> PhantomTruth:
+    """Write the synthetic data set into a new folder.
+
+    Parameters
+    ----------
+    dest : pathlib.Path
+        Folder that does not exist yet or is empty.
+    config : PhantomConfig
+        Seed and counts; the same config gives the same bytes with the same Pillow and NumPy.
+
+    Returns
+    -------
+    PhantomTruth
+        Also written to ``truth/truth.json``.
+
+    Raises
+    ------
+    SourceError
+        If `dest` holds something.
+    StorageError
+        If the files cannot be written.
+    """
+    if dest.exists() and any(dest.iterdir()):
+        raise SourceError(f"The folder {dest} is not empty; the synthetic data set needs a new one.")
+    rng = np.random.default_rng((config.seed, 0))
+    subjects = _subjects(config)
+    originals = _place_originals(subjects, config, rng)
+    workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+
+    def draw(item: tuple[PhantomImage, Subject, int]) -> None:
+        image, subject, number = item
+        _write_original(dest, image, subject, number, config)
+
+    try:
+        with ThreadPoolExecutor(workers) as pool:
+            list(pool.map(draw, originals))
+        images = [image for image, _, _ in originals]
+        images += _plant_copies(dest, images, config, rng)
+        truth = PhantomTruth(seed=config.seed, images=sorted(images, key=lambda image: image.path))
+        write_json(dest / "truth" / "truth.json", truth.model_dump(mode="json"))
+    except OSError as error:
+        raise storage_error(error, dest) from error
+    return truth
+
+
+def read_truth(dataset_root: Path) -> PhantomTruth:
+    """Read the ground truth of a generated data set."""
+    return PhantomTruth.model_validate(read_json(dataset_root / "truth" / "truth.json"))
+
+
+def _subjects(config: PhantomConfig) -> list[Subject]:
+    subjects = []
+    for class_number, label in enumerate(FOLDERS):
+        for number in range(config.subjects_per_class):
+            rng = np.random.default_rng((config.seed, 1, class_number, number))
+            seed = (config.seed, class_number * 10_000 + number)
+            plane, size = PLANES[int(rng.integers(3))], _SIZES[int(rng.integers(len(_SIZES)))]
+            subjects.append(Subject(label, plane, seed, size))
+    return subjects
+
+
+def _place_originals(
+    subjects: list[Subject], config: PhantomConfig, rng: np.random.Generator
+) -> list[tuple[PhantomImage, Subject, int]]:
+    """Number the slices of each class in a row, subject by subject, and file a share of them under Testing."""
+    placed = []
+    numbers = dict.fromkeys(FOLDERS, 0)
+    for subject in subjects:
+        folder, prefix = FOLDERS[subject.label]
+        for number in range(config.slices_per_subject):
+            numbers[subject.label] += 1
+            side = "Testing" if rng.random() < config.test_frac else "Training"
+            path = f"{side}/{folder}/{prefix} ({numbers[subject.label]}).jpg"
+            mask = _mask_path(path) if subject.label != "notumor" else None
+            image = PhantomImage(
+                path=path,
+                subject=f"{subject.label}-{subject.seed[1] % 10_000:04d}",
+                plane=subject.plane,
+                label=subject.label,
+                filed_as=subject.label,
+                mask=mask,
+            )
+            placed.append((image, subject, number))
+    return placed
+
+
+def _mask_path(path: str) -> str:
+    return f"truth/masks/{PurePosixPath(path).with_suffix('.png').as_posix()}"
+
+
+def _write_original(
+    dest: Path, image: PhantomImage, subject: Subject, number: int, config: PhantomConfig
+) -> None:
+    drawn = render(subject, number, config.slices_per_subject)
+    rng = np.random.default_rng((*subject.seed, 2, number))
+    picture = Image.fromarray(drawn.pixels)
+    if rng.random() > 0.05:
+        picture = picture.convert("RGB")
+    _save(dest / image.path, _jpeg(picture, int(rng.integers(80, 96))))
+    if image.mask is not None:
+        buffer = io.BytesIO()
+        Image.fromarray(drawn.tumour.astype(np.uint8) * 255).save(buffer, "PNG")
+        _save(dest / image.mask, buffer.getvalue())
+
+
+def _save(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+
+
+def _jpeg(picture: Image.Image, quality: int) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=quality)
+    return buffer.getvalue()
+
+
+def _brighten(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
+    shift = int(rng.integers(8, 20))
+    return picture.point(lambda value: min(255, int(value * 0.92) + shift))
+
+
+def _pad(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
+    margin = [int(value) for value in rng.integers(10, 40, 4)]
+    canvas = Image.new(
+        picture.mode, (picture.width + margin[0] + margin[1], picture.height + margin[2] + margin[3])
+    )
+    canvas.paste(picture, (margin[0], margin[2]))
+    return canvas
+
+
+def _rescale(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
+    factor = float(rng.uniform(0.6, 1.6))
+    size = (round(picture.width * factor), round(picture.height * factor))
+    return picture.resize(size, Image.Resampling.BICUBIC)
+
+
+_CHANGES: dict[str, Callable[[Image.Image, np.random.Generator], Image.Image]] = {
+    "mirrored": lambda picture, _: picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT),
+    "reencoded": lambda picture, _: picture,
+    "rescaled": _rescale,
+    "brightness": _brighten,
+    "padded": _pad,
+}
+
+
+def _plant_copies(
+    dest: Path, originals: list[PhantomImage], config: PhantomConfig, rng: np.random.Generator
+) -> list[PhantomImage]:
+    """Write copies of originals, every other one on the other side, each original used once."""
+    kinds = [kind for kind in KINDS for _ in range(config.copies_per_kind)]
+    wanted = [(kind, False) for kind in kinds] + [("reencoded", True)] * config.label_conflicts
+    chosen = rng.permutation(len(originals))[: len(wanted)]
+    counts = {name: sum(image.filed_as == name for image in originals) for name in FOLDERS}
+    copies = []
+    for number, (index, (kind, conflict)) in enumerate(zip(chosen, wanted, strict=False)):
+        original = originals[index]
+        side = original.path.split("/")[0]
+        if number % 2:
+            side = "Training" if side == "Testing" else "Testing"
+        others = [name for name in FOLDERS if name != original.label]
+        filed_as = others[int(rng.integers(len(others)))] if conflict else original.label
+        folder, prefix = FOLDERS[filed_as]
+        counts[filed_as] += 1
+        path = f"{side}/{folder}/{prefix} ({counts[filed_as]}).jpg"
+        data = (dest / original.path).read_bytes()
+        if kind != "exact":
+            with Image.open(io.BytesIO(data)) as picture:
+                data = _jpeg(_CHANGES[kind](picture, rng), int(rng.integers(55, 75)))
+        _save(dest / path, data)
+        changes = {
+            "path": path,
+            "filed_as": filed_as,
+            "copy_of": original.path,
+            "copy_kind": kind,
+            "conflict": conflict,
+        }
+        copies.append(original.model_copy(update={**changes, "mask": None}))
+    return copies

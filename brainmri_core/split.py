@@ -1,0 +1,303 @@
+"""Split: find the copies, group what belongs together, and decide which image serves for training and which for testing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from tqdm import tqdm
+
+from brainmri_core.config.data import SplitConfig, extensions
+from brainmri_core.errors import DataError
+from brainmri_core.grouping import assign_folds, assign_side
+from brainmri_core.images.copies import CopyPairs, find_copies, group_copies
+from brainmri_core.images.fingerprint import fingerprint_files
+from brainmri_core.job import Job
+from brainmri_core.layout import timestamp, utc_now
+from brainmri_core.pointers import FetchPointer, MappingPointer
+from brainmri_core.predefined import read_predefined
+from brainmri_core.samples import FETCH_COLUMNS, content_hash, read_samples, write_samples
+from brainmri_core.splitexport import export_split
+from brainmri_core.splitrecord import (
+    Found,
+    copies_table,
+    export_csv,
+    previous_split,
+    side_counts,
+    split_record,
+)
+from brainmri_core.storage import atomic_file, remove_stale, sha256_json, staging_folder, write_json
+from brainmri_core.subjects import neighbour_pairs
+
+NO_FOLD = -1
+
+
+def split(config: SplitConfig, fetched: FetchPointer, job: Job) -> MappingPointer:
+    """Group the copies of a data set and split it so that no group is on two sides.
+
+    Parameters
+    ----------
+    config : SplitConfig
+        Strategy, share, seed and what a group is; its seed must be set.
+    fetched : FetchPointer
+        The data set.
+    job : Job
+        The run.
+
+    Returns
+    -------
+    MappingPointer
+        Its sample table adds the columns of `samples.SPLIT_COLUMNS`; beside it lie ``index_remap.json``,
+        ``split.json``, ``split.csv`` (which ``split.strategy: predefined`` replays), ``copies.parquet`` and
+        ``thumbs.npy``.
+
+    Raises
+    ------
+    DataError
+        If a class folder has no canonical class, a class is too small or lives in one group, labels conflict and the
+        policy is to fail, or a predefined split does not fit the data.
+    """
+    table = _labelled(config, fetched, job)
+    root = job.layout.absolute(fetched.dataset_root)
+    with tqdm(total=len(table), desc="fingerprints", unit="image", disable=None) as bar:
+        prints = fingerprint_files(root, table["path"].tolist(), progress=bar.update)
+    table["pixel_sha256"], table["colourfulness"] = prints.pixel_sha256, prints.colourfulness
+    table["phash"], table["phash_mirrored"] = prints.hashes[:, 0], prints.hashes[:, 1]
+    for row, reason in prints.failures.items():
+        table.loc[row, ["split", "reason"]] = ("excluded", reason)
+        job.log.warning("image excluded", path=table.loc[row, "path"], reason=reason)
+    _readable_classes(table, job.dataset)
+    pairs = find_copies(prints, config.copies)
+    found = Found(prints, pairs, group_copies(len(table), pairs))
+    table["group"] = _groups(config, table, found)
+    conflicts = _apply_conflicts(config, table, found, job)
+    _assign(config, table, found, job)
+    report = split_record(config, table, found, conflicts, previous_split(job))
+    return _write(config, table, found, report, fetched, job)
+
+
+def _labelled(config: SplitConfig, fetched: FetchPointer, job: Job) -> pd.DataFrame:
+    """Read the fetched table and give every image its canonical class."""
+    table = read_samples(job.layout.absolute(fetched.samples), FETCH_COLUMNS).sort_values(
+        "path", ignore_index=True
+    )
+    table["found_label"] = table["label"]
+    names = {label: job.entry.canonical(label) for label in table["label"].unique()}
+    unknown = sorted(label for label, name in names.items() if name is None)
+    if unknown:
+        raise DataError(
+            f"The class folder {unknown[0]!r} of {job.dataset} is none of {', '.join(job.entry.classes)}; "
+            "add it to the data set's aliases in datasets.yaml."
+        )
+    table["label"] = table["label"].map(names)
+    table["class_index"] = (
+        table["label"].map({name: n for n, name in enumerate(job.entry.classes)}).astype("int64")
+    )
+    table["split"], table["reason"], table["fold"] = "train", "", NO_FOLD
+    wrong = ~table["path"].str.lower().str.endswith(extensions(config.exts))
+    table.loc[wrong, ["split", "reason"]] = ("excluded", "extension not in split.exts")
+    return table
+
+
+def _included(table: pd.DataFrame) -> npt.NDArray[np.bool_]:
+    mask: npt.NDArray[np.bool_] = (table["split"] != "excluded").to_numpy()
+    return mask
+
+
+def _readable_classes(table: pd.DataFrame, dataset: str) -> None:
+    """Refuse a data set that lost a class, or that has a class of one image."""
+    for label, part in table.groupby("found_label"):
+        if not _included(part).any():
+            raise DataError(
+                f"The class folder {label!r} of {dataset} holds no readable image ({part['reason'].iloc[0]}); "
+                "remove the folder or replace its images."
+            )
+    counts = table[_included(table)]["label"].value_counts()
+    if len(counts) < 2:
+        raise DataError(
+            f"The data set {dataset} has fewer than two classes ({', '.join(counts.index)}); a classifier needs two."
+        )
+    for label, count in counts.items():
+        if count < 2:
+            raise DataError(
+                f"The class {label!r} of {dataset} has a single image; add images or remove the class."
+            )
+
+
+def _groups(config: SplitConfig, table: pd.DataFrame, found: Found) -> npt.NDArray[np.object_]:
+    """Name each image's group after its smallest member's pixels, so that the name survives added images."""
+    n = len(table)
+    digests = table["pixel_sha256"].to_numpy(object)
+    if config.group_by == "none":
+        component = np.arange(n)
+    elif config.group_by == "exact":
+        component = np.unique(digests.astype(str), return_inverse=True)[1]
+        component = np.where(digests == "", n + np.arange(n), component)
+    elif config.group_by == "near_duplicate":
+        component = found.components
+    else:
+        extra = neighbour_pairs(table, found.prints.thumbs)
+        joined = CopyPairs(
+            np.concatenate([found.pairs.first, extra[0]]),
+            np.concatenate([found.pairs.second, extra[1]]),
+            np.zeros(0),
+            np.zeros(0, np.int64),
+            np.zeros(0, np.bool_),
+        )
+        component = group_copies(n, joined)
+    own = np.array(
+        [digest or f"unreadable:{path}" for digest, path in zip(digests, table["path"], strict=True)], object
+    )
+    if config.group_by == "none":
+        own = own + ":" + table["path"].to_numpy(object)
+    smallest = pd.Series(own).groupby(component).transform("min")
+    return np.array([sha256_json(name)[:16] for name in smallest], object)
+
+
+def _apply_conflicts(config: SplitConfig, table: pd.DataFrame, found: Found, job: Job) -> list[str]:
+    """Find confirmed copies with different labels and treat them as the policy says."""
+    label = table["class_index"].to_numpy()
+    differ = label[found.pairs.first] != label[found.pairs.second]
+    # of very many identical images not every pair is listed
+    labels = table[table["pixel_sha256"] != ""].groupby("pixel_sha256")["class_index"].transform("nunique")
+    identical = labels.index[labels > 1].to_numpy(np.int64)
+    rows = np.unique(np.concatenate([found.pairs.first[differ], found.pairs.second[differ], identical]))
+    rows = rows[_included(table)[rows]]
+    paths: list[str] = table["path"].iloc[rows].tolist()
+    if not paths:
+        return []
+    if config.conflicts == "fail":
+        raise DataError(
+            f"{len(paths)} images of {job.dataset} are copies that carry different labels, the first {paths[0]}; "
+            "correct them or set split.conflicts to exclude or keep."
+        )
+    reason = "a copy carries another label"
+    if config.conflicts == "exclude":
+        table.loc[rows, ["split", "reason"]] = ("excluded", reason)
+    else:
+        table.loc[rows, "reason"] = f"kept although {reason}"
+    job.log.warning("copies with different labels", images=len(paths), policy=config.conflicts)
+    return paths
+
+
+def _assign(config: SplitConfig, table: pd.DataFrame, found: Found, job: Job) -> None:
+    """Set split and fold of every image that is not excluded."""
+    if config.strategy == "predefined":
+        read_predefined(config, table, job)
+    elif config.strategy == "official":
+        _assign_official(config, table, found, job)
+    elif config.strategy == "all_test":
+        table.loc[_included(table), "split"] = "test"
+    elif config.strategy == "pooled":
+        _assign_pooled(config, table, job)
+    train = np.flatnonzero((table["split"] == "train").to_numpy())
+    part = table.iloc[train]
+    assert config.seed is not None
+    table.loc[train, "fold"] = assign_folds(
+        part["group"].tolist(), part["class_index"].to_numpy(np.int64), config.folds, config.seed
+    )
+    for side in ("train", "test"):
+        if not (table["split"] == side).any() and config.strategy in ("pooled", "official"):
+            raise DataError(
+                f"The {side} split of {job.dataset} is empty; change split.test_frac or split.strategy."
+            )
+
+
+def _assign_pooled(config: SplitConfig, table: pd.DataFrame, job: Job) -> None:
+    rows = np.flatnonzero(_included(table))
+    part = table.iloc[rows]
+    for label, count in part.groupby("label")["group"].nunique().items():
+        if count < 2:
+            raise DataError(
+                f"The class {label!r} of {job.dataset} lives in one group of copies, so it cannot be on both sides; "
+                "add images or set split.group_by to exact."
+            )
+    largest = part["group"].value_counts()
+    if len(largest) and largest.iloc[0] > (1 - config.test_frac) * len(part):
+        raise DataError(
+            f"One group holds {largest.iloc[0]} of the {len(part)} images of {job.dataset}, more than a whole side; "
+            "raise split.copies.ncc_threshold or set split.group_by to exact."
+        )
+    assert config.seed is not None
+    test = assign_side(
+        part["group"].tolist(), part["class_index"].to_numpy(np.int64), config.test_frac, config.seed, "test"
+    )
+    table.loc[rows[test], "split"] = "test"
+
+
+def _assign_official(config: SplitConfig, table: pd.DataFrame, found: Found, job: Job) -> None:
+    origin = table["origin"].to_numpy(object)
+    if not {"training", "testing"} <= set(origin):
+        raise DataError(
+            f"The data set {job.dataset} has no Training and Testing folders; set split.strategy to pooled or predefined."
+        )
+    included = _included(table)
+    table.loc[included & (origin == "testing"), "split"] = "test"
+    if config.group_by == "none":
+        return
+    test_groups = set(table.loc[table["split"] == "test", "group"])
+    twins = included & (origin == "training") & table["group"].isin(test_groups).to_numpy()
+    if config.official_copies == "drop":
+        table.loc[twins, ["split", "reason"]] = ("excluded", "a copy of it is in the official test folder")
+    else:
+        table.loc[twins, "reason"] = "a copy of it is in the official test folder"
+        # Marked copies stay in training by the user's wish; their own group name keeps the groups of a side whole.
+        table.loc[twins, "group"] = table.loc[twins, "group"] + "-official-copy"
+    job.log.info("official folders", copies_in_training=int(twins.sum()), policy=config.official_copies)
+
+
+def _write(
+    config: SplitConfig,
+    table: pd.DataFrame,
+    found: Found,
+    report: dict[str, Any],
+    fetched: FetchPointer,
+    job: Job,
+) -> MappingPointer:
+    target = job.layout.mapping_dir(job.dataset, job.run_id)
+    for stale in remove_stale(target.parent) if target.parent.is_dir() else []:
+        job.log.info("removed a stale temporary", path=stale.name)
+    classes = job.entry.classes
+    remap = {name: index for index, name in enumerate(classes)}
+    counts = side_counts(table, classes)
+    with staging_folder(target) as staging:
+        write_samples(staging / "samples.parquet", table)
+        write_samples(staging / "copies.parquet", copies_table(table, found.pairs))
+        with atomic_file(staging / "thumbs.npy") as handle:
+            np.save(handle, found.prints.thumbs)
+        write_json(staging / "index_remap.json", remap)
+        write_json(staging / "split.json", {"counts": counts, **report})
+        export_csv(table, staging / "split.csv")
+    if config.dest is not None:
+        export_split(
+            table, job.layout.absolute(fetched.dataset_root), job.layout.configured(config.dest), config, job
+        )
+    job.log.info(
+        "split",
+        train=sum(counts["train"].values()),
+        test=sum(counts["test"].values()),
+        excluded=sum(counts["excluded"].values()),
+        groups=report["groups"],
+        copies=report["copies"]["confirmed_pairs"],
+        moved=len(report["moved_since_previous_split"] or {}),
+    )
+    relative = job.layout.relative
+    return MappingPointer(
+        dataset=job.dataset,
+        run_id=job.run_id,
+        content_hash=sha256_json(
+            [content_hash(table, ["path", "label", "split", "group", "fold"]), fetched.content_hash]
+        ),
+        classes=list(classes),
+        num_classes=len(classes),
+        index_remap=remap,
+        path=relative(target / "index_remap.json"),
+        written_at_utc=timestamp(utc_now()),
+        samples=relative(target / "samples.parquet"),
+        dataset_root=fetched.dataset_root,
+        split_json=relative(target / "split.json"),
+        fetch_pointer=fetched.pointer_path,
+        counts=counts,
+    )

@@ -1,0 +1,124 @@
+"""What is kept of a split besides the sample table: a summary for people, the copies found, and a CSV to replay it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from brainmri_core.config.data import SplitConfig
+from brainmri_core.images.copies import ORIENTATIONS, CopyPairs
+from brainmri_core.images.fingerprint import FingerprintTable
+from brainmri_core.job import Job
+from brainmri_core.pointers import MappingPointer, latest_pointer
+from brainmri_core.samples import read_samples
+from brainmri_core.storage import atomic_file
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the search for copies found, row by row of the sample table."""
+
+    prints: FingerprintTable
+    pairs: CopyPairs
+    components: npt.NDArray[np.int64]
+
+
+def previous_split(job: Job) -> pd.DataFrame | None:
+    """Return path, hash and side of the images of the data set's newest split; None where there is none."""
+    pointer = latest_pointer(job.layout, MappingPointer, job.dataset)
+    if pointer is None or not job.layout.absolute(pointer.samples).is_file():
+        return None
+    return read_samples(
+        job.layout.absolute(pointer.samples), {"path": "str", "file_sha256": "str", "split": "str"}
+    )
+
+
+def moved_images(table: pd.DataFrame, before: pd.DataFrame) -> dict[str, str]:
+    """Name the images that were there before, unchanged, and are on another side now: path to ``train to test``."""
+    sides = dict(zip(before["file_sha256"] + before["path"], before["split"], strict=True))
+    keys = table["file_sha256"] + table["path"]
+    return {
+        path: f"{sides[key]} to {side}"
+        for key, path, side in zip(keys, table["path"], table["split"], strict=True)
+        if sides.get(key, side) != side
+    }
+
+
+def side_counts(table: pd.DataFrame, classes: list[str]) -> dict[str, dict[str, int]]:
+    """Count the images of each side by class."""
+    sides = {}
+    for side in ("train", "test", "excluded"):
+        found = table.loc[table["split"] == side, "label"].value_counts()
+        sides[side] = {name: int(found.get(name, 0)) for name in classes}
+    return sides
+
+
+def split_record(
+    config: SplitConfig, table: pd.DataFrame, found: Found, conflicts: list[str], before: pd.DataFrame | None
+) -> dict[str, Any]:
+    """Summarise a split: how it was made, how close it came, what was found, left out and moved."""
+    included = table[table["split"] != "excluded"]
+    sizes = included["group"].value_counts()
+    share = (included["split"] == "test").groupby(included["label"]).mean()
+    pairs = found.pairs
+    return {
+        "config": config.model_dump(mode="json"),
+        "images": len(table),
+        "test_share": {str(name): round(float(value), 4) for name, value in share.items()},
+        "test_share_deviation": {
+            str(name): round(float(value) - config.test_frac, 4) for name, value in share.items()
+        }
+        if config.strategy == "pooled"
+        else None,
+        "folds": {
+            str(fold): {str(k): int(v) for k, v in part["label"].value_counts().items()}
+            for fold, part in included[included["fold"] >= 0].groupby("fold")
+        },
+        "groups": len(sizes),
+        "largest_group": int(sizes.iloc[0]) if len(sizes) else 0,
+        "largest_group_share": round(float(sizes.iloc[0]) / len(included), 5) if len(sizes) else 0.0,
+        "copies": {
+            "confirmed_pairs": len(pairs.first),
+            "exact_pairs": int(pairs.exact.sum()),
+            "redundant_exact": int(
+                len(table) - len(found.prints.failures) - len(set(found.prints.pixel_sha256) - {""})
+            ),
+            "groups_of_copies": int(found.components.max(initial=-1)) + 1,
+            "orientations": {
+                name: int((pairs.orientation == n).sum()) for n, name in enumerate(ORIENTATIONS)
+            },
+        },
+        "label_conflicts": conflicts,
+        "excluded": {
+            path: reason
+            for path, reason, side in zip(table["path"], table["reason"], table["split"], strict=True)
+            if side == "excluded"
+        },
+        "moved_since_previous_split": None if before is None else moved_images(table, before),
+    }
+
+
+def copies_table(table: pd.DataFrame, pairs: CopyPairs) -> pd.DataFrame:
+    """Return the confirmed pairs by path, with their correlation and whether their labels agree."""
+    paths, label = table["path"].to_numpy(object), table["class_index"].to_numpy()
+    return pd.DataFrame(
+        {
+            "path_a": paths[pairs.first],
+            "path_b": paths[pairs.second],
+            "ncc": pairs.ncc,
+            "orientation": [ORIENTATIONS[turn] for turn in pairs.orientation],
+            "exact": pairs.exact,
+            "same_label": label[pairs.first] == label[pairs.second],
+        }
+    )
+
+
+def export_csv(samples: pd.DataFrame, path: Path) -> None:
+    """Write a split as the CSV that ``split.strategy: predefined`` reads, so that it can be replayed anywhere."""
+    with atomic_file(path) as handle:
+        samples[["path", "split", "group"]].to_csv(handle, index=False)

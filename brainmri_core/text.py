@@ -1,0 +1,19 @@
+"""Foreign text, such as file names and labels, made fit for one line of a log, a terminal or a Markdown page."""
+
+from __future__ import annotations
+
+import re
+
+_MARKDOWN = re.compile(r"([\\`*\[\]<>|&])")
+
+
+def printable(text: str) -> str:
+    """Escape what could forge a log line or a terminal command: controls, line ends, marks that turn the direction."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+def markdown(text: str) -> str:
+    """Escape text for one line or table cell of Markdown, so that it makes no link, picture, HTML or column."""
+    return _MARKDOWN.sub(r"\\\1", printable(text))

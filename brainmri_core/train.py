@@ -1,0 +1,371 @@
+"""Train: fit a classifier on the training groups and keep its best checkpoint by validation macro F1."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import torch
+
+from brainmri_core.config.training import TrainConfig
+from brainmri_core.errors import ConfigError, DataError, StorageError
+from brainmri_core.grouping import validation_mask
+from brainmri_core.images.pack import open_pack
+from brainmri_core.job import Job
+from brainmri_core.learning.batches import resident
+from brainmri_core.learning.checkpoint import Preprocessing
+from brainmri_core.learning.device import Precision, choose_device, choose_precision, seed_everything
+from brainmri_core.learning.loop import Reporting, run_epochs
+from brainmri_core.learning.models import check_name, initial_model
+from brainmri_core.learning.outcome import save_best, write_outcome
+from brainmri_core.learning.state import Data, Loop, State, difference, load_state, new_state, save_state
+from brainmri_core.learning.team import Team, share_statistics
+from brainmri_core.pointers import CheckpointPointer, MappingPointer, PackPointer, follow
+from brainmri_core.samples import read_samples
+from brainmri_core.storage import (
+    check_sha256,
+    exclusive,
+    make_dirs,
+    read_json,
+    remove_stale,
+    sha256_json,
+    storage_error,
+    write_json,
+)
+from brainmri_core.tracking import tracked
+from brainmri_core.twins import find_leaks, read_copies
+
+I64 = npt.NDArray[np.int64]
+_IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+
+
+@dataclass(frozen=True)
+class _Sides:
+    """Rows of the pack for training and validation, and the class index of every row (-1 where it has no side)."""
+
+    train: I64
+    val: I64
+    labels: I64
+
+
+def train(config: TrainConfig, pack: PackPointer, job: Job, team: Team | None = None) -> CheckpointPointer:
+    """Train a classifier.
+
+    Parameters
+    ----------
+    config : TrainConfig
+        Its ``data.seed`` must be set.
+    pack : PackPointer
+        The packed images of a split; its test rows are never read.
+    job : Job
+        The run.
+    team : Team, optional
+        This process's place among several that train together, as `learning.team.torchrun_team` gives it; all call this
+        function alike, and the first one writes.
+
+    Returns
+    -------
+    CheckpointPointer
+        The best checkpoint by macro F1 on the validation groups. ``best.pth`` and ``best.safetensors`` lie in the run's
+        folder, ``<out_models>/best.pth`` is the newest best of all. An interrupted training of the same config and
+        data continues where it stopped, and its weights are those an uninterrupted one would have had.
+
+    Raises
+    ------
+    ConfigError
+        If the team is not of the configured size, or the experiment tracker is not installed.
+    DataError
+        If a group is on two sides, or a class is missing from training or validation.
+    ModelError
+        If the model or its weights cannot be had, or the loss is not finite.
+    """
+    check_name(config.model.name)
+    team = team or Team()
+    _check_team(config, team)
+    layout = job.layout
+    models = make_dirs(layout.configured(config.io.out_models))
+    for folder in (models, layout.training_dir(config.io.out_summary, job.dataset, job.run_id)):
+        _check_writable(folder)
+    if team.leads:
+        check_sha256(layout.absolute(pack.pack), pack.pack_sha256, "pack")
+        # a run that is retried under its id was killed while it wrote
+        remove_stale(layout.checkpoint_dir(config.io.out_models, job.dataset, job.run_id))
+    loop, state = _begin(config, pack, job, team)
+    identity = {
+        "train": _lasting(config),
+        "data_hash": pack.content_hash,
+        "device": loop.device.type,
+        "precision": loop.precision,
+    }
+    resume = _resume_file(models / job.dataset / "resume", identity)
+    with _owned(resume, identity, team, job):
+        _continue(config, resume, state, identity, team, job)
+        job.log.info(
+            "training",
+            model=config.model.name,
+            device=str(loop.device),
+            precision=loop.precision,
+            processes=team.size,
+            parameters=sum(parameter.numel() for parameter in state.model.parameters()),
+            train_images=len(loop.data.train),
+            validation_images=len(loop.data.val),
+            steps_per_epoch=loop.steps_per_epoch,
+        )
+        pointer = _run(config, loop, state, pack, job, lambda: save_state(resume, state, identity))
+        if team.leads:
+            shutil.rmtree(resume.parent)
+    return pointer
+
+
+def _run(
+    config: TrainConfig, loop: Loop, state: State, pack: PackPointer, job: Job, save: Callable[[], None]
+) -> CheckpointPointer:
+    """Run the epochs, telling the log and the tracker; one process writes."""
+    if not loop.team.leads:
+        run_epochs(loop, state, Reporting(save=_nothing, epoch=_nothing, smaller=_nothing))
+        return loop.team.from_leader(_never)
+    with tracked(config, job, pack.content_hash, state.history) as tracker:
+
+        def epoch(record: dict[str, Any]) -> None:
+            job.log.info("epoch", **record)
+            tracker.epoch(record)
+
+        reporting = Reporting(
+            save=save,
+            epoch=epoch,
+            smaller=lambda parts: job.log.warning("out of memory", batch_computed_in_parts=parts),
+            rescue=lambda: str(save_best(config, loop, state, pack, job)),
+        )
+        run_epochs(loop, state, reporting)
+        pointer = loop.team.from_leader(lambda: write_outcome(config, loop, state, pack, job, tracker.link))
+        numbers = {"val_macro_f1": pointer.val_macro_f1, "best_epoch": pointer.best_epoch}
+        tracker.finish(job.layout.absolute(pointer.checkpoint), numbers)
+    return pointer
+
+
+def _nothing(*_: object) -> None:
+    """Report nowhere: the first process of a team speaks for all."""
+
+
+def _never() -> CheckpointPointer:
+    raise AssertionError("only the first process writes")
+
+
+def _check_team(config: TrainConfig, team: Team) -> None:
+    wanted = config.distributed.nproc
+    if team.size != wanted:
+        raise ConfigError(
+            f"train.distributed.nproc is {wanted}, but {team.size} process(es) train; start through `brainmri train` or "
+            "Dagster, which start them, or set it to the number of processes."
+        )
+    if config.data.batch_size < team.size:
+        raise ConfigError(
+            f"train.data.batch_size {config.data.batch_size} is less than train.distributed.nproc {team.size}, so that a "
+            "process would have no image of a batch; raise the one or lower the other."
+        )
+
+
+def _check_writable(folder: Path) -> None:
+    """Find out now, not after hours, that results cannot be written."""
+    make_dirs(folder)
+    if not os.access(folder, os.W_OK | os.X_OK, effective_ids=True):
+        read_only = os.statvfs(folder).f_flag & os.ST_RDONLY
+        raise storage_error(OSError(errno.EROFS if read_only else errno.EACCES, ""), folder)
+
+
+def _lock_of(resume: Path, job: Job) -> Path:
+    return job.layout.locks() / f"train-{resume.parent.name}.lock"
+
+
+def _is_running(resume: Path, job: Job) -> bool:
+    try:
+        with exclusive(_lock_of(resume, job), wait=False):
+            return False
+    except StorageError:
+        return True
+
+
+@contextlib.contextmanager
+def _owned(resume: Path, identity: dict[str, Any], team: Team, job: Job) -> Iterator[None]:
+    """Own the folder of this training's state, for all processes of the team."""
+    with contextlib.ExitStack() as held:
+        if team.leads:
+            held.enter_context(
+                exclusive(_lock_of(resume, job), wait=False, busy="the same training is running")
+            )
+            make_dirs(resume.parent)
+            remove_stale(resume.parent)
+            write_json(resume.parent / "training.json", identity)
+        team.from_leader(lambda: None)  # nobody reads before the first process owns it
+        yield
+
+
+def _continue(
+    config: TrainConfig, resume: Path, state: State, identity: dict[str, Any], team: Team, job: Job
+) -> None:
+    """Load the state of an interrupted training, or say why that of another one is not continued."""
+    explicit = config.loop.resume_from
+    if explicit is not None:
+        load_state(job.layout.configured(explicit), state, identity)
+    elif config.loop.resume and resume.is_file():
+        load_state(resume, state, identity)
+    elif config.loop.resume and team.leads:
+        for other in sorted(resume.parent.parent.glob("*/last.pth")):
+            if _is_running(other, job):
+                continue
+            found = difference(read_json(other.parent / "training.json"), identity)
+            job.log.warning(
+                f"An unfinished training is not continued: it was made with {found}; run it with what it was made with to "
+                f"continue it, or delete {other.parent}."
+            )
+    if state.epoch or state.batch:
+        job.log.info("resumed", epoch=state.epoch + 1, batch=state.batch)
+
+
+def _begin(config: TrainConfig, pack: PackPointer, job: Job, team: Team) -> tuple[Loop, State]:
+    """Choose sides, device and arithmetic, and return a training that has not begun."""
+    assert config.data.seed is not None
+    sides = _sides(config, pack, job)
+    device = choose_device(job.env)
+    precision = choose_precision(config.loop.precision, config.optim.amp, device)
+    seed_everything(config.data.seed, job.env)
+    loop, model = _loop(config, pack, job, sides, device, precision, team)
+    if team.size > 1:
+        model = share_statistics(model, device)
+    return loop, new_state(loop, model)
+
+
+def _lasting(config: TrainConfig) -> dict[str, Any]:
+    """Return what two trainings must share to be one: everything but where results go and how batches are read."""
+    value: dict[str, Any] = config.model_dump(
+        mode="json",
+        exclude={
+            "io": True,
+            "tracking": True,
+            "loop": {"resume", "resume_from"},
+            "data": {"num_workers", "train_in", "mapping_pointer"},
+        },
+    )
+    return value
+
+
+def _resume_file(folder: Path, identity: dict[str, Any]) -> Path:
+    """Return where a training of this config and data keeps its state: a place every run of it finds."""
+    config = {key: value for key, value in identity.items() if key != "data_hash"}
+    return folder / f"{sha256_json(config)[:12]}-{identity['data_hash'][:12]}" / "last.pth"
+
+
+def _refuse_copies(table: pd.DataFrame, side: npt.NDArray[np.str_], pack: PackPointer, job: Job) -> None:
+    """Refuse a split with a copy of a seen image among those that the training is judged by."""
+    mapping = follow(job.layout, MappingPointer, pack.mapping_pointer)
+    copies = read_copies(job.layout.absolute(mapping.samples).parent)
+    for seen, unseen in (("train", "validation"), ("train", "test"), ("validation", "test")):
+        leaks = find_leaks(table, copies, side == seen, side == unseen)
+        if len(leaks):
+            copy, original = (table["path"].iloc[int(leaks[name].iloc[0])] for name in ("test", "train"))
+            raise DataError(
+                f"{len(leaks)} {unseen} images have a copy in {seen}, the first {copy!r} (of {original!r}); this data "
+                "would leak, so nothing is trained. Split with split.group_by: near_duplicate."
+            )
+
+
+def _sides(config: TrainConfig, pack: PackPointer, job: Job) -> _Sides:
+    """Choose the validation groups, and check again that nothing ties one side to another."""
+    table = read_samples(
+        job.layout.absolute(pack.samples),
+        dict.fromkeys(("path", "row", "split", "group", "class_index", "pixel_sha256"), ""),
+    )
+    table = table[(table["row"] >= 0) & table["split"].isin(["train", "test"])].sort_values(
+        "row", ignore_index=True
+    )
+    assert config.data.seed is not None
+    val = validation_mask(table, config.data.val_frac, config.data.seed)
+    side = np.where(val, "validation", table["split"].to_numpy(object).astype(str))
+    groups = table["group"].to_numpy(object).astype(str)
+    straddling = pd.Series(side).groupby(groups).nunique()
+    if (straddling > 1).any():
+        group = straddling.index[straddling > 1][0]
+        raise DataError(
+            f"The group {group} is on two sides of the split ({' and '.join(sorted(set(side[groups == group])))}); "
+            "this data would leak, so nothing is trained. Run split again."
+        )
+    _refuse_copies(table, side, pack, job)
+    row = table["row"].to_numpy(np.int64)
+    labels = np.full(pack.n_images, -1, np.int64)
+    labels[row] = table["class_index"].to_numpy(np.int64)
+    train, held_out = row[side == "train"], row[side == "validation"]
+    for name, rows in (("training", train), ("validation", held_out)):
+        missing = sorted(set(range(len(pack.classes))) - set(labels[rows].tolist()))
+        if missing:
+            raise DataError(
+                f"The class {pack.classes[missing[0]]!r} has no image in {name}; "
+                "change train.data.val_frac or add images of it."
+            )
+    return _Sides(train, held_out, labels)
+
+
+def _loop(
+    config: TrainConfig,
+    pack: PackPointer,
+    job: Job,
+    sides: _Sides,
+    device: torch.device,
+    precision: Precision,
+    team: Team,
+) -> tuple[Loop, torch.nn.Module]:
+    """Bring pixels, labels and the first model together."""
+    image_size = config.data.image_size or pack.size
+    if image_size > pack.size:
+        job.log.warning("images are enlarged", image_size=image_size, pack_size=pack.size)
+    model, channels, pretrained = initial_model(
+        config.model, num_classes=len(pack.classes), pack_channels=pack.channels
+    )
+    packed = open_pack(job.layout, pack)
+    used = np.sort(np.concatenate([sides.train, sides.val]))
+    rows = np.arange(len(packed)) if image_size == pack.size else used
+    pixels = resident(packed, rows, image_size)
+    if device.type == "cuda" and pixels.numel() < torch.cuda.mem_get_info()[0] // 2:
+        pixels = pixels.to(device)
+    train, val = np.searchsorted(rows, sides.train), np.searchsorted(rows, sides.val)
+    labels = sides.labels[rows]
+    data = Data(pixels, torch.from_numpy(labels), train, val, len(pack.classes))
+    mean, std = _IMAGENET if pretrained and channels == 3 else _statistics(pixels, train, channels)
+    preprocessing = Preprocessing(
+        pack_size=pack.size,
+        image_size=image_size,
+        channels=channels,
+        colour=pack.channels == 3,
+        fit=pack.fit,
+        mean=mean,
+        std=std,
+    )
+    weights = None
+    if config.optim.class_weights:
+        counts = np.bincount(labels[train], minlength=len(pack.classes))
+        weights = torch.tensor(len(train) / (len(counts) * counts), dtype=torch.float32, device=device)
+    assert config.data.seed is not None
+    loop = Loop(config, data, preprocessing, device, precision, config.data.seed, weights, team)
+    return loop, model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def _statistics(pixels: torch.Tensor, rows: I64, channels: int) -> tuple[list[float], list[float]]:
+    """Return mean and standard deviation of the training pixels per channel, scaled to [0, 1]."""
+    sums, squares, count = torch.zeros(pixels.shape[1]), torch.zeros(pixels.shape[1]), 0
+    for start in range(0, len(rows), 256):
+        part = pixels[torch.from_numpy(rows[start : start + 256]).to(pixels.device)].cpu().float() / 255
+        sums += part.sum(dim=(0, 2, 3))
+        squares += (part**2).sum(dim=(0, 2, 3))
+        count += part.shape[0] * part.shape[2] * part.shape[3]
+    mean = sums / count
+    std = (squares / count - mean**2).clamp_min(1e-6).sqrt()
+    repeat = channels if len(mean) == 1 else 1
+    return [float(x) for x in mean] * repeat, [float(x) for x in std] * repeat

@@ -1,0 +1,150 @@
+"""Twins: the test images that training has seen, as a copy or as a member of the same group."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from brainmri_core.samples import read_samples
+
+Mask = npt.NDArray[np.bool_]
+I64 = npt.NDArray[np.int64]
+
+COPY_COLUMNS = {
+    "path_a": "str",
+    "path_b": "str",
+    "ncc": "float64",
+    "orientation": "str",
+    "exact": "bool",
+    "same_label": "bool",
+}
+
+
+def read_copies(folder: Path) -> pd.DataFrame:
+    """Read the confirmed copies beside a split; where none were searched for, exact ones still show by their hashes."""
+    path = folder / "copies.parquet"
+    if path.is_file():
+        return read_samples(path, COPY_COLUMNS)
+    return pd.DataFrame({name: pd.Series(dtype=dtype) for name, dtype in COPY_COLUMNS.items()})
+
+
+def find_twins(samples: pd.DataFrame, copies: pd.DataFrame, train: Mask, test: Mask) -> pd.DataFrame:
+    """Find the test images that have a copy in training.
+
+    Exact copies stand for each other: a near copy of one is a near copy of all.
+
+    Parameters
+    ----------
+    samples : pandas.DataFrame
+        N rows with path and pixel_sha256 (empty where an image could not be decoded).
+    copies : pandas.DataFrame
+        Confirmed pairs: path_a, path_b, ncc, orientation. Pairs with a path that is not in `samples` are ignored.
+    train, test : numpy.ndarray
+        bool ``(N,)``, disjoint.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row per such test image: ``test`` and ``train`` (positions in `samples`), ``kind`` (``exact`` or
+        ``near copy``), ``ncc`` and ``orientation``; in the order of `samples`. The twin is an exact copy where there is one, else the
+        near copy of highest correlation.
+    """
+    pixels = _pixel_ids(samples)
+    listed = _pairs(samples, copies, pixels)
+    in_training = _first_of(pixels, train)
+    partner = np.full(len(in_training), -1)
+    ncc = np.full(len(in_training), np.nan)
+    orientation = np.full(len(in_training), "identity", object)
+    # pairs come sorted by correlation, and of several assignments to one place the last stays
+    for one, other in ((listed.first, listed.second), (listed.second, listed.first)):
+        usable = (in_training[other] >= 0) & ~(listed.ncc < ncc[one])
+        partner[one[usable]] = in_training[other[usable]]
+        ncc[one[usable]] = listed.ncc[usable]
+        orientation[one[usable]] = listed.orientation[usable]
+    tested = np.flatnonzero(test)
+    exact = in_training[pixels[tested]]
+    identical = exact >= 0
+    table = pd.DataFrame(
+        {
+            "test": tested,
+            "train": np.where(identical, exact, partner[pixels[tested]]),
+            "kind": np.where(identical, "exact", "near copy"),
+            "ncc": np.where(identical, 1.0, ncc[pixels[tested]]),
+            "orientation": np.where(identical, "identity", orientation[pixels[tested]]),
+        }
+    )
+    return table[table["train"] >= 0].reset_index(drop=True)
+
+
+def find_leaks(samples: pd.DataFrame, copies: pd.DataFrame, train: Mask, test: Mask) -> pd.DataFrame:
+    """Find everything that ties a test image to training: a copy, or membership in one group.
+
+    This is the check that blocks training. Training repeats it on its own rows, with the validation rows as `test` too.
+
+    Parameters
+    ----------
+    samples, copies, train, test
+        As `find_twins`; `samples` needs ``group`` too.
+
+    Returns
+    -------
+    pandas.DataFrame
+        As `find_twins`, and ``same group`` rows for further test images whose group has a training image. Empty where
+        nothing leaks.
+    """
+    twins = find_twins(samples, copies, train, test)
+    groups = pd.factorize(samples["group"].to_numpy(object))[0].astype(np.int64)
+    in_training = _first_of(groups, train)
+    rest = np.setdiff1d(np.flatnonzero(test), twins["test"].to_numpy(np.int64))
+    rest = rest[in_training[groups[rest]] >= 0]
+    if not len(rest):
+        return twins
+    grouped = pd.DataFrame(
+        {
+            "test": rest,
+            "train": in_training[groups[rest]],
+            "kind": "same group",
+            "ncc": np.nan,
+            "orientation": "identity",
+        }
+    )
+    parts = [part for part in (twins, grouped) if len(part)]
+    return pd.concat(parts).sort_values("test", ignore_index=True)
+
+
+def _pixel_ids(samples: pd.DataFrame) -> I64:
+    """Number the distinct pixel hashes; an image without one is unlike all others."""
+    hashes, paths = samples["pixel_sha256"].to_numpy(object), samples["path"].to_numpy(object)
+    return np.asarray(pd.factorize(np.where(hashes == "", paths, hashes))[0], np.int64)
+
+
+@dataclass(frozen=True)
+class _Pairs:
+    """Pairs of unlike pixel ids, by rising correlation."""
+
+    first: I64
+    second: I64
+    ncc: npt.NDArray[np.float64]
+    orientation: npt.NDArray[np.object_]
+
+
+def _pairs(samples: pd.DataFrame, copies: pd.DataFrame, pixels: I64) -> _Pairs:
+    index = pd.Index(samples["path"].to_numpy(object))
+    first, second = (index.get_indexer(copies[name].to_numpy(object)) for name in ("path_a", "path_b"))
+    ncc = copies["ncc"].to_numpy(np.float64)
+    known = (first >= 0) & (second >= 0) & (pixels[first] != pixels[second])
+    order = np.flatnonzero(known)[np.argsort(ncc[known], kind="stable")]
+    orientation = copies["orientation"].to_numpy(object)[order]
+    return _Pairs(pixels[first[order]], pixels[second[order]], ncc[order], orientation)
+
+
+def _first_of(ids: I64, among: Mask) -> I64:
+    """Return, for each id, the first position in `among` that carries it, or -1."""
+    result = np.full(int(ids.max(initial=-1)) + 1, -1)
+    positions = np.flatnonzero(among)[::-1]
+    result[ids[positions]] = positions
+    return result

@@ -1,0 +1,270 @@
+"""Verify a project's stored state: every pointer, file, hash, manifest, pack and checkpoint, and name what is damaged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from brainmri_core.errors import BrainMRIError, IntegrityError
+from brainmri_core.gc import RESUME_FOLDER
+from brainmri_core.images.pack import open_pack
+from brainmri_core.layout import Layout
+from brainmri_core.pointers import (
+    PATH_FIELDS,
+    ChampionPointer,
+    CheckpointPointer,
+    FetchPointer,
+    MappingPointer,
+    PackPointer,
+    Pointer,
+    follow,
+    pointer_files,
+    read_pointer,
+)
+from brainmri_core.runs import STATUSES, Plan, manifest_files, overall_status
+from brainmri_core.samples import FETCH_COLUMNS, content_hash, read_samples
+from brainmri_core.storage import read_json, sha256_file, sha256_json
+
+
+class Problem(BaseModel):
+    """One thing that is damaged: where, and what is wrong with it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    path: str
+    message: str
+
+
+class Verification(BaseModel):
+    """What was looked at, and what is damaged; `problems` is empty when all is well."""
+
+    model_config = ConfigDict(frozen=True)
+
+    pointers: int
+    runs: int
+    files: int
+    problems: list[Problem]
+
+
+def verify(layout: Layout, progress: Callable[[], object] = lambda: None) -> Verification:
+    """Check everything a project has recorded against what lies on the disk.
+
+    Parameters
+    ----------
+    layout : Layout
+        The project.
+    progress : callable
+        Called after each pointer and run.
+
+    Returns
+    -------
+    Verification
+        Each damaged or missing file is named once, with what it was recorded as and what to do.
+    """
+    check = _Check(layout)
+    pointers = runs = 0
+    for pointer_type, path in pointer_files(layout):
+        pointers += 1
+        with _reported(check, path):
+            _verify_pointer(check, read_pointer(layout, pointer_type, path), path)
+        progress()
+    for folder in sorted((layout.root / "outputs" / "orchestrator").glob("*/")):
+        runs += 1
+        _verify_run(check, folder)
+        progress()
+    _verify_weights(check)
+    problems = [check.problems[path] for path in sorted(check.problems)]
+    return Verification(pointers=pointers, runs=runs, files=len(check.digests), problems=problems)
+
+
+class _Check:
+    """Collects problems; hashes every file once."""
+
+    def __init__(self, layout: Layout) -> None:
+        self.layout = layout
+        self.problems: dict[str, Problem] = {}
+        self.digests: dict[str, str] = {}
+        self.seen: set[str] = set()
+
+    def report(self, stored: str, message: str) -> None:
+        self.problems.setdefault(stored, Problem(path=stored, message=message))
+
+    def exists(self, stored: str, named_by: str) -> bool:
+        found = self.layout.absolute(stored).exists()
+        if not found:
+            self.report(stored, f"{stored} is missing; {named_by} names it.")
+        return found
+
+    def digest(self, stored: str) -> str:
+        if stored not in self.digests:
+            self.digests[stored] = sha256_file(self.layout.absolute(stored))
+        return self.digests[stored]
+
+    def content(self, stored: str, expected: str, named_by: str, remedy: str) -> None:
+        """Compare a file's SHA-256 with the recorded one."""
+        if self.exists(stored, named_by) and self.digest(stored) != expected:
+            self.report(stored, f"{stored} was changed after {named_by} recorded it; {remedy}.")
+
+
+@contextmanager
+def _reported(check: _Check, path: Path) -> Iterator[None]:
+    """Turn an error of this package inside the block into a problem of a file."""
+    try:
+        yield
+    except BrainMRIError as error:
+        check.report(check.layout.relative(path), str(error))
+
+
+def _verify_pointer(check: _Check, pointer: Pointer, path: Path) -> None:
+    stored, name = check.layout.relative(path), f"the pointer {check.layout.relative(path)}"
+    own = pointer.pointer_path
+    if own is None or (path.name != "latest.json" and own != stored):
+        check.report(stored, f"{stored} says that it lies at {own}; it was moved or edited, restore it.")
+    elif path.name == "latest.json" and check.exists(own, name):
+        if check.layout.absolute(own).read_bytes() != path.read_bytes():
+            check.report(
+                stored, f"{stored} differs from its history copy {own}; copy that over it if it is whole."
+            )
+    elif own != stored:
+        return
+    values: dict[str, Any] = pointer.model_dump()
+    for field, value in values.items():
+        if field in PATH_FIELDS and value:
+            check.exists(value, name)
+        elif field.endswith("_sha256") and values.get(field.removesuffix("_sha256")):
+            remedy = "run the stage that makes it again"
+            check.content(values[field.removesuffix("_sha256")], value, name, remedy)
+    if isinstance(pointer, FetchPointer):
+        _verify_images(check, pointer)
+    elif isinstance(pointer, MappingPointer):
+        with _reported(check, check.layout.absolute(pointer.path)):
+            if read_json(check.layout.absolute(pointer.path)) != pointer.index_remap:
+                check.report(pointer.path, f"{pointer.path} maps classes otherwise than {name}; split again.")
+    elif isinstance(pointer, PackPointer) and check.layout.absolute(pointer.pack).exists():
+        with _reported(check, check.layout.absolute(pointer.pack)):
+            open_pack(check.layout, pointer)
+
+
+def _verify_images(check: _Check, pointer: FetchPointer) -> None:
+    """Hash every image of a data set once, whichever pointers name it."""
+    if pointer.samples in check.seen:
+        return
+    check.seen.add(pointer.samples)
+    with _reported(check, check.layout.absolute(pointer.samples)):
+        table = read_samples(check.layout.absolute(pointer.samples), FETCH_COLUMNS)
+        if content_hash(table, ["path", "label", "origin", "file_sha256"]) != pointer.content_hash:
+            raise IntegrityError(f"{pointer.samples} was changed after it was written; fetch again.")
+        read_json(check.layout.absolute(pointer.samples).with_name("source.json"))
+        name = f"the sample table {pointer.samples}"
+        for path, digest in zip(table["path"], table["file_sha256"], strict=True):
+            remedy = "delete the folder of this version and fetch again"
+            check.content(f"{pointer.dataset_root}/{path}", digest, name, remedy)
+
+
+def _verify_run(check: _Check, folder: Path) -> None:
+    plan_file, manifest_file = folder / "plan.json", folder / "run_manifest.json"
+    if plan_file.exists():
+        with _reported(check, plan_file):
+            _verify_plan(check, _plan(plan_file), plan_file)
+    if manifest_file not in manifest_files(check.layout):
+        return
+    with _reported(check, manifest_file):
+        manifest = read_json(manifest_file)
+        stages = manifest["stages"] if isinstance(manifest, dict) and "stages" in manifest else None
+        if not isinstance(stages, dict) or any(
+            item.get("status") not in STATUSES for item in stages.values()
+        ):
+            raise IntegrityError(
+                f"{manifest_file} is no run manifest; restore it, or delete the run's folder."
+            )
+        if manifest.get("run_id") != folder.name or manifest.get("status") != overall_status(
+            [item["status"] for item in stages.values()]
+        ):
+            raise IntegrityError(
+                f"{manifest_file} contradicts itself: its run id or its status is not what its stages and its folder "
+                "say; restore it."
+            )
+        for entry in stages.values():
+            _verify_entry(check, entry, f"the manifest of run {folder.name}")
+
+
+def _plan(path: Path) -> Plan:
+    try:
+        return Plan.model_validate(read_json(path))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise IntegrityError(
+            f"{path} is no plan: '{'.'.join(map(str, first['loc']))}': {first['msg']}; restore it."
+        ) from None
+
+
+def _verify_plan(check: _Check, plan: Plan, path: Path) -> None:
+    configs = {item.stage: item.config for item in plan.stages}
+    if sha256_json({"env": plan.env, "stages": configs}) != plan.config_hash:
+        raise IntegrityError(
+            f"{path} was changed after it was written: its config hash does not fit; restore it."
+        )
+    for stage, config in configs.items():
+        copy = path.with_name(f"{stage}.yaml")
+        if copy.exists() and yaml.safe_load(copy.read_bytes().decode(errors="replace")) != config:
+            check.report(check.layout.relative(copy), f"{copy} differs from the plan beside it; restore it.")
+
+
+def _verify_entry(check: _Check, entry: dict[str, Any], name: str) -> None:
+    for stored in entry.get("output_paths", []):
+        check.exists(stored, name)
+    for stored, digest in entry.get("output_hashes", {}).items():
+        check.content(stored, digest, name, "run the stage that makes it again")
+    pointer = entry.get("pointer") or {}
+    own = pointer.get("pointer_path")
+    if own and check.exists(own, name):
+        with _reported(check, check.layout.absolute(own)):
+            if read_json(check.layout.absolute(own)) != pointer:
+                check.report(own, f"{own} differs from what {name} recorded; restore it.")
+
+
+def _verify_weights(check: _Check) -> None:
+    """Check the files that no pointer holds a hash of: the champion, the newest best, and states to resume from."""
+    layout = check.layout
+    known: dict[Path, str] = {}
+    models: set[Path] = set()
+    for pointer_type, path in pointer_files(layout):
+        with _reported(check, path):
+            pointer = read_pointer(layout, pointer_type, path)
+            if isinstance(pointer, CheckpointPointer):
+                known[layout.absolute(pointer.checkpoint)] = pointer.checkpoint_sha256
+                models.add(_models_of(layout, pointer))
+            elif isinstance(pointer, ChampionPointer) and path.name == "latest.json":
+                _verify_champion(check, pointer)
+    for folder in sorted(models):
+        newest = folder / "best.pth"
+        # A run that was killed before its pointer leaves a checkpoint that no pointer knows.
+        unknown = {sha256_file(path) for path in folder.glob("*/*/*/best.pth") if path not in known}
+        if newest.is_file() and sha256_file(newest) not in {*known.values(), *unknown}:
+            stored = layout.relative(newest)
+            check.report(stored, f"{stored} is a copy of no checkpoint of this project; train again.")
+        for state in sorted(folder.glob(f"*/*/{RESUME_FOLDER}/*/last.pth")):
+            with _reported(check, state):
+                _load_state(state)
+
+
+def _models_of(layout: Layout, pointer: CheckpointPointer) -> Path:
+    """Return the folder of models a checkpoint lies in, as ``<models>/<owner>/<slug>/<run>/best.pth``."""
+    return layout.absolute(pointer.checkpoint).parents[3]
+
+
+def _verify_champion(check: _Check, pointer: ChampionPointer) -> None:
+    holder = follow(check.layout, CheckpointPointer, pointer.champion_checkpoint)
+    name = f"the champion pointer of {pointer.dataset}"
+    check.content(pointer.weights, holder.checkpoint_sha256, name, "crown the champion again")
+
+
+def _load_state(path: Path) -> None:
+    from brainmri_core.learning.state import read_state
+
+    read_state(path)

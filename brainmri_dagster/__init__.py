@@ -1,0 +1,8 @@
+"""The pipeline as a Dagster code location: assets, checks, IO managers, partitions, sensors and the command line."""
+
+import atexit
+import gc
+
+# Once torch and Dagster are loaded, the garbage collections of Python's own shutdown take two seconds and free nothing
+# that the end of the process would not.
+atexit.register(gc.freeze)

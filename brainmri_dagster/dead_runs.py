@@ -1,0 +1,63 @@
+"""Runs whose process died without a word: found, settled, and their pool slots freed."""
+
+from __future__ import annotations
+
+import dagster as dg
+
+from brainmri_core.errors import BrainMRIError
+from brainmri_core.layout import Layout
+from brainmri_core.runs import close_run
+from brainmri_dagster.graph import PROCESS_TAG
+from brainmri_dagster.processes import is_dead, this_process
+from brainmri_dagster.stage_run import run_id_of
+
+_REASON = "The process of the run died (killed, out of memory, or the machine went down); start it again."
+
+
+def settle_dead_runs(instance: dg.DagsterInstance, layout: Layout) -> list[str]:
+    """Mark runs as failed whose process is gone, close their manifests and give back their pool slots.
+
+    Returns
+    -------
+    list of str
+        Dagster run ids that were settled.
+    """
+    settled = []
+    statuses = [dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
+    for run in instance.get_runs(dg.RunsFilter(statuses=statuses)):
+        process = run.tags.get(PROCESS_TAG)
+        if process is None or not is_dead(process):
+            continue
+        cancelled = run.status == dg.DagsterRunStatus.CANCELING
+        if cancelled:
+            instance.report_run_canceled(run, message=_REASON)
+        else:
+            instance.report_run_failed(run, message=_REASON)
+        instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
+        settle_manifest(instance, layout, run, _REASON)
+        settled.append(run.run_id)
+    return settled
+
+
+def settle_own_runs(instance: dg.DagsterInstance, layout: Layout, reason: str) -> None:
+    """Settle what this process started and was kept from ending properly: by an interruption, or by a full disk."""
+    for run in instance.get_runs(dg.RunsFilter(tags={PROCESS_TAG: this_process()})):
+        if not run.is_finished:
+            instance.report_run_canceled(run, message=reason)
+            instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
+        ended = instance.get_run_by_id(run.run_id) or run
+        if ended.status != dg.DagsterRunStatus.SUCCESS:
+            settle_manifest(instance, layout, ended, reason)
+
+
+def settle_manifest(instance: dg.DagsterInstance, layout: Layout, run: dg.DagsterRun, reason: str) -> bool:
+    """Close the manifest of a run that ended without closing it; return False if the run left none."""
+    try:
+        run_id = run_id_of(instance, run)
+    except BrainMRIError:
+        return False
+    if not layout.run_dir(run_id).is_dir():
+        return False
+    cancelled = run.status in (dg.DagsterRunStatus.CANCELING, dg.DagsterRunStatus.CANCELED)
+    close_run(layout, run_id, "cancelled" if cancelled else "failed", reason)
+    return True

@@ -1,0 +1,80 @@
+"""Experiments: small YAML files that say what differs from the defaults, one job each."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from brainmri_core.config import PipelineConfig, configs_dir
+from brainmri_core.config.base import apply_overrides, read_yaml, validate_config
+from brainmri_core.errors import ConfigError
+
+BLOCKS = ("env", "train", "evaluate")
+_NAME = re.compile(r"[a-z0-9]+(?:[_-][a-z0-9]+)*")
+
+
+def experiment_files(folder: Path | None = None) -> dict[str, Path]:
+    """Return the experiments by name: the YAML files of ``experiments/`` beside the default configuration.
+
+    Raises
+    ------
+    ConfigError
+        If a file's name is no experiment name.
+    """
+    files = sorted((folder or configs_dir() / "experiments").glob("*.yaml"))
+    for file in files:
+        if not _NAME.fullmatch(file.stem) or file.stem == "default":
+            raise ConfigError(
+                f"{file}: name an experiment with lower-case letters, digits, '-' and '_', and not 'default'."
+            )
+    return {file.stem: file for file in files}
+
+
+def apply_experiment(base: PipelineConfig, file: Path, overrides: list[str] | None = None) -> PipelineConfig:
+    """Return a configuration with an experiment's differences, then the overrides, applied.
+
+    Raises
+    ------
+    ConfigError
+        With the file and line, if the experiment has an unknown key or a block other than env, train and evaluate: an
+        experiment compares models on the same data.
+    """
+    difference, lines = read_yaml(file)
+    for key in difference:
+        if key in PipelineConfig.model_fields and key not in BLOCKS:
+            raise ConfigError(
+                f"{file}:{lines.get((key,), 1)}: an experiment changes {', '.join(BLOCKS)}, not '{key}', so that "
+                "all experiments of a data set are measured on the same data."
+            )
+    validate_config(PipelineConfig, difference, str(file), lines)
+    merged = merge(base.model_dump(mode="json", by_alias=True), difference)
+    return validate_config(
+        PipelineConfig, apply_overrides(PipelineConfig, merged, overrides or []), str(file), lines
+    )
+
+
+def merge(base: Any, over: Any) -> Any:
+    """Return `base` with the keys of `over` laid over it, block by block."""
+    if not (isinstance(base, dict) and isinstance(over, dict)):
+        return over
+    return base | {key: merge(base.get(key), item) for key, item in over.items()}
+
+
+def find_experiment(name: str) -> Path:
+    """Return an experiment's file.
+
+    Raises
+    ------
+    ConfigError
+        If there is none of this name.
+    """
+    files = experiment_files()
+    if name not in files:
+        raise ConfigError(f"There is no experiment {name!r}; known: {', '.join(files) or 'none'}.")
+    return files[name]
+
+
+def all_experiments(base: PipelineConfig) -> dict[str, PipelineConfig]:
+    """Return every experiment's whole configuration, by name."""
+    return {name: apply_experiment(base, file) for name, file in experiment_files().items()}

@@ -1,0 +1,246 @@
+"""What the Dagster UI shows of each result: headline numbers, tables and pictures, made from the stored files."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import dagster as dg
+
+from brainmri_core.layout import Layout
+from brainmri_core.pointers import (
+    CheckpointPointer,
+    CrossValidationPointer,
+    EvaluationPointer,
+    FetchPointer,
+    MappingPointer,
+    PackPointer,
+    ValidationPointer,
+)
+from brainmri_core.storage import read_json
+from brainmri_core.text import markdown
+
+Metadata = dict[str, Any]
+_PICTURE_SIDE = 480
+
+
+def numbers(values: Mapping[str, Any], prefix: str = "") -> Metadata:
+    """Return the finite numbers of a mapping; NaN and infinity would break the UI and are left out."""
+    return {
+        f"{prefix}{name}": value
+        for name, value in values.items()
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    }
+
+
+def path_of(layout: Layout, stored: str) -> dg.PathMetadataValue:
+    """Return a stored path as a link."""
+    return dg.MetadataValue.path(str(layout.absolute(stored)))
+
+
+def table(rows: Mapping[str, Mapping[str, Any]], corner: str) -> dg.MarkdownMetadataValue:
+    """Return a table of numbers as Markdown; a missing cell is a zero, an undefined one a dash."""
+    columns = list(dict.fromkeys(name for row in rows.values() for name in row))
+    lines = [f"| {corner} | {' | '.join(map(_cell, columns))} |", f"|---|{'---:|' * len(columns)}"]
+    lines += [
+        f"| {_cell(name)} | {' | '.join(_cell(row.get(c, 0)) for c in columns)} |"
+        for name, row in rows.items()
+    ]
+    return dg.MetadataValue.md("\n".join(lines))
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.4f}" if isinstance(value, float) else markdown(str(value))
+
+
+def picture(path: Path, alt: str, side: int = _PICTURE_SIDE) -> dg.MarkdownMetadataValue | None:
+    """Return a picture, made small, as Markdown with a data URI; None if the file is not there."""
+    if not path.is_file():
+        return None
+    from PIL import Image
+
+    with Image.open(path) as image:
+        small = image.convert("RGB")
+        small.thumbnail((side, side))
+    buffer = io.BytesIO()
+    small.save(buffer, "JPEG", quality=85)
+    return dg.MetadataValue.md(
+        f"![{alt}](data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()})"
+    )
+
+
+def sample_table_schema(stage: Literal["fetch", "split", "resize"]) -> dg.TableSchema:
+    """Return the columns of a stage's sample table with their types and meaning."""
+    from brainmri_core.samples import COLUMN_MEANING, FETCH_COLUMNS, RESIZE_COLUMNS, SPLIT_COLUMNS
+
+    columns = {**FETCH_COLUMNS}
+    if stage != "fetch":
+        columns |= SPLIT_COLUMNS
+    if stage == "resize":
+        columns |= RESIZE_COLUMNS
+    return dg.TableSchema(
+        [
+            dg.TableColumn(name, kind, description=COLUMN_MEANING.get(name, ""))
+            for name, kind in columns.items()
+        ]
+    )
+
+
+def _sample_table(
+    layout: Layout, stored: str, stage: Literal["fetch", "split", "resize"], rows: int | None
+) -> Metadata:
+    return {
+        "samples": path_of(layout, stored),
+        "dagster/column_schema": sample_table_schema(stage),
+        **({"dagster/row_count": rows} if rows is not None else {}),
+    }
+
+
+def of_fetch(layout: Layout, pointer: FetchPointer) -> Metadata:
+    """Counts per class, size and source of a fetched data set."""
+    return {
+        "images": pointer.n_images,
+        "megabytes": round(pointer.total_bytes / 1e6, 1),
+        "source": pointer.source,
+        "licence": pointer.licence,
+        "version": pointer.version if pointer.version is not None else "none",
+        "class_counts": table(
+            {name: {"images": count} for name, count in pointer.class_counts.items()}, "class"
+        ),
+        **_sample_table(layout, pointer.samples, "fetch", pointer.n_images),
+        "dataset_root": path_of(layout, pointer.dataset_root),
+    }
+
+
+def of_split(layout: Layout, pointer: MappingPointer) -> Metadata:
+    """Counts per split and class, and the sample table's schema."""
+    images = {name: sum(counts.values()) for name, counts in pointer.counts.items()}
+    return {
+        **{f"{name}_images": count for name, count in images.items()},
+        "counts": table(pointer.counts, "split"),
+        "classes": ", ".join(pointer.classes),
+        **_sample_table(layout, pointer.samples, "split", sum(images.values())),
+        "split_json": path_of(layout, pointer.split_json),
+    }
+
+
+def of_resize(layout: Layout, pointer: PackPointer) -> Metadata:
+    """Shape of the pack."""
+    return {
+        "images": pointer.n_images,
+        "size": pointer.size,
+        "channels": pointer.channels,
+        **_sample_table(layout, pointer.samples, "resize", None),
+        "pack": path_of(layout, pointer.pack),
+    }
+
+
+def of_validate(layout: Layout, pointer: ValidationPointer) -> Metadata:
+    """Findings by severity, and what each says."""
+    report = layout.absolute(pointer.report)
+    rows = {
+        item["check"]: {name: item[name] for name in ("severity", "count", "message")}
+        for item in read_json(report)["findings"]
+    }
+    return {
+        "passed": pointer.passed,
+        **numbers(pointer.severities, "findings_"),
+        **({"findings": table(rows, "check")} if rows else {}),
+        "report": path_of(layout, pointer.report),
+        "page": path_of(layout, layout.relative(report.with_name("report.html"))),
+    }
+
+
+def of_train(layout: Layout, pointer: CheckpointPointer) -> Metadata:
+    """Validation score, epochs and the learning curves."""
+    curves = picture(layout.absolute(pointer.curves), "learning curves") if pointer.curves else None
+    return {
+        **numbers({"val_macro_f1": pointer.val_macro_f1}),
+        "best_epoch": pointer.best_epoch,
+        "epochs_run": pointer.epochs_run,
+        "model": pointer.model_name,
+        "checkpoint": path_of(layout, pointer.checkpoint),
+        "history": path_of(layout, pointer.history),
+        **({"curves": curves} if curves else {}),
+        **({"tracking": _link(layout, pointer.tracking)} if pointer.tracking else {}),
+    }
+
+
+def _link(layout: Layout, place: str) -> dg.MetadataValue[str]:
+    """Return a web address as a link, any other place as a path."""
+    return dg.MetadataValue.url(place) if "://" in place else path_of(layout, place)
+
+
+def of_evaluate(layout: Layout, pointer: EvaluationPointer) -> Metadata:
+    """Headline numbers, the confusion matrix, a Grad-CAM picture and the report."""
+    folder = layout.absolute(pointer.folder)
+    metrics = read_json(layout.absolute(pointer.metrics))
+    found = sorted(folder.rglob("*gradcam*.png"))
+    pictures = {
+        "confusion_picture": picture(folder / "confusion.png", "confusion matrix", 640),
+        "gradcam": picture(found[0], "Grad-CAM overlays", 640) if found else None,
+    }
+    return {
+        **numbers(pointer.headline),
+        **_confusion(metrics),
+        **_tables(metrics),
+        **{name: item for name, item in pictures.items() if item},
+        "report": path_of(layout, pointer.report),
+        "metrics": path_of(layout, pointer.metrics),
+        "predictions": path_of(layout, pointer.predictions),
+    }
+
+
+def _tables(metrics: Mapping[str, Any]) -> Metadata:
+    """Classes, baselines and subsets as tables, and the warnings as a list."""
+    shown = ("support", "sensitivity", "specificity", "ppv", "f1", "auroc")
+    scores = ("macro_f1", "balanced_accuracy", "accuracy")
+    per_class = {name: {key: row[key] for key in shown} for name, row in metrics["per_class"].items()}
+    baselines = {
+        row["name"]: {**{key: row[key] for key in scores}, "model's gain": row["macro_f1_gain"]}
+        for row in metrics["baselines"]
+    }
+    subsets = {
+        row["name"]: {"images": row["n_images"], **{key: row[key] for key in scores}}
+        for row in metrics["subsets"]
+    }
+    warnings = "\n".join(f"- **{item['level']}**: {markdown(item['text'])}" for item in metrics["warnings"])
+    return {
+        "per_class": table(per_class, "class"),
+        **({"baselines": table(baselines, "rule")} if baselines else {}),
+        "subsets": table(subsets, "subset"),
+        "warnings": dg.MetadataValue.md(warnings or "none"),
+    }
+
+
+def of_cross_validation(layout: Layout, pointer: CrossValidationPointer) -> Metadata:
+    """Pooled out-of-fold numbers, their spread over folds, the ensemble's, and the labels that look wrong."""
+    issues = picture(layout.absolute(pointer.folder) / "label_issues.png", "labels that look wrong")
+    metrics = read_json(layout.absolute(pointer.metrics))
+    return {
+        **numbers(pointer.headline),
+        "folds": table(metrics["folds"], "fold"),
+        **_confusion(metrics["pooled"]),
+        "label_issues": dg.MetadataValue.int(metrics["label_issues"]),
+        **({"label_issue_pictures": issues} if issues else {}),
+        "metrics": path_of(layout, pointer.metrics),
+        "predictions": path_of(layout, pointer.predictions),
+    }
+
+
+def _confusion(metrics: Mapping[str, Any]) -> Metadata:
+    matrix = metrics.get("confusion_matrix")
+    names = metrics.get("classes") or list(metrics.get("per_class", {}))
+    if not isinstance(matrix, list) or len(matrix) != len(names):
+        return {}
+    rows = {
+        f"is {name}": {f"called {other}": n for other, n in zip(names, row, strict=True)}
+        for name, row in zip(names, matrix, strict=True)
+    }
+    return {"confusion_matrix": table(rows, "")}

@@ -1,0 +1,49 @@
+"""Processes: names that no later process can be taken for, and children that do not outlive their parent."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+
+_SET_DEATH_SIGNAL = 1
+
+
+def this_process() -> str:
+    """Name this process so that no later one can be taken for it: host, process id and start time."""
+    return f"{socket.gethostname()}:{os.getpid()}:{_started(os.getpid())}"
+
+
+def _started(pid: int) -> str:
+    """Return a process's start time in clock ticks since boot; empty if there is no such process."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return ""
+    return text.rpartition(")")[2].split()[19]
+
+
+def is_dead(process: str) -> bool:
+    """Say whether a process named by `this_process` is gone; one of another host, or without ``/proc``, is not known to be."""
+    host, pid, started = process.rsplit(":", 2)
+    if host != socket.gethostname() or not Path("/proc/self/stat").exists() or not started:
+        return False
+    return _started(int(pid)) != started
+
+
+def die_with_parent(parent: int) -> None:
+    """Let the kernel kill this process when its parent ends, however it ends, so that none is left behind.
+
+    Parameters
+    ----------
+    parent : int
+        Process id the parent should have: one that ended before this call is noticed by it.
+    """
+    if sys.platform != "linux":
+        return
+    ctypes.CDLL(None, use_errno=True).prctl(_SET_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGKILL)

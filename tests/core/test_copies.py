@@ -1,0 +1,193 @@
+"""The search for copies against brute force, and against what the synthetic data set planted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from brainmri_core.config.data import CopySearchConfig, PhantomConfig
+from brainmri_core.images.copies import CopyPairs, candidate_pairs, correlation, find_copies, group_copies
+from brainmri_core.images.fingerprint import (
+    FingerprintTable,
+    fingerprint_files,
+    perceptual_hashes,
+    thumbnails,
+)
+from brainmri_core.sources.phantom import PhantomTruth, write_phantom
+from brainmri_core.sources.planted import score_copies
+
+COPIES = 12
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(0, 16), st.integers(2, 120))
+def test_the_index_finds_exactly_the_pairs_within_the_radius(seed: int, radius: int, n: int) -> None:
+    rng = np.random.default_rng(seed)
+    table = rng.integers(0, 2**63, n, dtype=np.uint64)
+    # half of them are others with a few bits changed, so that every distance near the radius occurs
+    for row in range(n // 2, n):
+        bits = rng.choice(64, int(rng.integers(0, radius + 4)), replace=False)
+        table[row] = table[row - n // 2] ^ np.bitwise_or.reduce(
+            np.uint64(1) << bits.astype(np.uint64), initial=0
+        )
+    table[rng.integers(0, n)] = 0
+    query = np.where(rng.random(n) < 0.5, table, rng.permutation(table))
+    found = [
+        (int(a), int(b)) for i, j in candidate_pairs(query, table, radius) for a, b in zip(i, j, strict=True)
+    ]
+    expected = {
+        (i, j)
+        for i in range(n)
+        for j in range(i + 1, n)
+        if query[i] and table[j] and int(query[i] ^ table[j]).bit_count() <= radius
+    }
+    assert len(found) == len(set(found)), "a pair came twice"
+    assert set(found) == expected
+
+
+def test_no_hashes_no_pairs() -> None:
+    assert list(candidate_pairs(np.zeros(0, np.uint64), np.zeros(0, np.uint64), 8)) == []
+    assert list(candidate_pairs(np.zeros(5, np.uint64), np.zeros(5, np.uint64), 16)) == []
+
+
+def smooth(n: int, seed: int = 0) -> np.ndarray:
+    """Images with structure at the scale of heads: uint8 ``(n, 64, 64)``."""
+    rng = np.random.default_rng(seed)
+    low = rng.integers(0, 256, (n, 8, 8)).astype(np.float32)
+    return np.kron(low, np.ones((1, 8, 8), np.float32)).astype(np.uint8)
+
+
+def as_table(thumbs: np.ndarray, digests: list[str] | None = None) -> FingerprintTable:
+    hashes = perceptual_hashes(thumbs)
+    names = digests or [str(n) for n in range(len(thumbs))]
+    return FingerprintTable(names, np.zeros(len(names)), hashes, hashes, thumbs, thumbs, {})
+
+
+@pytest.mark.parametrize(("turn", "slices"), [(0, (1, 1)), (1, (1, -1)), (2, (-1, 1)), (3, (-1, -1))])
+def test_hashes_of_a_flipped_image_are_those_of_the_image_in_another_order(
+    turn: int, slices: tuple[int, int]
+) -> None:
+    thumbs = smooth(20)
+    flipped = np.ascontiguousarray(thumbs[:, :: slices[0], :: slices[1]])
+    assert (perceptual_hashes(flipped)[:, 0] == perceptual_hashes(thumbs)[:, turn]).all()
+
+
+@pytest.mark.parametrize(
+    ("orientations", "found"),
+    [("identity", [0]), ("mirror", [0, 1]), ("all", [0, 1, 2, 3])],
+)
+def test_orientations_follow_the_config(orientations: str, found: list[int]) -> None:
+    one = smooth(1)
+    turned = [one[:, :: -1 if turn & 2 else 1, :: -1 if turn & 1 else 1] for turn in range(4)]
+    thumbs = np.concatenate([one, *turned])
+    pairs = find_copies(as_table(thumbs), CopySearchConfig(orientations=orientations, hash_radius=4))
+    first = pairs.first == 0
+    assert sorted(pairs.orientation[first].tolist()) == found
+    assert (pairs.ncc[first] > 0.999).all()
+
+
+def test_the_threshold_decides_and_constant_images_resemble_nothing() -> None:
+    rng = np.random.default_rng(1)
+    one = smooth(1)[0]
+    noisy = np.stack([one] + [np.clip(one + rng.normal(0, level, one.shape), 0, 255) for level in (4, 25)])
+    thumbs = np.concatenate([noisy, np.full((2, 64, 64), 9)]).astype(np.uint8)
+    table = as_table(thumbs)
+    exact = [correlation(thumbs[:1], thumbs[row : row + 1])[0] for row in (1, 2)]
+    assert exact[0] > 0.98 > exact[1]
+    for threshold, expected in ((0.98, [(0, 1)]), (float(exact[1]) - 1e-3, [(0, 1), (0, 2)])):
+        pairs = find_copies(table, CopySearchConfig(ncc_threshold=threshold, hash_radius=16))
+        assert list(zip(pairs.first.tolist(), pairs.second.tolist(), strict=True)) == expected
+
+
+def test_a_thousand_identical_images_are_one_group_and_cost_few_pairs() -> None:
+    thumbs = np.concatenate([np.repeat(smooth(1), 1000, axis=0), smooth(2, 5)])
+    table = as_table(thumbs, ["same"] * 1000 + ["a", "b"])
+    pairs = find_copies(table, CopySearchConfig())
+    assert len(pairs.first) == 999
+    groups = group_copies(len(thumbs), pairs)
+    assert len(set(groups[:1000])) == 1
+    assert len(set(groups)) == 3
+
+
+@given(st.integers(1, 40), st.lists(st.tuples(st.integers(0, 39), st.integers(0, 39)), max_size=60))
+def test_groups_are_the_connected_components(n: int, edges: list[tuple[int, int]]) -> None:
+    edges = [(a % n, b % n) for a, b in edges]
+    pairs = CopyPairs(
+        np.array([a for a, _ in edges], np.int64),
+        np.array([b for _, b in edges], np.int64),
+        np.ones(len(edges)),
+        np.zeros(len(edges), np.int64),
+        np.zeros(len(edges), np.bool_),
+    )
+    parent = list(range(n))
+    for _ in range(n):
+        for a, b in edges:
+            parent[a] = parent[b] = min(parent[a], parent[b])
+    groups = group_copies(n, pairs)
+    assert [[groups[i] == groups[j] for j in range(n)] for i in range(n)] == [
+        [parent[i] == parent[j] for j in range(n)] for i in range(n)
+    ]
+
+
+@pytest.mark.parametrize("frame", [0, 3])
+def test_margins_are_left_out_of_the_trimmed_version(frame: int) -> None:
+    head = np.kron(np.random.default_rng(3).integers(60, 256, (10, 8)), np.ones((16, 16))).astype(np.uint8)
+    padded = np.zeros((240, 220), np.uint8)
+    padded[30:190, 50:178] = head
+    if frame:
+        padded[:frame], padded[-frame:], padded[:, :frame], padded[:, -frame:] = 255, 255, 255, 255
+    whole, trimmed = thumbnails(padded)
+    own = thumbnails(head)[1]
+    assert correlation(trimmed[None], own[None])[0] > 0.98
+    assert correlation(whole[None], own[None])[0] < 0.9
+
+
+@pytest.fixture(scope="module")
+def phantom(tmp_path_factory: pytest.TempPathFactory) -> tuple[PhantomTruth, FingerprintTable, list[str]]:
+    root: Path = tmp_path_factory.mktemp("phantom") / "files"
+    config = PhantomConfig(subjects_per_class=10, slices_per_subject=5, copies_per_kind=COPIES)
+    truth = write_phantom(root, config)
+    paths = [image.path for image in truth.images]
+    return truth, fingerprint_files(root, paths), paths
+
+
+def test_planted_copies_are_found_and_nothing_else(
+    phantom: tuple[PhantomTruth, FingerprintTable, list[str]],
+) -> None:
+    truth, prints, paths = phantom
+    table = score_copies(truth, paths, find_copies(prints, CopySearchConfig()))
+    assert table["planted"].tolist() == [COPIES] * 6 + [6, COPIES * 6 + 6]
+    assert table.loc["exact", "recall"] == 1.0
+    assert table.loc["label conflict", "recall"] == 1.0
+    assert (table["recall"] >= 0.9).all(), table
+    assert (table["precision"] >= 0.95).all(), table
+
+
+def test_only_exact_copies_are_called_exact(
+    phantom: tuple[PhantomTruth, FingerprintTable, list[str]],
+) -> None:
+    truth, prints, paths = phantom
+    pairs = find_copies(prints, CopySearchConfig())
+    kind = {image.path: image.copy_kind for image in truth.images}
+    marked = [
+        (paths[a], paths[b]) for a, b in zip(pairs.first[pairs.exact], pairs.second[pairs.exact], strict=True)
+    ]
+    assert len(marked) == COPIES
+    assert all("exact" in (kind[a], kind[b]) for a, b in marked)
+
+
+def test_confirmation_is_what_makes_the_hash_usable(
+    phantom: tuple[PhantomTruth, FingerprintTable, list[str]],
+) -> None:
+    """At a wide radius the hash proposes slices of one subject; with the confirmation off, precision falls."""
+    truth, prints, paths = phantom
+    wide = CopySearchConfig(hash_radius=16)
+    confirmed = score_copies(truth, paths, find_copies(prints, wide))
+    proposed = score_copies(
+        truth, paths, find_copies(prints, wide.model_copy(update={"ncc_threshold": 1e-6}))
+    )
+    assert proposed.loc["all", "precision"] < 0.8 < confirmed.loc["all", "precision"]

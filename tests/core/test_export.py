@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from brainmri_core.errors import ConfigError, ModelError
+from brainmri_core.export import RECORD_NAME, SUFFIXES, Format, export_checkpoint
+from brainmri_core.learning.batches import to_input
+from brainmri_core.learning.checkpoint import CheckpointMeta, Preprocessing, load_model, save_checkpoint
+from brainmri_core.learning.models import build_model
+from brainmri_dagster.cli import app
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module", params=[1, 3], ids=["gray", "colour"])
+def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model whose batch statistics are not those of a fresh one, so that a mistake in them shows."""
+    torch.manual_seed(3)
+    channels: int = request.param
+    model = build_model("resnet18", num_classes=4, in_channels=channels)
+    with torch.no_grad():
+        for _ in range(3):
+            model(torch.randn(8, channels, 64, 64) * 2 + 1)
+    meta = CheckpointMeta(
+        model_name="resnet18",
+        classes=["glioma", "meningioma", "notumor", "pituitary"],
+        preprocessing=Preprocessing(
+            pack_size=64,
+            image_size=64,
+            channels=channels,
+            colour=channels == 3,
+            fit="letterbox",
+            mean=[0.2, 0.3, 0.4][:channels],
+            std=[0.2, 0.25, 0.3][:channels],
+        ),
+        train_config={},
+        env_config={},
+        data_hash="0" * 64,
+        pack_pointer=None,
+        dataset="brainmri/phantom",
+        run_id="r1",
+        epoch=1,
+        val_macro_f1=0.5,
+    )
+    path = tmp_path_factory.mktemp("model") / "best.pth"
+    save_checkpoint(path, model.state_dict(), meta)
+    return path
+
+
+def pixels_and_logits(checkpoint: Path, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Random images, and what the source model says of them by this project's own way of inference."""
+    model, meta = load_model(checkpoint, CPU)
+    rng = np.random.default_rng(1)
+    images = rng.integers(0, 256, (count, meta.preprocessing.channels, 64, 64), dtype=np.uint8)
+    batch = torch.from_numpy(images)
+    with torch.inference_mode():
+        return batch.float() / 255, model(to_input(batch, meta.preprocessing, CPU))
+
+
+def run_onnx(path: Path, pixels: torch.Tensor) -> tuple[torch.Tensor, dict[str, Any]]:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    found = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    (logits,) = found.run(["logits"], {"pixels": pixels.numpy()})
+    return torch.from_numpy(logits), json.loads(found.get_modelmeta().custom_metadata_map[RECORD_NAME])
+
+
+def run_torch_export(path: Path, pixels: torch.Tensor) -> tuple[torch.Tensor, dict[str, Any]]:
+    extra = {RECORD_NAME: ""}
+    program = torch.export.load(path, extra_files=extra)
+    return program.module()(pixels), json.loads(extra[RECORD_NAME])
+
+
+def run_torchscript(path: Path, pixels: torch.Tensor) -> tuple[torch.Tensor, dict[str, Any]]:
+    extra = {RECORD_NAME: ""}
+    program = torch.jit.load(path, _extra_files=extra)
+    return program(pixels), json.loads(extra[RECORD_NAME])
+
+
+@pytest.mark.parametrize(
+    ("kind", "run"),
+    [("onnx", run_onnx), ("torch_export", run_torch_export), ("torchscript", run_torchscript)],
+)
+def test_an_export_says_what_its_source_says_for_any_number_of_images(
+    checkpoint: Path, tmp_path: Path, kind: Format, run: Any
+) -> None:
+    if kind == "onnx":
+        pytest.importorskip("onnxscript")
+    path = export_checkpoint(checkpoint, tmp_path / f"model{SUFFIXES[kind]}", kind)
+    for count in (1, 5):
+        pixels, wanted = pixels_and_logits(checkpoint, count)
+        with torch.no_grad():
+            logits, record = run(path, pixels)
+        torch.testing.assert_close(logits, wanted, rtol=1e-4, atol=1e-4)
+    assert record["classes"] == ["glioma", "meningioma", "notumor", "pituitary"]
+    assert record["preprocessing"]["image_size"] == 64 and record["input"]["normalised_inside"] is True
+
+
+def test_the_command_line_exports_beside_the_checkpoint_or_says_why_not(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    own = tmp_path / "best.pth"
+    own.write_bytes(checkpoint.read_bytes())
+    done = CliRunner().invoke(app, ["export", "--checkpoint", str(own), "--format", "torchscript"])
+    assert done.exit_code == 0, done.output
+    assert done.output.strip() == str(tmp_path / "best.ts")
+    assert torch.jit.load(tmp_path / "best.ts")(pixels_and_logits(own, 2)[0]).shape == (2, 4)
+    refused = CliRunner().invoke(app, ["export", "--checkpoint", str(tmp_path / "absent.pth")])
+    assert refused.exit_code == ModelError.exit_code
+    assert "does not exist" in refused.output
+
+
+def test_safetensors_hold_the_same_weights(checkpoint: Path, tmp_path: Path) -> None:
+    from safetensors import safe_open
+
+    path = export_checkpoint(checkpoint, tmp_path / "model.safetensors", "safetensors")
+    weights = load_model(checkpoint, CPU)[0].state_dict()
+    with safe_open(path, "pt") as file:
+        assert CheckpointMeta.model_validate_json(file.metadata()["meta"]).model_name == "resnet18"
+        assert all(torch.equal(file.get_tensor(name), value) for name, value in weights.items())
+
+
+def test_mistakes_are_one_sentence_and_leave_no_file(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ConfigError, match="'tflite' is not known; choose from onnx"):
+        export_checkpoint(checkpoint, tmp_path / "x", "tflite")  # type: ignore[arg-type]
+    with pytest.raises(ModelError, match="does not exist"):
+        export_checkpoint(tmp_path / "absent.pth", tmp_path / "x", "onnx")
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(ConfigError, match=r"pip install 'brainmri\[export\]'"):
+        export_checkpoint(checkpoint, tmp_path / "x", "onnx")
+    assert not list(tmp_path.iterdir())

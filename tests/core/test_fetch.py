@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from brainmri_core.config.data import FetchConfig
+from brainmri_core.errors import BrainMRIError, DataError, IntegrityError, SourceError
+from brainmri_core.fetch import fetch
+from brainmri_core.job import Job
+from brainmri_core.pointers import FetchPointer
+from brainmri_core.samples import FETCH_COLUMNS, read_samples
+
+
+def make_tree(folder: Path, names: list[str]) -> Path:
+    for number, name in enumerate(names):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(number).integers(0, 255, (40, 30), dtype=np.uint8)
+        Image.fromarray(pixels).save(path)
+    return folder
+
+
+def make_zip(tree: Path, path: Path, prefix: str = "") -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        for file in sorted(tree.rglob("*")):
+            if file.is_file():
+                archive.write(file, prefix + file.relative_to(tree).as_posix())
+    return path
+
+
+OFFICIAL = [
+    "Training/glioma_tumor/gg (1).jpg",
+    "Training/no_tumor/1.jpg",
+    "Testing/glioma_tumor/gg (1).jpg",
+    "Testing/no_tumor/2.png",
+]
+
+
+def get(job: Job, archive: Path) -> FetchPointer:
+    return fetch(FetchConfig(archive=str(archive)), job)
+
+
+def test_official_folders_are_found_and_indexed(tmp_path: Path, job: Job) -> None:
+    archive = make_zip(make_tree(tmp_path / "tree", OFFICIAL), tmp_path / "a.zip")
+    pointer = get(job, archive)
+    table = read_samples(job.layout.absolute(pointer.samples), FETCH_COLUMNS)
+    assert table["path"].tolist() == sorted(OFFICIAL)
+    assert table["origin"].tolist() == ["testing", "testing", "training", "training"]
+    assert pointer.training_dir == f"{pointer.dataset_root}/Training"
+    assert pointer.class_counts == {"glioma_tumor": 2, "no_tumor": 2}
+    assert pointer.source == "archive"
+    assert not Path(pointer.dataset_root).is_absolute()
+
+
+def test_same_bytes_give_the_same_content_whatever_the_wrapping(tmp_path: Path, job: Job) -> None:
+    tree = make_tree(tmp_path / "tree", OFFICIAL)
+    zipped = get(job, make_zip(tree, tmp_path / "a.zip"))
+    again = get(job, tmp_path / "a.zip")
+    nested = get(job, make_zip(tree, tmp_path / "b.zip", "some/folder/"))
+    folder = get(job, tree)
+    assert zipped.dataset_root == again.dataset_root
+    assert {zipped.content_hash, again.content_hash, nested.content_hash, folder.content_hash} == {
+        zipped.content_hash
+    }
+
+
+def test_class_folders_without_official_split(tmp_path: Path, job: Job) -> None:
+    pointer = get(job, make_tree(tmp_path / "tree", ["glioma/1.jpg", "notumor/deep/2.jpg"]))
+    table = read_samples(job.layout.absolute(pointer.samples), FETCH_COLUMNS)
+    assert table["label"].tolist() == ["glioma", "notumor"]
+    assert set(table["origin"]) == {"none"}
+    assert pointer.training_dir is None
+
+
+@pytest.mark.parametrize(
+    ("names", "error", "part"),
+    [
+        (["Training/glioma_tumor/1.jpg"], DataError, "fewer than two classes"),
+        (["readme.png"], DataError, "no class folders"),
+    ],
+)
+def test_unusable_trees_are_refused_and_leave_nothing(
+    tmp_path: Path, job: Job, names: list[str], error: type[BrainMRIError], part: str
+) -> None:
+    with pytest.raises(error, match=part):
+        get(job, make_tree(tmp_path / "tree", names))
+    assert not list((job.layout.root / "data").rglob("*.parquet"))
+    assert not [path for path in (job.layout.root / "data").rglob("*") if path.name.startswith(".tmp-")]
+
+
+def test_class_folder_without_an_image_is_named(tmp_path: Path, job: Job) -> None:
+    tree = make_tree(tmp_path / "tree", OFFICIAL)
+    (tree / "Training/pituitary_tumor").mkdir()
+    (tree / "Training/pituitary_tumor/notes.txt").write_text("x")
+    with pytest.raises(DataError, match="Training/pituitary_tumor"):
+        get(job, tree)
+
+
+def test_archive_variable_is_used(tmp_path: Path, job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = job.entry.model_copy(update={"key": "owner/set", "source": "archive"})
+    with pytest.raises(SourceError, match="BRAINMRI_ARCHIVES"):
+        fetch(FetchConfig(), replace(job, entry=entry))
+    make_zip(make_tree(tmp_path / "tree", OFFICIAL), tmp_path / "set.zip")
+    monkeypatch.setenv("BRAINMRI_ARCHIVES", str(tmp_path))
+    assert fetch(FetchConfig(), replace(job, entry=entry)).n_images == 4
+
+
+def test_changed_file_is_refused_by_name(tmp_path: Path, job: Job) -> None:
+    archive = make_zip(make_tree(tmp_path / "tree", OFFICIAL), tmp_path / "a.zip")
+    pointer = get(job, archive)
+    (job.layout.absolute(pointer.dataset_root) / OFFICIAL[0]).write_bytes(b"changed")
+    with pytest.raises(IntegrityError, match=r"gg \(1\)\.jpg"):
+        get(job, archive)
+
+
+def test_missing_archive_is_named(tmp_path: Path, job: Job) -> None:
+    with pytest.raises(SourceError, match="gone"):
+        get(job, tmp_path / "gone.zip")

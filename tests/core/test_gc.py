@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from brainmri_core.errors import IntegrityError
+from brainmri_core.gc import collect_garbage, remove_leftovers
+from brainmri_core.layout import Layout
+from brainmri_core.runs import stage_record
+from brainmri_core.storage import atomic_file, staging_folder
+from brainmri_core.verify import verify
+from tests.faults.tiny import PHANTOM, configuration, finished_project, run_stage
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> Layout:
+    return finished_project(tmp_path)
+
+
+def tree(layout: Layout) -> set[str]:
+    return {
+        path.relative_to(layout.root).as_posix()
+        for path in layout.root.rglob("*")
+        if ".locks" not in path.parts
+    }
+
+
+def leave(layout: Layout, *names: str) -> list[Path]:
+    """Copy result folders under the run id of a run that left no pointer."""
+    left = []
+    for name in names:
+        source = next(path for path in sorted((layout.root / name).glob("*")) if path.is_dir())
+        left.append(Path(shutil.copytree(source, source.with_name("crashed"))))
+        if (left[-1] / "best.pth").exists():
+            (left[-1] / "best.pth").write_bytes(b"weights that no pointer names")
+    return left
+
+
+RESULTS = (
+    f"data/training_resized/{PHANTOM}",
+    f"outputs/mappings/{PHANTOM}",
+    f"outputs/validation/{PHANTOM}",
+    f"outputs/training/{PHANTOM}",
+    f"outputs/evaluation/{PHANTOM}",
+    f"models/{PHANTOM}",
+    f"data/raw/{PHANTOM}",
+)
+
+
+def test_nothing_of_a_finished_project_is_garbage(layout: Layout) -> None:
+    before = tree(layout)
+    found = collect_garbage(layout, dry_run=False)
+    assert (found.results, found.temporaries, found.size) == ([], [], 0)
+    assert tree(layout) == before
+
+
+def test_results_without_a_pointer_go_and_only_they(layout: Layout) -> None:
+    before = tree(layout)
+    left = leave(layout, *RESULTS)
+    listed = collect_garbage(layout)
+    assert sorted(listed.results) == sorted(left)
+    assert listed.size > 1_000_000
+    assert "crashed" in {path.name for path in listed.results}
+    assert all(path.is_dir() for path in left), "a dry run removes nothing"
+    assert collect_garbage(layout, dry_run=False) == listed
+    assert tree(layout) == before
+    assert verify(layout).problems == []
+
+
+def test_what_only_the_history_or_a_manifest_refers_to_stays(layout: Layout) -> None:
+    config = configuration("old", resize={"size": 48})
+    run_stage(layout.root, "resize", "again", config)
+    old = layout.root / "data/training_resized" / PHANTOM / "old-resize"
+    assert collect_garbage(layout).results == []
+    for history in (layout.root / "outputs/pointers/pack").rglob("*old-resize*.json"):
+        history.unlink()
+    assert collect_garbage(layout).results == [], "the manifest of the run still names it"
+    shutil.rmtree(layout.run_dir("old-resize"))
+    assert collect_garbage(layout).results == [old]
+
+
+def test_the_result_of_a_running_stage_and_its_temporaries_stay(layout: Layout) -> None:
+    with stage_record(layout, "crashed", "split", "dataset_split"):
+        left = leave(layout, RESULTS[1], RESULTS[0])
+        with atomic_file(left[0] / "x.json") as handle, staging_folder(left[0].with_name("y")) as staging:
+            handle.write(b"{}")
+            found = collect_garbage(layout, dry_run=False)
+            assert found.results == []
+            assert found.temporaries == []
+            assert staging.is_dir()
+    assert (left[0] / "x.json").is_file()
+    assert sorted(collect_garbage(layout).results) == sorted(left), "a run that left no pointer"
+
+
+def test_a_fetch_that_is_running_keeps_every_version_of_its_data_set(layout: Layout) -> None:
+    leave(layout, RESULTS[6])
+    with stage_record(layout, "x", "fetch", "raw_dataset"):
+        path = layout.run_dir("x") / "run_manifest.json"
+        path.write_text(path.read_text().replace('"dataset": null', f'"dataset": "{PHANTOM}"'))
+        assert collect_garbage(layout).results == []
+    assert len(collect_garbage(layout).results) == 1
+
+
+def test_a_state_to_resume_from_stays(layout: Layout) -> None:
+    state = layout.root / "models" / PHANTOM / "resume" / "abc"
+    state.mkdir(parents=True)
+    (state / "last.pth").write_bytes(b"x")
+    collect_garbage(layout, dry_run=False)
+    assert (state / "last.pth").is_file()
+
+
+def test_temporaries_of_dead_processes_go_and_files_of_the_data_set_stay(layout: Layout) -> None:
+    places = [layout.root / "models", layout.run_dir("old-fetch"), layout.root / "data/raw" / PHANTOM]
+    name = f".tmp-{os.getpid()}-{'0' * 12}"
+    for folder in places:
+        (folder / f"{name}-x").write_bytes(b"half")
+        (folder / name).mkdir()
+        (folder / name / "x").write_bytes(b"half")
+    foreign = next((layout.root / "data/raw").rglob("Training")) / name
+    foreign.write_bytes(b"an image of somebody with odd taste in names")
+    assert len(collect_garbage(layout).temporaries) == 6
+    assert len(remove_leftovers(layout)) == 6
+    assert not [path for folder in places for path in folder.iterdir() if path.name.startswith(".tmp-")]
+    assert foreign.is_file()
+
+
+def test_what_a_killed_export_left_beside_its_folder_goes(layout: Layout) -> None:
+    stale = layout.root / "data" / f".tmp-{os.getpid()}-{'0' * 12}"
+    stale.mkdir()
+    assert remove_leftovers(layout, configuration("old")) == [stale]
+    assert (layout.root / "data" / "resized_tree").is_dir()
+
+
+def test_an_unreadable_pointer_stops_it(layout: Layout) -> None:
+    left = leave(layout, RESULTS[0])
+    next((layout.root / "outputs/pointers/pack").rglob("latest.json")).write_text("{")
+    with pytest.raises(IntegrityError, match="not valid JSON"):
+        collect_garbage(layout, dry_run=False)
+    assert left[0].is_dir()
+
+
+def test_the_commands_list_then_remove_and_name_damage_by_exit_code(layout: Layout) -> None:
+    (left,) = leave(layout, RESULTS[4])
+    env = {**os.environ, "BRAINMRI_HOME": str(layout.root), "DAGSTER_HOME": str(layout.root / ".dagster")}
+
+    def brainmri(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "brainmri_dagster.cli", *arguments]
+        return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+
+    listed = brainmri("gc")
+    assert listed.returncode == 0, listed.stderr
+    assert listed.stdout.splitlines()[0] == layout.relative(left)
+    assert "Would remove 1 results and 0 temporaries" in listed.stdout
+    assert left.is_dir()
+    removed = brainmri("gc", "--delete")
+    assert "Removed 1 results" in removed.stdout
+    assert not left.exists()
+    fine = brainmri("verify")
+    assert fine.returncode == 0, fine.stderr
+    assert fine.stdout.startswith("All is well: 12 pointers, 6 runs")
+    (layout.root / "data/training_resized" / PHANTOM / "old-resize" / "pack.npy").unlink()
+    damaged = brainmri("verify")
+    assert damaged.returncode == IntegrityError.exit_code == 6
+    assert "old-resize/pack.npy is missing" in damaged.stdout
+    assert "1 damaged" in damaged.stderr

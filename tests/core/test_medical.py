@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+import gzip
+import io
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from brainmri_core.images.decode import DecodeError
+from brainmri_core.images.medical import medical_kind, medical_slices
+
+nibabel = pytest.importorskip("nibabel", reason="the extra `medical` is not installed")
+pydicom = pytest.importorskip("pydicom", reason="the extra `medical` is not installed")
+
+SECRET = "Doe^Jane"
+
+
+def nifti(volume: np.ndarray, spacing: tuple[float, float, float], codes: str = "RAS") -> bytes:
+    """A volume whose axes run the way `codes` says."""
+    axes = {"R": (0, 1), "L": (0, -1), "A": (1, 1), "P": (1, -1), "S": (2, 1), "I": (2, -1)}
+    affine = np.eye(4)
+    affine[:3, :3] = 0
+    for column, code in enumerate(codes):
+        row, sign = axes[code]
+        affine[row, column] = sign * spacing[column]
+    image = nibabel.Nifti1Image(volume, affine)
+    image.header["descrip"] = SECRET.encode()
+    return image.to_bytes()
+
+
+def dicom(frames: np.ndarray, **values: object) -> bytes:
+    """An uncompressed MR file of 16-bit frames ``(N, H, W)``."""
+    from pydicom.dataset import FileDataset, FileMetaDataset
+    from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
+
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = MRImageStorage, generate_uid()
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    file = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
+    file.PatientName, file.PatientID, file.Modality = SECRET, SECRET, "MR"
+    file.Rows, file.Columns = frames.shape[1:]
+    file.SamplesPerPixel, file.PhotometricInterpretation = 1, "MONOCHROME2"
+    file.BitsAllocated, file.BitsStored, file.HighBit, file.PixelRepresentation = 16, 12, 11, 0
+    if len(frames) > 1:
+        file.NumberOfFrames = len(frames)
+    for name, value in values.items():
+        setattr(file, name, value)
+    file.PixelData = frames.astype("<u2").tobytes()
+    buffer = io.BytesIO()
+    file.save_as(buffer, enforce_file_format=True)
+    return buffer.getvalue()
+
+
+def slices(data: bytes, name: str = "x") -> list[np.ndarray]:
+    kind = medical_kind(data, name)
+    assert kind is not None
+    found = list(medical_slices(data, name, kind))
+    assert {count for count, _ in found} == {len(found)}
+    return [pixels for _, pixels in found]
+
+
+@pytest.mark.parametrize("codes", ["RAS", "LPS", "LAS", "ASR", "SPL"])
+def test_nifti_is_shown_radiologically_however_it_is_stored(codes: str) -> None:
+    volume = np.zeros((20, 24, 6), np.float32)
+    volume[15:, :, 2] = 100  # the patient's right
+    volume[:, 20:, 3] = 100  # the front
+    world = nibabel.Nifti1Image(volume, np.diag([1, 1, 3, 1]))
+    start = nibabel.orientations.io_orientation(world.affine)
+    turned = world.as_reoriented(
+        nibabel.orientations.ornt_transform(start, nibabel.orientations.axcodes2ornt(tuple(codes)))
+    )
+    found = slices(turned.to_bytes())
+    assert len(found) == 6, "along the thickest voxels"
+    assert found[2].shape == (24, 20)
+    assert (found[2][:, :5] == 255).all(), "right is left"
+    assert (found[2][:, 5:] == 0).all()
+    assert (found[3][:4] == 255).all(), "the front is up"
+
+
+def test_nifti_compressed_flat_and_serial() -> None:
+    rng = np.random.default_rng(0)
+    flat = rng.normal(size=(16, 12)).astype(np.float32)
+    assert [item.shape for item in slices(nifti(flat[..., None], (1, 1, 1)))] == [(12, 16)]
+    series = rng.normal(size=(16, 12, 5, 3)).astype(np.float32)
+    packed = gzip.compress(nifti(series, (1, 1, 2)))
+    assert len(slices(packed)) == 5
+    assert [item.shape for item in slices(nifti(series[..., 0], (1, 2, 4)))] == [(24, 16)] * 5, (
+        "square pixels"
+    )
+
+
+def test_dicom_window_inversion_frames_and_spacing() -> None:
+    ramp = np.tile(np.arange(100) * 10, (50, 1))[None]
+    (pixels,) = slices(dicom(ramp, WindowCenter=500, WindowWidth=201))
+    assert pixels.shape == (50, 100)
+    assert pixels[0, 39] == 0
+    assert pixels[0, 60] == 255
+    assert abs(int(pixels[0, 50]) - 128) < 3
+    (inverted,) = slices(
+        dicom(ramp, WindowCenter=500, WindowWidth=201, PhotometricInterpretation="MONOCHROME1")
+    )
+    assert np.array_equal(inverted, 255 - pixels)
+    (plain,) = slices(dicom(ramp))
+    assert plain[0, 0] == 0
+    assert plain[0, -1] == 255
+    both = slices(dicom(np.concatenate([ramp, ramp[:, ::-1, ::-1]])))
+    assert np.array_equal(both[0][0], both[1][0][::-1])
+    (square,) = slices(dicom(ramp, PixelSpacing=[2.0, 1.0]))
+    assert square.shape == (100, 100)
+
+
+@pytest.mark.parametrize("cut", [0.3, 0.7, 0.99])
+@pytest.mark.parametrize("make", ["dicom", "nifti"])
+def test_damage_is_one_sentence_without_header_text(make: str, cut: float) -> None:
+    frames = np.random.default_rng(0).integers(0, 4000, (1, 64, 64))
+    data = dicom(frames) if make == "dicom" else nifti(frames[0][..., None].astype(np.float32), (1, 1, 1))
+    with pytest.raises(DecodeError) as caught:
+        list(medical_slices(data[: int(len(data) * cut)], "scan", make))
+    assert "scan" in str(caught.value)
+    assert "Doe" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_another_modality_is_refused() -> None:
+    frames = np.random.default_rng(0).integers(0, 4000, (1, 64, 64))
+    with pytest.raises(DecodeError, match="another modality than MR"):
+        slices(dicom(frames, Modality="CT"))
+
+
+@pytest.mark.parametrize("library", ["pydicom", "nibabel"])
+def test_a_missing_library_is_named_with_its_extra(library: str) -> None:
+    program = f"""
+import sys
+sys.modules[{library!r}] = None
+from brainmri_core.images.decode import DecodeError
+from brainmri_core.images.medical import medical_slices
+try:
+    list(medical_slices(b"", "scan", {"dicom" if library == "pydicom" else "nifti"!r}))
+except DecodeError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert "pip install 'brainmri[medical]'" in done.stdout

@@ -1,0 +1,268 @@
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from brainmri_core.catalogue import load_catalogue
+from brainmri_core.classifier_search import default_checkpoint
+from brainmri_core.config.data import FetchConfig
+from brainmri_core.errors import ConfigError, IntegrityError, MissingUpstreamError, ModelError
+from brainmri_core.layout import ROOT_VARIABLE, Layout
+from brainmri_core.neighbours import find_neighbours
+from brainmri_core.pointers import EvaluationPointer, write_pointer
+from brainmri_core.predict import NOTICE, Classifier
+from brainmri_core.reporting.calibration import probabilities
+from brainmri_core.reporting.predictions import logits_of, read_predictions
+from brainmri_dagster.cli import app
+from tests.core.evaluation_case import Case, prepare
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+
+@dataclass(frozen=True)
+class Model:
+    case: Case
+    evaluation: EvaluationPointer
+    table: pd.DataFrame
+    classes: list[str]
+
+    @property
+    def root(self) -> Path:
+        return self.case.job.layout.root
+
+    @property
+    def weights(self) -> Path:
+        return self.case.job.layout.absolute(self.case.checkpoint.checkpoint)
+
+    @property
+    def files(self) -> list[str]:
+        """The original files of the prediction table's rows."""
+        root = self.case.job.layout.absolute(self.case.fetched.dataset_root)
+        return [str(root / path) for path in self.table["path"]]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
+    """A small model with its evaluation: 32 px seen, 48 px packed, so that shrinking is in the chain, too."""
+    phantom = {"subjects_per_class": 7, "slices_per_subject": 3, "copies_per_kind": 1, "label_conflicts": 0}
+    case = prepare(
+        tmp_path_factory.mktemp("predict") / "project",
+        load_catalogue()["brainmri/phantom"],
+        FetchConfig.model_validate({"phantom": phantom}),
+        48,
+        loop={"epochs": 1},
+        data={"batch_size": 16, "image_size": 32, "val_frac": 0.4},
+    )
+    pointer = case.evaluate(
+        "e1", bootstrap_resamples=0, io={"make_gradcam": False, "make_galleries": False, "top_per_class": 1}
+    )
+    evaluation = write_pointer(case.job.layout, pointer)
+    table, classes = read_predictions(case.job.layout.absolute(evaluation.predictions))
+    yield Model(case, evaluation, table, classes)
+
+
+@pytest.fixture(scope="module")
+def classifier(model: Model) -> Classifier:
+    return Classifier.load(model.weights)
+
+
+def png(pixels: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def cli(*arguments: str, root: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv(ROOT_VARIABLE, str(root))
+    return CliRunner().invoke(app, ["predict", *arguments])
+
+
+def test_original_files_get_the_bits_of_the_evaluation(model: Model, classifier: Classifier) -> None:
+    test = (model.table["split"] == "test").to_numpy()
+    files = [name for name, wanted in zip(model.files, test, strict=True) if wanted]
+    expected = logits_of(model.table[test], model.classes)
+    found = classifier.predict(files)
+    assert [item.name for item in found] == files
+    assert np.array_equal(np.stack([item.logits for item in found]), expected)
+    backwards = classifier.predict(reversed(files))
+    assert np.array_equal(np.stack([item.logits for item in backwards]), expected[::-1])
+    alone = classifier.predict(files[:1])[0]
+    assert np.array_equal(alone.logits, expected[0])
+    scores = model.table.loc[test, "outlier_score"].to_numpy()
+    assert np.allclose([item.outlier_score for item in found], scores, rtol=1e-6, atol=1e-6)
+
+
+def test_probabilities_are_calibrated_as_the_evaluation_found(model: Model, classifier: Classifier) -> None:
+    metrics = json.loads(model.case.file(model.evaluation, "metrics.json").read_text())
+    temperature = metrics["calibration"]["temperature"]
+    assert temperature not in (None, 1.0)
+    found = classifier.predict(model.files[:3])
+    expected = probabilities(logits_of(model.table[:3], model.classes), temperature)
+    assert np.allclose([list(item.probabilities.values()) for item in found], expected)
+    threshold = metrics["out_of_distribution"]["threshold"]
+    assert [item.outlier for item in found] == [item.outlier_score > threshold for item in found]
+    assert classifier.caveats() == [NOTICE]
+
+
+def test_an_image_unlike_the_training_images_is_flagged(classifier: Classifier) -> None:
+    board = np.kron(np.indices((8, 8)).sum(axis=0) % 2, np.ones((8, 8))).astype(np.uint8) * 255
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64), np.uint8)
+    assert [item.outlier for item in classifier.predict([board, noise])] == [True, True]
+
+
+def test_arrays_bytes_and_files_are_one(model: Model, classifier: Classifier, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(1).integers(0, 255, (60, 80), np.uint8)
+    (tmp_path / "a.png").write_bytes(png(pixels))
+    sources = [pixels, png(pixels), tmp_path / "a.png", np.repeat(pixels[..., None], 3, axis=2)]
+    found = classifier.predict(sources, maps=True)
+    assert [item.name for item in found] == ["image 1", "image 2", str(tmp_path / "a.png"), "image 4"]
+    for item in found[1:]:
+        assert np.array_equal(item.logits, found[0].logits)
+        assert np.array_equal(item.pixels, found[0].pixels)
+    assert found[0].heatmap.shape == (32, 32)
+    assert found[0].pixels.shape == (48, 48)
+    with pytest.raises(ConfigError, match="image 1 is an array of float64"):
+        classifier.predict([pixels.astype(np.float64)])
+
+
+def test_the_evaluation_is_found_by_any_way_to_its_checkpoint(model: Model, tmp_path: Path) -> None:
+    folder = model.case.job.layout.absolute(model.evaluation.folder)
+    copy = model.root / "models" / "best.pth"
+    for path in (folder, folder / "classifier.json", copy, str(model.weights)):
+        found = Classifier.load(path)
+        assert found.evaluation == folder
+        assert found.temperature is not None
+    away = tmp_path / "away.pth"
+    shutil.copy(copy, away)
+    bare = Classifier.load(away)
+    assert (bare.evaluation, bare.temperature, bare.outliers) == (None, None, None)
+    assert "not calibrated" in bare.caveats()[1]
+    assert bare.predict(model.files[:1])[0].outlier is None
+    for name in ("classifier.json", "outliers.npz"):
+        shutil.copy(folder / name, tmp_path)
+    assert Classifier.load(away).evaluation == tmp_path, "beside the checkpoint it is found without a project"
+    described = json.loads((tmp_path / "classifier.json").read_text())
+    (tmp_path / "classifier.json").write_text(
+        json.dumps({**described, "checkpoint": "away.pth", "checkpoint_sha256": "0"})
+    )
+    with pytest.raises(IntegrityError, match="is not the one that"):
+        Classifier.load(tmp_path)
+
+
+def test_a_checkpoint_that_is_none_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.pth").write_bytes(b"not a checkpoint")
+    for name, words in (("x.pth", "cannot be read safely"), ("absent.pth", "does not exist")):
+        with pytest.raises(ModelError, match=words):
+            Classifier.load(tmp_path / name)
+
+
+def test_the_model_in_use_is_the_champion_else_the_newest_best(model: Model, tmp_path: Path) -> None:
+    assert default_checkpoint(Layout(root=model.root), "models") == model.root / "models/best.pth"
+    with pytest.raises(MissingUpstreamError, match="make one with `brainmri pipeline`"):
+        default_checkpoint(Layout(root=tmp_path), "models")
+    for number, slug in enumerate(("a", "b")):
+        folder = tmp_path / "outputs/pointers/champion/owner" / slug
+        folder.mkdir(parents=True)
+        record = {
+            "dataset": f"owner/{slug}",
+            "run_id": "r",
+            "content_hash": "0",
+            "written_at_utc": "",
+            "crowned": True,
+        }
+        record |= dict.fromkeys(("champion_checkpoint", "challenger_checkpoint", "decision", "reason"), "x")
+        (folder / "latest.json").write_text(json.dumps({**record, "weights": f"models/{slug}.pth"}))
+        if number == 0:
+            assert default_checkpoint(Layout(root=tmp_path), "models") == tmp_path / "models/a.pth"
+    with pytest.raises(ConfigError, match=r"owner/a, owner/b.*--dataset"):
+        default_checkpoint(Layout(root=tmp_path), "models")
+    assert default_checkpoint(Layout(root=tmp_path), "models", "owner/b") == tmp_path / "models/b.pth"
+
+
+def test_bad_files_are_reported_and_the_others_done(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "in"
+    (folder / "deep").mkdir(parents=True)
+    good = Path(model.files[0]).read_bytes()
+    (folder / "good.jpg").write_bytes(good)
+    (folder / "cut.jpg").write_bytes(good[: len(good) // 2])
+    (folder / "deep" / "text.png").write_text("hello")
+    (folder / "notes.txt").write_text("left out: its ending is no image's")
+    Image.new("L", (40, 40), 7).save(folder / "blank.png")
+    photo = np.zeros((40, 40, 3), np.uint8)
+    photo[..., 0], photo[:20, :, 2] = 200, 250
+    Image.fromarray(photo).save(folder / "photo.png")
+    (folder / "\x1b[31mevil\n.png").write_bytes(png(np.eye(40, dtype=np.uint8) * 255))
+    done = cli(
+        str(folder),
+        str(tmp_path / "absent.png"),
+        "--format",
+        "json",
+        root=model.root,
+        monkeypatch=monkeypatch,
+    )
+    assert done.exit_code == 1
+    assert "5 of the images could not be predicted" in done.stderr
+    value = json.loads(done.stdout)
+    assert value["notice"] == NOTICE
+    errors = {Path(item["image"]).name: item["error"] for item in value["predictions"]}
+    assert {name for name, error in errors.items() if error is None} == {"good.jpg", "\x1b[31mevil\n.png"}
+    assert "is blank" in errors["blank.png"]
+    assert "colour picture" in errors["photo.png"]
+    assert "cannot be decoded" in errors["cut.jpg"]
+    assert "not a readable image" in errors["text.png"]
+    assert "does not exist" in errors["absent.png"]
+    table = cli(str(folder), root=model.root, monkeypatch=monkeypatch)
+    assert NOTICE in table.stdout
+    assert "\x1b" not in table.stdout
+    assert table.exit_code == 1
+    assert "Traceback" not in table.output
+
+
+def test_csv_and_overlays(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pattern = str(Path(model.files[0]).parent / "*")
+    done = cli(
+        pattern,
+        "--format",
+        "csv",
+        "--overlay",
+        str(tmp_path / "maps"),
+        root=model.root,
+        monkeypatch=monkeypatch,
+    )
+    assert done.exit_code == 0, done.output
+    assert NOTICE in done.stderr
+    table = pd.read_csv(io.StringIO(done.stdout))
+    assert len(table) == len(list(Path(model.files[0]).parent.iterdir()))
+    shares = table[[f"prob_{name}" for name in model.classes]]
+    assert np.allclose(shares.sum(axis=1), 1)
+    assert (shares.idxmax(axis=1) == "prob_" + table["predicted"]).all()
+    for path in table["overlay"]:
+        with Image.open(path) as image:
+            assert image.width > 600
+
+
+def test_training_images_are_found_again(model: Model, classifier: Classifier, tmp_path: Path) -> None:
+    trained = model.case.job.layout.absolute(model.case.pack.samples)
+    table = pd.read_parquet(trained)
+    train = table[(table["split"] == "train") & (table["row"] >= 0)]
+    item = train.iloc[5]
+    known = find_neighbours(classifier.weights, classifier.meta)
+    assert known is not None
+    near = known.nearest(np.asarray(known.pixels[item["row"]])[:, ::-1], 3)
+    assert (near[0].path, near[0].label, near[0].mirrored) == (item["path"], item["label"], True)
+    assert near[0].similarity == pytest.approx(1, abs=1e-4)
+    assert near[0].similarity >= near[1].similarity >= near[2].similarity
+    assert {neighbour.path for neighbour in near} <= set(train["path"])
+    assert find_neighbours(tmp_path / "away.pth", classifier.meta) is None

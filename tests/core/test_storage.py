@@ -1,0 +1,209 @@
+from __future__ import annotations
+
+import errno
+import json
+import multiprocessing
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from brainmri_core import storage
+from brainmri_core.errors import IntegrityError, StorageError
+
+
+def test_a_failed_write_leaves_the_previous_content(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    storage.write_json(path, {"v": 1})
+    with pytest.raises(RuntimeError), storage.atomic_file(path) as handle:
+        handle.write(b"half")
+        raise RuntimeError
+    assert json.loads(path.read_text()) == {"v": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_nan_is_not_json(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        storage.write_json(tmp_path / "a.json", {"v": float("nan")})
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("number", "part"), [(errno.ENOSPC, "no space"), (errno.EIO, "input/output"), (errno.EROFS, "read-only")]
+)
+def test_system_errors_become_one_sentence_with_a_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, part: str
+) -> None:
+    storage.write_bytes(tmp_path / "a", b"old")
+
+    def fail(_: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(storage.os, "fsync", fail)
+    with pytest.raises(StorageError, match=part):
+        storage.write_bytes(tmp_path / "a", b"new")
+    assert (tmp_path / "a").read_bytes() == b"old"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_write_new_never_overwrites(tmp_path: Path) -> None:
+    assert storage.write_new(tmp_path / "a", b"1")
+    assert not storage.write_new(tmp_path / "a", b"2")
+    assert (tmp_path / "a").read_bytes() == b"1"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_staging_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    target = tmp_path / "result"
+    with pytest.raises(RuntimeError), storage.staging_folder(target) as staging:
+        (staging / "x").write_text("1")
+        raise RuntimeError
+    assert not list(tmp_path.iterdir())
+    with storage.staging_folder(target) as staging:
+        (staging / "x").write_text("1")
+        assert not target.exists()
+    assert [p.name for p in tmp_path.iterdir()] == ["result"]
+    with pytest.raises(StorageError, match="exists already"), storage.staging_folder(target):
+        pass
+    assert (target / "x").read_text() == "1"
+
+
+def _stage_and_hang(target: Path, ready: Path) -> None:
+    with storage.staging_folder(target) as staging:
+        (staging / "x").write_text("1")
+        ready.touch()
+        signal.pause()
+
+
+def test_stale_temporaries_of_a_killed_writer_go_and_live_ones_stay(tmp_path: Path) -> None:
+    ready = tmp_path.parent / f"{tmp_path.name}-ready"
+    process = multiprocessing.get_context("fork").Process(
+        target=_stage_and_hang, args=(tmp_path / "result", ready)
+    )
+    process.start()
+    while not ready.exists():
+        assert process.is_alive()
+    assert storage.remove_stale(tmp_path) == []
+    assert list(tmp_path.glob(f"{storage.TEMPORARY_PREFIX}*"))
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    assert storage.remove_stale(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_lock_held_by_another_process_is_refused_at_once(tmp_path: Path) -> None:
+    lock = tmp_path / "l"
+    with storage.exclusive(lock):
+        read, write = os.pipe()
+        if (child := os.fork()) == 0:
+            try:
+                with storage.exclusive(lock, wait=False):
+                    os.write(write, b"got it")
+            except StorageError:
+                os.write(write, b"refused")
+            os._exit(0)
+        os.waitpid(child, 0)
+        assert os.read(read, 100) == b"refused"
+
+
+def test_damaged_json_and_changed_files_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_bytes(b'{"v": 1')
+    with pytest.raises(IntegrityError, match="not valid JSON"):
+        storage.read_json(path)
+    digest = storage.sha256_file(path)
+    storage.check_sha256(path, digest, "file")
+    path.write_bytes(b'{"v": 2')
+    with pytest.raises(IntegrityError, match="was changed"):
+        storage.check_sha256(path, digest, "file")
+
+
+def test_a_folder_is_replaced_in_one_step_and_the_old_one_goes(tmp_path: Path) -> None:
+    target = tmp_path / "export"
+    for content in ("old", "new"):
+        with storage.staging_folder(target, replace=True) as staging:
+            (staging / content).write_text(content)
+            assert (target / "old").exists() == (content == "new"), "complete until the step"
+    assert [path.name for path in target.iterdir()] == ["new"]
+    assert [path.name for path in tmp_path.iterdir()] == ["export"]
+
+
+def test_where_folders_cannot_be_exchanged_the_old_one_steps_aside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage.ctypes, "CDLL", lambda *_, **__: object())
+    test_a_folder_is_replaced_in_one_step_and_the_old_one_goes(tmp_path)
+
+
+def test_new_folders_are_made_durable_up_to_the_first_that_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[Path] = []
+    monkeypatch.setattr(storage, "fsync_dir", synced.append)
+    storage.make_dirs(tmp_path / "a" / "b" / "c")
+    assert sorted(synced) == [tmp_path, tmp_path / "a", tmp_path / "a" / "b"]
+    storage.make_dirs(tmp_path / "a" / "b" / "c")
+    assert len(synced) == 3
+
+
+def test_a_temporary_taken_away_before_it_was_locked_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock, calls = storage.fcntl.flock, 0
+
+    def late(handle: Any, operation: int) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 1:  # another process comes between creating and locking
+            assert len(storage.remove_stale(tmp_path)) == 1
+        lock(handle, operation)
+
+    monkeypatch.setattr(storage.fcntl, "flock", late)
+    storage.write_bytes(tmp_path / "a", b"1")
+    assert (tmp_path / "a").read_bytes() == b"1"
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_lock_file_removed_while_it_was_waited_for_is_locked_anew(tmp_path: Path) -> None:
+    lock = tmp_path / "l"
+    with storage.exclusive(lock):
+        lock.unlink()
+        with storage.exclusive(lock, wait=False):
+            assert lock.exists()
+
+
+def test_a_name_that_only_looks_like_a_temporary_stays(tmp_path: Path) -> None:
+    names = [".tmp-notes", ".tmp-1-abc.jpg", "x.tmp-1-000000000000"]
+    for name in names:
+        (tmp_path / name).write_text("kept")
+    assert storage.remove_stale(tmp_path) == []
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
+
+
+def test_a_result_is_removed_by_a_rename_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = tmp_path / "run"
+    result.mkdir()
+    (result / "x").write_text("1")
+
+    def die(_: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "_remove", die)
+        with pytest.raises(KeyboardInterrupt):
+            storage.remove_folder(result)
+    assert not result.exists()
+    assert len(storage.remove_stale(tmp_path)) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_space_for_a_file_of_holes_is_taken_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "pack"
+    with path.open("wb") as handle:
+        handle.truncate(1 << 20)
+    assert path.stat().st_blocks * 512 < 1 << 20
+    storage.reserve(path)
+    assert path.stat().st_blocks * 512 >= 1 << 20

@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import dagster as dg
+import pytest
+from dagster._daemon.types import DaemonHeartbeat
+from typer.testing import CliRunner
+
+from brainmri_core.errors import ConfigError
+from brainmri_core.layout import ROOT_VARIABLE
+from brainmri_dagster.backfill import DaemonError, require_daemon, targets
+from brainmri_dagster.cli import app
+from brainmri_dagster.code_location import defs
+from tests.dagster.conftest import PHANTOM, Workbench
+
+OTHER = "masoudnickparvar/brain-tumor-mri-dataset"
+DAEMONS = ("BACKFILL", "QUEUED_RUN_COORDINATOR", "SENSOR")
+FOLDS = [f"{PHANTOM}|{fold}" for fold in range(5)]
+
+
+def beat(instance: dg.DagsterInstance, age_s: float) -> None:
+    for name in DAEMONS:
+        instance.add_daemon_heartbeat(DaemonHeartbeat(time.time() - age_s, name, "d", []))
+
+
+def test_a_daemon_silent_for_minutes_is_gone(tmp_path: Path) -> None:
+    with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
+        with pytest.raises(DaemonError, match=r"No Dagster daemon is running.*`make ui` or `DAGSTER_HOME="):
+            require_daemon(instance)
+        beat(instance, 200)
+        with pytest.raises(DaemonError):
+            require_daemon(instance)
+        beat(instance, 40)
+        require_daemon(instance)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "sentence"),
+    [
+        (["--select", "raw_dataset"], 9, "No Dagster daemon is running"),
+        (["--select", "row_dataset"], 2, "selects no asset; known: champion, cross_validation_report"),
+        (["--select", "raw_dataset+("], 2, "is no selection of assets"),
+        (["--select", "raw_dataset", "--dataset", "brainmri/fantom"], 2, "did you mean 'brainmri/phantom'?"),
+    ],
+)
+def test_a_backfill_that_cannot_start_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], code: int, sentence: str
+) -> None:
+    monkeypatch.setenv(ROOT_VARIABLE, str(tmp_path))
+    result = CliRunner().invoke(app, ["backfill", *arguments])
+    assert result.exit_code == code, result.output
+    assert sentence in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_the_partitions_follow_from_selection_and_data_sets(packed: Workbench) -> None:
+    graph, instance = defs.resolve_asset_graph(), packed.instance
+
+    def chosen(select: str, *datasets: str, only_missing: bool = False) -> dict[str, list[str]]:
+        return targets(instance, graph, select, list(datasets), only_missing=only_missing)
+
+    assert chosen("raw_dataset", PHANTOM, OTHER) == {"raw_dataset": [PHANTOM, OTHER]}
+    assert chosen("raw_dataset", PHANTOM, OTHER, only_missing=True) == {"raw_dataset": [OTHER]}
+    assert chosen("raw_dataset", PHANTOM, only_missing=True) == {}
+    folds = chosen("fold_evaluation+", PHANTOM)
+    assert {name: sorted(keys) for name, keys in folds.items()} == {
+        "fold_checkpoint": FOLDS,
+        "fold_evaluation": FOLDS,
+        "cross_validation_report": [PHANTOM],
+    }
+    with pytest.raises(ConfigError, match="selects no asset"):
+        chosen("group:nothing", PHANTOM)

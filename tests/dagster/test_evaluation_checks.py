@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from dagster import AssetCheckSeverity
+
+from brainmri_core.regression import Regression
+from brainmri_dagster.checks import evaluation_results
+from tests.dagster.conftest import PHANTOM, Workbench, checks_of
+
+ERROR, WARN = AssetCheckSeverity.ERROR, AssetCheckSeverity.WARN
+
+
+def metrics(*beaten: str, before: float = 0.3, after: float | None = 0.1) -> dict[str, Any]:
+    rows = [
+        {"name": f"rule {place}", "macro_f1": 0.5 + place / 10, "beaten": verdict}
+        for place, verdict in enumerate(beaten)
+    ]
+    errors = {"before": before, "after": after}
+    return {
+        "dataset": PHANTOM,
+        "macro_f1": 0.75,
+        "baselines": rows,
+        "reasons": {} if rows else {"baselines": "there is no training image to fit them on"},
+        "calibration": {
+            name: None if value is None else {"ece_equal_width": value} for name, value in errors.items()
+        },
+    }
+
+
+@pytest.mark.parametrize(
+    ("beaten", "passed", "severity", "told"),
+    [
+        (("yes", "yes"), True, None, "It beats all 2 baselines, the best of which is rule 1 with 0.600."),
+        (("yes", "unclear"), False, WARN, "The model is not clearly better than rule 1."),
+        (("no", "unclear"), False, ERROR, "The model does not beat rule 0."),
+        ((), False, WARN, "There is no baseline to beat: there is no training image to fit them on."),
+    ],
+)
+def test_baselines_must_be_beaten(
+    beaten: tuple[str, ...], passed: bool, severity: AssetCheckSeverity | None, told: str
+) -> None:
+    found = evaluation_results(metrics(*beaten), 0.15, None)[0]
+    assert (found.check_name, found.passed, found.description) == ("beats_baselines", passed, told)
+    assert passed or found.severity is severity
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "bound", "passed"),
+    [(0.3, 0.1, 0.15, True), (0.1, 0.3, 0.15, False), (0.1, None, 0.15, True), (0.3, None, 0.15, False)],
+)
+def test_the_calibration_error_after_scaling_is_held_to_the_bound(
+    before: float, after: float | None, bound: float, passed: bool
+) -> None:
+    found = evaluation_results(metrics("yes", before=before, after=after), bound, None)[1]
+    assert (found.check_name, found.passed) == ("calibration", passed)
+    assert ("after" if after is not None else "before") in str(found.description)
+
+
+def test_only_a_fall_beyond_noise_is_a_regression() -> None:
+    below = Regression(0.5, 0.7, [-0.3, -0.1], 40)
+    unsure = Regression(0.5, 0.7, [-0.3, 0.1], 40)
+    assert [evaluation_results(metrics("yes"), 1.0, item)[2].passed for item in (below, unsure)] == [
+        False,
+        True,
+    ]
+
+
+def test_an_evaluation_is_compared_with_the_checkpoint_before_and_ranked(evaluated: Workbench) -> None:
+    stages = ["model_checkpoint", "evaluation"]
+    first = checks_of(evaluated.done(stages, "train.data.seed=5"))
+    told = first["no_regression"].description
+    assert "on the same" in told, "the checkpoint of the first run is compared with"
+    again = checks_of(evaluated.done(["evaluation"]))
+    assert again["no_regression"].description == told, "the same checkpoint is not compared with itself"
+    joined = evaluated.done([*stages, "leaderboard"], "train.data.seed=43", experiment="seed-43")
+    told = checks_of(joined)["no_regression"].description
+    assert told.startswith("No other checkpoint"), "experiments go by themselves"
+    shown = joined.asset_materializations_for_node("leaderboard")[0].metadata
+    assert shown["experiments"].value == 2
+    assert {"default", "seed-43"} <= {cell.strip() for cell in str(shown["leaderboard"].value).split("|")}
+    assert "data:image/jpeg;base64," in str(shown["plot"].value)

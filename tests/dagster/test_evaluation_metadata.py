@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import dagster as dg
+import numpy as np
+
+from brainmri_core.layout import Layout
+from brainmri_core.pointers import EvaluationPointer
+from brainmri_core.reporting.evaluation_metrics import Context, evaluation_metrics, headline
+from brainmri_core.reporting.figures import write_confusion
+from brainmri_core.storage import write_json
+from brainmri_dagster.metadata import of_evaluate
+from tests.core.test_metrics import CLASSES, Baseline, made_up, table_of, votes
+
+
+def test_the_ui_shows_numbers_tables_pictures_and_warnings(tmp_path: Path) -> None:
+    labels, logits = made_up(n=90, k=2)
+    logits = [[*row, -9.0] for row in logits.tolist()]  # the third class is neither there nor called
+    table = table_of(labels, np.asarray(logits), CLASSES)
+    masks = iter([("all", "whole test split", labels >= 0)])
+    perfect = Baseline("nearest | neighbour", "remembers", votes(labels.tolist()), False)
+    metrics = evaluation_metrics(table, CLASSES, Context(20, 1, masks, [perfect], 0, 0))
+    write_json(tmp_path / "metrics.json", metrics)
+    write_confusion(tmp_path / "confusion.png", metrics["confusion_matrix"], CLASSES)
+    pointer = EvaluationPointer(
+        dataset="a/b", run_id="r", content_hash="0", written_at_utc="2026-01-01T00:00:00Z", folder=".",
+        metrics="metrics.json", predictions="predictions.parquet", report="report.html", headline=headline(metrics),
+        checkpoint_pointer=None,
+    )  # fmt: skip
+    found = of_evaluate(Layout(root=tmp_path), pointer)
+    assert found["macro_f1"] == metrics["macro_f1"]
+    assert all(value == value for value in found.values() if isinstance(value, float))
+    text = {
+        name: value.md_str for name, value in found.items() if isinstance(value, dg.MarkdownMetadataValue)
+    }
+    recall = metrics["per_class"]["glioma"]["sensitivity"]
+    assert f"| glioma | {metrics['per_class']['glioma']['support']} | {recall:.4f} |" in text["per_class"]
+    assert "| pituitary | 0 | – |" in text["per_class"]
+    assert "nearest \\| neighbour | 1.0000" in text["baselines"]
+    assert "| whole test split | 90 |" in text["subsets"]
+    assert "**red**: The model does not beat every simple rule" in text["warnings"]
+    assert text["confusion_picture"].startswith("![confusion matrix](data:image/")
+    assert "called notumor" in text["confusion_matrix"]

@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from brainmri_core.config import load_config
+from brainmri_core.errors import ConfigError, DataError
+from brainmri_core.leaderboard import Entry, rank
+from brainmri_core.logs import Record
+from brainmri_core.pointers import LeaderboardPointer, write_pointer
+from brainmri_dagster.code_location import defs
+from brainmri_dagster.evaluations import recorded_evaluations
+from brainmri_dagster.experiments import apply_experiment, experiment_files, find_experiment
+from tests.dagster.conftest import PHANTOM, Workbench
+from tests.dagster.test_champion import contender, pack_of
+
+
+def write(folder: Path, text: str, name: str = "try.yaml") -> Path:
+    path = folder / name
+    path.write_text(text)
+    return path
+
+
+def test_an_experiment_changes_what_it_says_and_nothing_else(tmp_path: Path) -> None:
+    base = load_config()
+    changed = apply_experiment(
+        base, write(tmp_path, "train:\n  optim:\n    lr: 0.5\n"), ["train.loop.epochs=3"]
+    )
+    assert changed.train.optim.lr == 0.5
+    assert changed.train.loop.epochs == 3
+    same = changed.train.model_copy(update={"optim": base.train.optim, "loop": base.train.loop})
+    assert changed.model_copy(update={"train": same}) == base.model_copy(
+        update={"train": base.train.model_copy(update={"loop": base.train.loop})}
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("train:\n  optim:\n    lrr: 0.5\n", [":3", "train.optim.lrr", "did you mean"]),
+        ("trian:\n  optim: {}\n", [":1", "'trian'", "did you mean 'train'"]),
+        ("train:\n  loop:\n    epochs: 1\nsplit:\n  seed: 3\n", [":4", "not 'split'", "same data"]),
+        ("train:\n  optim:\n    lr: -1\n", [":3", "train.optim.lr"]),
+    ],
+)
+def test_an_experiment_of_unknown_or_foreign_keys_is_refused_with_its_line(
+    tmp_path: Path, text: str, parts: list[str]
+) -> None:
+    path = write(tmp_path, text)
+    with pytest.raises(ConfigError) as caught:
+        apply_experiment(load_config(), path)
+    for part in [str(path), *parts]:
+        assert part in str(caught.value)
+
+
+def test_a_badly_named_or_unknown_experiment_is_refused(tmp_path: Path) -> None:
+    write(tmp_path, "{}", "Two Words.yaml")
+    with pytest.raises(ConfigError, match="name an experiment with lower-case letters"):
+        experiment_files(tmp_path)
+    with pytest.raises(ConfigError, match="There is no experiment 'seed-44'; known: densenet121"):
+        find_experiment("seed-44")
+
+
+def test_every_experiment_has_a_job_that_carries_its_settings() -> None:
+    for name in experiment_files():
+        job = defs.resolve_job_def(f"experiment_{name.replace('-', '_')}")
+        assert job.tags["brainmri/experiment"] == name
+    job = defs.resolve_job_def("experiment_seed_43")
+    assert job.partitioned_config is not None
+    carried = job.partitioned_config.get_run_config_for_partition_key("brainmri/phantom")
+    assert carried["ops"]["model_checkpoint"]["config"]["data"]["seed"] == 43
+
+
+def test_an_evaluation_by_itself_counts_for_the_experiment_that_trained_the_model(
+    evaluated: Workbench,
+) -> None:
+    evaluated.done(["model_checkpoint"], experiment="seed-43")
+    evaluated.done(["evaluation"])
+    name, _ = next(iter(recorded_evaluations(evaluated.instance, evaluated.layout, PHANTOM)))
+    assert name == "seed-43"
+
+
+def test_the_leaderboard_ranks_what_measured_the_same_images(packed: Workbench) -> None:
+    pack = pack_of(packed)
+    elsewhere = write_pointer(
+        packed.layout, pack.model_copy(update={"content_hash": "x"}), update_latest=False
+    )
+    entries = []
+    for place, (name, score, data) in enumerate(
+        [
+            ("fair", 0.6, pack),
+            ("best", 0.8, pack),
+            ("apart", 0.9, elsewhere),
+            ("none", None, pack),
+            ("seen", 1.0, elsewhere),  # trained on another split, measured on this one
+        ]
+    ):
+        _, evaluation = contender(packed, f"rank-{name}", place, knows=True, pack=data)
+        measured = pack if name == "seen" else data
+        changes = {"headline": {"macro_f1": score}, "pack_pointer": measured.pointer_path}
+        entries.append(Entry(name, evaluation.model_copy(update=changes)))
+    records: list[Record] = []
+    pointer = rank(entries, packed.job("ranking", records))
+    assert isinstance(pointer, LeaderboardPointer)
+    with packed.layout.absolute(pointer.table).open(newline="") as handle:
+        rows = list(csv.DictReader(handle))
+    assert [(row["experiment"], row["macro_f1"]) for row in rows] == [
+        ("best", "0.8"),
+        ("fair", "0.6"),
+        ("none", ""),
+    ]
+    assert packed.layout.absolute(pointer.plot).read_bytes().startswith(b"\x89PNG")
+    assert [item["experiment"] for item in records if item["level"] == "WARNING"] == ["apart", "seen"]
+    with pytest.raises(DataError, match="run `brainmri experiment NAME` first"):
+        rank([], packed.job("nothing"))

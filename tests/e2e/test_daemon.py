@@ -1,0 +1,208 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from brainmri_core.config.data import PhantomConfig
+from brainmri_core.sources.phantom import write_phantom
+from brainmri_dagster.backfill import DaemonError, require_daemon
+from tests.e2e.conftest import PHANTOM, ROOT, Project, make_project
+
+pytestmark = pytest.mark.e2e
+
+REAL = "sartajbhuvaji/brain-tumor-classification-mri"
+OTHER = "masoudnickparvar/brain-tumor-mri-dataset"
+ENDED = [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
+
+
+def write_archive(path: Path, seed: int) -> None:
+    """Write a small data set, laid out like the real one, as a zip archive; it appears in one rename."""
+    tree = path.with_suffix("")
+    write_phantom(
+        tree,
+        PhantomConfig(
+            seed=seed, subjects_per_class=5, slices_per_subject=4, copies_per_kind=2, label_conflicts=1
+        ),
+    )
+    temporary = shutil.make_archive(str(path.with_name(f"new-{path.stem}")), "zip", tree)
+    shutil.rmtree(tree)
+    Path(temporary).replace(path)
+
+
+@dataclass
+class Daemon:
+    """A daemon, the project it serves, and the folder of archives it watches."""
+
+    project: Project
+    instance: dg.DagsterInstance
+    archives: Path
+    process: subprocess.Popen[bytes] | None = None
+
+    def archive(self, dataset: str) -> Path:
+        """Path of a data set's archive."""
+        return self.archives / f"{dataset.replace('/', '__')}.zip"
+
+    def runs(self, **tags: str) -> list[dg.DagsterRun]:
+        """Runs with these tags, newest first; a double underscore stands for a slash."""
+        wanted = {name.replace("__", "/"): value for name, value in tags.items()}
+        return list(self.instance.get_runs(dg.RunsFilter(tags=wanted)))
+
+    def start(self) -> None:
+        """Start the daemon and wait for its heartbeat."""
+        log = self.archives.with_name("daemon.log")
+        with log.open("ab") as file:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "tests.e2e.eager_daemon", "run", "-w", "workspace.yaml"],
+                cwd=ROOT,
+                env=self.project.env,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        deadline = time.monotonic() + 300
+        while True:
+            try:
+                require_daemon(self.instance)
+                return
+            except DaemonError:
+                assert self.process.poll() is None and time.monotonic() < deadline, log.read_text()[-3000:]
+                time.sleep(0.5)
+
+    def stop(self) -> None:
+        """Stop it as Ctrl-C does."""
+        assert self.process is not None
+        os.killpg(self.process.pid, signal.SIGINT)
+        try:
+            self.process.wait(30)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+
+
+@pytest.fixture(scope="module")
+def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    folder = tmp_path_factory.mktemp("daemon")
+    project, archives = make_project(folder), folder / "archives"
+    archives.mkdir()
+    project.env["BRAINMRI_ARCHIVES"] = str(archives)
+    config = Path(project.env["BRAINMRI_CONFIG"])
+    config.write_text(config.read_text().replace("fetch: {", "fetch: {offline: true, "))
+    with dg.DagsterInstance.from_config(project.env["DAGSTER_HOME"]) as instance:
+        running = Daemon(project, instance, archives)
+        try:
+            running.start()
+            yield running
+        finally:
+            running.stop()
+
+
+def test_one_bad_data_set_does_not_keep_the_others_from_finishing(daemon: Daemon) -> None:
+    write_archive(daemon.archive(REAL), 1)
+    done = daemon.project.brainmri("backfill", "--select", "raw_dataset")
+    assert done.returncode == 1, done.stderr
+    assert "3 of 3 runs ended, 1 failed" in done.stderr
+    (why,) = [line for line in done.stderr.splitlines() if line.startswith(f"{OTHER}: ")]
+    assert "no local archive" in why or "offline" in why
+    statuses = {run.tags["dagster/partition"]: run.status.value for run in daemon.runs()}
+    assert statuses == {PHANTOM: "SUCCESS", REAL: "SUCCESS", OTHER: "FAILURE"}
+
+    write_archive(daemon.archive(OTHER), 2)
+    again = daemon.project.brainmri("backfill", "--select", "raw_dataset", "--only-missing")
+    assert again.returncode == 0, again.stderr
+    assert "1 of 1 runs ended, 0 failed" in again.stderr
+    nothing = daemon.project.brainmri("backfill", "--select", "raw_dataset", "--only-missing")
+    assert nothing.returncode == 0
+    assert "Nothing is missing" in nothing.stdout
+
+
+def test_all_folds_and_their_report_are_filled_by_one_command(daemon: Daemon) -> None:
+    two = daemon.project.dagster("instance", "concurrency", "set", "accelerator", "2")
+    assert two.returncode == 0, two.stderr
+    prepared = daemon.project.brainmri("pipeline", "--skip", "train", "--skip", "evaluate")
+    assert prepared.returncode == 0, prepared.stderr
+    done = daemon.project.brainmri("backfill", "--select", "fold_evaluation+", "--dataset", PHANTOM)
+    assert done.returncode == 0, done.stderr
+    assert "5 partitions of fold_checkpoint, fold_evaluation, cross_validation_report" in done.stderr
+    assert "3 of 3 runs ended, 0 failed" in done.stderr
+    assert "all 5 partitions are done" in done.stdout
+    pointers = daemon.project.root / "outputs/pointers/cross_validation" / PHANTOM
+    pointer = json.loads((pointers / "latest.json").read_text())
+    metrics = json.loads((daemon.project.root / pointer["metrics"]).read_text())
+    assert sorted(metrics["folds"]) == ["0", "1"]
+    assert metrics["ensemble"] is not None
+    trained = [
+        stats
+        for run in daemon.runs()
+        for stats in daemon.instance.get_run_step_stats(run.run_id, ["fold_checkpoint"])
+    ]
+    assert len(trained) == 2
+    begun, ended = [item.start_time or 0 for item in trained], [item.end_time or 0 for item in trained]
+    assert max(begun) < min(ended), "two slots, but the folds were trained one after the other"
+    best = daemon.project.root / "models" / "best.pth"
+    assert not best.exists(), "no fold takes the place of the whole model"
+
+
+def test_a_replaced_archive_is_trained_on_and_evaluated_once(daemon: Daemon) -> None:
+    write_archive(daemon.archive(REAL), 3)
+    started = daemon.project.dagster("sensor", "start", "new_dataset_version", "-w", "workspace.yaml")
+    assert started.returncode == 0, started.stderr
+    deadline = time.monotonic() + 1200
+    while True:
+        runs = daemon.runs(dagster__sensor_name="new_dataset_version")
+        if runs and all(run.status in ENDED for run in runs) and _skipped(daemon.instance, since=0.0):
+            break
+        assert time.monotonic() < deadline, runs
+        time.sleep(1)
+    (run,) = runs
+    assert run.status == dg.DagsterRunStatus.SUCCESS
+    assert run.tags["dagster/partition"] == REAL
+    manifest = next(item for item in daemon.project.manifests() if item["dagster_run_id"] == run.run_id)
+    assert manifest["status"] == "success"
+    assert list(manifest["stages"])[-3:] == ["train", "evaluate", "champion"]
+    assert (daemon.project.root / "models" / REAL / "champion.pth").is_file()
+
+    daemon.stop()
+    restarted = time.time()
+    daemon.start()
+    while not _skipped(daemon.instance, since=restarted):
+        assert time.monotonic() < deadline
+        time.sleep(1)
+    assert len(daemon.runs(dagster__sensor_name="new_dataset_version")) == 1, "one version, one run, ever"
+
+
+def test_new_validated_images_are_trained_on_by_the_retrain_sensor(daemon: Daemon) -> None:
+    started = daemon.project.dagster("sensor", "start", "retrain", "-w", "workspace.yaml")
+    assert started.returncode == 0, started.stderr
+    stages = ("--skip", "train", "--skip", "evaluate", "-o", "split.seed=9")
+    made = daemon.project.brainmri("pipeline", "--dataset", REAL, *stages)
+    assert made.returncode == 0, made.stderr
+    deadline = time.monotonic() + 600
+    while not (
+        (runs := daemon.runs(dagster__sensor_name="retrain")) and all(run.status in ENDED for run in runs)
+    ):
+        assert time.monotonic() < deadline, runs
+        time.sleep(1)
+    (run,) = runs
+    assert run.status == dg.DagsterRunStatus.SUCCESS
+    manifest = next(item for item in daemon.project.manifests() if item["dagster_run_id"] == run.run_id)
+    assert (manifest["status"], list(manifest["stages"])[:2]) == ("success", ["train", "evaluate"])
+    captured = Path(daemon.project.env["DAGSTER_HOME"]) / "storage" / run.run_id / "compute_logs"
+    assert "epoch=1 " in "".join(file.read_text() for file in captured.glob("*.err")), "the UI's stderr tab"
+
+
+def _skipped(instance: dg.DagsterInstance, since: float) -> bool:
+    """Whether the sensor has looked again, after a moment in seconds since the epoch, and found nothing new."""
+    (state,) = [item for item in instance.all_instigator_state() if item.name == "new_dataset_version"]
+    ticks = instance.get_ticks(state.instigator_origin_id, state.selector_id, after=since, limit=1)
+    return bool(ticks) and "nothing new" in (ticks[0].skip_reason or "")

@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+import errno
+import json
+import os
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from brainmri_core.config import STAGES
+from brainmri_core.errors import StorageError
+from tests.faults.conftest import LONG
+from tests.faults.warm import Warm
+
+# Trials by stage, reduced and long: killed before the N-th file operation, power cut there, killed at a random time.
+KILLS = {
+    "fetch": (5, 60),
+    "split": (3, 30),
+    "resize": (4, 40),
+    "validate": (2, 20),
+    "train": (3, 30),
+    "evaluate": (1, 12),
+}
+POWER = {
+    "fetch": (3, 30),
+    "split": (1, 10),
+    "resize": (3, 30),
+    "validate": (1, 6),
+    "train": (2, 12),
+    "evaluate": (1, 4),
+}
+RANDOM = {
+    "fetch": (2, 20),
+    "split": (1, 10),
+    "resize": (2, 15),
+    "validate": (1, 8),
+    "train": (1, 10),
+    "evaluate": (1, 4),
+}
+SECONDS = {"fetch": 0.2, "split": 1.0, "resize": 0.4, "validate": 1.5, "train": 2.5, "evaluate": 5.0}
+ERRORS = {"ENOSPC": "no space", "EACCES": "permission", "EIO": "input/output"}
+
+
+def points(total: int, wanted: int) -> list[int]:
+    """Spread points evenly over the operations, the first and the last among them."""
+    if wanted >= total:
+        return list(range(1, total + 1))
+    return sorted({1 + round(step * (total - 1) / max(1, wanted - 1)) for step in range(wanted)} | {total})[
+        -wanted:
+    ]
+
+
+def tally(name: str, stage: str, results: list[dict[str, Any]]) -> None:
+    """Note the trials for the reliability table's figures."""
+    target = os.environ.get("BRAINMRI_TALLY")
+    if target:
+        with Path(target).open("a") as handle:
+            test = os.environ["PYTEST_CURRENT_TEST"].partition("::")[2].partition("[")[0].partition(" ")[0]
+            line = {"test": test, "fault": name, "stage": stage, "trials": len(results)}
+            handle.write(
+                json.dumps(line | {"losses": sum(bool(item["problems"]) for item in results)}) + "\n"
+            )
+
+
+def problems(results: list[dict[str, Any]]) -> list[str]:
+    return [text for item in results for text in item["problems"]]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_killed_before_a_file_operation(
+    warm: Warm, prepared: tuple[str, dict[str, list[str]]], stage: str
+) -> None:
+    folder, hashes = prepared
+    total = warm.call("tests.faults.trials:operations", folder, stage)
+    results = [
+        warm.call("tests.faults.trials:crash", folder, stage, hashes[stage], "kill", at, 0.0)
+        for at in points(total, KILLS[stage][LONG])
+    ]
+    tally("kill -9 before a file operation", stage, results)
+    assert problems(results) == []
+    assert all(item["status"] == -9 for item in results)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_power_cut_before_a_file_operation(
+    warm: Warm, prepared: tuple[str, dict[str, list[str]]], stage: str
+) -> None:
+    folder, hashes = prepared
+    total = warm.call("tests.faults.trials:operations", folder, stage)
+    results = [
+        warm.call("tests.faults.trials:crash", folder, stage, hashes[stage], "power", at, 0.0)
+        for at in points(total, POWER[stage][LONG])
+    ]
+    tally("power cut", stage, results)
+    assert problems(results) == []
+    assert any(item["lost"] for item in results), "nothing unsynced was ever lost: the trial shows nothing"
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_killed_at_a_random_time(warm: Warm, prepared: tuple[str, dict[str, list[str]]], stage: str) -> None:
+    folder, hashes = prepared
+    seed = random.SystemRandom().randrange(2**32)
+    print("seed of the kill times:", seed)
+    moments = random.Random(seed)
+    results = [
+        warm.call(
+            "tests.faults.trials:crash",
+            folder,
+            stage,
+            hashes[stage],
+            "kill",
+            0,
+            moments.uniform(0.01, SECONDS[stage]),
+        )
+        for _ in range(RANDOM[stage][LONG])
+    ]
+    tally("kill -9 at a random time", stage, results)
+    assert problems(results) == []
+    assert all(item["status"] in (-9, 0) for item in results)
+
+
+@pytest.mark.parametrize("name", ERRORS)
+@pytest.mark.parametrize("stage", STAGES if LONG else ("fetch", "resize"))
+def test_every_operation_fails_from_some_point_on(
+    warm: Warm, prepared: tuple[str, dict[str, list[str]]], stage: str, name: str
+) -> None:
+    folder, hashes = prepared
+    total = warm.call("tests.faults.trials:operations", folder, stage)
+    number = getattr(errno, name)
+    results = [
+        warm.call("tests.faults.trials:crash", folder, stage, hashes[stage], number, at, 0.0)
+        for at in points(total, 8 if LONG else 2)
+    ]
+    tally(f"{name} injected", stage, results)
+    assert problems(results) == []
+    assert {item["status"] for item in results} == {StorageError.exit_code}

@@ -1,0 +1,161 @@
+"""The packages this project stands on: their licences are listed, their versions audited, known holes kept out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+import zipfile
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+from scripts import audit, install, licences
+
+ROOT = Path(__file__).parents[2]
+CONSTRAINTS = (ROOT / "constraints.txt").read_text()
+
+
+def test_list_of_licences_is_that_of_the_pinned_packages() -> None:
+    listed = (ROOT / "docs/licences.md").read_text()
+    rows = [line.split(" | ") for line in listed.splitlines() if line.startswith("| ") and "==" not in line][
+        1:
+    ]
+    assert {row[0].removeprefix("| "): row[1] for row in rows} == licences.pinned(CONSTRAINTS)
+    try:
+        expected = licences.table(CONSTRAINTS)
+    except SystemExit as other_versions:
+        pytest.skip(f"other packages than the pinned ones are installed: {other_versions}")
+    assert listed == expected, "run python -m scripts.licences > docs/licences.md"
+
+
+def test_no_package_forces_its_licence_on_this_project() -> None:
+    for line in (ROOT / "docs/licences.md").read_text().splitlines():
+        assert "GPL" not in line, line
+
+
+@pytest.mark.parametrize(
+    ("name", "least", "hole"),
+    [
+        ("pillow", "12.3", "CVEs of its decoders"),
+        ("torch", "2.10", "CVE-2025-32434, loading with weights_only"),
+        ("pyarrow", "14.0.1", "CVE-2023-47248, unpickling from Parquet"),
+        ("pyyaml", "5.4", "CVE-2020-14343"),
+        ("jinja2", "3.1.6", "CVE-2025-27516"),
+    ],
+)  # fmt: skip
+def test_versions_with_known_holes_are_kept_out(name: str, least: str, hole: str) -> None:
+    assert Version(licences.pinned(CONSTRAINTS)[name]) >= Version(least), hole
+    required = {item.name: item.specifier for item in map(Requirement, metadata.requires("brainmri") or [])}
+    if name in required and name in ("pillow", "torch", "pyarrow"):
+        before = f"{Version(least).major - 1}.99"
+        assert not required[name].contains(before), f"setup.cfg lets {name} {before} in: {hole}"
+
+
+def test_every_pin_has_hashes() -> None:
+    pinned = install.pins(CONSTRAINTS)
+    assert len(pinned) > 100
+    assert [name for name, (_, hashes) in pinned.items() if not hashes] == []
+    assert CONSTRAINTS.count("==") == len(pinned)
+
+
+def test_pins_are_read_with_hashes_comments_and_markers() -> None:
+    zeros, ones = "sha256:" + "0" * 64, "sha256:" + "1" * 64
+    text = f"A_b==1.0 \\\n    --hash={zeros} \\\n    --hash={ones}\nc==2 # note\n# d==3\ne==4 ; python_version > '3'\n"
+    assert install.pins(text) == {"a-b": ("1.0", [zeros, ones]), "c": ("2", []), "e": ("4", [])}
+
+
+def test_only_archives_with_a_hash_are_installed() -> None:
+    digest = "sha256:" + "0" * 64
+    report = {"install": [{"metadata": {"name": "A.b", "version": "1.0"}}]}
+    assert install.hashed(report, {"a-b": ("1.0", [digest])}) == f"a-b==1.0 --hash={digest}"
+    for pinned in ({}, {"a-b": ("1.0", [])}):
+        with pytest.raises(
+            SystemExit, match=r"a-b 1\.0 is needed here, but constraints\.txt has no hash of it"
+        ):
+            install.hashed(report, pinned)
+
+
+def test_extras_are_those_of_the_metadata() -> None:
+    needed = set(install.requirements(["test"]))
+    assert {"setuptools>=77", "torch>=2.10", "mlflow-skinny>=3.0", "pytest>=8.3"} <= needed
+    assert not any(line.startswith("brainmri") for line in needed)
+
+
+def test_an_archive_with_another_hash_is_refused(tmp_path: Path) -> None:
+    """pip itself, on an archive that was changed after it was pinned."""
+    archive = tmp_path / "demo-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(archive, "w") as wheel:
+        wheel.writestr("demo.py", "")
+        wheel.writestr("demo-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: demo\nVersion: 1.0\n")
+        wheel.writestr(
+            "demo-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        wheel.writestr("demo-1.0.dist-info/RECORD", "")
+    report = {"install": [{"metadata": {"name": "demo", "version": "1.0"}}]}
+    listed = tmp_path / "archives.txt"
+    pip = [sys.executable, "-m", "pip", "install", "--no-index", "--find-links", str(tmp_path)]
+    pip += [
+        "--target",
+        str(tmp_path / "there"),
+        "--require-hashes",
+        "--no-deps",
+        "--requirement",
+        str(listed),
+    ]
+    good = "sha256:" + hashlib.sha256(archive.read_bytes()).hexdigest()
+    for digest, code in (("sha256:" + "0" * 64, 1), (good, 0)):
+        listed.write_text(install.hashed(report, {"demo": ("1.0", [digest])}))
+        done = subprocess.run(pip, capture_output=True, text=True, check=False)
+        assert done.returncode == code, done.stderr
+        assert ("HASHES" in done.stderr) == bool(code)
+
+
+def service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *answers: object) -> None:
+    """Put a pip-audit in place that gives these answers, one a call; None ends it with a traceback."""
+    (tmp_path / "pip_audit.py").write_text(
+        "import json, pathlib, sys\n"
+        f"answers = json.loads({json.dumps(answers)!r})\n"
+        f"count = pathlib.Path({str(tmp_path / 'count')!r})\n"
+        "number = int(count.read_text()) if count.exists() else 0\n"
+        "count.write_text(str(number + 1))\n"
+        "assert answers[number] is not None, 'no network'\n"
+        "print(json.dumps({'dependencies': answers[number]}))\n"
+        "sys.exit(any(item.get('vulns') for item in answers[number]))\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+
+
+BAD = {"name": "pip", "version": "9", "vulns": [{"id": "PYSEC-1", "fix_versions": ["19"]}]}
+GOOD = {"name": "a", "version": "1", "vulns": []}
+UNKNOWN = {"name": "pip", "skip_reason": "not found"}
+
+
+@pytest.mark.parametrize(
+    ("answers", "strict", "code", "said"),
+    [
+        ([None], False, 0, "Not audited"),
+        ([None], True, 2, "Not audited"),
+        ([[UNKNOWN]], False, 0, "Not audited"),
+        ([[GOOD]], True, 2, "Not audited"),
+        ([[BAD], None], True, 2, "stopped answering"),
+        ([[BAD], [GOOD, UNKNOWN]], True, 0, "1 packages audited, 0 vulnerabilities, 1 unknown"),
+        ([[BAD], [GOOD, {**BAD, "name": "b"}]], False, 1, "b 9: PYSEC-1, fixed in 19"),
+    ],
+)
+def test_audit_tells_clean_from_not_asked(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    answers: list[object],
+    strict: bool,
+    code: int,
+    said: str,
+) -> None:
+    service(tmp_path, monkeypatch, *answers)
+    assert audit.audit("a==1\nb==9\n", strict) == code
+    assert said in capsys.readouterr().out
