@@ -282,21 +282,26 @@ def record_pointer(layout: Layout, run_id: str, stage: str, pointer: Pointer) ->
 def close_run(layout: Layout, run_id: str, status: Literal["failed", "cancelled"], reason: str) -> None:
     """Settle the manifest of a run that ended without doing so: its unfinished stages take `status`, planned ones are skipped.
 
-    A stage whose result is whole but whose pointer was not written is unfinished, too.
+    A stage whose result is whole but whose pointer was not written is unfinished, too. A run that ended between two
+    stages gives its status to the one that would have come next.
     """
     if not layout.run_dir(run_id).is_dir():
         return
     with _manifest(layout, run_id) as manifest:
-        for entry in manifest["stages"].values():
+        end = {
+            "status": status,
+            "exit_code": CANCELLED_EXIT_CODE if status == "cancelled" else 1,
+            "error": reason,
+        }
+        entries = list(manifest["stages"].values())
+        for entry in entries:
             unwritten = entry["status"] == "success" and not entry.get("pointer", {}).get("pointer_path")
             if entry["status"] == "running" or unwritten:
-                entry |= {
-                    "status": status,
-                    "exit_code": CANCELLED_EXIT_CODE if status == "cancelled" else 1,
-                    "error": reason,
-                }
-            elif entry["status"] == "planned":
-                entry["status"] = "skipped"
+                entry |= end
+        settled = any(entry["status"] in ("failed", "cancelled") for entry in entries)
+        for entry in (entry for entry in entries if entry["status"] == "planned"):
+            entry |= {"status": "skipped"} if settled else end
+            settled = True
 
 
 def _sentence(error: BaseException) -> str:

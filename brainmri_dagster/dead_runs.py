@@ -34,23 +34,26 @@ def settle_dead_runs(instance: dg.DagsterInstance, layout: Layout) -> list[str]:
         else:
             instance.report_run_failed(run, message=_REASON)
         instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
-        settle_manifest(instance, layout, run, _REASON)
+        settle_manifest(instance, layout, run, _REASON, cancelled=cancelled)
         settled.append(run.run_id)
     return settled
 
 
-def settle_own_runs(instance: dg.DagsterInstance, layout: Layout, reason: str) -> None:
+def settle_own_runs(instance: dg.DagsterInstance, layout: Layout, reason: str, *, cancelled: bool) -> None:
     """Settle what this process started and was kept from ending properly: by an interruption, or by a full disk."""
     for run in instance.get_runs(dg.RunsFilter(tags={PROCESS_TAG: this_process()})):
         if not run.is_finished:
-            instance.report_run_canceled(run, message=reason)
+            report = instance.report_run_canceled if cancelled else instance.report_run_failed
+            report(run, message=reason)
             instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
         ended = instance.get_run_by_id(run.run_id) or run
         if ended.status != dg.DagsterRunStatus.SUCCESS:
-            settle_manifest(instance, layout, ended, reason)
+            settle_manifest(instance, layout, ended, reason, cancelled=cancelled)
 
 
-def settle_manifest(instance: dg.DagsterInstance, layout: Layout, run: dg.DagsterRun, reason: str) -> bool:
+def settle_manifest(
+    instance: dg.DagsterInstance, layout: Layout, run: dg.DagsterRun, reason: str, *, cancelled: bool
+) -> bool:
     """Close the manifest of a run that ended without closing it; return False if the run left none."""
     try:
         run_id = run_id_of(instance, run)
@@ -58,6 +61,5 @@ def settle_manifest(instance: dg.DagsterInstance, layout: Layout, run: dg.Dagste
         return False
     if not layout.run_dir(run_id).is_dir():
         return False
-    cancelled = run.status in (dg.DagsterRunStatus.CANCELING, dg.DagsterRunStatus.CANCELED)
     close_run(layout, run_id, "cancelled" if cancelled else "failed", reason)
     return True

@@ -6,11 +6,13 @@ import os
 import shlex
 import sys
 import uuid
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
+from dagster._core.events import RunFailureReason
 from dagster._core.execution.plan.objects import ErrorSource
 
 from brainmri_core.catalogue import find_entry
@@ -152,7 +154,8 @@ def _materialize(
     if request.experiment is not None:
         tags[EXPERIMENT_TAG] = request.experiment
     quiet = {"loggers": {"console": {"config": {"log_level": "ERROR" if request.debug else "CRITICAL"}}}}
-    try:
+    result: dg.ExecuteInProcessResult | None = None
+    with suppress(KeyboardInterrupt, dg.DagsterExecutionInterruptedError):
         result = dg.materialize(
             list(defs.assets or ()),  # type: ignore[arg-type]
             run_config=run_config_for(config, assets) | quiet,
@@ -163,16 +166,26 @@ def _materialize(
             tags=tags,
             selection=assets,
         )
-    except (KeyboardInterrupt, dg.DagsterExecutionInterruptedError):
-        settle_own_runs(instance, project.layout, "The run was interrupted.")
+    if result is None or _was_interrupted(result):
+        settle_own_runs(instance, project.layout, "The run was interrupted.", cancelled=True)
         print("brainmri: interrupted; what was finished is kept.", file=sys.stderr)
         return CANCELLED_EXIT_CODE
     if not result.success:
-        settle_own_runs(instance, project.layout, "The run ended before this stage did.")
+        settle_own_runs(instance, project.layout, "The run ended before this stage did.", cancelled=False)
         return _report_failure(result)
     run_id = run_id_of(instance, result.dagster_run)
     _print_result(project.layout, run_id, [result.asset_value(name) for name in assets])
     return 0
+
+
+def _was_interrupted(result: dg.ExecuteInProcessResult) -> bool:
+    """Tell whether a signal ended the run: Dagster reports that as a failure, inside a step or between two."""
+    return any(
+        event.job_failure_data.failure_reason is RunFailureReason.UNEXPECTED_TERMINATION
+        if event.is_job_failure
+        else event.is_step_failure and event.step_failure_data.error_source is ErrorSource.INTERRUPT
+        for event in result.all_events
+    )
 
 
 def _report_failure(result: dg.ExecuteInProcessResult) -> int:
@@ -186,9 +199,6 @@ def _report_failure(result: dg.ExecuteInProcessResult) -> int:
         print(f"brainmri: {data.user_failure_data.description}", file=sys.stderr)
         code = data.user_failure_data.metadata.get("exit_code")
         return int(str(code.value)) if code is not None else BrainMRIError.exit_code
-    if data.error_source is ErrorSource.INTERRUPT:
-        print(f"brainmri: interrupted during {event.step_key}; what was finished is kept.", file=sys.stderr)
-        return CANCELLED_EXIT_CODE
     error = data.error
     while error is not None and error.cause is not None:
         error = error.cause

@@ -172,7 +172,8 @@ def dead_runs(context: dg.SensorEvaluationContext) -> dg.SkipReason:
 )
 def cancelled_manifest(context: dg.RunStatusSensorContext) -> None:
     """Settle stages that the end of the run left as running or planned."""
-    settle_manifest(context.instance, default_project().layout, context.dagster_run, "The run was cancelled.")
+    layout = default_project().layout
+    settle_manifest(context.instance, layout, context.dagster_run, "The run was cancelled.", cancelled=True)
 
 
 @dg.run_failure_sensor(
@@ -182,7 +183,7 @@ def cancelled_manifest(context: dg.RunStatusSensorContext) -> None:
 def failed_manifest(context: dg.RunFailureSensorContext) -> None:
     """Settle the manifest, then tell the webhook which run failed and why."""
     reason = failure_reason(context)
-    settle_manifest(context.instance, default_project().layout, context.dagster_run, reason)
+    settle_manifest(context.instance, default_project().layout, context.dagster_run, reason, cancelled=False)
     url = os.environ.get(WEBHOOK_VARIABLE)
     if url:
         try:

@@ -7,6 +7,8 @@ import shutil
 from pathlib import Path
 
 from brainmri_core.config import STAGES
+from brainmri_core.layout import Layout
+from brainmri_core.pointers import Pointer
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -36,6 +38,21 @@ def pipeline(folder: str, config: str, run_id: str, stages: list[str] | None = N
             *skipped,
         ]
     )
+
+
+def pipeline_stopped_after_pointer(folder: str, config: str, run_id: str, stage: str, number: int) -> None:
+    """Run the pipeline; a signal comes when a stage's pointer is written and its asset has not yet gone on."""
+    from brainmri_dagster import io_managers
+
+    record = io_managers.record_pointer
+
+    def record_and_stop(layout: Layout, run: str, name: str, pointer: Pointer) -> None:
+        record(layout, run, name, pointer)
+        if name == stage:
+            os.kill(os.getpid(), number)
+
+    io_managers.record_pointer = record_and_stop
+    pipeline(folder, config, run_id)
 
 
 PHANTOM = "brainmri/phantom"

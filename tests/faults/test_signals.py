@@ -67,14 +67,12 @@ def test_interrupted_at_any_time_it_says_cancelled_and_can_go_on(
         os.kill(started[0], number)
         code = warm.wait(started)
         found = manifest(layout.root, run_id)
-        idle = (
-            not found or found["status"] == "success"
-        )  # it had not begun, or was done: the signal's default action
+        # It had not begun, or was done and about to end: the signal's default action.
+        idle = not found or all(entry["status"] == "success" for entry in found["stages"].values())
         expected = (130, 0, -number) if idle else (130, 0)
         problems = [] if code in expected else [f"it ended with {code}: {warm.log(started)}"]
         problems += [f"left running: {line}" for line in children_of(started[0])]
-        # "success": the signal found the pipeline done and its process about to end
-        if code and found and found["status"] not in ("cancelled", "success"):
+        if code and not idle and found["status"] != "cancelled":
             problems.append(f"the manifest says {found}")
         problems += [problem.message for problem in verify(layout).problems]
         results.append({"problems": problems})
@@ -87,3 +85,34 @@ def test_interrupted_at_any_time_it_says_cancelled_and_can_go_on(
         assert found_pointer.content_hash == wanted[stage].content_hash, stage
     tally(f"{number.name} at a random time", "all", results)
     assert [text for item in results for text in item["problems"]] == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize("stage", ["split", "validate"])
+def test_interrupted_between_pointer_and_end_of_stage_it_says_cancelled(
+    warm: Warm, tmp_path: Path, number: signal.Signals, stage: str
+) -> None:
+    make_home(tmp_path)
+    config = str(launch_file(tmp_path, "new"))
+    started = warm.start(
+        "tests.faults.launches:pipeline_stopped_after_pointer",
+        str(tmp_path),
+        config,
+        "stop",
+        stage,
+        int(number),
+    )
+    assert warm.wait(started) == 130, warm.log(started)
+    layout = Layout(root=tmp_path / "project")
+    found = manifest(layout.root, "stop")
+    stages = {name: entry["status"] for name, entry in found["stages"].items()}
+    assert found["status"] == "cancelled"
+    following = STAGES[
+        STAGES.index(stage) + 1
+    ]  # an asset that returned is done; one that yielded has not ended
+    assert "cancelled" in (stages[stage], stages[following])
+    assert list(stages.values()).count("cancelled") == 1 and stages["evaluate"] == "skipped"
+    assert "interrupted; what was finished is kept" in warm.log(started)
+    kept = latest_pointer(layout, POINTERS[stage], PHANTOM)
+    assert kept is not None and kept.run_id == "stop"
+    assert verify(layout).problems == []
