@@ -31,9 +31,9 @@ def heads(n: int, rng: np.random.Generator) -> npt.NDArray[np.float32]:
     """Smooth random textures under a disc: float32 ``(n, 64, 64)``, 0 to 255."""
     y, x = np.mgrid[:SIDE, :SIDE] / (SIDE - 1) - 0.5
     disc = (np.hypot(x, y) < 0.45).astype(np.float32)
-    frequency = np.arange(8)
+    frequency = np.arange(16)
     basis = np.cos(np.pi * (np.arange(SIDE)[:, None] + 0.5) * frequency / SIDE).astype(np.float32)
-    weight = rng.standard_normal((n, 8, 8)).astype(np.float32) / (
+    weight = rng.standard_normal((n, 16, 16)).astype(np.float32) / (
         1 + np.hypot(*np.meshgrid(frequency, frequency))
     )
     image = np.asarray(basis @ weight.astype(np.float32) @ basis.T, np.float32)

@@ -17,6 +17,7 @@ from scipy.sparse.csgraph import connected_components
 
 from brainmri_core.config.data import CopySearchConfig
 from brainmri_core.images.fingerprint import FingerprintTable
+from brainmri_core.images.hamming import candidate_pairs
 
 U8 = npt.NDArray[np.uint8]
 U64 = npt.NDArray[np.uint64]
@@ -24,9 +25,6 @@ I64 = npt.NDArray[np.int64]
 F32 = npt.NDArray[np.float32]
 Images = TypeVar("Images", U8, F32)
 ORIENTATIONS = ("identity", "mirrored", "flipped", "turned")
-_PARTS = 4
-_PART_BITS = 16
-_BLOCK = 1 << 21
 _CONFIRM = 2048
 _ALL_PAIRS = 64
 
@@ -52,73 +50,6 @@ class CopyPairs:
     ncc: npt.NDArray[np.float64]
     orientation: I64
     exact: npt.NDArray[np.bool_]
-
-
-def candidate_pairs(query: U64, table: U64, radius: int) -> Iterator[tuple[I64, I64]]:
-    """Yield, in blocks, each pair ``i < j`` once whose ``query[i]`` and ``table[j]`` differ in at most `radius` bits.
-
-    Multi-index hashing (Norouzi, Punjani and Fleet, Fast search in Hamming space with multi-index hashing, 2012): the
-    hash is cut into four 16-bit parts, each looked up within a few bits. With ``radius - 3`` bits shared out among the
-    parts no pair is missed: one that exceeded its share in every part would differ in more than `radius` bits.
-
-    Parameters
-    ----------
-    query, table : numpy.ndarray
-        uint64, ``(N,)``. A hash of 0 (an image without structure) is in no pair.
-    radius : int
-        Hamming distance, 0 to 16.
-
-    Yields
-    ------
-    first, second : numpy.ndarray
-        int64; at most about two million pairs are in memory at a time.
-    """
-    shares = [(radius - part) // _PARTS for part in range(_PARTS)]  # radius - 3 in all
-    rows = np.flatnonzero(query)
-    for part, share in enumerate(shares):
-        keys, wanted = _part(table, part), _part(query[rows], part)
-        order = np.argsort(keys, kind="stable")
-        starts = np.searchsorted(keys[order], np.arange((1 << _PART_BITS) + 1))
-        masks = _masks(share)
-        at_once = max(1, _BLOCK // max(1, len(rows)))
-        for chunk in range(0, len(masks), at_once):
-            probe = (wanted ^ masks[chunk : chunk + at_once, None]).ravel()
-            for position, j in _join(starts[probe], starts[probe + 1], order):
-                i = rows[position % len(rows)]
-                difference = query[i] ^ table[j]
-                near = (i < j) & (table[j] != 0) & (np.bitwise_count(difference) <= radius)
-                i, j, difference = i[near], j[near], difference[near]
-                new = np.ones(len(i), np.bool_)
-                for earlier, earlier_share in enumerate(
-                    shares[:part]
-                ):  # which would have found the pair already
-                    new &= np.bitwise_count(_part(difference, earlier)) > earlier_share
-                if new.any():
-                    yield i[new], j[new]
-
-
-def _part(hashes: U64, part: int) -> I64:
-    return (hashes >> np.uint64(part * _PART_BITS) & np.uint64((1 << _PART_BITS) - 1)).astype(np.int64)
-
-
-def _masks(errors: int) -> I64:
-    """Return all 16-bit patterns of at most `errors` ones; none for a negative number."""
-    patterns = np.arange(1 << _PART_BITS)
-    return patterns[np.bitwise_count(patterns).astype(np.int64) <= errors]
-
-
-def _join(low: I64, high: I64, order: I64) -> Iterator[tuple[I64, I64]]:
-    """Expand the bucket ``order[low[i]:high[i]]`` of every i into pairs, a bounded block at a time."""
-    counts = high - low
-    total = np.concatenate([[0], np.cumsum(counts)])
-    start = 0
-    while start < len(low):
-        stop = max(start + 1, int(np.searchsorted(total, total[start] + _BLOCK, side="right")) - 1)
-        count = counts[start:stop]
-        i = np.repeat(np.arange(start, stop), count)
-        offset = np.arange(len(i)) - np.repeat(total[start:stop] - total[start], count)
-        yield i, order[np.repeat(low[start:stop], count) + offset]
-        start = stop
 
 
 def _flip(thumbs: Images, orientation: int) -> Images:

@@ -10,13 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from brainmri_core.config.data import CopySearchConfig, PhantomConfig
-from brainmri_core.images.copies import CopyPairs, candidate_pairs, correlation, find_copies, group_copies
+from brainmri_core.images.copies import CopyPairs, correlation, find_copies, group_copies
 from brainmri_core.images.fingerprint import (
     FingerprintTable,
     fingerprint_files,
     perceptual_hashes,
     thumbnails,
 )
+from brainmri_core.images.hamming import candidate_pairs
 from brainmri_core.sources.phantom import PhantomTruth, write_phantom
 from brainmri_core.sources.planted import score_copies
 

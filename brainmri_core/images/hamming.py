@@ -1,0 +1,106 @@
+"""All pairs of 64-bit hashes within a Hamming radius, by multi-index hashing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+U32 = npt.NDArray[np.uint32]
+U64 = npt.NDArray[np.uint64]
+I64 = npt.NDArray[np.int64]
+
+_BITS = 64
+_PARTS = 5
+_PROBES = 1 << 18
+_PAIRS = 1 << 16
+
+
+def candidate_pairs(query: U64, table: U64, radius: int) -> Iterator[tuple[I64, I64]]:
+    """Yield, in blocks, each pair ``i < j`` once whose ``query[i]`` and ``table[j]`` differ in at most `radius` bits.
+
+    Multi-index hashing (Norouzi, Punjani and Fleet, Fast search in Hamming space with multi-index hashing, 2012): the
+    bits are dealt into five parts, each looked up within a few bits. With ``radius - 4`` bits shared out among the
+    parts no pair is missed: one that exceeded its share in every part would differ in more than `radius` bits.
+
+    Parameters
+    ----------
+    query, table : numpy.ndarray
+        uint64, ``(N,)``. A hash of 0 (an image without structure) is in no pair.
+    radius : int
+        Hamming distance, 0 to 16.
+
+    Yields
+    ------
+    first, second : numpy.ndarray
+        int64. A block of 65,536 pairs, or all pairs of one hash if they are more, is looked at at a time.
+    """
+    searched: list[tuple[np.uint64, int]] = []
+    for part, bits in enumerate(_deal(table)):
+        share = (radius - part) // _PARTS
+        if share < 0:
+            return
+        for i, j in _within(query, table, bits, share, radius):
+            difference = query[i] ^ table[j]
+            new = np.ones(len(i), np.bool_)
+            for mask, errors in searched:  # an earlier part would have found the pair already
+                new &= np.bitwise_count(difference & mask) > errors
+            if new.any():
+                yield i[new], j[new]
+        searched.append((np.bitwise_or.reduce(np.uint64(1) << bits), share))
+
+
+def _deal(hashes: U64) -> list[U64]:
+    """Deal the 64 bits into parts, the most even first, so that no part is of bits that hardly differ."""
+    ones = np.array([np.count_nonzero(hashes >> np.uint64(bit) & np.uint64(1)) for bit in range(_BITS)])
+    dealt = np.argsort(np.abs(2 * ones - len(hashes)), kind="stable").astype(np.uint64)
+    return [dealt[part::_PARTS] for part in range(_PARTS)]
+
+
+def _keys(hashes: U64, bits: U64) -> U32:
+    keys = np.zeros(len(hashes), np.uint32)
+    for place, bit in enumerate(bits):
+        keys |= (hashes >> bit & np.uint64(1)).astype(np.uint32) << np.uint32(place)
+    return keys
+
+
+def _within(query: U64, table: U64, bits: U64, share: int, radius: int) -> Iterator[tuple[I64, I64]]:
+    """Yield the pairs within the radius that differ in at most `share` of some bits."""
+    columns, rows = np.flatnonzero(table), np.flatnonzero(query)
+    keys, wanted = _keys(table[columns], bits), _keys(query[rows], bits)
+    order = np.argsort(keys, kind="stable")
+    columns, present = columns[order], np.zeros(1 << len(bits), np.bool_)
+    present[keys] = True
+    entries = keys[order].astype(np.int64) * len(table) + columns  # by key, then by position
+    hashes = table[columns]
+    order = np.argsort(wanted, kind="stable")  # neighbours then look in the same places of memory
+    wanted, rows = wanted[order], rows[order]
+    patterns = np.arange(1 << len(bits), dtype=np.uint32)
+    for pattern in patterns[np.bitwise_count(patterns) <= share]:
+        for start in range(0, len(rows), _PROBES):
+            probes = wanted[start : start + _PROBES] ^ pattern
+            hit = np.flatnonzero(present[probes])
+            first = rows[start + hit]
+            bucket = probes[hit].astype(np.int64) * len(table)
+            low = np.searchsorted(entries, bucket + first, side="right")  # only positions after its own
+            high = np.searchsorted(entries, bucket + len(table))
+            for which, at in _near(query[first], hashes, low, high, radius):
+                yield first[which], columns[at]
+
+
+def _near(query: U64, hashes: U64, low: I64, high: I64, radius: int) -> Iterator[tuple[I64, I64]]:
+    """Compare the i-th hash with ``hashes[low[i]:high[i]]``, for every i, a bounded block at a time."""
+    filled = np.flatnonzero(high > low)
+    low, count = low[filled], (high - low)[filled]
+    total = np.concatenate([[0], np.cumsum(count)])
+    start = 0
+    while start < len(low):
+        stop = max(start + 1, int(np.searchsorted(total, total[start] + _PAIRS, side="right")) - 1)
+        begins, repeats = total[start : stop + 1] - total[start], count[start:stop]
+        at = np.arange(begins[-1]) + np.repeat(low[start:stop] - begins[:-1], repeats)
+        distance = np.bitwise_count(np.repeat(query[filled[start:stop]], repeats) ^ hashes[at])
+        near = np.flatnonzero(distance <= radius)
+        if len(near):
+            yield filled[start + np.searchsorted(begins, near, side="right") - 1], at[near]
+        start = stop
