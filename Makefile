@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export DAGSTER_HOME ?= $(CURDIR)/.dagster
 
-.PHONY: help install demo test test-all docs ui clean
+.PHONY: help install demo test test-all audit docs ui clean
 export NO_MKDOCS_2_WARNING = 1
 
 help:  ## list the commands
@@ -37,6 +37,9 @@ test: .venv/.test  ## lint, types, import contract, documentation and tests
 
 test-all: .venv/.test  ## the tests, the long ones included
 	BRAINMRI_LONG_TESTS=1 $(BIN)/pytest
+
+audit: .venv/.test  ## ask for known vulnerabilities of the pinned packages
+	$(BIN)/python -m scripts.audit
 
 docs: .venv/.test  ## build the documentation into site/
 	$(BIN)/mkdocs build --strict --quiet

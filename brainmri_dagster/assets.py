@@ -64,7 +64,7 @@ def stage_asset(
         kinds=kinds,
         owners=["team:imaging"],
         tags={"stage": item.entry},
-        pool="dataset" if group == "data" else "accelerator",
+        pool="accelerator" if "pytorch" in kinds else "dataset",
         automation_condition=_ON_CHECKED_DATA if group == "model" else None,
     )
     return decorate

@@ -14,19 +14,29 @@ BLOCKS = ("env", "train", "evaluate")
 _NAME = re.compile(r"[a-z0-9]+(?:[_-][a-z0-9]+)*")
 
 
+def job_name(experiment: str) -> str:
+    """Return the name of an experiment's Dagster job."""
+    return f"experiment_{experiment.replace('-', '_')}"
+
+
 def experiment_files(folder: Path | None = None) -> dict[str, Path]:
     """Return the experiments by name: the YAML files of ``experiments/`` beside the default configuration.
 
     Raises
     ------
     ConfigError
-        If a file's name is no experiment name.
+        If a file's name is no experiment name, or two names differ in '-' and '_' only: a job's name has no '-'.
     """
     files = sorted((folder or configs_dir() / "experiments").glob("*.yaml"))
+    jobs: dict[str, Path] = {}
     for file in files:
         if not _NAME.fullmatch(file.stem) or file.stem == "default":
             raise ConfigError(
                 f"{file}: name an experiment with lower-case letters, digits, '-' and '_', and not 'default'."
+            )
+        if (other := jobs.setdefault(job_name(file.stem), file)) != file:
+            raise ConfigError(
+                f"{file} and {other.name} would share the job {job_name(file.stem)}; rename one."
             )
     return {file.stem: file for file in files}
 

@@ -12,7 +12,7 @@ from brainmri_core.pointers import LeaderboardPointer
 from brainmri_dagster import metadata
 from brainmri_dagster.assets import stage_asset
 from brainmri_dagster.evaluations import newest_evaluations
-from brainmri_dagster.experiments import all_experiments
+from brainmri_dagster.experiments import all_experiments, job_name
 from brainmri_dagster.graph import EXPERIMENT_TAG
 from brainmri_dagster.launch_config import run_config_for
 from brainmri_dagster.resources import defaults
@@ -47,7 +47,7 @@ def shown(layout: Layout, pointer: LeaderboardPointer) -> dict[str, Any]:
 
 EXPERIMENT_JOBS = [
     dg.define_asset_job(
-        f"experiment_{name.replace('-', '_')}",
+        job_name(name),
         selection=dg.AssetSelection.assets(*EXPERIMENT_ASSETS),
         config=run_config_for(config, EXPERIMENT_ASSETS),
         tags={EXPERIMENT_TAG: name},

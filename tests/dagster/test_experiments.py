@@ -63,6 +63,15 @@ def test_a_badly_named_or_unknown_experiment_is_refused(tmp_path: Path) -> None:
         find_experiment("seed-44")
 
 
+def test_two_experiments_that_would_share_a_job_are_refused(tmp_path: Path) -> None:
+    write(tmp_path, "{}", "small-lr.yaml")
+    write(tmp_path, "{}", "small_lr.yaml")
+    with pytest.raises(
+        ConfigError, match=r"small_lr\.yaml and small-lr\.yaml would share the job experiment_small_lr"
+    ):
+        experiment_files(tmp_path)
+
+
 def test_every_experiment_has_a_job_that_carries_its_settings() -> None:
     for name in experiment_files():
         job = defs.resolve_job_def(f"experiment_{name.replace('-', '_')}")
