@@ -109,6 +109,60 @@ def test_a_case_small_enough_for_paper() -> None:
     assert found["reasons"] == {}
 
 
+def test_a_model_that_always_says_the_same() -> None:
+    found = classification_metrics(np.array([0, 0, 1, 1, 2]), votes([0, 0, 0, 0, 0]), CLASSES)
+    assert found["mcc"] is None and "single class" in found["reasons"]["mcc"]
+    assert found["cohen_kappa"] == 0.0, "no better than chance, which is a number"
+    assert found["per_class"]["glioma"]["ppv"] == pytest.approx(2 / 5)
+    for name in ("notumor", "pituitary"):
+        assert found["per_class"][name]["ppv"] is None and found["per_class"][name]["f1"] == 0.0
+        assert f"per_class.{name}.ppv" in found["reasons"]
+
+
+def test_two_classes_are_enough_for_a_correlation() -> None:
+    found = classification_metrics(np.array([0, 0, 0, 1, 1]), votes([0, 0, 1, 1, 1]), CLASSES)
+    assert found["mcc"] == pytest.approx(sk.matthews_corrcoef([0, 0, 0, 1, 1], [0, 0, 1, 1, 1]))
+    assert found["cohen_kappa"] == pytest.approx(8 / 13)
+    assert "mcc" not in found["reasons"]
+
+
+@pytest.mark.parametrize(
+    ("called", "ppv", "npv"),
+    [([0, 2, 1, 0, 0, 1, 1], 2 / 4, 2 / 3), ([0, 1, 1, 0, 0, 1, 1], 1 / 3, 2 / 4)],
+    ids=["as many right as false alarms", "as many right as missed"],
+)
+def test_tumour_or_none_is_counted_by_hand(called: list[int], ppv: float, npv: float) -> None:
+    found = tumour_versus_none(np.array([0, 0, 2, 1, 1, 1, 1]), votes(called), CLASSES)
+    assert (found["n_tumour"], found["n_none"]) == (3, 4)
+    assert (found["ppv"], found["npv"]) == pytest.approx((ppv, npv))
+    assert found["reasons"] == {}
+
+
+@pytest.mark.parametrize(
+    ("always", "undefined", "reason"),
+    [(0, "npv", "nothing but tumours was ever called"), (1, "ppv", "no tumour was ever called")],
+)
+def test_a_predictive_value_of_what_was_never_called_has_its_reason(
+    always: int, undefined: str, reason: str
+) -> None:
+    found = tumour_versus_none(np.array([0, 0, 2, 1]), votes([always] * 4), CLASSES)
+    assert found[undefined] is None and found["reasons"] == {undefined: reason}
+
+
+def test_an_operating_point_that_needs_no_model_says_so() -> None:
+    labels = np.array([0, 2, 1, 1, 1])
+    shares = np.array(
+        [[0.5, 0.4, 0.1], [0.1, 0.3, 0.6], [0.05, 0.9, 0.05], [0.7, 0.2, 0.1], [0.1, 0.85, 0.05]]
+    )
+    loose, strict = tumour_versus_none(labels, shares, CLASSES, (2 / 3, 1.0))["sensitivity_at_specificity"]
+    assert (loose["specificity"], loose["sensitivity"], loose["threshold"]) == pytest.approx(
+        (2 / 3, 1.0, 0.6)
+    )
+    assert "reason" not in loose
+    assert (strict["sensitivity"], strict["threshold"]) == (0.0, None)
+    assert strict["reason"] == "only calling no tumour at all is that specific"
+
+
 def test_equals_scikit_learn_on_a_larger_case() -> None:
     labels, logits = made_up()
     shares, classes = probabilities(logits), list("abcd")

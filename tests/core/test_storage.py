@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import multiprocessing
 import os
@@ -207,3 +208,84 @@ def test_space_for_a_file_of_holes_is_taken_at_once(tmp_path: Path) -> None:
     assert path.stat().st_blocks * 512 < 1 << 20
     storage.reserve(path)
     assert path.stat().st_blocks * 512 >= 1 << 20
+
+
+def test_an_error_says_what_could_not_be_done_to_which_path(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(b"x")
+    below, gone = file / "below", tmp_path / "gone"
+    attempts = {
+        f"Cannot create {below}: the system says Not a directory.": lambda: storage.make_dirs(below),
+        f"Cannot read {gone}: the system says No such file or directory.": lambda: storage.read_json(gone),
+        f"Cannot read {tmp_path}: the system says Is a directory.": lambda: storage.sha256_file(tmp_path),
+        f"Cannot remove {gone}: the system says No such file": lambda: storage.remove_folder(gone),
+        f"Cannot write {gone}: the system says No such file": lambda: storage.reserve(gone),
+        f"Cannot write {below}: the system says Not a directory.": lambda: storage.publish_file(file, below),
+    }
+    for words, attempt in attempts.items():
+        with pytest.raises(StorageError) as caught:
+            attempt()
+        assert str(caught.value).startswith(words)
+    assert "the system says OSError('odd')" in str(storage.storage_error(OSError("odd"), file))
+
+
+def test_a_file_filled_over_several_tries_is_synced_before_it_gets_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    part, target = tmp_path / "part", tmp_path / "whole"
+    part.write_bytes(b"all of it")
+    synced: list[tuple[str, bool]] = []
+    real = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        synced.append((Path(f"/proc/self/fd/{descriptor}").readlink().name, target.exists()))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    storage.publish_file(part, target)
+    assert synced == [("part", False), (tmp_path.name, True)]
+    assert target.read_bytes() == b"all of it" and not part.exists()
+
+
+def test_folders_change_places_in_one_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).touch()
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("between two renames a reader finds nothing")
+
+    monkeypatch.setattr(os, "rename", refuse)
+    storage._exchange(tmp_path / "first", tmp_path / "second")
+    assert (tmp_path / "first/second").exists() and (tmp_path / "second/first").exists()
+    monkeypatch.chdir(tmp_path)
+    storage._exchange(Path("first"), Path("second"))
+    assert (tmp_path / "first/first").exists(), "relative paths are those of the working folder"
+
+
+def test_documents_are_readable_and_their_hash_is_canonical(tmp_path: Path) -> None:
+    value = {"b": [1, "Zürich"], "a": None}
+    assert storage.json_text(value) == '{\n  "b": [\n    1,\n    "Zürich"\n  ],\n  "a": null\n}\n'
+    canonical = '{"a":null,"b":[1,"Zürich"]}'.encode()
+    assert storage.sha256_json(value) == hashlib.sha256(canonical).hexdigest()
+    with pytest.raises(ValueError, match="JSON"):
+        storage.sha256_json(float("inf"))
+    with pytest.raises(IntegrityError, match=r"The pack .*gone is missing; run the stage that makes it"):
+        storage.check_sha256(tmp_path / "gone", "0", "pack")
+
+
+def test_stale_temporaries_are_listed_and_removed_by_name(tmp_path: Path) -> None:
+    names = [f"{storage.TEMPORARY_PREFIX}1-{digit * 12}" for digit in "ab"]
+    (tmp_path / names[0]).write_bytes(b"")
+    (tmp_path / names[1] / "deep").mkdir(parents=True)
+    wanted = [tmp_path / name for name in names]
+    assert storage.stale_temporaries(tmp_path) == wanted
+    assert storage.remove_stale(tmp_path) == wanted
+    assert storage.stale_temporaries(tmp_path / "nowhere") == [] and not list(tmp_path.iterdir())
+
+
+def test_a_removed_result_leaves_nothing_behind(tmp_path: Path) -> None:
+    (tmp_path / "result/deep").mkdir(parents=True)
+    (tmp_path / "result/deep/file").write_bytes(b"x")
+    storage.remove_folder(tmp_path / "result")
+    assert not list(tmp_path.iterdir())
