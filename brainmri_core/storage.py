@@ -264,7 +264,7 @@ def _exchange(first: Path, second: Path) -> None:
     """Swap two folders in one step; where the system cannot, the second is away for a moment."""
     at_cwd, exchange = -100, 2
     try:
-        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+        renameat2 = ctypes.CDLL(None).renameat2
     except AttributeError:
         done = False
     else:

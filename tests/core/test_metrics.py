@@ -119,6 +119,18 @@ def test_a_model_that_always_says_the_same() -> None:
         assert f"per_class.{name}.ppv" in found["reasons"]
 
 
+def test_a_class_without_images_has_no_numbers_though_it_was_called() -> None:
+    # truth g g n n, called g n g p: as many right as wrong on either side of glioma
+    found = classification_metrics(np.array([0, 0, 1, 1]), votes([0, 1, 0, 2]), CLASSES)
+    absent = found["per_class"]["pituitary"]
+    numbers = ("precision", "recall", "f1", "sensitivity", "ppv", "auroc", "average_precision")
+    assert absent["support"] == 0 and all(absent[name] is None for name in numbers)
+    assert absent["specificity"] == pytest.approx(3 / 4)
+    glioma = found["per_class"]["glioma"]
+    assert (glioma["specificity"], glioma["npv"]) == pytest.approx((1 / 2, 1 / 2))
+    assert found["macro_f1"] == pytest.approx((1 / 2 + 0) / 2), "over the classes that occur"
+
+
 def test_two_classes_are_enough_for_a_correlation() -> None:
     found = classification_metrics(np.array([0, 0, 0, 1, 1]), votes([0, 0, 1, 1, 1]), CLASSES)
     assert found["mcc"] == pytest.approx(sk.matthews_corrcoef([0, 0, 0, 1, 1], [0, 0, 1, 1, 1]))

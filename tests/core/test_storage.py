@@ -289,3 +289,28 @@ def test_a_removed_result_leaves_nothing_behind(tmp_path: Path) -> None:
     (tmp_path / "result/deep/file").write_bytes(b"x")
     storage.remove_folder(tmp_path / "result")
     assert not list(tmp_path.iterdir())
+
+
+def test_what_somebody_else_removes_first_is_no_error_and_what_cannot_go_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stale = tmp_path / f"{storage.TEMPORARY_PREFIX}1-0123456789ab"
+    stale.mkdir()
+    (stale / "file").touch()
+    real = os.unlink
+
+    def vanish(name: Any, **where: Any) -> None:
+        real(name, **where)
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory", name)
+
+    def refuse(name: Any, **_: Any) -> None:
+        raise OSError(errno.EIO, "Input/output error", name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "unlink", refuse)
+        with pytest.raises(StorageError, match=f"Cannot remove {stale}: the device reported"):
+            storage.remove_stale(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "unlink", vanish)
+        assert storage.remove_stale(tmp_path) == [stale]
+    assert not list(tmp_path.iterdir())
