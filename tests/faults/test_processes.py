@@ -84,6 +84,7 @@ def test_under_the_daemon_run_and_step_are_one_process_and_its_death_is_settled(
     first = launch(server, {"model_checkpoint": {"config": {"loop": {"epochs": 1000}}}})
     root = server.project.root
     until(lambda: stage_of(server, "train") == "running", "training to begin", 600)
+    until(lambda: list((root / "models").rglob("last.pth")), "the first epoch to be saved", 600)
     (run,) = server.runs()
     process = next(tag["value"] for tag in run["tags"] if tag["key"] == "brainmri/process")
     worker = int(process.rsplit(":", 2)[1])
