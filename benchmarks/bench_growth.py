@@ -1,10 +1,10 @@
 """Growth of the duplicate search: seconds and pairs at 3, 30 and 300 thousand synthetic fingerprints.
 
-    python benchmarks/bench_growth.py
+    OMP_NUM_THREADS=1 python benchmarks/bench_growth.py
 
 Thumbnails are smooth random heads, a tenth of them planted copies with noise. They lie in a file that is mapped, as
-those of a large data set do. Last columns: time per image against the first row, and the exponent of growth since the
-row before (1: linear, 2: quadratic).
+those of a large data set do. Seconds are the processor's, in which a second BLAS thread would count while it waits. Last
+columns: time per image against the first row, and the exponent of growth since the row before (1: linear, 2: quadratic).
 """
 
 from __future__ import annotations
