@@ -3,7 +3,6 @@
     python -m benchmarks.soak --runs 200
 
 Prints a line a run and, at the end, the growth between the run after the warm-up and the last one, process by process.
-What a run trains is as small as can be: the daemon, the webserver and the code server are what is watched.
 """
 
 from __future__ import annotations
@@ -18,17 +17,7 @@ from pathlib import Path
 
 from tests.e2e.conftest import PHANTOM, Server, make_project, serve
 
-WARM_UP = 20
-SMALLEST = """\
-fetch: {phantom: {subjects_per_class: 4, slices_per_subject: 3, copies_per_kind: 1, label_conflicts: 1}}
-split: {folds: 2}
-resize: {size: 32}
-train:
-  data: {image_size: 32, batch_size: 16}
-  model: {name: mobilenet_v3_small, pretrained: false}
-  loop: {epochs: 1}
-evaluate: {bootstrap_resamples: 10, io: {top_per_class: 1}}
-"""
+WARM_UP = 3
 LAUNCH = """
 mutation Launch($params: ExecutionParams!) {
   launchRun(executionParams: $params) { __typename ... on PythonError { message } }
@@ -90,7 +79,6 @@ def main() -> None:
         temporary.mkdir()
         project = make_project(folder / "work")
         project.env["TMPDIR"] = str(temporary)
-        Path(project.env["BRAINMRI_CONFIG"]).write_text(SMALLEST)
         serving = serve(project)
         server = next(serving)
         files, seconds = [], []
@@ -100,7 +88,7 @@ def main() -> None:
             runs = server.wait_for_runs(number, timeout=1800)
             assert all(run["status"] == "SUCCESS" for run in runs), runs
             seconds.append(time.monotonic() - began)
-            time.sleep(1)
+            time.sleep(2)
             measured.append(processes(os.getsid(server.process.pid)))
             halves = list(project.root.rglob(".tmp-*"))
             files.append((len(list(temporary.iterdir())), len(halves)))
