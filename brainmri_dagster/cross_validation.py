@@ -62,7 +62,7 @@ def fold_evaluation(
         return run.result(pointer, metadata.of_evaluate(run.job.layout, pointer), pointer.headline)
 
 
-@stage_asset("cross_validation_report", "cross_validation", {"python", "json"})
+@stage_asset("cross_validation_report", "cross_validation", {"pytorch", "json"})
 def cross_validation_report(
     context: dg.AssetExecutionContext,
     fold_checkpoint: dict[str, Any],

@@ -72,6 +72,15 @@ def test_two_experiments_that_would_share_a_job_are_refused(tmp_path: Path) -> N
         experiment_files(tmp_path)
 
 
+def test_what_runs_a_model_takes_the_accelerator_and_nothing_else_does() -> None:
+    pools = {key.to_user_string(): defs.get_assets_def(key).op.pool for key in defs.resolve_all_asset_keys()}
+    # the report of the folds lets their models vote on the test split
+    models = {"model_checkpoint", "evaluation", "champion"}
+    models |= {"fold_checkpoint", "fold_evaluation", "cross_validation_report"}
+    assert {name for name, pool in pools.items() if pool == "accelerator"} == models
+    assert {pool for name, pool in pools.items() if name not in models} == {"dataset"}
+
+
 def test_every_experiment_has_a_job_that_carries_its_settings() -> None:
     for name in experiment_files():
         job = defs.resolve_job_def(f"experiment_{name.replace('-', '_')}")
