@@ -32,9 +32,10 @@ from PIL import Image
 
 from brainmri_core.catalogue import load_catalogue
 from brainmri_core.config.data import CopySearchConfig, FetchConfig, ResizeConfig, SplitConfig, ValidateConfig
+from brainmri_core.cores import cores
 from brainmri_core.fetch import _index, fetch
 from brainmri_core.images.copies import find_copies
-from brainmri_core.images.fingerprint import cores, fingerprint_files
+from brainmri_core.images.fingerprint import fingerprint_files
 from brainmri_core.job import Job
 from brainmri_core.layout import Layout
 from brainmri_core.logs import StageLog

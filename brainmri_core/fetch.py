@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from brainmri_core.config.data import ALL_EXTENSIONS, FetchConfig
+from brainmri_core.cores import cores
 from brainmri_core.errors import DataError, IntegrityError, SourceError
 from brainmri_core.job import Job
 from brainmri_core.layout import ARCHIVES_VARIABLE, timestamp, utc_now
@@ -29,6 +31,7 @@ from brainmri_core.storage import (
 _TRAINING = {"training", "train"}
 _TESTING = {"testing", "test"}
 _NOT_DATA = {"truth", "__macosx"}
+_CHUNK = 64
 
 
 @dataclass(frozen=True)
@@ -202,18 +205,18 @@ def _index(root: Path, dataset: str) -> pd.DataFrame:
                     f"The class folder {folder.relative_to(root).as_posix()!r} of {dataset} holds no image "
                     f"({', '.join(ALL_EXTENSIONS)}); remove the folder or add its images."
                 )
-            for path in images:
-                rows.append(
-                    (
-                        path.relative_to(root).as_posix(),
-                        folder.name,
-                        origin,
-                        path.stat().st_size,
-                        sha256_file(path),
-                    )
-                )
+            rows += [(path.relative_to(root).as_posix(), folder.name, origin) for path in images]
+    names = [row[0] for row in rows]
+    with ThreadPoolExecutor(cores()) as pool:
+        parts = pool.map(
+            lambda start: [_measured(root / name) for name in names[start : start + _CHUNK]],
+            range(0, len(names), _CHUNK),
+        )
+        measured = [item for part in parts for item in part]
     table = (
-        pd.DataFrame(rows, columns=list(FETCH_COLUMNS))
+        pd.DataFrame(
+            [row + facts for row, facts in zip(rows, measured, strict=True)], columns=list(FETCH_COLUMNS)
+        )
         .astype(FETCH_COLUMNS)
         .sort_values("path", ignore_index=True)
     )
@@ -223,6 +226,11 @@ def _index(root: Path, dataset: str) -> pd.DataFrame:
             "a classifier needs one folder per class."
         )
     return table
+
+
+def _measured(path: Path) -> tuple[int, str]:
+    """Return size and SHA-256 of a file."""
+    return path.stat().st_size, sha256_file(path)
 
 
 def _pointer(source: _Source, target: Path, job: Job) -> FetchPointer:

@@ -15,9 +15,9 @@ from torch import nn
 
 from brainmri_core.classifier_search import find_classifier
 from brainmri_core.config import EnvConfig
+from brainmri_core.cores import cores
 from brainmri_core.errors import ConfigError, IntegrityError
 from brainmri_core.images.decode import DecodeError
-from brainmri_core.images.fingerprint import cores
 from brainmri_core.images.fit import fit_image
 from brainmri_core.images.isolation import MAX_FILE_BYTES, Answer, stream_answers
 from brainmri_core.learning.checkpoint import CheckpointMeta, load_model

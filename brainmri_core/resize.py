@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,9 +17,11 @@ from PIL import Image
 from tqdm import tqdm
 
 from brainmri_core.config.data import ResizeConfig, extensions
+from brainmri_core.cores import cores
 from brainmri_core.errors import DataError, IntegrityError
 from brainmri_core.images.decode import DecodeError
 from brainmri_core.images.fit import decode_fitted
+from brainmri_core.images.isolation import read_below
 from brainmri_core.images.pack import create_pack
 from brainmri_core.job import Job
 from brainmri_core.layout import timestamp, utc_now
@@ -154,11 +155,12 @@ def _stream(
     root: Path, table: pd.DataFrame, todo: npt.NDArray[np.intp], config: ResizeConfig, channels: int
 ) -> Iterator[tuple[int, _Resized]]:
     """Yield results in order, both cores busy, at most a few chunks in flight."""
-    paths, hashes = table["path"].to_numpy(), table["file_sha256"].to_numpy()
-    workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    paths, hashes = table["path"].tolist(), table["file_sha256"].tolist()
+    read = read_below(root, paths)
+    workers = cores()
 
     def work(chunk: list[int]) -> list[_Resized]:
-        return [_resize_one(root / paths[i], paths[i], hashes[i], config, channels) for i in chunk]
+        return [_resize_one(read(i), paths[i], hashes[i], config, channels) for i in chunk]
 
     with (
         ThreadPoolExecutor(workers) as pool,
@@ -174,11 +176,7 @@ def _stream(
             bar.update(len(chunk))
 
 
-def _resize_one(file: Path, path: str, expected: str, config: ResizeConfig, channels: int) -> _Resized:
-    try:
-        data = file.read_bytes()
-    except OSError as error:
-        raise storage_error(error, file, "read") from error
+def _resize_one(data: bytes, path: str, expected: str, config: ResizeConfig, channels: int) -> _Resized:
     if hashlib.sha256(data).hexdigest() != expected:
         raise IntegrityError(f"The image {path} was changed after it was fetched; fetch and split again.")
     try:

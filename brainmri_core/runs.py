@@ -19,6 +19,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict
 
 from brainmri_core import __version__
+from brainmri_core.cores import cores
 from brainmri_core.errors import BrainMRIError, ConfigError
 from brainmri_core.layout import Layout, timestamp, utc_now
 from brainmri_core.learning.interrupts import signals_held
@@ -121,7 +122,7 @@ def environment() -> dict[str, Any]:
             "system": platform.system(),
             "machine": platform.machine(),
             "cpu": _cpu_name(),
-            "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+            "cores": cores(),
             "memory_bytes": memory,
             "gpu": _gpu_name(),
         },

@@ -395,8 +395,13 @@ def exclusive(path: Path, *, wait: bool = True, busy: str = "another run holds i
 
 def sha256_file(path: Path) -> str:
     """Return the SHA-256 of a file's bytes as hexadecimal text."""
-    with _naming(path, "read"), path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
+    digest = hashlib.sha256()
+    with _naming(path, "read"), open(path, "rb", buffering=0) as handle:
+        while part := handle.read(
+            1 << 20
+        ):  # hashlib.file_digest clears 256 KiB first, whatever the file's size
+            digest.update(part)
+    return digest.hexdigest()
 
 
 def sha256_json(value: Any) -> str:

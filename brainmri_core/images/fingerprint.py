@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -15,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from brainmri_core.cores import cores
 from brainmri_core.images.decode import decode
 from brainmri_core.images.isolation import read_below, stream_answers
 from brainmri_core.storage import storage_error
@@ -215,11 +215,6 @@ def fingerprint(data: bytes, name: str) -> Fingerprint:
     digest = hashlib.sha256(f"{decoded.pixels.shape}".encode())
     digest.update(decoded.pixels.data)
     return Fingerprint(digest.hexdigest(), float(decoded.colourfulness), *thumbnails(decoded.pixels))
-
-
-def cores() -> int:
-    """Return how many processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def fingerprint_files(

@@ -1,10 +1,11 @@
 """Worker processes that open foreign files, so that a bad one costs one image and not the run.
 
 A worker has a memory limit, a time limit per image and none of this process's environment, and is replaced when it dies
-or stalls; an image counts as harmful when it has ended two workers. Later stages decode in their own process: they only
-touch files whose SHA-256 is that of a file which passed here.
+or stalls; what was on its way is then sent again one by one, and an image that ends two more workers on its own is given
+up. Later stages decode in their own process: they only touch files whose SHA-256 is that of a file which passed here.
 
-Messages are ``lengths, JSON header, bytes`` both ways. Nothing that a worker answers is executed or unpickled.
+Messages are ``lengths, JSON header, bytes`` both ways, several files in a request and an answer for each. Nothing that
+a worker answers is executed or unpickled.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ from brainmri_core.text import printable
 SECONDS_PER_IMAGE = 60.0
 MAX_FILE_BYTES = 256 << 20
 _MAX_HEADER, _MAX_ANSWER = 1 << 16, 4 << 20
-_WINDOW = 4  # files on their way to a worker, so that it never waits for the next
+BATCH_BYTES = 1 << 20
+_BATCH = 16  # files in a request: one by one, passing them on costs half as much as decoding them
 _TRIES = 2
 _KEPT_VARIABLES = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PYTHONHOME", "SYSTEMROOT")
 
@@ -71,8 +73,9 @@ class _Worker:
         os.set_blocking(self.requests, False)
         self.received = bytearray()
 
-    def send(self, name: str, data: bytes) -> None:
-        rest = memoryview(message({"name": name}, data))
+    def send(self, files: Sequence[tuple[str, bytes]]) -> None:
+        header = {"files": [(name, len(data)) for name, data in files]}
+        rest = memoryview(message(header, *(data for _, data in files)))
         deadline = time.monotonic() + SECONDS_PER_IMAGE
         while rest:
             left = max(0.0, deadline - time.monotonic())
@@ -86,22 +89,27 @@ class _Worker:
             except BrokenPipeError:
                 raise _WorkerGone from None
 
-    def receive(self) -> Answer:
+    def receive(self) -> list[Answer]:
+        """Wait for an answer; return it and those that came with it."""
         deadline = time.monotonic() + SECONDS_PER_IMAGE
-        head, body = struct.unpack("<II", self._read(8, deadline))
-        if head > _MAX_HEADER or body > _MAX_ANSWER:
-            raise _WorkerGone
-        header: dict[str, Any] = json.loads(self._read(head, deadline))
-        return header, self._read(body, deadline)
-
-    def _read(self, size: int, deadline: float) -> bytes:
-        while len(self.received) < size:
+        found: list[Answer] = []
+        while not found:
             if not select.select([self.answers], [], [], max(0.0, deadline - time.monotonic()))[0]:
                 raise _WorkerGone
             self._take()
-        part = bytes(self.received[:size])
-        del self.received[:size]
-        return part
+            start = 0
+            while len(self.received) >= start + 8:
+                head, body = struct.unpack_from("<II", self.received, start)
+                if head > _MAX_HEADER or body > _MAX_ANSWER:
+                    raise _WorkerGone
+                middle = start + 8 + head
+                if len(self.received) < middle + body:
+                    break
+                header: dict[str, Any] = json.loads(self.received[start + 8 : middle])
+                found.append((header, bytes(self.received[middle : middle + body])))
+                start = middle + body
+            del self.received[:start]
+        return found
 
     def _take(self) -> None:
         part = os.read(self.answers, 1 << 16)
@@ -142,9 +150,9 @@ class _Pass:
         self.lock = threading.Lock()
         self.stopped = threading.Event()
         self.running: list[subprocess.Popen[bytes]] = []
-        self.results: queue.Queue[tuple[int, Answer] | Future[None]] = queue.Queue(256)
+        self.results: queue.Queue[list[tuple[int, Answer]] | Future[None]] = queue.Queue(32)
 
-    def put(self, result: tuple[int, Answer] | Future[None]) -> None:
+    def put(self, result: list[tuple[int, Answer]] | Future[None]) -> None:
         while not self.stopped.is_set():
             with contextlib.suppress(queue.Full):
                 self.results.put(result, timeout=0.1)
@@ -152,7 +160,7 @@ class _Pass:
 
     def refuse(self, index: int, why: str) -> None:
         name = printable(self.names[index])
-        self.put((index, ({"reason": f"{name} {why}; replace or remove it."}, b"")))
+        self.put([(index, ({"reason": f"{name} {why}; replace or remove it."}, b""))])
 
     def next_file(self) -> tuple[int, bytes] | None:
         """Read the next file; one that cannot be taken is refused."""
@@ -164,8 +172,17 @@ class _Pass:
             try:
                 return index, self.read(index)
             except DecodeError as error:
-                self.put((index, ({"reason": str(error)}, b"")))
+                self.put([(index, ({"reason": str(error)}, b""))])
         return None
+
+    def next_batch(self) -> list[tuple[int, bytes]]:
+        """Read the next few files; none are left where the list is empty."""
+        batch: list[tuple[int, bytes]] = []
+        size = 0
+        while len(batch) < _BATCH and size < BATCH_BYTES and (item := self.next_file()) is not None:
+            batch.append(item)
+            size += len(item[1])
+        return batch
 
     def serve(self) -> None:
         """Keep one worker busy until no file is left; runs in a thread."""
@@ -173,11 +190,15 @@ class _Pass:
         crashes: dict[int, int] = {}
         finished = False
         while not finished and not self.stopped.is_set():
-            worker, started = _Worker(self.command), False
+            worker, started, alone = _Worker(self.command), False, True
             self.running.append(worker.process)
             try:
                 worker.receive()
                 started = True
+                while waiting and not self.stopped.is_set():  # what was on its way when a worker died
+                    self.send(worker, [waiting[0]])
+                    self.take_answers(worker, waiting, len(waiting) - 1)
+                alone = False
                 self.feed(worker, waiting)
                 finished = True
             except _WorkerGone:
@@ -188,25 +209,34 @@ class _Pass:
                 raise StorageError(
                     f"The process that decodes images did not start ({how}: {words}); free memory and run again."
                 )
-            if not finished and waiting:
+            if not finished and alone and waiting:
                 self.blame(waiting, crashes, how)
 
+    def send(self, worker: _Worker, files: Sequence[tuple[int, bytes]]) -> None:
+        worker.send([(self.names[index], data) for index, data in files])
+
     def feed(self, worker: _Worker, waiting: deque[tuple[int, bytes]]) -> None:
-        """Keep a few images on their way; `waiting` holds those without an answer, oldest first."""
-        for index, data in waiting:
-            worker.send(self.names[index], data)
+        """Keep two requests on their way; `waiting` holds the files without an answer, oldest first."""
         while not self.stopped.is_set():
-            while len(waiting) < _WINDOW and (item := self.next_file()) is not None:
-                waiting.append(item)
-                worker.send(self.names[item[0]], item[1])
-            if not waiting:
+            if batch := self.next_batch():
+                waiting.extend(batch)
+                self.send(worker, batch)
+            self.take_answers(worker, waiting, len(batch))
+            if not batch:
                 return
-            answer = worker.receive()
-            index = waiting[0][0] if answer[0].get("more") else waiting.popleft()[0]
-            self.put((index, answer))
+
+    def take_answers(self, worker: _Worker, waiting: deque[tuple[int, bytes]], rest: int) -> None:
+        """Pass answers on until no more than `rest` files wait for theirs."""
+        while len(waiting) > rest and not self.stopped.is_set():
+            self.put(
+                [
+                    (waiting[0][0] if answer[0].get("more") else waiting.popleft()[0], answer)
+                    for answer in worker.receive()
+                ]
+            )
 
     def blame(self, waiting: deque[tuple[int, bytes]], crashes: dict[int, int], how: str) -> None:
-        """Count an end against the oldest image without an answer, and give that image up at the second."""
+        """Count an end against the image that the worker had alone, and give that image up at the second."""
         index = waiting[0][0]
         crashes[index] = crashes.get(index, 0) + 1
         if crashes[index] >= _TRIES:
@@ -285,7 +315,8 @@ def stream_answers(
                 if isinstance(result, Future):
                     result.result()  # raises what ended the thread
                     continue
-                yield result
-                left -= not result[1][0].get("more")
+                for index, answer in result:
+                    yield index, answer
+                    left -= not answer[0].get("more")
         finally:
             work.stop()

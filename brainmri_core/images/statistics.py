@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+
+from brainmri_core.cores import cores
 
 U8 = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
@@ -64,13 +65,12 @@ def scan_pack(pack: U8) -> PackScan:
     -------
     PackScan
     """
-    workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
     def work(start: int) -> PackScan:
         gray = to_gray(pack[start : start + _CHUNK])
         return PackScan(intensity_statistics(gray), text_like(gray), framed(gray))
 
-    with ThreadPoolExecutor(workers) as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         parts = list(pool.map(work, range(0, len(pack), _CHUNK)))
     return PackScan(
         np.concatenate([part.statistics for part in parts]),

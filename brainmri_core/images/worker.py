@@ -5,18 +5,21 @@ Run by `isolation`, which see.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
 import struct
 import sys
+import time
 from collections.abc import Callable, Iterable
 
 from brainmri_core.images.decode import DecodeError
 from brainmri_core.images.fingerprint import fingerprint
-from brainmri_core.images.isolation import message
+from brainmri_core.images.isolation import BATCH_BYTES, message
 
 MEMORY_LIMIT = 2 << 30
+_PATIENCE_S = 0.05  # answers wait this long for others to go with
 
 
 def serve(respond: Callable[[bytes, str], Iterable[bytes]]) -> None:
@@ -28,7 +31,7 @@ def serve(respond: Callable[[bytes, str], Iterable[bytes]]) -> None:
         Gets a file's content and name; returns one message or, all but the last marked ``more``, several.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when to stop
-    answers = os.fdopen(os.dup(1), "wb")
+    answers = os.fdopen(os.dup(1), "wb", BATCH_BYTES)
     _limit_resources()
     answers.write(message({"ready": True}))
     answers.flush()
@@ -38,16 +41,22 @@ def serve(respond: Callable[[bytes, str], Iterable[bytes]]) -> None:
         2,
     ):  # a decoder that prints must neither garble the answers nor fill a pipe nobody reads
         os.dup2(nowhere, stream)
-    requests = sys.stdin.buffer
+    requests, flushed = sys.stdin.buffer, time.monotonic()
     while len(sizes := requests.read(8)) == 8:
         head, body = struct.unpack("<II", sizes)
-        name = json.loads(requests.read(head))["name"]
-        data = requests.read(body)
-        if len(data) < body:
-            return
-        for part in respond(data, name):
-            answers.write(part)
-            answers.flush()
+        files = json.loads(requests.read(head))["files"]
+        source = io.BytesIO(requests.read(body)) if body <= 2 * BATCH_BYTES else requests
+        for name, size in files:
+            data = source.read(size)
+            if len(data) < size:
+                return
+            for part in respond(data, name):
+                answers.write(part)
+                if time.monotonic() - flushed > _PATIENCE_S:
+                    answers.flush()
+                    flushed = time.monotonic()
+        answers.flush()
+        flushed = time.monotonic()
 
 
 def answer(data: bytes, name: str) -> bytes:

@@ -6,7 +6,6 @@ What was planted is written to ``truth/truth.json`` beside the images, and the t
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
@@ -17,6 +16,7 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict
 
 from brainmri_core.config.data import PhantomConfig
+from brainmri_core.cores import cores
 from brainmri_core.errors import SourceError
 from brainmri_core.sources.anatomy import PLANES, Subject, render
 from brainmri_core.storage import read_json, storage_error, write_json
@@ -92,14 +92,13 @@ def write_phantom(dest: Path, config: PhantomConfig) -> PhantomTruth:
     rng = np.random.default_rng((config.seed, 0))
     subjects = _subjects(config)
     originals = _place_originals(subjects, config, rng)
-    workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
 
     def draw(item: tuple[PhantomImage, Subject, int]) -> None:
         image, subject, number = item
         _write_original(dest, image, subject, number, config)
 
     try:
-        with ThreadPoolExecutor(workers) as pool:
+        with ThreadPoolExecutor(cores()) as pool:
             list(pool.map(draw, originals))
         images = [image for image, _, _ in originals]
         images += _plant_copies(dest, images, config, rng)

@@ -184,6 +184,23 @@ def test_decoder_that_dies_costs_one_image(
     assert sum(bool(item) for item in table.pixel_sha256) == 11
 
 
+def test_two_dying_files_of_one_batch_are_told_from_their_neighbours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_worker(monkeypatch, "tests.security.accident_worker")
+    names = [f"{n}.bmp" for n in range(40)]
+    names[2], names[9], names[30] = "killed.bmp", "segfault.bmp", "killed-too.bmp"
+    for number, name in enumerate(names):
+        side = 1600 if number in (5, 9) else 48  # 2.5 MB: more than a batch holds, and more than a pipe
+        (tmp_path / name).write_bytes(encoded(slice_image().rotate(number).resize((side, side)), "BMP"))
+    told: list[int] = []
+    table = fingerprint_files(tmp_path, names, workers=1, progress=told.append)
+    assert sorted(table.failures) == [2, 9, 30] and sum(told) == 40
+    assert "SIGKILL" in table.failures[2] and "SIGSEGV" in table.failures[9]
+    whole = fingerprint_files(tmp_path, [name for name in names if name.split(".")[0].isdigit()], workers=2)
+    assert [item for item in table.pixel_sha256 if item] == whole.pixel_sha256
+
+
 def test_split_excludes_the_corpus_with_reasons_and_goes_on(job: Job, tmp_path: Path, folder: Path) -> None:
     with zipfile.ZipFile(tmp_path / "set.zip", "w") as opened:
         for name, item in IMAGES.items():
