@@ -94,7 +94,7 @@ def shortcut_baseline(train_features: F64, train_labels: I64, test_features: F64
     from sklearn import config_context
     from sklearn.ensemble import ExtraTreesClassifier
 
-    model = ExtraTreesClassifier(_TREES, max_features=None, min_samples_leaf=3, random_state=0)
+    model = ExtraTreesClassifier(_TREES, min_samples_leaf=3, random_state=0)
     probabilities = np.zeros((len(test_features), num_classes))
     # checking every tree's settings costs more than growing it
     with config_context(skip_parameter_validation=True, assume_finite=True):
