@@ -26,7 +26,6 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from brainmri_core.config import configs_dir, load_config
-from brainmri_core.images.pack import create_pack
 from brainmri_core.learning.batches import resident
 from brainmri_core.learning.checkpoint import Preprocessing
 from brainmri_core.learning.device import (
@@ -136,9 +135,8 @@ def noise_loop(
     device = choose_device(load_config().env)
     chosen = choose_precision(precision, True, device)  # type: ignore[arg-type]
     with tempfile.TemporaryDirectory() as folder:
-        pack = create_pack(Path(folder) / "pack.npy", 2 * images, size, 1)
-        pack[:] = np.random.default_rng(0).integers(0, 256, pack.shape, np.uint8)
-        pack.flush()
+        noise = np.random.default_rng(0).integers(0, 256, (2 * images, size, size), np.uint8)
+        np.save(Path(folder) / "pack.npy", noise)
         pixels = resident(np.load(Path(folder) / "pack.npy", mmap_mode="r"), np.arange(2 * images), size)
         if device.type == "cuda":
             pixels = pixels.to(device)

@@ -22,12 +22,12 @@ from brainmri_core.errors import DataError, IntegrityError
 from brainmri_core.images.decode import DecodeError
 from brainmri_core.images.fit import decode_fitted
 from brainmri_core.images.isolation import read_below
-from brainmri_core.images.pack import create_pack
+from brainmri_core.images.pack import write_pack
 from brainmri_core.job import Job
 from brainmri_core.layout import timestamp, utc_now
 from brainmri_core.pointers import MappingPointer, PackPointer
 from brainmri_core.samples import RESIZE_COLUMNS, SPLIT_COLUMNS, read_samples, write_samples
-from brainmri_core.storage import remove_stale, sha256_file, sha256_json, staging_folder, storage_error
+from brainmri_core.storage import remove_stale, sha256_json, staging_folder
 
 U8 = npt.NDArray[np.uint8]
 COLOUR_THRESHOLD = 12.0
@@ -73,9 +73,8 @@ def resize(config: ResizeConfig, mapping: MappingPointer, job: Job) -> PackPoint
     colour = (table["colourfulness"].to_numpy()[todo] > COLOUR_THRESHOLD).any()
     channels = 3 if config.color == "rgb" or (config.color == "auto" and colour) else 1
     with staging_folder(target) as staging:
-        table = _fill(staging / "pack.npy", root, table, todo, config, channels)
+        table, pack_hash = _fill(staging / "pack.npy", root, table, todo, config, channels)
         write_samples(staging / "samples.parquet", table)
-        pack_hash = sha256_file(staging / "pack.npy")
         if config.export_tree is not None:
             _export(staging / "pack.npy", table, job.layout.configured(config.export_tree))
     failed = int((table["split"] == "excluded").sum()) - (len(table) - len(todo))
@@ -110,34 +109,38 @@ def _fill(
     todo: npt.NDArray[np.intp],
     config: ResizeConfig,
     channels: int,
-) -> pd.DataFrame:
-    """Fill the pack in table order; images that fail are excluded with the reason and take no row."""
+) -> tuple[pd.DataFrame, str]:
+    """Fill the pack in table order; images that fail are excluded with the reason and take no row.
+
+    Returns
+    -------
+    table : pandas.DataFrame
+        With the columns that resizing adds.
+    sha256 : str
+        Of the pack.
+    """
     facts: dict[str, list[object]] = {name: [_EMPTY[name]] * len(table) for name in _EMPTY}
     table = table.copy()
     failures: dict[int, str] = {}
-    pack = create_pack(path, len(todo), config.size, channels)
-    row = 0
-    try:
+
+    def images() -> Iterator[U8]:
+        row = 0
         for index, result in _stream(root, table, todo, config, channels):
             if result.pixels is None:
                 failures[index] = result.reason
                 continue
-            pack[row] = result.pixels
+            yield result.pixels
             facts["row"][index] = row
             for name, value in result.facts.items():
                 facts[name][index] = value
             row += 1
-        pack.flush()
-    except OSError as error:
-        raise storage_error(error, path) from error
-    del pack
-    if row < len(todo):
-        _shrink(path, row, config.size, channels)
+
+    pack_hash = write_pack(path, images(), most=len(todo), size=config.size, channels=channels)
     for name, values in facts.items():
         table[name] = pd.array(values, dtype=RESIZE_COLUMNS.get(name)) if name in RESIZE_COLUMNS else values
     for index, reason in failures.items():
         table.loc[index, ["split", "reason"]] = ("excluded", reason)
-    return table
+    return table, pack_hash
 
 
 _EMPTY: dict[str, object] = {
@@ -206,19 +209,6 @@ def _mean_and_std(pixels: U8) -> tuple[float, float]:
     mean = float(levels.mean())
     levels -= np.float32(mean)
     return mean, float(np.sqrt(np.vdot(levels, levels) / levels.size))
-
-
-def _shrink(path: Path, rows: int, size: int, channels: int) -> None:
-    """Rewrite a pack that has rows to spare, a slice at a time."""
-    spare = path.with_name("pack-full.npy")
-    path.rename(spare)
-    source = np.load(spare, mmap_mode="r")
-    target = create_pack(path, rows, size, channels)
-    for start in range(0, rows, 1024):
-        target[start : min(start + 1024, rows)] = source[start : min(start + 1024, rows)]
-    target.flush()
-    del source, target
-    spare.unlink()
 
 
 def _export(pack_path: Path, table: pd.DataFrame, folder: Path) -> None:

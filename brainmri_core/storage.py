@@ -136,19 +136,6 @@ def publish_file(temporary: Path, target: Path) -> None:
         fsync_dir(target.parent)
 
 
-def reserve(path: Path) -> None:
-    """Take the disk space of a file of holes now: a full disk would end a later write through a memory map by SIGBUS.
-
-    Raises
-    ------
-    StorageError
-        If there is no space.
-    """
-    if hasattr(os, "posix_fallocate"):
-        with _naming(path), path.open("r+b") as handle:
-            os.posix_fallocate(handle.fileno(), 0, max(1, path.stat().st_size))
-
-
 def write_bytes(path: Path, data: bytes) -> None:
     """Write a whole file atomically."""
     with atomic_file(path) as handle:

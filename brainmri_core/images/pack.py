@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,29 +13,62 @@ import numpy.typing as npt
 from brainmri_core.errors import IntegrityError
 from brainmri_core.layout import Layout
 from brainmri_core.pointers import PackPointer
-from brainmri_core.storage import reserve
+from brainmri_core.storage import sha256_file, storage_error
 
 U8 = npt.NDArray[np.uint8]
-Pack = np.memmap[Any, np.dtype[np.uint8]]
 
 
-def create_pack(path: Path, n: int, size: int, channels: int) -> Pack:
-    """Create an empty pack file.
+def write_pack(path: Path, images: Iterable[U8], *, most: int, size: int, channels: int) -> str:
+    """Write images one after the other into a new pack file.
+
+    Parameters
+    ----------
+    path : pathlib.Path
+        The file; its folder is there.
+    images : iterable of numpy.ndarray
+        uint8, each ``(size, size)`` for one channel or ``(size, size, channels)``.
+    most : int
+        How many there are at most; where there are fewer, the file is hashed once more.
+    size, channels : int
+        Shape of the images.
 
     Returns
     -------
-    numpy.ndarray
-        Writable memory map, uint8, ``(n, size, size)`` for one channel or ``(n, size, size, 3)``.
+    str
+        SHA-256 of the file.
 
     Raises
     ------
     StorageError
-        If there is no room for it.
+        If it cannot be written.
     """
-    shape = (n, size, size) if channels == 1 else (n, size, size, channels)
-    pack: Pack = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
-    reserve(path)
-    return pack
+    rows = 0
+    shape = (size, size) if channels == 1 else (size, size, channels)
+    try:
+        with path.open("wb") as file:
+            head = _header(most, shape)
+            digest = hashlib.sha256(head)
+            file.write(head)
+            for image in images:
+                assert image.shape == shape and image.dtype == np.uint8, (image.shape, image.dtype)
+                pixels = np.ascontiguousarray(image).data
+                file.write(pixels)
+                digest.update(pixels)
+                rows += 1
+            if rows < most:
+                file.seek(0)
+                file.write(_header(rows, shape))
+    except OSError as error:
+        raise storage_error(error, path) from error
+    return digest.hexdigest() if rows == most else sha256_file(path)
+
+
+def _header(n: int, shape: tuple[int, ...]) -> bytes:
+    """Return the header of a NumPy file of n images; its length does not depend on n."""
+    head = io.BytesIO()
+    array = {"descr": "|u1", "fortran_order": False, "shape": (n, *shape)}
+    np.lib.format.write_array_header_1_0(head, array)
+    return head.getvalue()
 
 
 def open_pack(layout: Layout, pointer: PackPointer) -> U8:

@@ -201,15 +201,6 @@ def test_a_result_is_removed_by_a_rename_first(tmp_path: Path, monkeypatch: pyte
     assert not list(tmp_path.iterdir())
 
 
-def test_space_for_a_file_of_holes_is_taken_at_once(tmp_path: Path) -> None:
-    path = tmp_path / "pack"
-    with path.open("wb") as handle:
-        handle.truncate(1 << 20)
-    assert path.stat().st_blocks * 512 < 1 << 20
-    storage.reserve(path)
-    assert path.stat().st_blocks * 512 >= 1 << 20
-
-
 def test_an_error_says_what_could_not_be_done_to_which_path(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_bytes(b"x")
@@ -219,7 +210,6 @@ def test_an_error_says_what_could_not_be_done_to_which_path(tmp_path: Path) -> N
         f"Cannot read {gone}: the system says No such file or directory.": lambda: storage.read_json(gone),
         f"Cannot read {tmp_path}: the system says Is a directory.": lambda: storage.sha256_file(tmp_path),
         f"Cannot remove {gone}: the system says No such file": lambda: storage.remove_folder(gone),
-        f"Cannot write {gone}: the system says No such file": lambda: storage.reserve(gone),
         f"Cannot write {below}: the system says Not a directory.": lambda: storage.publish_file(file, below),
     }
     for words, attempt in attempts.items():

@@ -10,7 +10,6 @@ import pandas as pd
 
 from brainmri_core.config import with_seed
 from brainmri_core.config.training import TrainConfig
-from brainmri_core.images.pack import create_pack
 from brainmri_core.job import Job
 from brainmri_core.pointers import MappingPointer, PackPointer, write_pointer
 from brainmri_core.samples import write_samples
@@ -46,11 +45,8 @@ def make_pack(
     folder = job.layout.root / "data" / "packed"
     folder.mkdir(parents=True)
     labels = [index for index in range(len(classes)) for _ in range(per_class)]
-    pixels = create_pack(folder / "pack.npy", len(labels), size, 3 if colour else 1)
-    for row, label in enumerate(labels):
-        image = draw(label, size, rng)
-        pixels[row] = np.stack([image] * 3, -1) if colour else image
-    pixels.flush()  # type: ignore[attr-defined]
+    pixels = np.stack([draw(label, size, rng) for label in labels]).astype(np.uint8)
+    np.save(folder / "pack.npy", np.stack([pixels] * 3, -1) if colour else pixels)
     table = pd.DataFrame(
         {
             "path": [f"{classes[label]}/{row}.png" for row, label in enumerate(labels)],
