@@ -6,7 +6,7 @@ normalised cross-correlation of 64 x 64 versions decides.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -16,6 +16,7 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
 from brainmri_core.config.data import CopySearchConfig
+from brainmri_core.cores import cores
 from brainmri_core.images.fingerprint import FingerprintTable
 from brainmri_core.images.hamming import candidate_pairs
 
@@ -95,11 +96,12 @@ def _coarse(thumbs: U8, rows: I64) -> F32:
 
 def _confirmed(
     thumbs: U8, coarse: F32, hashes: U64, rows: I64, turn: int, config: CopySearchConfig
-) -> Iterator[tuple[int, int, float]]:
-    """Yield the pairs of `rows` that the hashes propose and the correlation confirms in one orientation."""
+) -> list[tuple[int, int, float]]:
+    """Return the pairs of `rows` that the hashes propose and the correlation confirms in one orientation."""
     turned = _flip(coarse, turn)
     # unit vectors with correlation c are sqrt(2 - 2c) apart
     furthest = 2 - 2 * config.ncc_threshold + 1e-4
+    found: list[tuple[int, int, float]] = []
     for first, second in candidate_pairs(hashes[rows, turn], hashes[rows, 0], config.hash_radius):
         for start in range(0, len(first), _CONFIRM):
             a, b = first[start : start + _CONFIRM], second[start : start + _CONFIRM]
@@ -107,8 +109,9 @@ def _confirmed(
             close = np.einsum("ijk,ijk->i", gap, gap) <= furthest
             a, b = rows[a[close]], rows[b[close]]
             ncc = correlation(_flip(thumbs[a], turn), thumbs[b])
-            for k in np.flatnonzero(ncc >= config.ncc_threshold):
-                yield int(a[k]), int(b[k]), float(ncc[k])
+            right = ncc >= config.ncc_threshold
+            found += zip(a[right].tolist(), b[right].tolist(), ncc[right].tolist(), strict=True)
+    return found
 
 
 def find_copies(table: FingerprintTable, config: CopySearchConfig) -> CopyPairs:
@@ -122,13 +125,19 @@ def find_copies(table: FingerprintTable, config: CopySearchConfig) -> CopyPairs:
     of = {group[0]: group for group in members}
     rows = np.array(sorted(of), np.int64)
     turns = {"identity": (0,), "mirror": (0, 1), "all": (0, 1, 2, 3)}[config.orientations]
+    versions = ((table.thumbs, table.hashes), (table.trimmed_thumbs, table.trimmed_hashes))
+    with ThreadPoolExecutor(min(cores(), len(versions) * len(turns))) as pool:
+        coarse = list(pool.map(lambda version: _coarse(version[0], rows), versions))
+        searches = [
+            (turn, pool.submit(_confirmed, thumbs, small, hashes, rows, turn, config))
+            for (thumbs, hashes), small in zip(versions, coarse, strict=True)
+            for turn in turns
+        ]
     best: dict[tuple[int, int], tuple[float, int]] = {}
-    for thumbs, hashes in ((table.thumbs, table.hashes), (table.trimmed_thumbs, table.trimmed_hashes)):
-        coarse = _coarse(thumbs, rows)
-        for turn in turns:
-            for one, other, score in _confirmed(thumbs, coarse, hashes, rows, turn, config):
-                if score > best.get((one, other), (0.0, 0))[0]:
-                    best[one, other] = (score, turn)
+    for turn, search in searches:
+        for one, other, score in search.result():
+            if score > best.get((one, other), (0.0, 0))[0]:
+                best[one, other] = (score, turn)
     found = [(one, other, 1.0, 0, True) for group in members for one, other in _within(group)]
     for (one, other), (score, turn) in best.items():
         found += [(min(pair), max(pair), score, turn, False) for pair in _between(of[one], of[other])]
