@@ -50,7 +50,7 @@ def join(*parts: Blocks) -> Blocks:
     return merged
 
 
-def variants(epochs: int) -> dict[str, Blocks]:
+def variants(epochs: int, image_size: int) -> dict[str, Blocks]:
     """Name every variant, the most telling first; StepLR drops in the middle, as pipeline.yaml's 10 of 20 epochs."""
     base = join(ONE_CYCLE, EMA)
     return {
@@ -67,6 +67,7 @@ def variants(epochs: int) -> dict[str, Blocks]:
         "cosine with warm-up": {"optim": {"lr": 0.002, "schedule": "cosine"}},
         f"{BASE} + no class weights": join(base, {"optim": {"class_weights": False}}),
         f"{BASE} + strong augmentation": join(base, STRONG),
+        f"{BASE} + progressive resizing": join(base, {"data": {"start_size": image_size // 2}}),
         f"{BASE} + cutmix": join(base, {"aug": {"cutmix_alpha": 1.0}}),
         f"{BASE}, fp32": join(base, {"loop": {"precision": "fp32"}}),
         f"{BASE}, bf16": join(base, {"loop": {"precision": "bf16"}}),
@@ -110,7 +111,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 def run(options: argparse.Namespace) -> None:
     results = options.root / "ablation.jsonl"
     pack = real_pack(options.root, options.pack_size)
-    chosen = variants(options.epochs)
+    chosen = variants(options.epochs, options.image_size)
     if options.variants:
         chosen = {
             name: blocks for name, blocks in chosen.items() if any(part in name for part in options.variants)

@@ -7,7 +7,7 @@ import errno
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,19 @@ import pandas as pd
 import torch
 
 from brainmri_core.config.training import TrainConfig
-from brainmri_core.errors import ConfigError, DataError, StorageError
+from brainmri_core.errors import ConfigError, DataError, ModelError, StorageError
 from brainmri_core.grouping import validation_mask
 from brainmri_core.images.pack import open_pack
 from brainmri_core.job import Job
 from brainmri_core.learning.batches import resident
 from brainmri_core.learning.checkpoint import Preprocessing
-from brainmri_core.learning.device import Precision, choose_device, choose_precision, seed_everything
+from brainmri_core.learning.device import (
+    Precision,
+    choose_device,
+    choose_precision,
+    garbled_in_bf16,
+    seed_everything,
+)
 from brainmri_core.learning.loop import Reporting, run_epochs
 from brainmri_core.learning.models import check_name, initial_model
 from brainmri_core.learning.outcome import save_best, write_outcome
@@ -239,9 +245,25 @@ def _begin(config: TrainConfig, pack: PackPointer, job: Job, team: Team) -> tupl
     precision = choose_precision(config.loop.precision, config.optim.amp, device)
     seed_everything(config.data.seed, job.env)
     loop, model = _loop(config, pack, job, sides, device, precision, team)
+    loop = _with_true_gradients(loop, model, job)
     if team.size > 1:
         model = share_statistics(model, device)
     return loop, new_state(loop, model)
+
+
+def _with_true_gradients(loop: Loop, model: torch.nn.Module, job: Job) -> Loop:
+    """Return the training in fp32 where bf16 would give wrong gradients, or refuse if bf16 was asked for."""
+    side = loop.config.data.start_size or loop.preprocessing.image_size
+    name = garbled_in_bf16(model, loop.preprocessing.channels, side)
+    if name is None or loop.device.type != "cpu" or loop.precision != "bf16":
+        return loop
+    if loop.config.loop.precision == "bf16":
+        raise ModelError(
+            f"The gradients of {name} in {loop.config.model.name} would be wrong in bf16 on the CPU at {side} pixels; "
+            "train larger images, or leave train.loop.precision at auto, which takes fp32 here."
+        )
+    job.log.warning("images too small for bf16, training in fp32", layer=name, image_size=side)
+    return replace(loop, precision="fp32")
 
 
 def _lasting(config: TrainConfig) -> dict[str, Any]:
@@ -326,6 +348,11 @@ def _loop(
     image_size = config.data.image_size or pack.size
     if image_size > pack.size:
         job.log.warning("images are enlarged", image_size=image_size, pack_size=pack.size)
+    if config.data.start_size is not None and config.data.start_size > image_size:
+        raise ConfigError(
+            f"train.data.start_size is {config.data.start_size} but training ends at {image_size} pixels; "
+            "choose a smaller start_size, or leave it empty."
+        )
     model, channels, pretrained = initial_model(
         config.model, num_classes=len(pack.classes), pack_channels=pack.channels
     )

@@ -15,6 +15,13 @@ class TrainDataConfig(StageConfig):
     image_size: int | None = Field(
         None, ge=16, le=1024, description="Side in pixels the model sees; empty means the pack's."
     )
+    start_size: int | None = Field(
+        None,
+        ge=16,
+        le=1024,
+        description="Side of the training images in the first epoch; it grows to image_size by three quarters of the "
+        "epochs (progressive resizing). Empty trains at image_size throughout.",
+    )
     train_in: str | None = Field(None, description="Class-folder tree to use where no pack pointer exists.")
     mapping_pointer: str | None = Field(
         None, description="Mapping pointer (file or folder) to use instead of the upstream's."

@@ -27,10 +27,14 @@ def shrink(batch: torch.Tensor, size: int) -> torch.Tensor:
     """Bring a uint8 batch ``(B, C, H, W)`` to another side length, antialiased; each image independently."""
     if batch.shape[-1] == size:
         return batch
-    small = F.interpolate(
-        batch.float(), size=(size, size), mode="bilinear", antialias=True, align_corners=False
-    )
-    return small.round_().clamp_(0, 255).to(torch.uint8)
+    return resample(batch.float(), size).round_().clamp_(0, 255).to(torch.uint8)
+
+
+def resample(values: torch.Tensor, size: int) -> torch.Tensor:
+    """Bring a float batch ``(B, C, H, W)`` to another side length, antialiased; each image independently."""
+    if values.shape[-1] == size:
+        return values
+    return F.interpolate(values, size=(size, size), mode="bilinear", antialias=True, align_corners=False)
 
 
 def _writable_view(pack: U8) -> U8:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import ctypes
 import random
 import resource
@@ -13,6 +14,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from torch import nn
 
 from brainmri_core.config import EnvConfig
 from brainmri_core.errors import ModelError
@@ -69,6 +71,52 @@ def choose_precision(
         return "bf16"
     has_bf16 = torch.cuda.is_bf16_supported() if device.type == "cuda" else cpu_has_bf16()
     return "bf16" if has_bf16 else "fp32"
+
+
+def garbled_in_bf16(model: nn.Module, channels: int, side: int) -> str | None:
+    """Return the first convolution whose bf16 weight gradients the CPU gets wrong at an image size, if there is one.
+
+    oneDNN, which computes torch's convolutions, leaves the gradients of kernel positions that only ever see padding
+    unwritten: whatever was in that memory goes into the weights. Seen in torch 2.14 where the map that comes in is smaller
+    than the padding or the stride (no other of 1,912 shapes tried was wrong), as in resnet18 at 16 px; fp32, the forward
+    pass and the gradients of the input are right.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        It is copied without its weights; it may be on any device.
+    channels, side : int
+        Of the images, in pixels.
+
+    Raises
+    ------
+    ModelError
+        If the images are so small that the model has nothing left of them before its end.
+    """
+    found: list[str] = []
+
+    def look(name: str, convolution: nn.Conv2d, maps: tuple[torch.Tensor, ...]) -> None:
+        padding = convolution.padding if isinstance(convolution.padding, tuple) else convolution.kernel_size
+        if any(
+            kernel > 1 and size < max(edge, stride)
+            for kernel, size, edge, stride in zip(
+                convolution.kernel_size, maps[0].shape[2:], padding, convolution.stride, strict=True
+            )
+        ):
+            found.append(name)
+
+    hollow = copy.deepcopy(model).to("meta").eval()
+    for name, module in hollow.named_modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_pre_hook(
+                lambda convolution, maps, name=name: look(name, convolution, maps)
+            )
+    try:
+        with torch.no_grad():
+            hollow(torch.empty(1, channels, side, side, device="meta"))
+    except RuntimeError as error:
+        raise ModelError(f"Images of {side} pixels are too small for this model: {error}") from error
+    return found[0] if found else None
 
 
 def autocast(device: torch.device, precision: Precision) -> contextlib.AbstractContextManager[object]:

@@ -17,10 +17,10 @@ from tqdm import tqdm
 
 from brainmri_core.errors import ModelError
 from brainmri_core.learning.augment import augment, mix
-from brainmri_core.learning.batches import normalise, read_ahead, to_float
+from brainmri_core.learning.batches import normalise, read_ahead, resample, to_float
 from brainmri_core.learning.device import autocast, freed_memory_kept, step_seed
 from brainmri_core.learning.interrupts import signals_held, termination_raises
-from brainmri_core.learning.schedule import learning_rate
+from brainmri_core.learning.schedule import learning_rate, training_side
 from brainmri_core.learning.state import I64, Loop, State, freeze
 from brainmri_core.learning.team import in_step
 
@@ -127,6 +127,7 @@ def _epoch(loop: Loop, state: State, model: Any, reporting: Reporting) -> dict[s
             "val_loss": val_loss,
             "val_macro_f1": macro_f1,
             "val_balanced_accuracy": balanced,
+            "image_size": _side(loop, state.epoch),
             "learning_rate": _rate(loop, (state.epoch + 1) * loop.steps_per_epoch - 1),
             "images_per_s": trained / max(seconds, 1e-9),
             "seconds": time.monotonic() - started,
@@ -149,6 +150,12 @@ def _shown(record: dict[str, Any]) -> dict[str, str]:
 
 def _rate(loop: Loop, step: int) -> float:
     return learning_rate(loop.config.optim, step, loop.steps_per_epoch, loop.config.loop.epochs)
+
+
+def _side(loop: Loop, epoch: int) -> int:
+    return training_side(
+        loop.config.data.start_size, loop.preprocessing.image_size, epoch, loop.config.loop.epochs
+    )
 
 
 def _step(
@@ -214,7 +221,8 @@ def _gradients(loop: Loop, state: State, model: Any, rows: I64, pixels: torch.Te
     labels = loop.data.labels[torch.from_numpy(rows)]
     targets = F.one_hot(labels, loop.data.num_classes).float().to(loop.device)
     # Gray stays one channel until it is augmented: three equal ones would cost three times as much.
-    batch = augment(to_float(pixels, loop.device), loop.config.aug, generator)
+    batch = resample(to_float(pixels, loop.device), _side(loop, state.epoch))
+    batch = augment(batch, loop.config.aug, generator)
     batch, targets = mix(batch, targets, loop.config.aug, generator)
     whole = len(batch)
     batch, targets = normalise(team.part(batch), loop.preprocessing), team.part(targets)

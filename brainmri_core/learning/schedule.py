@@ -1,4 +1,4 @@
-"""Learning-rate schedules as pure functions of the step, so that resuming needs no state."""
+"""Schedules of the learning rate and of the image size as pure functions of the step, so that resuming needs no state."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from brainmri_core.config.training import OptimConfig
 _RISE = 0.3
 _FIRST = 1 / 25
 _LAST = 1e-4
+_GROWTH = 0.75
+_SIDE_STEP = 16
 
 
 def learning_rate(config: OptimConfig, step: int, steps_per_epoch: int, epochs: int) -> float:
@@ -36,6 +38,18 @@ def learning_rate(config: OptimConfig, step: int, steps_per_epoch: int, epochs: 
     if step < rise:
         return config.lr * _cosine(_FIRST, 1.0, step / rise)
     return config.lr * _cosine(1.0, _LAST, (step - rise) / max(1.0, total - rise))
+
+
+def training_side(start: int | None, full: int, epoch: int, epochs: int) -> int:
+    """Return the side in pixels of the training images of an epoch, counted from 0.
+
+    Progressive resizing (Tan and Le, EfficientNetV2, 2021): from `start` in steps of 16 pixels to `full`, which the last
+    quarter of the epochs, and always the last one, is trained at. Without `start` it is `full` throughout.
+    """
+    share = epoch / (_GROWTH * epochs)
+    if start is None or share >= 1 or epoch == epochs - 1:
+        return full
+    return min(full, start + _SIDE_STEP * round((full - start) * share / _SIDE_STEP))
 
 
 def _cosine(start: float, end: float, share: float) -> float:

@@ -8,8 +8,8 @@ from brainmri_core.config.training import AugmentConfig, OptimConfig
 from brainmri_core.learning.augment import augment, mix
 from brainmri_core.learning.batches import gather, normalise, read_ahead, resident, shrink, to_float, to_input
 from brainmri_core.learning.checkpoint import Preprocessing
-from brainmri_core.learning.device import choose_precision, step_seed
-from brainmri_core.learning.schedule import learning_rate
+from brainmri_core.learning.device import step_seed
+from brainmri_core.learning.schedule import learning_rate, training_side
 
 CPU = torch.device("cpu")
 NOTHING = AugmentConfig(rotate_deg=0.0, hflip_prob=0.0, jitter_brightness=0.0, jitter_contrast=0.0)
@@ -132,6 +132,15 @@ def test_step_and_cosine_schedules() -> None:
     assert rates[10] == pytest.approx(1.0) and rates[30] == pytest.approx(0.5) and rates[-1] < 0.01
 
 
+def test_the_side_grows_in_steps_to_the_full_one_for_the_last_quarter() -> None:
+    sides = [training_side(32, 64, epoch, 8) for epoch in range(8)]
+    assert sides == [32, 32, 48, 48, 48, 64, 64, 64]
+    assert [training_side(40, 50, epoch, 4) for epoch in range(4)] == [40, 40, 40, 50]
+    assert {training_side(None, 64, epoch, 8) for epoch in range(8)} == {64}
+    assert [training_side(32, 64, epoch, 2) for epoch in range(2)] == [32, 64]
+    assert training_side(32, 64, 0, 1) == 64
+
+
 def test_the_same_pixels_reach_the_model_in_training_and_in_inference() -> None:
     rng = np.random.default_rng(0)
     pack = rng.integers(0, 256, (9, 40, 40), dtype=np.uint8)
@@ -176,10 +185,3 @@ def test_batches_read_ahead_come_in_order(workers: int) -> None:
 def test_step_seeds_differ_by_every_part() -> None:
     assert len({step_seed(s, p, e, b) for s in (1, 2) for p in (1, 2) for e in (0, 1) for b in (0, 1)}) == 16
     assert step_seed(1, 2, 3) == step_seed(1, 2, 3)
-
-
-def test_precision_follows_the_config_first() -> None:
-    assert choose_precision("bf16", False, CPU) == "fp32"
-    assert choose_precision("fp32", True, CPU) == "fp32"
-    assert choose_precision("bf16", True, CPU) == "bf16"
-    assert choose_precision("auto", True, CPU) in ("bf16", "fp32")

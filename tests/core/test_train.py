@@ -89,6 +89,7 @@ def test_threads_that_read_ahead_change_nothing_in_the_result(job: Job) -> None:
         {"optim": {"balanced_sampling": True, "class_weights": False}},
         {"aug": {"mixup_alpha": 0.2, "cutmix_alpha": 1.0, "noise_std": 0.02, "scale": 0.1, "shift": 0.1}},
         {"data": {"image_size": 24}},
+        {"data": {"start_size": 16}, "loop": {"epochs": 2}},
         {"optim": {"amp": False}},
         {"optim": {"frozen_epochs": 1, "head_lr_factor": 10.0, "layer_decay": 0.8}},
     ],
@@ -361,6 +362,15 @@ def test_a_batch_in_parts_has_the_gradient_of_the_whole() -> None:
     for loss, gradient in found[1:]:
         assert loss == pytest.approx(found[0][0], rel=1e-5)
         torch.testing.assert_close(gradient, found[0][1], rtol=1e-4, atol=1e-6)
+
+
+def test_images_grow_from_the_start_size_to_the_full_one(job: Job) -> None:
+    pack = make_pack(job, per_class=8)
+    pointer = train(config(data={"start_size": 16}, loop={"epochs": 4}), pack, job)
+    history = pd.read_parquet(job.layout.absolute(pointer.history))
+    assert history["image_size"].tolist() == [16, 16, 32, 32]
+    with pytest.raises(ConfigError, match=r"train.data.start_size is 33 but training ends at 32 pixels"):
+        train(config(data={"start_size": 33}), pack, job)
 
 
 def test_unknown_model_is_refused_before_the_pack_is_read(job: Job, tmp_path: Path) -> None:
