@@ -24,9 +24,11 @@ U8 = npt.NDArray[np.uint8]
 U64 = npt.NDArray[np.uint64]
 I64 = npt.NDArray[np.int64]
 F32 = npt.NDArray[np.float32]
+F64 = npt.NDArray[np.float64]
 Images = TypeVar("Images", U8, F32)
 ORIENTATIONS = ("identity", "mirrored", "flipped", "turned")
-_CONFIRM = 2048
+_CONFIRM = 512
+_PIXELS = 64 * 64
 _ALL_PAIRS = 64
 
 
@@ -57,8 +59,10 @@ def _flip(thumbs: Images, orientation: int) -> Images:
     return thumbs[:, :: -1 if orientation & 2 else 1, :: -1 if orientation & 1 else 1]
 
 
-def correlation(first: U8, second: U8) -> npt.NDArray[np.float64]:
+def correlation(first: U8, second: U8) -> F64:
     """Return the normalised cross-correlation of image pairs, 0 where an image is constant.
+
+    It is made of whole numbers until the last division, so it is the same on every machine.
 
     Parameters
     ----------
@@ -70,45 +74,75 @@ def correlation(first: U8, second: U8) -> npt.NDArray[np.float64]:
     numpy.ndarray
         float64, ``(P,)``, in [-1, 1].
     """
-    a, b = (x.reshape(len(x), x.shape[1] * x.shape[2]).astype(np.float32) for x in (first, second))
-    a -= a.mean(axis=1, keepdims=True)
-    b -= b.mean(axis=1, keepdims=True)
-    norm = np.sqrt(np.einsum("ij,ij->i", a, a).astype(np.float64) * np.einsum("ij,ij->i", b, b))
-    return np.where(norm > 1e-3, np.einsum("ij,ij->i", a, b) / np.maximum(norm, 1e-3), 0.0)
+    return _correlation(first, second, _moments(first), _moments(second))
 
 
-def _coarse(thumbs: U8, rows: I64) -> F32:
-    """Return 8 x 8 block sums of the mean-removed unit-norm thumbnails, divided by 8: ``(N, 8, 8)``.
+def _moments(thumbs: U8) -> I64:
+    """Return the sum of each image's pixels, and its variance times the squared number of pixels: ``(2, N)``."""
+    values = thumbs.astype(np.int32)
+    total = values.sum(axis=(1, 2), dtype=np.int64)
+    squares = np.einsum("ijk,ijk->i", values, values).astype(
+        np.int64
+    )  # below 2**31, as is any product of two
+    return np.stack([total, _PIXELS * squares - total**2])
 
-    This is an orthonormal projection, so two of them are never further apart than the thumbnails themselves.
+
+def _correlation(first: U8, second: U8, of_first: I64, of_second: I64) -> F64:
+    products = np.einsum("ijk,ijk->i", first.astype(np.int32), second.astype(np.int32)).astype(np.int64)
+    covariance = _PIXELS * products - of_first[0] * of_second[0]
+    deviations = np.sqrt(of_first[1].astype(np.float64) * of_second[1])
+    correlations: F64 = np.divide(covariance, deviations, out=np.zeros(len(first)), where=deviations > 0)
+    return correlations
+
+
+@dataclass(frozen=True)
+class _Version:
+    """One version of the images (whole, or without margins), with what is computed once for all comparisons."""
+
+    thumbs: U8
+    hashes: U64
+    moments: I64
+    coarse: F32
+
+
+def _prepare(thumbs: U8, hashes: U64, rows: I64) -> _Version:
+    """Add each image's moments and the 8 x 8 block sums of its mean-removed unit-norm thumbnail, divided by 8.
+
+    The block sums are an orthonormal projection, so two of them are never further apart than the thumbnails themselves.
     """
-    blocks = np.kron(np.eye(64, dtype=np.float32).reshape(8, 8, 64), np.ones((8, 8, 1), np.float32))
-    result = np.zeros((len(rows), 64), np.float32)
+    blocks = np.kron(np.eye(8, dtype=np.float32), np.ones((8, 1), np.float32))
+    moments, coarse = np.zeros((2, len(thumbs)), np.int64), np.zeros((len(thumbs), 8, 8), np.float32)
     for start in range(0, len(rows), _CONFIRM):
-        part = thumbs[rows[start : start + _CONFIRM]].reshape(-1, 4096).astype(np.float32)
-        sums = part @ blocks.reshape(4096, 64)
-        mean = sums.sum(axis=1, keepdims=True) / 4096
-        part -= mean
-        norm = np.sqrt(np.einsum("ij,ij->i", part, part))[:, None]
-        result[start : start + _CONFIRM] = (sums / 8 - 8 * mean) / np.maximum(norm, 1e-3)
-    return result.reshape(-1, 8, 8)
+        part = rows[start : start + _CONFIRM]
+        images = thumbs[part]
+        moments[:, part] = _moments(images)
+        sums = (images.reshape(-1, 64).astype(np.float32) @ blocks).reshape(-1, 8, 8, 8).sum(axis=2)
+        mean, norm = moments[0, part] / _PIXELS, np.sqrt(moments[1, part] / _PIXELS)
+        coarse[part] = (sums / 8 - 8 * mean[:, None, None]) / np.maximum(norm, 1e-3)[:, None, None]
+    return _Version(thumbs, hashes, moments, coarse)
 
 
 def _confirmed(
-    thumbs: U8, coarse: F32, hashes: U64, rows: I64, turn: int, config: CopySearchConfig
+    version: _Version, rows: I64, turn: int, config: CopySearchConfig
 ) -> list[tuple[int, int, float]]:
     """Return the pairs of `rows` that the hashes propose and the correlation confirms in one orientation."""
-    turned = _flip(coarse, turn)
+    turned = _flip(version.coarse, turn)
     # unit vectors with correlation c are sqrt(2 - 2c) apart
     furthest = 2 - 2 * config.ncc_threshold + 1e-4
     found: list[tuple[int, int, float]] = []
-    for first, second in candidate_pairs(hashes[rows, turn], hashes[rows, 0], config.hash_radius):
+    hashes = np.ascontiguousarray(version.hashes[rows].T)
+    for first, second in candidate_pairs(hashes[turn], hashes[0], config.hash_radius):
         for start in range(0, len(first), _CONFIRM):
-            a, b = first[start : start + _CONFIRM], second[start : start + _CONFIRM]
-            gap = turned[a] - coarse[b]
+            a, b = rows[first[start : start + _CONFIRM]], rows[second[start : start + _CONFIRM]]
+            gap = turned[a] - version.coarse[b]
             close = np.einsum("ijk,ijk->i", gap, gap) <= furthest
-            a, b = rows[a[close]], rows[b[close]]
-            ncc = correlation(_flip(thumbs[a], turn), thumbs[b])
+            a, b = a[close], b[close]
+            ncc = _correlation(
+                _flip(version.thumbs[a], turn),
+                version.thumbs[b],
+                version.moments[:, a],
+                version.moments[:, b],
+            )
             right = ncc >= config.ncc_threshold
             found += zip(a[right].tolist(), b[right].tolist(), ncc[right].tolist(), strict=True)
     return found
@@ -127,10 +161,10 @@ def find_copies(table: FingerprintTable, config: CopySearchConfig) -> CopyPairs:
     turns = {"identity": (0,), "mirror": (0, 1), "all": (0, 1, 2, 3)}[config.orientations]
     versions = ((table.thumbs, table.hashes), (table.trimmed_thumbs, table.trimmed_hashes))
     with ThreadPoolExecutor(min(cores(), len(versions) * len(turns))) as pool:
-        coarse = list(pool.map(lambda version: _coarse(version[0], rows), versions))
+        prepared = list(pool.map(lambda version: _prepare(version[0], version[1], rows), versions))
         searches = [
-            (turn, pool.submit(_confirmed, thumbs, small, hashes, rows, turn, config))
-            for (thumbs, hashes), small in zip(versions, coarse, strict=True)
+            (turn, pool.submit(_confirmed, version, rows, turn, config))
+            for version in prepared
             for turn in turns
         ]
     best: dict[tuple[int, int], tuple[float, int]] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -12,7 +13,8 @@ U64 = npt.NDArray[np.uint64]
 I64 = npt.NDArray[np.int64]
 
 _BITS = 64
-_PARTS = 5
+# Three parts of 22 bits at most: an index of four million places.
+_PARTS = range(3, 9)
 _PROBES = 1 << 18
 _PAIRS = 1 << 16
 
@@ -21,8 +23,9 @@ def candidate_pairs(query: U64, table: U64, radius: int) -> Iterator[tuple[I64, 
     """Yield, in blocks, each pair ``i < j`` once whose ``query[i]`` and ``table[j]`` differ in at most `radius` bits.
 
     Multi-index hashing (Norouzi, Punjani and Fleet, Fast search in Hamming space with multi-index hashing, 2012): the
-    bits are dealt into five parts, each looked up within a few bits. With ``radius - 4`` bits shared out among the
-    parts no pair is missed: one that exceeded its share in every part would differ in more than `radius` bits.
+    bits are dealt into m parts, each looked up within a few bits. With ``radius - (m - 1)`` bits shared out among the
+    parts no pair is missed: one that exceeded its share in every part would differ in more than `radius` bits. The
+    more hashes, the fewer and longer the parts, so that a place in the index holds a few hashes however many there are.
 
     Parameters
     ----------
@@ -36,14 +39,15 @@ def candidate_pairs(query: U64, table: U64, radius: int) -> Iterator[tuple[I64, 
     first, second : numpy.ndarray
         int64. A block of 65,536 pairs, or all pairs of one hash if they are more, is looked at at a time.
     """
+    parts = _deal(table, _best_parts(len(table), radius))
     searched: list[tuple[np.uint64, int]] = []
-    for part, bits in enumerate(_deal(table)):
-        share = (radius - part) // _PARTS
+    for part, bits in enumerate(parts):
+        share = (radius - part) // len(parts)
         if share < 0:
             return
         for i, j in _within(query, table, bits, share, radius):
             difference = query[i] ^ table[j]
-            new = np.ones(len(i), np.bool_)
+            new = i < j
             for mask, errors in searched:  # an earlier part would have found the pair already
                 new &= np.bitwise_count(difference & mask) > errors
             if new.any():
@@ -51,11 +55,25 @@ def candidate_pairs(query: U64, table: U64, radius: int) -> Iterator[tuple[I64, 
         searched.append((np.bitwise_or.reduce(np.uint64(1) << bits), share))
 
 
-def _deal(hashes: U64) -> list[U64]:
+def _best_parts(n: int, radius: int) -> int:
+    """Return the number of parts with the least work: places looked up, and hashes compared, which take twice as long."""
+
+    def work(parts: int) -> float:
+        total = 0.0
+        for part in range(parts):
+            bits, share = len(range(part, _BITS, parts)), (radius - part) // parts
+            places = sum(math.comb(bits, errors) for errors in range(share + 1))
+            total += places * (1 + 2 * n / (1 << bits))
+        return total
+
+    return min(_PARTS, key=work)
+
+
+def _deal(hashes: U64, parts: int) -> list[U64]:
     """Deal the 64 bits into parts, the most even first, so that no part is of bits that hardly differ."""
     ones = np.array([np.count_nonzero(hashes >> np.uint64(bit) & np.uint64(1)) for bit in range(_BITS)])
     dealt = np.argsort(np.abs(2 * ones - len(hashes)), kind="stable").astype(np.uint64)
-    return [dealt[part::_PARTS] for part in range(_PARTS)]
+    return [dealt[part::parts] for part in range(parts)]
 
 
 def _keys(hashes: U64, bits: U64) -> U32:
@@ -69,10 +87,10 @@ def _within(query: U64, table: U64, bits: U64, share: int, radius: int) -> Itera
     """Yield the pairs within the radius that differ in at most `share` of some bits."""
     columns, rows = np.flatnonzero(table), np.flatnonzero(query)
     keys, wanted = _keys(table[columns], bits), _keys(query[rows], bits)
-    order = np.argsort(keys, kind="stable")
-    columns, present = columns[order], np.zeros(1 << len(bits), np.bool_)
-    present[keys] = True
-    entries = keys[order].astype(np.int64) * len(table) + columns  # by key, then by position
+    begin = np.zeros((1 << len(bits)) + 1, np.int64)
+    np.cumsum(np.bincount(keys, minlength=1 << len(bits)), out=begin[1:])
+    present = begin[1:] > begin[:-1]
+    columns = columns[np.argsort(keys, kind="stable")]
     hashes = table[columns]
     order = np.argsort(wanted, kind="stable")  # neighbours then look in the same places of memory
     wanted, rows = wanted[order], rows[order]
@@ -81,26 +99,22 @@ def _within(query: U64, table: U64, bits: U64, share: int, radius: int) -> Itera
         for start in range(0, len(rows), _PROBES):
             probes = wanted[start : start + _PROBES] ^ pattern
             hit = np.flatnonzero(present[probes])
-            first = rows[start + hit]
-            bucket = probes[hit].astype(np.int64) * len(table)
-            low = np.searchsorted(entries, bucket + first, side="right")  # only positions after its own
-            high = np.searchsorted(entries, bucket + len(table))
-            for which, at in _near(query[first], hashes, low, high, radius):
+            first, probes = rows[start + hit], probes[hit]
+            for which, at in _near(query[first], hashes, begin[probes], begin[probes + 1], radius):
                 yield first[which], columns[at]
 
 
 def _near(query: U64, hashes: U64, low: I64, high: I64, radius: int) -> Iterator[tuple[I64, I64]]:
-    """Compare the i-th hash with ``hashes[low[i]:high[i]]``, for every i, a bounded block at a time."""
-    filled = np.flatnonzero(high > low)
-    low, count = low[filled], (high - low)[filled]
+    """Compare the i-th hash with ``hashes[low[i]:high[i]]``, which is not empty, for every i, a bounded block at a time."""
+    count = high - low
     total = np.concatenate([[0], np.cumsum(count)])
     start = 0
     while start < len(low):
         stop = max(start + 1, int(np.searchsorted(total, total[start] + _PAIRS, side="right")) - 1)
         begins, repeats = total[start : stop + 1] - total[start], count[start:stop]
         at = np.arange(begins[-1]) + np.repeat(low[start:stop] - begins[:-1], repeats)
-        distance = np.bitwise_count(np.repeat(query[filled[start:stop]], repeats) ^ hashes[at])
+        distance = np.bitwise_count(np.repeat(query[start:stop], repeats) ^ hashes[at])
         near = np.flatnonzero(distance <= radius)
         if len(near):
-            yield filled[start + np.searchsorted(begins, near, side="right") - 1], at[near]
+            yield start + np.searchsorted(begins, near, side="right") - 1, at[near]
         start = stop

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from brainmri_core.config.data import CopySearchConfig, PhantomConfig
+from brainmri_core.images import hamming
 from brainmri_core.images.copies import CopyPairs, correlation, find_copies, group_copies
 from brainmri_core.images.fingerprint import (
     FingerprintTable,
@@ -24,9 +26,13 @@ from brainmri_core.sources.planted import score_copies
 COPIES = 12
 
 
-@settings(max_examples=60, deadline=None)
-@given(st.integers(0, 2**32 - 1), st.integers(0, 16), st.integers(2, 120))
-def test_the_index_finds_exactly_the_pairs_within_the_radius(seed: int, radius: int, n: int) -> None:
+@pytest.mark.parametrize("parts", [3, 4, 5, 8])
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), share=st.floats(0, 1), n=st.integers(2, 120))
+def test_the_index_finds_exactly_the_pairs_within_the_radius(
+    parts: int, seed: int, share: float, n: int
+) -> None:
+    radius = round(share * min(16, 3 * parts))
     rng = np.random.default_rng(seed)
     table = rng.integers(0, 2**63, n, dtype=np.uint64)
     # half of them are others with a few bits changed, so that every distance near the radius occurs
@@ -37,9 +43,9 @@ def test_the_index_finds_exactly_the_pairs_within_the_radius(seed: int, radius: 
         )
     table[rng.integers(0, n)] = 0
     query = np.where(rng.random(n) < 0.5, table, rng.permutation(table))
-    found = [
-        (int(a), int(b)) for i, j in candidate_pairs(query, table, radius) for a, b in zip(i, j, strict=True)
-    ]
+    with mock.patch.object(hamming, "_best_parts", lambda n, radius: parts):
+        blocks = list(candidate_pairs(query, table, radius))
+    found = [(int(a), int(b)) for i, j in blocks for a, b in zip(i, j, strict=True)]
     expected = {
         (i, j)
         for i in range(n)
@@ -48,6 +54,13 @@ def test_the_index_finds_exactly_the_pairs_within_the_radius(seed: int, radius: 
     }
     assert len(found) == len(set(found)), "a pair came twice"
     assert set(found) == expected
+
+
+def test_the_more_hashes_the_longer_the_parts_they_are_looked_up_by() -> None:
+    parts = [hamming._best_parts(n, 8) for n in (10, 3_000, 30_000, 300_000, 3_000_000)]
+    assert parts == sorted(parts, reverse=True)
+    assert parts[1:4] == [5, 4, 3] and parts[-1] == 3
+    assert hamming._best_parts(0, 0) in hamming._PARTS
 
 
 def test_no_hashes_no_pairs() -> None:
