@@ -67,6 +67,9 @@ def variants(epochs: int, image_size: int) -> dict[str, Blocks]:
         "cosine with warm-up": {"optim": {"lr": 0.002, "schedule": "cosine"}},
         f"{BASE} + no class weights": join(base, {"optim": {"class_weights": False}}),
         f"{BASE} + strong augmentation": join(base, STRONG),
+        f"{BASE} + label smoothing, no class weights": join(
+            base, SMOOTHING, {"optim": {"class_weights": False}}
+        ),
         f"{BASE} + progressive resizing": join(base, {"data": {"start_size": image_size // 2}}),
         f"{BASE} + cutmix": join(base, {"aug": {"cutmix_alpha": 1.0}}),
         f"{BASE}, fp32": join(base, {"loop": {"precision": "fp32"}}),

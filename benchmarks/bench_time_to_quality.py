@@ -1,7 +1,7 @@
 """Minutes and epochs until the validation macro F1 reaches the classic recipe's best: same images, same machine.
 
     BRAINMRI_ARCHIVES=FOLDER python benchmarks/bench_time_to_quality.py --root ROOT [--size 64] [--epochs 4]
-        [--classic-epochs 8] [--seeds 42 43 44]
+        [--classic-epochs 8] [--seeds 42 43 44] [--override train.data.start_size=32]
 
 Both sides train resnet18 from scratch on the same training groups and are scored on the same validation groups; the test
 split is not touched. Ours is `train` with from-scratch.yaml. After every epoch of ours the classic side runs its share of
@@ -58,6 +58,7 @@ def race(options: argparse.Namespace, seed: int) -> tuple[Scores, Scores]:
         f"train.loop.epochs={options.epochs}",
         "train.loop.resume=false",
         f"train.data.image_size={options.size}",
+        *options.override,
     ]
     config = with_seed(
         load_config(configs_dir() / "experiments" / "from-scratch.yaml", overrides).train, seed
@@ -115,6 +116,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--classic-epochs", type=int, default=8)
     parser.add_argument("--seeds", type=int, nargs="+", default=[42])
+    parser.add_argument("--override", action="append", default=[], help="key=value over from-scratch.yaml")
     options = parser.parse_args()
     print(
         f"resnet18 from scratch, {options.size} px, ours {options.epochs} epochs, classic {options.classic_epochs}"
