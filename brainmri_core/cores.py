@@ -1,10 +1,41 @@
-"""How many processors there are to share work among."""
+"""The processors there are, and threads that share work among them."""
 
 from __future__ import annotations
 
+import contextlib
+import mmap
 import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+from brainmri_core.errors import StorageError
+
+# A stack is 8 MiB; the rest is for what a thread allocates before its first line.
+_THREAD_BYTES = 32 << 20
 
 
 def cores() -> int:
     """Return how many processors this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextlib.contextmanager
+def threads(workers: int) -> Iterator[ThreadPoolExecutor]:
+    """Give a pool of threads; at an error or interruption, what has not begun in it never does.
+
+    Raises
+    ------
+    StorageError
+        If there is no memory for them. Python itself waits for ever for a thread that finds none before its first line.
+    """
+    try:
+        mmap.mmap(-1, workers * _THREAD_BYTES).close()
+    except OSError:
+        raise StorageError(
+            f"There is no memory for {workers} threads; free memory, or raise the limit of this process, and run again."
+        ) from None
+    pool = ThreadPoolExecutor(workers)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)

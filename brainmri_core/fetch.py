@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from brainmri_core.config.data import ALL_EXTENSIONS, FetchConfig
-from brainmri_core.cores import cores
+from brainmri_core.cores import cores, threads
 from brainmri_core.errors import DataError, IntegrityError, SourceError
 from brainmri_core.job import Job
 from brainmri_core.layout import ARCHIVES_VARIABLE, timestamp, utc_now
@@ -207,7 +206,7 @@ def _index(root: Path, dataset: str) -> pd.DataFrame:
                 )
             rows += [(path.relative_to(root).as_posix(), folder.name, origin) for path in images]
     names = [row[0] for row in rows]
-    with ThreadPoolExecutor(cores()) as pool:
+    with threads(cores()) as pool:
         parts = pool.map(
             lambda start: [_measured(root / name) for name in names[start : start + _CHUNK]],
             range(0, len(names), _CHUNK),

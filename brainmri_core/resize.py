@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -17,7 +17,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from brainmri_core.config.data import ResizeConfig, extensions
-from brainmri_core.cores import cores
+from brainmri_core.cores import cores, threads
 from brainmri_core.errors import DataError, IntegrityError
 from brainmri_core.images.decode import DecodeError
 from brainmri_core.images.fit import decode_fitted
@@ -123,7 +123,7 @@ def _fill(
     table = table.copy()
     failures: dict[int, str] = {}
 
-    def images() -> Iterator[U8]:
+    def images() -> Generator[U8, None, None]:
         row = 0
         for index, result in _stream(root, table, todo, config, channels):
             if result.pixels is None:
@@ -135,7 +135,8 @@ def _fill(
                 facts[name][index] = value
             row += 1
 
-    pack_hash = write_pack(path, images(), most=len(todo), size=config.size, channels=channels)
+    with contextlib.closing(images()) as written:
+        pack_hash = write_pack(path, written, most=len(todo), size=config.size, channels=channels)
     for name, values in facts.items():
         table[name] = pd.array(values, dtype=RESIZE_COLUMNS.get(name)) if name in RESIZE_COLUMNS else values
     for index, reason in failures.items():
@@ -166,7 +167,7 @@ def _stream(
         return [_resize_one(read(i), paths[i], hashes[i], config, channels) for i in chunk]
 
     with (
-        ThreadPoolExecutor(workers) as pool,
+        threads(workers) as pool,
         tqdm(total=len(todo), desc="resizing", unit="image", disable=None) as bar,
     ):
         chunks = (todo[start : start + _CHUNK].tolist() for start in range(0, len(todo), _CHUNK))

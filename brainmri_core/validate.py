@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +12,7 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from brainmri_core.config.data import ValidateConfig
+from brainmri_core.cores import threads
 from brainmri_core.errors import ConfigError, IntegrityError, MissingUpstreamError
 from brainmri_core.findings import SEVERITIES, Evidence, Finding, checks_run, run_checks
 from brainmri_core.images.pack import open_pack
@@ -239,7 +239,7 @@ def _gather(config: ValidateConfig, pack: PackPointer, job: Job) -> tuple[Eviden
     scan = scan_pack(pixels)
     rows = samples["row"].to_numpy()[packed]
     side = samples["split"].to_numpy(object)
-    with ThreadPoolExecutor(1) as beside:  # trees are grown on one core
+    with threads(1) as beside:  # trees are grown on one core
         scores = beside.submit(
             shortcut_scores, samples.iloc[packed], scan.statistics[rows], pack.classes, seed=job.env.seed
         )

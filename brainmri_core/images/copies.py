@@ -6,7 +6,7 @@ normalised cross-correlation of 64 x 64 versions decides.
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+import threading
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -16,7 +16,7 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
 from brainmri_core.config.data import CopySearchConfig
-from brainmri_core.cores import cores
+from brainmri_core.cores import cores, threads
 from brainmri_core.images.fingerprint import FingerprintTable
 from brainmri_core.images.hamming import candidate_pairs
 
@@ -123,15 +123,20 @@ def _prepare(thumbs: U8, hashes: U64, rows: I64) -> _Version:
 
 
 def _confirmed(
-    version: _Version, rows: I64, turn: int, config: CopySearchConfig
+    version: _Version, rows: I64, turn: int, config: CopySearchConfig, stopped: threading.Event
 ) -> list[tuple[int, int, float]]:
-    """Return the pairs of `rows` that the hashes propose and the correlation confirms in one orientation."""
+    """Return the pairs of `rows` that the hashes propose and the correlation confirms in one orientation.
+
+    Where nobody waits for them any more, it ends with those it has.
+    """
     turned = _flip(version.coarse, turn)
     # unit vectors with correlation c are sqrt(2 - 2c) apart
     furthest = 2 - 2 * config.ncc_threshold + 1e-4
     found: list[tuple[int, int, float]] = []
     hashes = np.ascontiguousarray(version.hashes[rows].T)
     for first, second in candidate_pairs(hashes[turn], hashes[0], config.hash_radius):
+        if stopped.is_set():
+            break
         for start in range(0, len(first), _CONFIRM):
             a, b = rows[first[start : start + _CONFIRM]], rows[second[start : start + _CONFIRM]]
             gap = turned[a] - version.coarse[b]
@@ -160,18 +165,22 @@ def find_copies(table: FingerprintTable, config: CopySearchConfig) -> CopyPairs:
     rows = np.array(sorted(of), np.int64)
     turns = {"identity": (0,), "mirror": (0, 1), "all": (0, 1, 2, 3)}[config.orientations]
     versions = ((table.thumbs, table.hashes), (table.trimmed_thumbs, table.trimmed_hashes))
-    with ThreadPoolExecutor(min(cores(), len(versions) * len(turns))) as pool:
-        prepared = list(pool.map(lambda version: _prepare(version[0], version[1], rows), versions))
-        searches = [
-            (turn, pool.submit(_confirmed, version, rows, turn, config))
-            for version in prepared
-            for turn in turns
-        ]
     best: dict[tuple[int, int], tuple[float, int]] = {}
-    for turn, search in searches:
-        for one, other, score in search.result():
-            if score > best.get((one, other), (0.0, 0))[0]:
-                best[one, other] = (score, turn)
+    stopped = threading.Event()
+    with threads(min(cores(), len(versions) * len(turns))) as pool:
+        try:
+            prepared = list(pool.map(lambda version: _prepare(version[0], version[1], rows), versions))
+            searches = [
+                (turn, pool.submit(_confirmed, version, rows, turn, config, stopped))
+                for version in prepared
+                for turn in turns
+            ]
+            for turn, search in searches:
+                for one, other, score in search.result():
+                    if score > best.get((one, other), (0.0, 0))[0]:
+                        best[one, other] = (score, turn)
+        finally:
+            stopped.set()
     found = [(one, other, 1.0, 0, True) for group in members for one, other in _within(group)]
     for (one, other), (score, turn) in best.items():
         found += [(min(pair), max(pair), score, turn, False) for pair in _between(of[one], of[other])]

@@ -23,10 +23,11 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
+from brainmri_core.cores import threads
 from brainmri_core.errors import StorageError
 from brainmri_core.images.decode import DecodeError
 from brainmri_core.storage import storage_error
@@ -306,7 +307,7 @@ def stream_answers(
     """
     work = _Pass(read, names, (sys.executable, "-P", "-W", "ignore", "-m", module, *arguments))
     left = len(names)
-    with ThreadPoolExecutor(workers) as pool:
+    with threads(workers) as pool:
         try:
             for _ in range(min(workers, left)):
                 pool.submit(work.serve).add_done_callback(work.put)

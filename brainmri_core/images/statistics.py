@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from brainmri_core.cores import cores
+from brainmri_core.cores import cores, threads
 
 U8 = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
@@ -70,7 +69,7 @@ def scan_pack(pack: U8) -> PackScan:
         gray = to_gray(pack[start : start + _CHUNK])
         return PackScan(intensity_statistics(gray), text_like(gray), framed(gray))
 
-    with ThreadPoolExecutor(cores()) as pool:
+    with threads(cores()) as pool:
         parts = list(pool.map(work, range(0, len(pack), _CHUNK)))
     return PackScan(
         np.concatenate([part.statistics for part in parts]),

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
+from brainmri_core.cores import threads
 from brainmri_core.learning.checkpoint import Preprocessing
 
 U8 = npt.NDArray[np.uint8]
@@ -81,7 +81,7 @@ def read_ahead(
         for rows in batches:
             yield rows, take(rows)
         return
-    with ThreadPoolExecutor(workers, thread_name_prefix="read-ahead") as pool:
+    with threads(workers) as pool:
         waiting = deque(pool.submit(take, rows) for rows in batches[: 2 * workers])
         for position, rows in enumerate(batches):
             batch = waiting.popleft().result()

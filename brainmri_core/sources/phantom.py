@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
@@ -16,7 +15,7 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict
 
 from brainmri_core.config.data import PhantomConfig
-from brainmri_core.cores import cores
+from brainmri_core.cores import cores, threads
 from brainmri_core.errors import SourceError
 from brainmri_core.sources.anatomy import PLANES, Subject, render
 from brainmri_core.storage import read_json, storage_error, write_json
@@ -98,7 +97,7 @@ def write_phantom(dest: Path, config: PhantomConfig) -> PhantomTruth:
         _write_original(dest, image, subject, number, config)
 
     try:
-        with ThreadPoolExecutor(cores()) as pool:
+        with threads(cores()) as pool:
             list(pool.map(draw, originals))
         images = [image for image, _, _ in originals]
         images += _plant_copies(dest, images, config, rng)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
 
@@ -11,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from brainmri_core.config.data import CopySearchConfig, PhantomConfig
-from brainmri_core.images import hamming
+from brainmri_core.images import copies, hamming
 from brainmri_core.images.copies import CopyPairs, correlation, find_copies, group_copies
 from brainmri_core.images.fingerprint import (
     FingerprintTable,
@@ -125,6 +128,24 @@ def test_a_thousand_identical_images_are_one_group_and_cost_few_pairs() -> None:
     groups = group_copies(len(thumbs), pairs)
     assert len(set(groups[:1000])) == 1
     assert len(set(groups)) == 3
+
+
+def test_an_interruption_does_not_wait_for_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    none = np.zeros(0, np.int64)
+
+    def endless(*_: object) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        while True:
+            yield none, none
+
+    monkeypatch.setattr(copies, "candidate_pairs", endless)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            find_copies(as_table(smooth(4)), CopySearchConfig())
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert threading.active_count() == 1
 
 
 @given(st.integers(1, 40), st.lists(st.tuples(st.integers(0, 39), st.integers(0, 39)), max_size=60))

@@ -5,14 +5,17 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import traceback
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
+_PATIENCE_S = 600
 
 
 class Warm:
@@ -38,8 +41,13 @@ class Warm:
         return self._ask({"call": function, "arguments": arguments, "result": str(result)}), result
 
     def wait(self, started: tuple[int, Path]) -> int:
-        """Wait for a child to end; return its exit code, negative for a signal."""
-        return os.waitstatus_to_exitcode(self._ask({"wait": started[0]}))
+        """Wait for a child to end; return its exit code, negative for a signal, with which one that hangs is ended too."""
+        hangs = threading.Timer(_PATIENCE_S, os.killpg, (started[0], signal.SIGKILL))
+        hangs.start()
+        try:
+            return os.waitstatus_to_exitcode(self._ask({"wait": started[0]}))
+        finally:
+            hangs.cancel()
 
     def call(self, function: str, *arguments: Any) -> Any:
         """Run a function in a child and return its result."""
