@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from brainmri_core.config.base import Precision
 from brainmri_core.errors import IntegrityError
-from brainmri_core.learning.device import Precision
 from brainmri_core.reporting.outliers import OutlierModel
 from brainmri_core.reporting.subject import Subject
 from brainmri_core.storage import atomic_file, read_json, sha256_file, write_json

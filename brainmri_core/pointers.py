@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from brainmri_core.config.base import Precision
 from brainmri_core.errors import IntegrityError, MissingUpstreamError
 from brainmri_core.layout import Layout, timestamp, utc_now
 from brainmri_core.storage import (
@@ -122,6 +123,9 @@ class CheckpointPointer(Pointer):
     best_epoch: int
     epochs_run: int
     val_macro_f1: float
+    precision: Precision | None = Field(
+        None, description="arithmetic of the training; none where it was not recorded"
+    )
     pack_pointer: str
     experiment: str = Field("default", description="experiment that the training was part of")
     tracking: str | None = Field(

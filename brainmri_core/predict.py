@@ -15,13 +15,14 @@ from torch import nn
 
 from brainmri_core.classifier_search import find_classifier
 from brainmri_core.config import EnvConfig
+from brainmri_core.config.base import Precision
 from brainmri_core.cores import cores
 from brainmri_core.errors import ConfigError, IntegrityError
 from brainmri_core.images.decode import DecodeError
 from brainmri_core.images.fit import fit_image
 from brainmri_core.images.isolation import MAX_FILE_BYTES, Answer, stream_answers
 from brainmri_core.learning.checkpoint import CheckpointMeta, load_model
-from brainmri_core.learning.device import Precision, choose_device
+from brainmri_core.learning.device import choose_device
 from brainmri_core.learning.inference import predict_evenly
 from brainmri_core.reporting.calibration import probabilities
 from brainmri_core.reporting.gradcam import maps_of_rows

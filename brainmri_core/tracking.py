@@ -135,14 +135,14 @@ class _MLflow:
 
 @contextlib.contextmanager
 def tracked(
-    config: TrainConfig, job: Job, data_hash: str, history: list[dict[str, Any]]
+    config: TrainConfig, job: Job, data_hash: str, precision: str, history: list[dict[str, Any]]
 ) -> Iterator[Tracker]:
     """Open the configured tracker for one training, and close it with how the training ended.
 
     Parameters
     ----------
-    data_hash : str
-        Of the pack; a tag, like the data set and the run id.
+    data_hash, precision : str
+        Of the pack, and of the arithmetic; tags, like the data set and the run id.
     history : list of dict
         Epochs that an interrupted run has done already; the tracker gets them too, so that its curves are whole.
 
@@ -153,7 +153,13 @@ def tracked(
     ModelError
         If the tracker cannot be reached.
     """
-    tags = {"run_id": job.run_id, "data_hash": data_hash, "dataset": job.dataset, "model": config.model.name}
+    tags = {
+        "run_id": job.run_id,
+        "data_hash": data_hash,
+        "dataset": job.dataset,
+        "model": config.model.name,
+        "precision": precision,
+    }
     kinds: dict[str, Any] = {"mlflow": _MLflow, "tensorboard": _TensorBoard}
     tracker: Tracker = (
         _NoTracker()

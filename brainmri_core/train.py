@@ -16,6 +16,7 @@ import numpy.typing as npt
 import pandas as pd
 import torch
 
+from brainmri_core.config.base import Precision
 from brainmri_core.config.training import TrainConfig
 from brainmri_core.errors import ConfigError, DataError, ModelError, StorageError
 from brainmri_core.grouping import validation_mask
@@ -24,7 +25,6 @@ from brainmri_core.job import Job
 from brainmri_core.learning.batches import resident
 from brainmri_core.learning.checkpoint import Preprocessing
 from brainmri_core.learning.device import (
-    Precision,
     choose_device,
     choose_precision,
     garbled_in_bf16,
@@ -139,7 +139,7 @@ def _run(
     if not loop.team.leads:
         run_epochs(loop, state, Reporting(save=_nothing, epoch=_nothing, smaller=_nothing))
         return loop.team.from_leader(_never)
-    with tracked(config, job, pack.content_hash, state.history) as tracker:
+    with tracked(config, job, pack.content_hash, loop.precision, state.history) as tracker:
 
         def epoch(record: dict[str, Any]) -> None:
             job.log.info("epoch", **record)

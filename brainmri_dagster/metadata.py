@@ -165,6 +165,7 @@ def of_train(layout: Layout, pointer: CheckpointPointer) -> Metadata:
         "best_epoch": pointer.best_epoch,
         "epochs_run": pointer.epochs_run,
         "model": pointer.model_name,
+        **({"precision": pointer.precision} if pointer.precision else {}),
         "checkpoint": path_of(layout, pointer.checkpoint),
         "history": path_of(layout, pointer.history),
         **({"curves": curves} if curves else {}),

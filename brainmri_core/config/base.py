@@ -7,13 +7,14 @@ import re
 import types
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar, Union, get_args, get_origin
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from brainmri_core.errors import ConfigError
 
+Precision = Literal["fp32", "bf16", "fp16"]
 KeyPath = tuple[str | int, ...]
 M = TypeVar("M", bound=BaseModel)
 _MAX_DEPTH = 20

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from brainmri_core.config.base import StageConfig
+from brainmri_core.config.base import Precision, StageConfig
 
 
 class EvalDataConfig(StageConfig):
@@ -67,7 +67,7 @@ class EvaluateConfig(StageConfig):
         False,
         description="Average each image's logits with those of its mirror image (test-time augmentation).",
     )
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+    precision: Literal["auto", Precision] = Field(
         "fp32",
         description="Arithmetic of the forward pass; fp32 gives the same figures on other hardware, auto is faster.",
     )

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from brainmri_core.config.base import StageConfig
+from brainmri_core.config.base import Precision, StageConfig
 
 
 class TrainDataConfig(StageConfig):
@@ -20,7 +20,8 @@ class TrainDataConfig(StageConfig):
         ge=16,
         le=1024,
         description="Side of the training images in the first epoch; it grows to image_size by three quarters of the "
-        "epochs (progressive resizing). Empty trains at image_size throughout.",
+        "epochs (progressive resizing). Empty trains at image_size throughout. Validation is at image_size, and "
+        "loop.patience counts every epoch.",
     )
     train_in: str | None = Field(None, description="Class-folder tree to use where no pack pointer exists.")
     mapping_pointer: str | None = Field(
@@ -89,7 +90,7 @@ class TrainIOConfig(StageConfig):
 class LoopConfig(StageConfig):
     """How long to train."""
 
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+    precision: Literal["auto", Precision] = Field(
         "auto", description="Arithmetic; auto takes bf16 where the hardware has it."
     )
     compile: bool = Field(False, description="Compile the model (pays on CUDA, not on the CPU).")

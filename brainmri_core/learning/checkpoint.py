@@ -11,6 +11,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import nn
 
+from brainmri_core.config.base import Precision
 from brainmri_core.errors import ModelError
 from brainmri_core.learning.models import build_model
 from brainmri_core.storage import atomic_file
@@ -63,6 +64,7 @@ class CheckpointMeta(BaseModel):
     run_id: str
     epoch: int
     val_macro_f1: float
+    precision: Precision | None = None
     code: dict[str, Any] = Field(default_factory=dict)
 
 

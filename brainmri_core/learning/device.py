@@ -17,9 +17,9 @@ import torch
 from torch import nn
 
 from brainmri_core.config import EnvConfig
+from brainmri_core.config.base import Precision
 from brainmri_core.errors import ModelError
 
-Precision = Literal["fp32", "bf16", "fp16"]
 # glibc's mallopt parameters (malloc.h), what training wants of them, and glibc's own values.
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4
 _KEEP = {_MMAP_MAX: 0, _TRIM_THRESHOLD: 2**31 - 1, _TOP_PAD: 2**28}
@@ -41,9 +41,7 @@ def cpu_has_bf16() -> bool:
     return "avx512_bf16" in text or "amx_bf16" in text
 
 
-def choose_precision(
-    wanted: Literal["auto", "fp32", "bf16", "fp16"], amp: bool, device: torch.device
-) -> Precision:
+def choose_precision(wanted: Literal["auto", Precision], amp: bool, device: torch.device) -> Precision:
     """Return the arithmetic to use.
 
     Parameters
@@ -76,15 +74,15 @@ def choose_precision(
 def garbled_in_bf16(model: nn.Module, channels: int, side: int) -> str | None:
     """Return the first convolution whose bf16 weight gradients the CPU gets wrong at an image size, if there is one.
 
-    oneDNN, which computes torch's convolutions, leaves the gradients of kernel positions that only ever see padding
-    unwritten: whatever was in that memory goes into the weights. Seen in torch 2.14 where the map that comes in is smaller
-    than the padding or the stride (no other of 1,912 shapes tried was wrong), as in resnet18 at 16 px; fp32, the forward
-    pass and the gradients of the input are right.
+    oneDNN, which computes torch's convolutions, leaves gradients of some kernel positions unwritten where a map is so small
+    that they only ever see padding: whatever was in that memory goes into the weights. In torch 2.14 this is so where the
+    map that comes in is smaller than the padding or the stride, as in resnet18 at 16 px, but in no depthwise convolution
+    of stride 1; fp32, the forward pass and the gradients of the input are right.
 
     Parameters
     ----------
     model : torch.nn.Module
-        It is copied without its weights; it may be on any device.
+        It may be on any device, and is left as it is.
     channels, side : int
         Of the images, in pixels.
 
@@ -96,6 +94,8 @@ def garbled_in_bf16(model: nn.Module, channels: int, side: int) -> str | None:
     found: list[str] = []
 
     def look(name: str, convolution: nn.Conv2d, maps: tuple[torch.Tensor, ...]) -> None:
+        if convolution.groups == convolution.in_channels > 1 and convolution.stride == (1, 1):
+            return
         padding = convolution.padding if isinstance(convolution.padding, tuple) else convolution.kernel_size
         if any(
             kernel > 1 and size < max(edge, stride)
@@ -115,7 +115,9 @@ def garbled_in_bf16(model: nn.Module, channels: int, side: int) -> str | None:
         with torch.no_grad():
             hollow(torch.empty(1, channels, side, side, device="meta"))
     except RuntimeError as error:
-        raise ModelError(f"Images of {side} pixels are too small for this model: {error}") from error
+        raise ModelError(
+            f"Images of {side} pixels are too small for this model ({error}); raise train.data.image_size and start_size."
+        ) from error
     return found[0] if found else None
 
 

@@ -10,9 +10,10 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from brainmri_core.config.base import Precision
 from brainmri_core.learning.batches import U8, iterate
 from brainmri_core.learning.checkpoint import Preprocessing
-from brainmri_core.learning.device import Precision, autocast
+from brainmri_core.learning.device import autocast
 from brainmri_core.learning.models import head
 
 F32 = npt.NDArray[np.float32]

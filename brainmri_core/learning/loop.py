@@ -144,6 +144,7 @@ def _shown(record: dict[str, Any]) -> dict[str, str]:
         "val_macro_f1": "F1",
         "val_balanced_accuracy": "acc",
         "learning_rate": "lr",
+        "images_per_s": "img/s",
     }
     return {short: f"{record[name]:.3g}" for name, short in names.items()}
 

@@ -50,6 +50,7 @@ def _meta(
         run_id=job.run_id,
         epoch=epoch,
         val_macro_f1=score,
+        precision=loop.precision,
         code=code_version(),
     )
 
@@ -99,6 +100,7 @@ def write_outcome(
         best_epoch=meta.epoch,
         epochs_run=len(history),
         val_macro_f1=meta.val_macro_f1,
+        precision=meta.precision,
         pack_pointer=pack.pointer_path or "",
         tracking=tracking,
     )

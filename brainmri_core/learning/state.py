@@ -11,10 +11,10 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from brainmri_core.config.base import Precision
 from brainmri_core.config.training import TrainConfig
 from brainmri_core.errors import ModelError
 from brainmri_core.learning.checkpoint import Preprocessing, save_tensors
-from brainmri_core.learning.device import Precision
 from brainmri_core.learning.models import blocks, head
 from brainmri_core.learning.team import Team
 
@@ -193,7 +193,11 @@ def load_state(path: Path, state: State, identity: dict[str, Any]) -> None:
 def difference(found: dict[str, Any], wanted: dict[str, Any], prefix: str = "") -> str:
     """Name the first thing in which two identities differ."""
     for key in sorted(set(found) | set(wanted)):
-        there, here = found.get(key), wanted.get(key)
+        if key not in found:
+            return f"an earlier version, which did not know {prefix}{key}"
+        if key not in wanted:
+            return f"{prefix}{key} {found[key]!r}, which this version does not know"
+        there, here = found[key], wanted[key]
         if there == here:
             continue
         if isinstance(there, dict) and isinstance(here, dict):

@@ -11,13 +11,14 @@ import pandas as pd
 import torch
 from torch import nn
 
+from brainmri_core.config.base import Precision
 from brainmri_core.config.evaluation import EvaluateConfig
 from brainmri_core.errors import ConfigError, DataError, IntegrityError, ModelError
 from brainmri_core.grouping import validation_mask
 from brainmri_core.images.pack import open_pack
 from brainmri_core.job import Job
 from brainmri_core.learning.checkpoint import CheckpointMeta, Preprocessing, load_model
-from brainmri_core.learning.device import Precision, choose_device, choose_precision
+from brainmri_core.learning.device import choose_device, choose_precision
 from brainmri_core.learning.inference import Predictions, predict_evenly
 from brainmri_core.pointers import CheckpointPointer, PackPointer, follow
 from brainmri_core.samples import RESIZE_COLUMNS, SPLIT_COLUMNS, read_samples

@@ -25,12 +25,14 @@ def test_precision_follows_the_config_first() -> None:
     assert choose_precision("auto", True, CPU) in ("bf16", "fp32")
 
 
-@pytest.mark.parametrize("channels", [64, 256])
-def test_every_convolution_held_to_be_safe_has_the_fp32_gradient_in_bf16(channels: int) -> None:
+@pytest.mark.parametrize(("channels", "groups", "safe"), [(64, 1, 50), (256, 1, 50), (64, 64, 56)])
+def test_every_convolution_held_to_be_safe_has_the_fp32_gradient_in_bf16(
+    channels: int, groups: int, safe: int
+) -> None:
     tried = 0
     for kernel, stride, side, batch in itertools.product((1, 3, 5, 7), (1, 2), (1, 2, 3, 4), (1, 13)):
         torch.manual_seed(0)
-        layer = nn.Conv2d(channels, channels, kernel, stride, padding=kernel // 2, bias=False)
+        layer = nn.Conv2d(channels, channels, kernel, stride, padding=kernel // 2, bias=False, groups=groups)
         if garbled_in_bf16(nn.Sequential(layer), channels, side):
             continue
         tried += 1
@@ -38,7 +40,7 @@ def test_every_convolution_held_to_be_safe_has_the_fp32_gradient_in_bf16(channel
         exact = _weight_gradient(layer, image, torch.float32)
         rounded = _weight_gradient(layer, image, torch.bfloat16)
         torch.testing.assert_close(rounded, exact, rtol=0, atol=0.03 * float(exact.abs().max()))
-    assert tried == 50
+    assert tried == safe
 
 
 def _weight_gradient(layer: nn.Conv2d, image: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -47,7 +49,9 @@ def _weight_gradient(layer: nn.Conv2d, image: torch.Tensor, dtype: torch.dtype) 
     for size in (weight.numel(), weight.numel() // 2):
         del [torch.full((size,), float("nan")) for _ in range(8)][:]
     values = image.to(dtype).to(memory_format=torch.channels_last)
-    made = nn.functional.conv2d(values, weight, stride=layer.stride, padding=layer.padding)
+    made = nn.functional.conv2d(
+        values, weight, stride=layer.stride, padding=layer.padding, groups=layer.groups
+    )
     torch.manual_seed(1)
     made.backward(torch.randn_like(made, dtype=torch.float32).to(dtype))
     assert weight.grad is not None
@@ -58,8 +62,8 @@ def _weight_gradient(layer: nn.Conv2d, image: torch.Tensor, dtype: torch.dtype) 
     ("name", "narrow", "wide", "layer"),
     [
         ("resnet18", 16, 32, "layer4.0.conv1"),
-        ("mobilenet_v3_small", 32, 64, "features.10.block.1.0"),
-        ("convnext_tiny", 64, 128, "features.7.0.block.0"),
+        ("mobilenet_v3_small", 16, 24, "features.9.block.1.0"),
+        ("efficientnet_b0", 16, 32, "features.6.0.block.1.0"),
     ],
 )
 def test_the_layer_whose_map_is_too_small_for_bf16_is_found(
@@ -94,5 +98,7 @@ def test_bf16_asked_for_where_its_gradients_are_wrong_is_refused(job: Job) -> No
 
 def test_images_a_model_cannot_take_are_one_sentence(job: Job) -> None:
     pack = make_pack(job, per_class=8)
-    with pytest.raises(ModelError, match="Images of 16 pixels are too small for this model"):
+    with pytest.raises(
+        ModelError, match=r"Images of 16 pixels are too small for this model .* raise train.data.image_size"
+    ):
         train(config(data={"image_size": 16}, model={"name": "densenet121"}), pack, job)

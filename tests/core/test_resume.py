@@ -21,6 +21,7 @@ from brainmri_core.job import Job
 from brainmri_core.layout import Layout
 from brainmri_core.learning import loop as loop_module
 from brainmri_core.learning.checkpoint import load_checkpoint
+from brainmri_core.learning.device import cpu_has_bf16
 from brainmri_core.logs import Record, StageLog, file_sink
 from brainmri_core.pointers import PackPointer
 from brainmri_core.train import train
@@ -28,7 +29,7 @@ from tests.core.training_pack import config, make_pack
 
 # Dropout, momentum, an average and random augmentation: all that could be forgotten when continuing.
 RECIPE: dict[str, dict[str, Any]] = {
-    "data": {"start_size": 16},
+    "data": {"start_size": 24},
     "model": {"name": "mobilenet_v3_small"},
     "optim": {"ema_decay": 0.9, "lr": 1e-3},
     "loop": {"epochs": 4},
@@ -122,6 +123,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_bits(
     assert last.exitcode == 0
     assert same(wanted, finished(root))
     assert '"event": "resumed"' not in records
+    assert f'"precision": "{"bf16" if cpu_has_bf16() else "fp32"}"' in records
     assert states(root) == []
     assert not list((root / "models").rglob(".tmp-*"))
 

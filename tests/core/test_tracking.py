@@ -34,6 +34,7 @@ def test_mlflow_holds_settings_metrics_checkpoint_and_tags(job: Job, monkeypatch
     assert run.info.status == "FINISHED"
     assert run.data.params["optim.lr"] == "0.002" and run.data.params["model.name"] == "mobilenet_v3_small"
     wanted = {"run_id": "r1", "data_hash": pack.content_hash, "dataset": job.dataset}
+    wanted["precision"] = str(pointer.precision)
     assert wanted.items() <= run.data.tags.items()
     scores = client.get_metric_history(run.info.run_id, "val_macro_f1")
     assert [item.step for item in scores] == [1, 2]
