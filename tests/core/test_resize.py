@@ -116,6 +116,7 @@ def test_corrupt_image_is_excluded_with_the_reason_and_the_rest_goes_on(job: Job
     pointer = resize(ResizeConfig(size=32), make_mapping(job, images), job)
     table = read_samples(job.layout.absolute(pointer.samples))
     assert pointer.n_images == 2
+    assert pointer.pack_sha256 == sha256_file(job.layout.absolute(pointer.pack))
     assert table["row"].tolist() == [0, -1, 1]
     assert table["split"].tolist() == ["train", "excluded", "train"]
     assert "a/1.png" in table.loc[1, "reason"]

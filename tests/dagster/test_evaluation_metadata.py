@@ -4,13 +4,14 @@ from pathlib import Path
 
 import dagster as dg
 import numpy as np
+import pytest
 
 from brainmri_core.layout import Layout
-from brainmri_core.pointers import EvaluationPointer
+from brainmri_core.pointers import CheckpointPointer, EvaluationPointer
 from brainmri_core.reporting.evaluation_metrics import Context, evaluation_metrics, headline
 from brainmri_core.reporting.figures import write_confusion
 from brainmri_core.storage import write_json
-from brainmri_dagster.metadata import of_evaluate
+from brainmri_dagster.metadata import of_evaluate, of_train
 from tests.core.test_metrics import CLASSES, Baseline, made_up, table_of, votes
 
 
@@ -42,3 +43,22 @@ def test_the_ui_shows_numbers_tables_pictures_and_warnings(tmp_path: Path) -> No
     assert "**red**: The model does not beat every simple rule" in text["warnings"]
     assert text["confusion_picture"].startswith("![confusion matrix](data:image/")
     assert "called notumor" in text["confusion_matrix"]
+
+
+@pytest.mark.parametrize(
+    ("tracking", "kind"),
+    [("outputs/mlruns/1/2", dg.PathMetadataValue), ("http://127.0.0.1:5000/#/runs/2", dg.UrlMetadataValue)],
+)
+def test_a_training_shows_its_arithmetic_and_where_it_is_tracked(
+    tmp_path: Path, tracking: str, kind: type
+) -> None:
+    pointer = CheckpointPointer(
+        dataset="a/b", run_id="r", content_hash="0", written_at_utc="2026-01-01T00:00:00Z", checkpoint="best.pth",
+        checkpoint_sha256="0", history="history.parquet", curves=None, model_name="resnet18", best_epoch=1, epochs_run=2,
+        val_macro_f1=0.5, precision="bf16", pack_pointer="pack.json", tracking=tracking,
+    )  # fmt: skip
+    found = of_train(Layout(root=tmp_path), pointer)
+    link = found["tracking"]
+    assert isinstance(link, kind)
+    assert str(link.value).endswith(tracking)
+    assert found["precision"] == "bf16"
