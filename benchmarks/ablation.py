@@ -36,6 +36,7 @@ ONE_CYCLE: Blocks = {"optim": {"lr": 0.002, "schedule": "one_cycle"}}
 EMA: Blocks = {"optim": {"ema_decay": 0.99}}
 SMOOTHING: Blocks = {"optim": {"label_smoothing": 0.05}}
 MOTION: Blocks = {"aug": {"rotate_deg": 15, "scale": 0.15, "shift": 0.05}}
+MIXUP: Blocks = {"aug": {"mixup_alpha": 0.2}}
 STRONG: Blocks = {
     "aug": {"rotate_deg": 20, "scale": 0.25, "shift": 0.1, "jitter_brightness": 0.2, "jitter_contrast": 0.2}
 }
@@ -57,8 +58,9 @@ def variants(epochs: int, image_size: int) -> dict[str, Blocks]:
         "StepLR (pipeline.yaml)": {"optim": {"step_size": max(1, epochs // 2)}},
         BASE: base,
         f"{BASE} + label smoothing, scale and shift": join(base, SMOOTHING, MOTION),
+        f"{BASE} + label smoothing, scale, shift and mixup": join(base, SMOOTHING, MOTION, MIXUP),
         "one_cycle": ONE_CYCLE,
-        f"{BASE} + mixup": join(base, {"aug": {"mixup_alpha": 0.2}}),
+        f"{BASE} + mixup": join(base, MIXUP),
         f"{BASE} + balanced sampling": join(
             base, {"optim": {"balanced_sampling": True, "class_weights": False}}
         ),
