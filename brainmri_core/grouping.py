@@ -89,27 +89,36 @@ def assign_side(
 def assign_folds(groups: Sequence[str], labels: Labels, k: int, seed: int) -> npt.NDArray[np.int64]:
     """Spread whole groups over k folds, class proportions balanced.
 
-    Groups are taken in the order of their keyed hash, the large ones first, and each goes to the fold that holds the
-    fewest images of its class.
+    Within each class the groups of several images that fill a tenth of a fold come first, the largest first, each to the
+    fold with the fewest images of the class. The others stand in the order of their keyed hash and fill what room is
+    left, fold after fold. So adding images moves only groups near the k - 1 cuts: at most about (k - 1) / 2 images for
+    each image added, as long as no large group is among them.
 
     Returns
     -------
     numpy.ndarray
-        int64 fold of each image, 0 to k - 1.
+        int64 fold of each image, 0 to k - 1. A class with k groups or more has at least one in every fold.
     """
     names, number, table = _counts(groups, labels)
     hashes = np.array([keyed_hash(name, seed, "fold") for name in names], np.uint64)
-    sizes = table.sum(axis=1)
-    order = np.lexsort((hashes, -sizes))
-    strata = _strata(table)
+    sizes, strata = table.sum(axis=1), _strata(table)
+    large = (sizes > 1) & (sizes * 10 * k >= np.bincount(strata, sizes, table.shape[1])[strata])
     load = np.zeros((k, table.shape[1]), np.int64)
     fold = np.zeros(len(names), np.int64)
-    for member in order:
-        stratum = strata[member]
-        spread = hashes[member] % np.uint64(k)
-        rank = [(load[f, stratum], load[f].sum(), (f - int(spread)) % k) for f in range(k)]
-        fold[member] = min(range(k), key=rank.__getitem__)
-        load[fold[member]] += table[member]
+    for member in np.lexsort((hashes, -sizes)):
+        if large[member]:
+            stratum, spread = strata[member], int(hashes[member] % np.uint64(k))
+            rank = [(load[f, stratum], load[f].sum(), (f - spread) % k) for f in range(k)]
+            fold[member] = min(range(k), key=rank.__getitem__)
+            load[fold[member]] += table[member]
+    for stratum in np.unique(strata):
+        rest = np.flatnonzero((strata == stratum) & ~large)
+        rest = rest[np.argsort(hashes[rest], kind="stable")]
+        middle = np.cumsum(sizes[rest]) - sizes[rest] / 2
+        held = load[:, stratum]
+        room = np.clip((sizes[rest].sum() + held.sum()) / k - held, 0, None)
+        cuts = np.cumsum(room) * (sizes[rest].sum() / max(room.sum(), 1))
+        fold[rest] = np.searchsorted(cuts[:-1], middle, side="right")
     return fold[number]
 
 

@@ -274,6 +274,7 @@ def _write(
         export_split(
             table, job.layout.absolute(fetched.dataset_root), job.layout.configured(config.dest), config, job
         )
+    moved = report["moved_since_previous_split"] or {}
     job.log.info(
         "split",
         train=sum(counts["train"].values()),
@@ -281,7 +282,8 @@ def _write(
         excluded=sum(counts["excluded"].values()),
         groups=report["groups"],
         copies=report["copies"]["confirmed_pairs"],
-        moved=len(report["moved_since_previous_split"] or {}),
+        moved=sum(" to fold" not in change for change in moved.values()),
+        refolded=sum(" to fold" in change for change in moved.values()),
     )
     relative = job.layout.relative
     return MappingPointer(

@@ -29,24 +29,41 @@ class Found:
 
 
 def previous_split(job: Job) -> pd.DataFrame | None:
-    """Return path, hash and side of the images of the data set's newest split; None where there is none."""
+    """Return path, hash, side and fold of the images of the data set's newest split; None where there is none."""
     pointer = latest_pointer(job.layout, MappingPointer, job.dataset)
     if pointer is None or not job.layout.absolute(pointer.samples).is_file():
         return None
     return read_samples(
-        job.layout.absolute(pointer.samples), {"path": "str", "file_sha256": "str", "split": "str"}
+        job.layout.absolute(pointer.samples),
+        {"path": "str", "file_sha256": "str", "split": "str", "fold": "int64"},
     )
 
 
 def moved_images(table: pd.DataFrame, before: pd.DataFrame) -> dict[str, str]:
-    """Name the images that were there before, unchanged, and are on another side now: path to ``train to test``."""
-    sides = dict(zip(before["file_sha256"] + before["path"], before["split"], strict=True))
-    keys = table["file_sha256"] + table["path"]
-    return {
-        path: f"{sides[key]} to {side}"
-        for key, path, side in zip(keys, table["path"], table["split"], strict=True)
-        if sides.get(key, side) != side
-    }
+    """Name the images that were there before, unchanged, and are elsewhere now.
+
+    Returns
+    -------
+    dict
+        Path to ``train to test`` or, within training, ``fold 0 to fold 3``.
+    """
+    here, there = (
+        frame["split"].where(frame["fold"] < 0, "fold " + frame["fold"].astype(str))
+        for frame in (table, before)
+    )
+    known = dict(
+        zip(before["file_sha256"] + before["path"], zip(before["split"], there, strict=True), strict=True)
+    )
+    moved = {}
+    for key, path, side, place in zip(
+        table["file_sha256"] + table["path"], table["path"], table["split"], here, strict=True
+    ):
+        old_side, old_place = known.get(key, (side, place))
+        if old_side != side:
+            moved[path] = f"{old_side} to {side}"
+        elif old_place != place:
+            moved[path] = f"{old_place} to {place}"
+    return moved
 
 
 def side_counts(table: pd.DataFrame, classes: list[str]) -> dict[str, dict[str, int]]:

@@ -330,7 +330,11 @@ def _split_facts(record: dict[str, Any]) -> dict[str, str | int | float | dict[s
     facts = {name: config.get(name) for name in ("strategy", "group_by", "seed", "test_frac")}
     facts |= {name: record.get(name) for name in ("groups", "largest_group", "test_share")}
     moved = record.get("moved_since_previous_split")
-    return facts | {"moved": None if moved is None else len(moved)}
+    refolded = sum(" to fold" in change for change in (moved or {}).values())
+    return facts | {
+        "moved": None if moved is None else len(moved) - refolded,
+        "refolded": None if moved is None else refolded,
+    }
 
 
 def _pictures(report: ValidationReport, samples: pd.DataFrame, thumbs: U8, pixels: U8) -> dict[str, str]:

@@ -59,6 +59,34 @@ def test_adding_images_moves_few_of_the_others(seed: int) -> None:
     assert (before != after[:1000]).sum() <= 20
 
 
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 10_000), st.integers(2, 10), st.integers(0, 10))
+def test_adding_images_changes_few_folds(seed: int, k: int, added: int) -> None:
+    rng = np.random.default_rng(seed)
+    groups = [f"g{n}" for n in rng.integers(0, 900, 1000)]
+    labels = [int(name[1:]) % 4 for name in groups]
+    before = assign_folds(groups, labels, k, seed)
+    new = [f"new{n}" for n in range(added)]
+    after = assign_folds(groups + new, labels + rng.integers(0, 4, added).tolist(), k, seed)
+    # each of the k - 1 cuts of a class shifts by at most the images added and a group
+    largest = max(groups.count(name) for name in set(groups))
+    assert (before != after[:1000]).sum() <= (k - 1) * (added + 4 * largest if added else 0)
+
+
+@settings(max_examples=200, deadline=None)
+@given(tables, st.integers(2, 6), st.integers(0, 2**32 - 1))
+def test_every_fold_has_every_class_that_has_groups_enough(
+    rows: list[tuple[int, int]], k: int, seed: int
+) -> None:
+    rows = [(group, group % 3) for group, _ in rows]
+    groups, labels = unpack(rows)
+    fold = assign_folds(groups, labels, k, seed)
+    for label in set(labels):
+        members = [n for n, value in enumerate(labels) if value == label]
+        if len({groups[n] for n in members}) >= k:
+            assert set(fold[members]) == set(range(k))
+
+
 def test_seed_and_purpose_change_the_choice() -> None:
     groups, labels = [f"g{n}" for n in range(400)], [0] * 400
     choices = {
