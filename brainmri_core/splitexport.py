@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import shutil
+import hashlib
+import io
 from pathlib import Path
 
 import pandas as pd
+from PIL import Image
 
 from brainmri_core.config.data import SplitConfig
-from brainmri_core.errors import ConfigError
+from brainmri_core.cores import cores, threads
+from brainmri_core.errors import ConfigError, IntegrityError
+from brainmri_core.images.decode import DecodeError, decode
+from brainmri_core.images.isolation import read_below
 from brainmri_core.job import Job
 from brainmri_core.storage import remove_stale, staging_folder, write_bytes
 
@@ -17,12 +21,16 @@ MARKER = ".brainmri-export"
 
 
 def export_split(table: pd.DataFrame, root: Path, dest: Path, config: SplitConfig, job: Job) -> None:
-    """Write ``dest/{train,test}/<class>/`` as hard links, or copies where the file system has none.
+    """Write ``dest/{train,test}/<class>/`` with a copy of each image.
+
+    A file that carries EXIF, comments or a profile is written as PNG, with its pixels alone.
 
     Raises
     ------
     ConfigError
         If `dest` holds something that is not an earlier export, or an export and ``clear_dest`` is off.
+    IntegrityError
+        If an image was changed after it was fetched; it is named.
     """
     job.layout.relative(dest)
     if dest.exists() and any(dest.iterdir()):
@@ -36,13 +44,29 @@ def export_split(table: pd.DataFrame, root: Path, dest: Path, config: SplitConfi
             )
     for stale in remove_stale(dest.parent) if dest.parent.is_dir() else []:
         job.log.info("removed a stale temporary", path=stale.name)
+    used = table[table["split"] != "excluded"]
+    read = read_below(root, used["path"].tolist())
+
+    def write(item: tuple[int, tuple[str, str, str, str]]) -> None:
+        number, (path, side, label, expected) = item
+        data = read(number)
+        if hashlib.sha256(data).hexdigest() != expected:
+            raise IntegrityError(f"The image {path} was changed after it was fetched; fetch and split again.")
+        target = staging / side / label / path.replace("/", "__")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            decoded = decode(data, name=path, gray=False, colour_check=False)
+        except DecodeError as error:
+            job.log.warning("image not exported", path=path, reason=str(error))
+            return
+        if decoded.has_metadata:
+            buffer = io.BytesIO()
+            Image.fromarray(decoded.pixels).save(buffer, format="PNG")
+            data, target = buffer.getvalue(), target.with_name(target.name + ".png")
+        target.write_bytes(data)
+
     with staging_folder(dest, replace=True) as staging:
         write_bytes(staging / MARKER, job.run_id.encode())
-        for path, side, label in zip(table["path"], table["split"], table["label"], strict=True):
-            if side != "excluded":
-                target = staging / side / label / path.replace("/", "__")
-                target.parent.mkdir(parents=True, exist_ok=True)
-                try:
-                    os.link(root / path, target)
-                except OSError:
-                    shutil.copyfile(root / path, target)
+        columns = ["path", "split", "label", "file_sha256"]
+        with threads(cores()) as pool:
+            list(pool.map(write, enumerate(used[columns].itertuples(index=False, name=None))))
