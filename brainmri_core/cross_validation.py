@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from brainmri_core.config.evaluation import EvaluateConfig
-from brainmri_core.errors import ConfigError, IntegrityError
+from brainmri_core.errors import ConfigError, DataError, IntegrityError
 from brainmri_core.images.pack import open_pack
 from brainmri_core.job import Job
 from brainmri_core.layout import timestamp, utc_now
@@ -59,6 +59,8 @@ def fold_pack(pack: PackPointer, fold: int, job: Job) -> FoldPackPointer:
     ------
     ConfigError
         If the split has no such fold.
+    DataError
+        If the fold, or what is left for training, has no image of a class.
     """
     layout = job.layout
     table = read_samples(layout.absolute(pack.samples), {**SPLIT_COLUMNS, **RESIZE_COLUMNS})
@@ -68,6 +70,13 @@ def fold_pack(pack: PackPointer, fold: int, job: Job) -> FoldPackPointer:
             f"The split of {job.dataset} has {folds} folds, so there is no fold {fold}; set split.folds and split again."
         )
     training = table["split"] == "train"
+    for name in pack.classes:
+        of_class = table["fold"][training & (table["label"] == name)]
+        if not 0 < (of_class == fold).sum() < len(of_class):
+            raise DataError(
+                f"The class {name!r} of {job.dataset} has {(of_class == fold).sum()} of its {len(of_class)} training images "
+                f"in fold {fold}, so the fold cannot measure it; lower split.folds or add images, and split again."
+            )
     table.loc[table["split"] == "test", ["split", "reason"]] = ("excluded", FOLD_REASON)
     table.loc[training & (table["fold"] == fold), "split"] = "test"
     target = layout.root / "outputs" / "cross_validation" / job.dataset / "folds" / f"{job.run_id}-{fold}"

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict
 
 from brainmri_core.config.data import ValidateConfig
 from brainmri_core.pointers import MappingPointer, PackPointer
+from brainmri_core.twins import label_conflicts
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,6 +26,7 @@ SEVERITIES: tuple[Severity, ...] = ("error", "warning", "info")
 
 MAX_COLOURFULNESS = 12.0
 MAX_ASPECT = 2.0
+MAX_SHARE_DEVIATION = 0.05
 LARGE_GROUP_SHARE = 0.03
 LARGE_GROUP_LEAST = 10
 
@@ -165,21 +167,15 @@ def _duplicates(evidence: Evidence) -> Finding | None:
 
 
 def _label_conflicts(evidence: Evidence) -> Finding | None:
-    copies = evidence.copies
-    unlike = copies[~copies["same_label"].astype(bool)]
-    files = {*unlike["path_a"], *unlike["path_b"]}
-    left_in = set(evidence.samples["path"][~evidence.excluded])
-    standing = [
-        {a, b}
-        for a, b in zip(unlike["path_a"], unlike["path_b"], strict=True)
-        if a in left_in and b in left_in
-    ]
-    kept = set().union(*standing)
+    samples, copies = evidence.samples, evidence.copies
+    files = samples["path"][label_conflicts(samples, copies, np.ones(len(samples), np.bool_))]
+    kept = int(label_conflicts(samples, copies, ~evidence.excluded).sum())
     if kept:
-        message = f"{{n}} {{have}} a copy with another label; {len(kept)} of them are still in use."
-        return _finding("label_conflicts", "warning", sorted(files), message)
-    message = "{n} {have} a copy with another label; no such pair is in use."
-    return _finding("label_conflicts", "info", sorted(files), message)
+        message = f"{{n}} {{have}} a copy with another label; {kept} of them are still in use."
+        return _finding("label_conflicts", "warning", files, message)
+    return _finding(
+        "label_conflicts", "info", files, "{n} {have} a copy with another label; no such pair is in use."
+    )
 
 
 def _large_group(evidence: Evidence) -> Finding | None:
@@ -224,6 +220,44 @@ def _class_missing(evidence: Evidence) -> Finding | None:
     return Finding(check="class_missing_from_split", severity="error", count=len(missing), message=message)
 
 
+def _class_missing_from_fold(evidence: Evidence) -> Finding | None:
+    training = evidence.packed[evidence.packed["fold"] >= 0]
+    counts = training.groupby(["fold", "label"]).size().unstack(fill_value=0)
+    folds = evidence.split_record.get("config", {}).get("folds", len(counts))
+    counts = counts.reindex(range(folds), fill_value=0)
+    missing = [
+        f"{label} in fold {fold}"
+        for label in counts.columns
+        for fold in counts.index[counts[label] == 0].tolist()
+    ]
+    if not missing:
+        return None
+    message = (
+        f"No image of {', '.join(missing)}: fewer groups than folds, so cross-validation cannot measure the class there; "
+        "lower split.folds or add images."
+    )
+    return Finding(check="class_missing_from_fold", severity="warning", count=len(missing), message=message)
+
+
+def _class_shares(evidence: Evidence) -> Finding | None:
+    deviation = evidence.split_record.get("test_share_deviation") or {}
+    counts = evidence.samples[~evidence.excluded]["label"].value_counts()
+    far = {
+        name: value
+        for name, value in deviation.items()
+        if abs(value) > MAX_SHARE_DEVIATION and abs(value) * counts.get(name, 0) > 1
+    }
+    if not far:
+        return None
+    wanted = evidence.split_record["config"]["test_frac"]
+    named = ", ".join(f"{wanted + value:.0%} of {name}" for name, value in far.items())
+    message = (
+        f"The test split holds {named}, but split.test_frac asks for {wanted:.0%}: groups of copies are kept whole; "
+        "try another split.seed or add images."
+    )
+    return Finding(check="class_shares", severity="warning", count=len(far), message=message)
+
+
 def _class_set_mismatch(evidence: Evidence) -> Finding | None:
     expected = evidence.expected
     if evidence.pack.classes != expected.classes:
@@ -264,10 +298,10 @@ _LEAK_WORDS = {"exact": "pixel-identical", "near copy": "near copies", "same gro
 
 def _unlisted_copies(evidence: Evidence) -> Finding | None:
     message = (
-        "{n} of the test split correlate with a training image as highly as confirmed copies do, yet the search by "
+        "{n} of the test split {correlate} with a training image as highly as confirmed copies do, yet the search by "
         "fingerprint listed no pair; raise split.copies.hash_radius to keep them together."
     )
-    return _finding("unlisted_copies", "warning", evidence.leak.unlisted, message)
+    return _finding("unlisted_copies", "error", evidence.leak.unlisted, message, blocking=True)
 
 
 def _embedded_metadata(evidence: Evidence) -> Finding | None:
@@ -313,13 +347,18 @@ CHECKS: dict[str, tuple[str, Check]] = {
     "large_group": ("No group of copies holds a large share of the images.", _large_group),
     "class_imbalance": ("The classes are of comparable size.", _class_imbalance),
     "class_missing_from_split": ("Every class is in training and in test.", _class_missing),
+    "class_missing_from_fold": ("Every class is in every fold.", _class_missing_from_fold),
+    "class_shares": ("Every class has about its share in the test split.", _class_shares),
     "class_set_mismatch": ("Classes and sides are those of the mapping.", _class_set_mismatch),
     "leak": ("No test image has a copy or a group member in training.", _leak),
-    "unlisted_copies": ("An exhaustive look-up finds no copy that the search missed.", _unlisted_copies),
+    "unlisted_copies": (
+        "No looked-up test image resembles a training image as copies do, though the search listed no pair.",
+        _unlisted_copies,
+    ),
     "embedded_metadata": ("No file carries metadata that could hold personal data.", _embedded_metadata),
     "shortcuts": ("File metadata does not give the class away.", _shortcuts),
 }
-BLOCKING_CHECKS = ("class_set_mismatch", "leak")
+BLOCKING_CHECKS = ("class_set_mismatch", "leak", "unlisted_copies")
 
 
 def checks_run(config: ValidateConfig) -> list[str]:
@@ -348,6 +387,7 @@ def _finding(
         "have": "has" if one else "have",
         "look": "looks" if one else "look",
         "carry": "carries" if one else "carry",
+        "correlate": "correlates" if one else "correlate",
     }
     for word, text in words.items():
         message = message.replace(f"{{{word}}}", text)

@@ -20,7 +20,7 @@ from brainmri_core.config.data import ResizeConfig, extensions
 from brainmri_core.cores import cores, threads
 from brainmri_core.errors import DataError, IntegrityError
 from brainmri_core.images.decode import DecodeError
-from brainmri_core.images.fit import decode_fitted
+from brainmri_core.images.fit import decode_fitted, image_part
 from brainmri_core.images.isolation import read_below
 from brainmri_core.images.pack import write_pack
 from brainmri_core.job import Job
@@ -189,7 +189,7 @@ def _resize_one(data: bytes, path: str, expected: str, config: ResizeConfig, cha
         )
     except DecodeError as error:
         return _Resized(None, str(error), {})
-    mean, std = _mean_and_std(pixels)
+    mean, std = _mean_and_std(pixels[image_part(*decoded.pixels.shape[:2], config.size, config.fit)])
     return _Resized(
         pixels,
         "",
@@ -205,7 +205,10 @@ def _resize_one(data: bytes, path: str, expected: str, config: ResizeConfig, cha
 
 
 def _mean_and_std(pixels: U8) -> tuple[float, float]:
-    """Return mean and standard deviation of the gray levels (of colour pixels: the mean of the channels)."""
+    """Return mean and standard deviation of the gray levels (of colour pixels: the mean of the channels).
+
+    Of the image alone, not of the black border that letterboxing adds: that would hide a constant image.
+    """
     levels = pixels.astype(np.float32) if pixels.ndim == 2 else pixels.mean(axis=2, dtype=np.float32)
     mean = float(levels.mean())
     levels -= np.float32(mean)

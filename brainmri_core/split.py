@@ -30,6 +30,7 @@ from brainmri_core.splitrecord import (
 )
 from brainmri_core.storage import atomic_file, remove_stale, sha256_json, staging_folder, write_json
 from brainmri_core.subjects import neighbour_pairs
+from brainmri_core.twins import label_conflicts
 
 NO_FOLD = -1
 
@@ -158,13 +159,7 @@ def _groups(config: SplitConfig, table: pd.DataFrame, found: Found) -> npt.NDArr
 
 def _apply_conflicts(config: SplitConfig, table: pd.DataFrame, found: Found, job: Job) -> list[str]:
     """Find confirmed copies with different labels and treat them as the policy says."""
-    label = table["class_index"].to_numpy()
-    differ = label[found.pairs.first] != label[found.pairs.second]
-    # of very many identical images not every pair is listed
-    labels = table[table["pixel_sha256"] != ""].groupby("pixel_sha256")["class_index"].transform("nunique")
-    identical = labels.index[labels > 1].to_numpy(np.int64)
-    rows = np.unique(np.concatenate([found.pairs.first[differ], found.pairs.second[differ], identical]))
-    rows = rows[_included(table)[rows]]
+    rows = np.flatnonzero(label_conflicts(table, copies_table(table, found.pairs), _included(table)))
     paths: list[str] = table["path"].iloc[rows].tolist()
     if not paths:
         return []
@@ -212,13 +207,13 @@ def _assign_pooled(config: SplitConfig, table: pd.DataFrame, job: Job) -> None:
         if count < 2:
             raise DataError(
                 f"The class {label!r} of {job.dataset} lives in one group of copies, so it cannot be on both sides; "
-                "add images or set split.group_by to exact."
+                "add images or raise split.copies.ncc_threshold."
             )
     largest = part["group"].value_counts()
-    if len(largest) and largest.iloc[0] > (1 - config.test_frac) * len(part):
+    if len(largest) and largest.iloc[0] > max(config.test_frac, 1 - config.test_frac) * len(part):
         raise DataError(
             f"One group holds {largest.iloc[0]} of the {len(part)} images of {job.dataset}, more than a whole side; "
-            "raise split.copies.ncc_threshold or set split.group_by to exact."
+            "raise split.copies.ncc_threshold or add images."
         )
     assert config.seed is not None
     test = assign_side(

@@ -1,8 +1,8 @@
 """A proxy for patients where a data set names none: runs of neighbouring file numbers whose images look alike.
 
-In the original Kaggle set 73, 65 and 55% of adjacent file numbers (pituitary, glioma, meningioma) correlate above .8 at
-64 x 64, against 1-2% of random pairs: neighbours are largely slices of one patient. It stays a guess, so it is off by
-default (`split.group_by: subject`).
+In the original Kaggle set 73, 68 and 56% of the images (pituitary, glioma, meningioma) correlate above .8 at 64 x 64
+with the one of the next number, against 1-2% of random pairs: neighbours are largely slices of one patient. It stays a
+guess, so it is off by default (`split.group_by: subject`).
 """
 
 from __future__ import annotations

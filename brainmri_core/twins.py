@@ -25,9 +25,15 @@ COPY_COLUMNS = {
 
 
 def read_copies(folder: Path) -> pd.DataFrame:
-    """Read the confirmed copies beside a split; where none were searched for, exact ones still show by their hashes."""
+    """Read the confirmed copies beside a split; a class-folder tree has none, and exact ones still show by their hashes.
+
+    Raises
+    ------
+    IntegrityError
+        If the split was searched for copies, and their table is gone or damaged.
+    """
     path = folder / "copies.parquet"
-    if path.is_file():
+    if path.is_file() or (folder / "split.json").is_file():
         return read_samples(path, COPY_COLUMNS)
     return pd.DataFrame({name: pd.Series(dtype=dtype) for name, dtype in COPY_COLUMNS.items()})
 
@@ -114,6 +120,39 @@ def find_leaks(samples: pd.DataFrame, copies: pd.DataFrame, train: Mask, test: M
     )
     parts = [part for part in (twins, grouped) if len(part)]
     return pd.concat(parts).sort_values("test", ignore_index=True)
+
+
+def label_conflicts(samples: pd.DataFrame, copies: pd.DataFrame, among: Mask) -> Mask:
+    """Say which images have a copy that carries another label.
+
+    Parameters
+    ----------
+    samples : pandas.DataFrame
+        N rows with path, pixel_sha256 and class_index.
+    copies : pandas.DataFrame
+        As `find_twins`.
+    among : numpy.ndarray
+        bool ``(N,)``: the images that count; the others neither have nor cause a conflict.
+
+    Returns
+    -------
+    numpy.ndarray
+        bool ``(N,)``.
+    """
+    pixels = _pixel_ids(samples)
+    listed = _pairs(samples, copies, pixels)
+    label = samples["class_index"].to_numpy(np.int64)
+    # least and greatest label of each distinct image; of no label, so that it is below none and above none
+    least = np.full(int(pixels.max(initial=-1)) + 1, np.iinfo(np.int64).max)
+    greatest = np.full(len(least), np.iinfo(np.int64).min)
+    np.minimum.at(least, pixels[among], label[among])
+    np.maximum.at(greatest, pixels[among], label[among])
+    first, second = listed.first, listed.second
+    unlike = np.minimum(least[first], least[second]) < np.maximum(greatest[first], greatest[second])
+    conflict = least < greatest
+    conflict[first[unlike]] = conflict[second[unlike]] = True
+    found: Mask = conflict[pixels] & among
+    return found
 
 
 def _pixel_ids(samples: pd.DataFrame) -> I64:

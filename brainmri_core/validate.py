@@ -236,6 +236,7 @@ def _gather(config: ValidateConfig, pack: PackPointer, job: Job) -> tuple[Eviden
     thumbs = read_thumbs(folder, samples, pixels)
     copies = read_copies(folder)
     record = _split_record(layout.absolute(mapping.split_json))
+    searched = record.get("config", {}).get("copies", {})
     scan = scan_pack(pixels)
     rows = samples["row"].to_numpy()[packed]
     side = samples["split"].to_numpy(object)
@@ -249,9 +250,8 @@ def _gather(config: ValidateConfig, pack: PackPointer, job: Job) -> tuple[Eviden
             copies,
             seed=job.env.seed,
             pack=pixels,
-            ncc_threshold=float(
-                record.get("config", {}).get("copies", {}).get("ncc_threshold", NCC_THRESHOLD)
-            ),
+            ncc_threshold=float(searched.get("ncc_threshold", NCC_THRESHOLD)),
+            mirrored=searched.get("orientations") != "identity",
         )
         shortcuts = scores.result()
     evidence = Evidence(

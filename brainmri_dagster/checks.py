@@ -15,10 +15,16 @@ if TYPE_CHECKING:
     from brainmri_core.validate import ValidationReport
 
 _FILES_SHOWN = 20
-_BLOCKING = {*BLOCKING_CHECKS, "unreadable"}
+PASSED = "validation_passed"
 VALIDATION_CHECKS = [
-    dg.AssetCheckSpec(name, asset="validation_report", description=description, blocking=name in _BLOCKING)
-    for name, (description, _) in CHECKS.items()
+    # automation waits for every blocking check, one that only warns included: so none blocks that may merely warn
+    dg.AssetCheckSpec(
+        name, asset="validation_report", description=description, blocking=name in (PASSED, *BLOCKING_CHECKS)
+    )
+    for name, description in {
+        PASSED: "No finding blocks, nor is one as severe as validate.fail_on.",
+        **{name: description for name, (description, _) in CHECKS.items()},
+    }.items()
 ]
 
 EVALUATION_CHECKS = [
@@ -32,12 +38,20 @@ EVALUATION_CHECKS = [
 
 
 def validation_results(report: ValidationReport) -> list[dg.AssetCheckResult]:
-    """Turn a validation report into one result per check; those that did not run have none.
+    """Turn a validation report into one result per check, and one for the whole; checks that did not run have none.
 
     A finding that fails validation (a blocking one, or one as severe as `fail_on`) is an ERROR, another a WARN, and a
     finding of severity info passes with its message.
     """
-    return [_validation_result(name, report.finding(name), report) for name in report.checks]
+    from brainmri_core.validate import failure_sentence
+
+    whole = dg.AssetCheckResult(
+        check_name=PASSED,
+        passed=report.passed,
+        description=failure_sentence(report),
+        metadata={"partition": report.dataset, "fail_on": report.fail_on},
+    )
+    return [whole, *(_validation_result(name, report.finding(name), report) for name in report.checks)]
 
 
 def _validation_result(name: str, finding: Finding | None, report: ValidationReport) -> dg.AssetCheckResult:

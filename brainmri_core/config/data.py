@@ -103,7 +103,8 @@ class SplitConfig(_WithExtensions):
     seed: int | None = Field(None, ge=0, description="Seed of the split; empty means env.seed.")
     group_by: Literal["near_duplicate", "exact", "subject", "none"] = Field(
         "near_duplicate",
-        description="What is kept on one side: near copies, exact copies, a run of neighbours, nothing.",
+        description="What is kept on one side: near copies, exact copies, a run of neighbours, nothing. With exact and "
+        "none copies may cross, which validation shows and never lets pass to training.",
     )
     copies: CopySearchConfig = CopySearchConfig()
     conflicts: Literal["exclude", "keep", "fail"] = Field(
@@ -111,7 +112,8 @@ class SplitConfig(_WithExtensions):
     )
     official_copies: Literal["drop", "keep"] = Field(
         "drop",
-        description="Strategy official: drop the training copies of test images, or keep and mark them.",
+        description="Strategy official: drop the training copies of test images, or keep and mark them, which shows "
+        "the leak but never passes validation.",
     )
     predefined_csv: str | None = Field(
         None, description="Strategy predefined: CSV with path, split and group."

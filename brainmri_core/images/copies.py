@@ -134,7 +134,7 @@ def _confirmed(
     furthest = 2 - 2 * config.ncc_threshold + 1e-4
     found: list[tuple[int, int, float]] = []
     hashes = np.ascontiguousarray(version.hashes[rows].T)
-    for first, second in candidate_pairs(hashes[turn], hashes[0], config.hash_radius):
+    for first, second in candidate_pairs(hashes[turn], hashes[0], config.hash_radius, ordered=turn > 0):
         if stopped.is_set():
             break
         for start in range(0, len(first), _CONFIRM):
@@ -177,8 +177,9 @@ def find_copies(table: FingerprintTable, config: CopySearchConfig) -> CopyPairs:
             ]
             for turn, search in searches:
                 for one, other, score in search.result():
-                    if score > best.get((one, other), (0.0, 0))[0]:
-                        best[one, other] = (score, turn)
+                    pair = (min(one, other), max(one, other))
+                    if score > best.get(pair, (0.0, 0))[0]:
+                        best[pair] = (score, turn)
         finally:
             stopped.set()
     found = [(one, other, 1.0, 0, True) for group in members for one, other in _within(group)]

@@ -59,16 +59,21 @@ def fit_image(pixels: U8, size: int, fit: Fit) -> U8:
     numpy.ndarray
         uint8, ``(size, size)`` or ``(size, size, 3)``; antialiased bilinear interpolation.
     """
-    height, width = pixels.shape[:2]
-    if fit == "stretch":
-        inner = (size, size)
-    else:
-        scale = size / max(height, width)
-        inner = (max(1, round(width * scale)), max(1, round(height * scale)))
+    rows, columns = image_part(*pixels.shape[:2], size, fit)
+    inner = (columns.stop - columns.start, rows.stop - rows.start)
     resized = np.asarray(Image.fromarray(pixels).resize(inner, Image.Resampling.BILINEAR))
     if inner == (size, size):
         return resized
     canvas = np.zeros((size, size, *pixels.shape[2:]), np.uint8)
-    left, top = (size - inner[0]) // 2, (size - inner[1]) // 2
-    canvas[top : top + inner[1], left : left + inner[0]] = resized
+    canvas[rows, columns] = resized
     return canvas
+
+
+def image_part(height: int, width: int, size: int, fit: Fit) -> tuple[slice, slice]:
+    """Return the rows and columns of a fitted ``size x size`` image that hold an image of `height` x `width` pixels."""
+    if fit == "stretch":
+        return slice(0, size), slice(0, size)
+    scale = size / max(height, width)
+    rows, columns = max(1, round(height * scale)), max(1, round(width * scale))
+    top, left = (size - rows) // 2, (size - columns) // 2
+    return slice(top, top + rows), slice(left, left + columns)

@@ -19,7 +19,9 @@ _PROBES = 1 << 18
 _PAIRS = 1 << 16
 
 
-def candidate_pairs(query: U64, table: U64, radius: int) -> Iterator[tuple[I64, I64]]:
+def candidate_pairs(
+    query: U64, table: U64, radius: int, *, ordered: bool = False
+) -> Iterator[tuple[I64, I64]]:
     """Yield, in blocks, each pair ``i < j`` once whose ``query[i]`` and ``table[j]`` differ in at most `radius` bits.
 
     Multi-index hashing (Norouzi, Punjani and Fleet, Fast search in Hamming space with multi-index hashing, 2012): the
@@ -33,6 +35,8 @@ def candidate_pairs(query: U64, table: U64, radius: int) -> Iterator[tuple[I64, 
         uint64, ``(N,)``. A hash of 0 (an image without structure) is in no pair.
     radius : int
         Hamming distance, 0 to 16.
+    ordered : bool
+        Yield pairs ``i > j`` too. Of a mirror image's hash the two ways differ: its bits are of another median.
 
     Yields
     ------
@@ -47,7 +51,7 @@ def candidate_pairs(query: U64, table: U64, radius: int) -> Iterator[tuple[I64, 
             return
         for i, j in _within(query, table, bits, share, radius):
             difference = query[i] ^ table[j]
-            new = i < j
+            new = i != j if ordered else i < j
             for mask, errors in searched:  # an earlier part would have found the pair already
                 new &= np.bitwise_count(difference & mask) > errors
             if new.any():

@@ -86,7 +86,7 @@ def to_gray(images: U8) -> U8:
 
 
 def intensity_statistics(images: U8) -> F64:
-    """Compute ten statistics of the gray levels of each image.
+    """Compute ten statistics of the gray levels of each image, as a model sees it: a letterbox border counts.
 
     Parameters
     ----------

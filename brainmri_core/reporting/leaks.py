@@ -85,7 +85,7 @@ class LeakReport(BaseModel):
         This split, the official folders, a plain random split of the same size.
     unlisted : list of str
         Test images of this split that correlate with a training image, direct or mirrored, at the threshold that
-        confirms copies, though the search by fingerprint listed no pair: found by the exhaustive look-up.
+        confirms copies, though the search by fingerprint listed no pair: found by the look-up among all training images.
     gallery : list of LeakPair
         Some pairs of each split.
     """
@@ -109,6 +109,7 @@ def leak_report(
     seed: int,
     pack: U8 | None = None,
     ncc_threshold: float = NCC_THRESHOLD,
+    mirrored: bool = True,
     pairs_per_split: int = 6,
 ) -> LeakReport:
     """Compare this split with the official folders and a plain random split.
@@ -127,6 +128,8 @@ def leak_report(
         Pixels for the gallery; thumbnails are shown where an image is not packed.
     ncc_threshold : float
         Correlation that confirms a copy.
+    mirrored : bool
+        Whether a left-right mirrored image counts as a copy.
     pairs_per_split : int
         Pairs shown of each split.
 
@@ -157,7 +160,10 @@ def leak_report(
         rows.append(_measure(name, found, twins, train, test))
         gallery += _gallery(name, samples, thumbs, pack, twins, pairs_per_split)
         if name == "this split" and found is not None:
-            unlisted = _unlisted(samples, thumbs, found, twins, train, ncc_threshold)
+            similarity = found.similarity
+            if mirrored:
+                similarity = np.maximum(similarity, _mirrored(thumbs, np.flatnonzero(train), found.rows))
+            unlisted = _unlisted(samples, found.rows, similarity, twins, ncc_threshold)
     return LeakReport(rows=rows, unlisted=unlisted, gallery=gallery)
 
 
@@ -230,15 +236,13 @@ def _measure(
 
 def _unlisted(
     samples: pd.DataFrame,
-    thumbs: U8,
-    found: _Lookup,
+    rows: npt.NDArray[np.intp],
+    similarity: npt.NDArray[np.float32],
     twins: pd.DataFrame,
-    train: Mask,
     threshold: float,
 ) -> list[str]:
-    best = np.maximum(found.similarity, _mirrored(thumbs, np.flatnonzero(train), found.rows))
     # 1e-4: two routes to one correlation differ in the last float32 digits
-    missed = found.rows[(best >= threshold + 1e-4) & ~np.isin(found.rows, twins["test"].to_numpy(np.int64))]
+    missed = rows[(similarity >= threshold + 1e-4) & ~np.isin(rows, twins["test"].to_numpy(np.int64))]
     return sorted(samples["path"].to_numpy(object)[missed].tolist())
 
 

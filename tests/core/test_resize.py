@@ -10,7 +10,7 @@ from PIL import Image
 from brainmri_core.config.data import ResizeConfig
 from brainmri_core.errors import IntegrityError
 from brainmri_core.images.fingerprint import fingerprint
-from brainmri_core.images.fit import fit_image
+from brainmri_core.images.fit import Fit, fit_image, image_part
 from brainmri_core.images.pack import open_pack
 from brainmri_core.job import Job
 from brainmri_core.pointers import MappingPointer
@@ -93,7 +93,10 @@ def test_pack_holds_every_image_in_table_order(job: Job) -> None:
     for n in (0, 77, 199):
         expected = fit_image(np.asarray(images[f"a/{n}.png"]), 32, "letterbox")
         np.testing.assert_array_equal(pack[n], expected)
-        assert table.loc[n, "mean"] == pytest.approx(expected.mean())
+        inside = image_part(40 + n, 60, 32, "letterbox")
+        assert table.loc[n, ["mean", "std"]].tolist() == pytest.approx(
+            [expected[inside].mean(), expected[inside].std()], rel=1e-4
+        )
     assert table.loc[3, ["width", "height", "mode"]].tolist() == [60, 43, "L"]
 
 
@@ -105,6 +108,16 @@ def test_letterbox_keeps_the_aspect_ratio_and_stretch_does_not() -> None:
     assert (boxed[:, 48:] == 0).all()
     assert (fit_image(pixels, 64, "stretch") == 200).all()
     assert fit_image(np.zeros((3, 5, 3), np.uint8), 16, "letterbox").shape == (16, 16, 3)
+
+
+@pytest.mark.parametrize("fit", ["letterbox", "stretch"])
+def test_mean_and_deviation_are_of_the_image_not_of_the_border(job: Job, fit: Fit) -> None:
+    """A constant image stays one, whatever its shape; so validation sees that it is blank."""
+    images = {"a/flat.png": Image.new("L", (90, 30), 120), "a/white.jpg": Image.new("L", (40, 100), 255)}
+    pointer = resize(ResizeConfig(size=32, fit=fit), make_mapping(job, {**images}), job)
+    table = read_samples(job.layout.absolute(pointer.samples)).set_index("path")
+    assert table["mean"].tolist() == pytest.approx([120, 255], abs=1)
+    assert table["std"].tolist() == pytest.approx([0, 0], abs=0.5)
 
 
 def test_corrupt_image_is_excluded_with_the_reason_and_the_rest_goes_on(job: Job) -> None:

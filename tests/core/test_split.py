@@ -19,7 +19,7 @@ from pydantic import ValidationError
 import brainmri_core.split as split_module
 from brainmri_core.catalogue import load_catalogue
 from brainmri_core.config.data import FetchConfig, PhantomConfig, SplitConfig
-from brainmri_core.errors import BrainMRIError, ConfigError, DataError
+from brainmri_core.errors import BrainMRIError, ConfigError, DataError, IntegrityError
 from brainmri_core.fetch import fetch
 from brainmri_core.grouping import validation_mask
 from brainmri_core.images.fingerprint import FingerprintTable, fingerprint_files
@@ -32,6 +32,7 @@ from brainmri_core.sources.phantom import PhantomTruth, read_truth
 from brainmri_core.split import split
 from brainmri_core.storage import read_json
 from brainmri_core.twins import find_leaks
+from tests.security.corpus import PATIENT, encoded, personal_jpeg
 
 KEY = "brainmri/phantom"
 SMALL = PhantomConfig(subjects_per_class=8, slices_per_subject=4, copies_per_kind=6, label_conflicts=5)
@@ -208,8 +209,9 @@ def test_added_images_move_few_and_what_moved_is_said(project: Project, seed: in
 
 
 @many
-@given(configs.filter(lambda config: config.group_by == "near_duplicate"))
+@given(configs)
 def test_a_split_is_replayed_exactly_from_its_csv(project: Project, config: SplitConfig) -> None:
+    """Whatever it was made of, as long as a group is the same thing in both."""
     pointer, table = project.split(config)
     csv = project.layout.absolute(pointer.samples).with_name("split.csv")
     replayed, again = project.split(
@@ -495,6 +497,65 @@ def test_a_label_conflict_among_very_many_copies_is_found(job: Job) -> None:
     pointer = split(SplitConfig(seed=1), small_set(job, images), job)
     table = read_samples(job.layout.absolute(pointer.samples))
     assert (table["split"] == "excluded").sum() == 71
+
+
+def test_a_label_conflict_between_very_many_copies_and_very_many_near_copies_is_found(job: Job) -> None:
+    """Of near copies between large groups one pair is listed; every member is in conflict all the same."""
+    images = two_classes(30)
+    brighter = Image.fromarray((np.asarray(picture(500)) * 0.8).astype(np.uint8))
+    for n in range(9):
+        images[f"notumor/same{n}.png"] = picture(500)
+        images[f"glioma/like{n}.png"] = brighter
+    log: list[Record] = []
+    table = read_samples(
+        job.layout.absolute(
+            split(
+                SplitConfig(seed=1),
+                small_set(job, images),
+                replace(job, log=StageLog("split", "r", KEY, [log.append])),
+            ).samples
+        )
+    )
+    excluded = table.loc[table["split"] == "excluded", "path"]
+    assert sorted(excluded) == sorted(path for path in images if "same" in path or "like" in path)
+    assert [item["images"] for item in log if item["event"] == "copies with different labels"] == [18]
+
+
+def test_a_group_that_fits_on_the_test_side_alone_is_taken(job: Job) -> None:
+    images: dict[str, Image.Image | bytes] = {**two_classes(4)}
+    images |= {f"glioma/same{n}.png": picture(500) for n in range(10)}
+    pointer = split(SplitConfig(seed=1, test_frac=0.7), small_set(job, images), job)
+    assert sum(pointer.counts["test"].values()) >= 10
+
+
+def test_the_export_carries_pixels_only_and_is_no_link_to_the_data(job: Job) -> None:
+    images = two_classes()
+    images["glioma/named.jpg"] = personal_jpeg(picture(700))
+    images["glioma/plain.jpg"] = plain = encoded(picture(701), "JPEG")
+    fetched = small_set(job, images)
+    split(SplitConfig(seed=1, dest="data/tree"), fetched, job)
+    exported = {file.name: file for file in (job.layout.root / "data/tree").rglob("*.??g")}
+    assert len(exported) == len(images)
+    assert all(PATIENT.encode() not in file.read_bytes() for file in exported.values())
+    original = job.layout.absolute(fetched.dataset_root) / "glioma/named.jpg"
+    with Image.open(exported["glioma__named.jpg.png"]) as ours, Image.open(original) as theirs:
+        assert not ours.info
+        np.testing.assert_allclose(
+            np.asarray(ours.convert("L"), int), np.asarray(theirs.convert("L"), int), atol=2
+        )
+    assert exported["glioma__plain.jpg"].read_bytes() == plain
+    exported["glioma__plain.jpg"].write_bytes(b"edited")
+    assert (job.layout.absolute(fetched.dataset_root) / "glioma/plain.jpg").read_bytes() == plain
+
+
+def test_an_image_that_changed_since_it_was_fetched_is_not_exported(job: Job) -> None:
+    fetched = small_set(job, two_classes())
+    file = job.layout.absolute(fetched.dataset_root) / "glioma/3.png"
+    file.chmod(0o644)
+    picture(77).save(file)
+    with pytest.raises(IntegrityError, match=r"glioma/3\.png was changed after it was fetched"):
+        split(SplitConfig(seed=1, dest="data/tree"), fetched, job)
+    assert not (job.layout.root / "data/tree").exists()
 
 
 def test_export_is_a_class_folder_tree_that_is_replaced_but_nothing_else(job: Job) -> None:

@@ -20,7 +20,7 @@ from brainmri_core.storage import write_json
 from brainmri_core.validate import ValidationReport, failure_sentence, load_report, validate
 
 SIDE = 48
-SPLIT_RECORD = {
+SPLIT_RECORD: dict[str, Any] = {
     "config": {
         "strategy": "pooled",
         "group_by": "exact",
@@ -30,7 +30,7 @@ SPLIT_RECORD = {
     },
     "groups": 48,
     "largest_group": 1,
-    "moved_since_previous_split": {"train/glioma/1.jpg": "train to test"},
+    "moved_since_previous_split": {"train/glioma/1.jpg": "train to test", "a/2.jpg": "fold 0 to fold 1"},
     "test_share": {"glioma": 0.25},
 }
 PER_CLASS = 12
@@ -94,6 +94,7 @@ def stored_pack(
     *,
     mapped: pd.DataFrame | None = None,
     with_search: bool = True,
+    record: dict[str, Any] | None = None,
     **changes: Any,
 ) -> PackPointer:
     """Write a mapping and a pack of noise images as split and resize would."""
@@ -101,9 +102,9 @@ def stored_pack(
     rng = np.random.default_rng(7)
     folder = layout.mapping_dir(job.dataset, job.run_id)
     write_samples(folder / "samples.parquet", samples if mapped is None else mapped)
-    write_json(folder / "split.json", SPLIT_RECORD)
     write_json(folder / "index_remap.json", {})
     if with_search:
+        write_json(folder / "split.json", record or SPLIT_RECORD)
         np.save(folder / "thumbs.npy", rng.integers(0, 256, (len(samples), 64, 64), dtype=np.uint8))
         write_samples(folder / "copies.parquet", no_copies() if copies is None else copies)
     mapping = write_pointer(
@@ -333,12 +334,82 @@ def test_imbalance_and_missing_classes(job: Job) -> None:
     samples = samples.drop(rare).reset_index(drop=True)
     samples["row"] = np.arange(len(samples))
     report = check(job, samples)
-    assert {item.check for item in report.findings} == {"class_imbalance", "class_missing_from_split"}
+    assert {item.check for item in report.findings} == {
+        "class_imbalance",
+        "class_missing_from_split",
+        "class_missing_from_fold",
+    }
     missing = report.finding("class_missing_from_split")
     assert missing is not None
     assert missing.message.startswith("No image of notumor in test")
     assert missing.severity == "error"
     assert [score.reason for score in report.shortcuts] == ["the class notumor has a single group"] * 2
+
+
+def test_a_fold_without_a_class_is_named(job: Job) -> None:
+    samples = clean_samples()
+    samples.loc[(samples["fold"] == 2) & (samples["label"] == "notumor"), "fold"] = 1
+    finding = only(check(job, samples))
+    assert (finding.check, finding.severity, finding.count) == ("class_missing_from_fold", "warning", 1)
+    assert finding.message.startswith("No image of notumor in fold 2: ")
+
+
+def test_a_class_far_from_its_share_is_named(job: Job) -> None:
+    near = SPLIT_RECORD | {"test_share_deviation": {"glioma": 0.04, "notumor": -0.02}}
+    assert check(job, clean_samples(), record=near).findings == []
+    far = SPLIT_RECORD | {"test_share_deviation": {"glioma": 0.15, "notumor": -0.02}}
+    other = Job(job.layout, "r2", job.entry, job.log)
+    finding = only(check(other, clean_samples(), record=far))
+    assert (finding.check, finding.severity, finding.count) == ("class_shares", "warning", 1)
+    assert "40% of glioma, but split.test_frac asks for 25%" in finding.message
+
+
+def test_a_copy_that_the_search_missed_blocks(job: Job) -> None:
+    samples = clean_samples()
+    pointer = stored_pack(job, samples)
+    path = job.layout.mapping_dir(job.dataset, job.run_id) / "thumbs.npy"
+    thumbs = np.load(path)
+    thumbs[44] = thumbs[0]
+    np.save(path, thumbs)
+    report = load_report(job.layout, validate(ValidateConfig(fail_on="never"), pointer, job))
+    finding = only(report)
+    assert (finding.check, finding.files, report.passed) == ("unlisted_copies", [samples["path"][44]], False)
+
+
+@pytest.mark.parametrize(("orientations", "missed"), [("mirror", 1), ("identity", 0)])
+def test_a_mirror_image_counts_as_the_search_was_told(job: Job, orientations: str, missed: int) -> None:
+    config = SPLIT_RECORD["config"] | {"copies": {"ncc_threshold": 0.9, "orientations": orientations}}
+    pointer = stored_pack(job, clean_samples(), record=SPLIT_RECORD | {"config": config})
+    path = job.layout.mapping_dir(job.dataset, job.run_id) / "thumbs.npy"
+    thumbs = np.load(path)
+    thumbs[44] = thumbs[0][:, ::-1]
+    np.save(path, thumbs)
+    report = load_report(job.layout, validate(ValidateConfig(), pointer, job))
+    assert [finding.count for finding in report.findings] == [1] * missed
+
+
+def test_a_lost_table_of_copies_is_no_split_without_copies(job: Job) -> None:
+    pointer = stored_pack(job, clean_samples())
+    (job.layout.mapping_dir(job.dataset, job.run_id) / "copies.parquet").unlink()
+    with pytest.raises(IntegrityError, match=r"copies\.parquet is missing; run its stage again"):
+        validate(ValidateConfig(), pointer, job)
+
+
+def test_label_conflicts_of_copies_that_are_not_all_listed_are_in_use(job: Job) -> None:
+    """One pair of two groups of identical images is listed; it is excluded, and the others still contradict each other."""
+    samples = clean_samples()
+    same, like = (
+        samples.index[samples["label"] == "glioma"][:3],
+        samples.index[samples["label"] == "notumor"][:3],
+    )
+    samples.loc[same, "pixel_sha256"], samples.loc[like, "pixel_sha256"] = "a" * 64, "b" * 64
+    samples.loc[[*same, *like], ["group", "split", "fold"]] = ["g", "train", 0]
+    copies = copies_of((samples["path"][same[0]], samples["path"][like[0]], False, False))
+    samples.loc[[same[0], like[0]], ["split", "reason", "fold"]] = ["excluded", "label conflict", -1]
+    finding = check(job, samples, copies).finding("label_conflicts")
+    assert finding is not None
+    assert (finding.severity, finding.count) == ("warning", 6)
+    assert "4 of them are still in use" in finding.message
 
 
 def test_a_tree_without_a_test_side_is_noted(job: Job) -> None:
@@ -418,7 +489,7 @@ def test_the_page_says_how_the_split_was_made(job: Job) -> None:
     assert load_report(job.layout, pointer).split["group_by"] == "exact"
     page = " ".join(job.layout.absolute(pointer.report).with_name("report.html").read_text().split())
     assert "Split: pooled, whole groups by exact, seed 3; 48 groups, the largest of 1 images." in page
-    assert "Share in test: glioma 25.0%. 1 image changed sides since the split before;" in page
+    assert "Share in test: glioma 25.0%. 1 image changed sides since the split before, 1 the fold;" in page
 
 
 def test_long_lists_of_files_are_cut_in_the_page_only(job: Job) -> None:

@@ -5,13 +5,13 @@ import pytest
 from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
 from dagster._core.loader import LoadingContextForTest
 
-from brainmri_core.pointers import PackPointer
+from brainmri_core.pointers import FetchPointer, PackPointer
 from brainmri_dagster.backfill import targets
 from brainmri_dagster.code_location import defs
 from brainmri_dagster.graph import ASSETS, PIPELINE
 from brainmri_dagster.sensors import retrain
 from brainmri_dagster.staleness import stale_assets
-from tests.dagster.conftest import PHANTOM, Workbench, failure_of
+from tests.dagster.conftest import PHANTOM, Workbench, checks_of, failure_of
 
 MODEL = dg.AssetSelection.assets("model_checkpoint", "evaluation")
 
@@ -96,7 +96,29 @@ def test_new_validated_images_ask_for_training_and_bad_ones_do_not(
     )
     assert tick.get_requested_partitions(dg.AssetKey("model_checkpoint")) == set()
 
-    evaluated.done(data, "split.seed=9")
+    # an error that is no leak, and a warning that the user chose to fail on, hold training back just the same
+    for flaw in ("validate.size=48", "validate.fail_on=warning"):
+        failed = evaluated.run(data, "split.seed=8", "validate.min_file_bytes=100000", flaw)
+        assert not failed.success
+        found = checks_of(failed)
+        assert not found["validation_passed"].passed
+        assert found["validation_passed"].severity is dg.AssetCheckSeverity.ERROR
+        assert found["leak"].passed
+        tick = dg.evaluate_automation_conditions(
+            defs, evaluated.instance, asset_selection=MODEL, cursor=tick.cursor
+        )
+        assert tick.get_requested_partitions(dg.AssetKey("model_checkpoint")) == set(), flaw
+
+    # one image that cannot be read is a warning, and no reason not to train
+    raw = evaluated.pointer("raw_dataset")
+    assert isinstance(raw, FetchPointer)
+    root = evaluated.layout.absolute(raw.dataset_root)
+    broken = next(path for path in sorted(root.rglob("*.jpg")))
+    broken.chmod(0o644)
+    broken.write_bytes(b"no image")
+    found = checks_of(evaluated.done(data, "split.seed=9"))
+    assert found["validation_passed"].passed
+    assert (found["unreadable"].passed, found["unreadable"].severity) == (False, dg.AssetCheckSeverity.WARN)
     (request,) = requested(evaluated)
     pack, checkpoint = evaluated.pointer("resized_images"), evaluated.pointer("model_checkpoint")
     assert isinstance(pack, PackPointer)
