@@ -189,7 +189,9 @@ def _resize_one(data: bytes, path: str, expected: str, config: ResizeConfig, cha
         )
     except DecodeError as error:
         return _Resized(None, str(error), {})
-    mean, std = _mean_and_std(pixels[image_part(*decoded.pixels.shape[:2], config.size, config.fit)])
+    height, width = decoded.pixels.shape[:2]
+    rows, columns = image_part(height, width, config.size, config.fit)
+    mean, std = _mean_and_std(pixels[rows, columns])
     return _Resized(
         pixels,
         "",

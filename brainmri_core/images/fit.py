@@ -59,7 +59,8 @@ def fit_image(pixels: U8, size: int, fit: Fit) -> U8:
     numpy.ndarray
         uint8, ``(size, size)`` or ``(size, size, 3)``; antialiased bilinear interpolation.
     """
-    rows, columns = image_part(*pixels.shape[:2], size, fit)
+    height, width = pixels.shape[:2]
+    rows, columns = image_part(height, width, size, fit)
     inner = (columns.stop - columns.start, rows.stop - rows.start)
     resized = np.asarray(Image.fromarray(pixels).resize(inner, Image.Resampling.BILINEAR))
     if inner == (size, size):

@@ -7,17 +7,22 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from brainmri_core.catalogue import CLASSES
-from brainmri_core.config.data import ValidateConfig
+from brainmri_core.config.data import FetchConfig, ResizeConfig, SplitConfig, ValidateConfig
 from brainmri_core.errors import ConfigError, IntegrityError, MissingUpstreamError, StorageError
+from brainmri_core.fetch import fetch
 from brainmri_core.findings import BLOCKING_CHECKS, CHECKS, Finding
 from brainmri_core.job import Job
 from brainmri_core.logs import Record
 from brainmri_core.pointers import MappingPointer, PackPointer, write_pointer
+from brainmri_core.resize import resize
 from brainmri_core.samples import write_samples
+from brainmri_core.split import split
 from brainmri_core.storage import write_json
 from brainmri_core.validate import ValidationReport, failure_sentence, load_report, validate
+from tests.security.corpus import personal_jpeg
 
 SIDE = 48
 SPLIT_RECORD: dict[str, Any] = {
@@ -572,3 +577,57 @@ def test_a_damaged_report_is_refused(job: Job) -> None:
 
 def test_blocking_checks_are_checks() -> None:
     assert set(BLOCKING_CHECKS) <= set(CHECKS)
+
+
+def textured(seed: int) -> Image.Image:
+    """Something bright on black, unlike any other seed's."""
+    rng = np.random.default_rng(seed)
+    inside = Image.fromarray(rng.integers(60, 220, (8, 8), np.uint8)).resize(
+        (48, 48), Image.Resampling.BICUBIC
+    )
+    image = Image.new("L", (96, 96))
+    image.paste(inside, (24, 24))
+    return image
+
+
+def test_flaws_of_real_files_are_found_on_the_way_through_the_stages(job: Job) -> None:
+    """A colour photograph, a screenshot, a file that names a patient, and blank images of a shape that gets a border."""
+    tree = job.layout.root.parent / "tree"
+    for label in CLASSES:
+        (tree / label).mkdir(parents=True)
+        for number in range(8):
+            textured(CLASSES.index(label) * 100 + number).save(tree / label / f"{number}.png")
+    rng = np.random.default_rng(1)
+    photograph = Image.fromarray(rng.integers(0, 256, (6, 8, 3), np.uint8)).resize((320, 240))
+    photograph.save(tree / "glioma/photo.jpg")
+    screenshot = Image.new("RGB", (400, 150), "white")
+    screenshot.paste(textured(901).convert("RGB"), (20, 20))
+    screenshot.save(tree / "glioma/screenshot.png")
+    (tree / "pituitary/named.jpg").write_bytes(personal_jpeg(textured(902)))
+    Image.new("L", (120, 70), 130).save(tree / "notumor/flat.png")
+    Image.new("L", (60, 110), 255).save(tree / "notumor/white.jpg")
+    (tree / "meningioma/cut.png").write_bytes((tree / "meningioma/0.png").read_bytes()[:200])
+    fetched = write_pointer(job.layout, fetch(FetchConfig(archive=str(tree)), job))
+    mapping = write_pointer(job.layout, split(SplitConfig(seed=1), fetched, job))
+    pack = write_pointer(job.layout, resize(ResizeConfig(size=64), mapping, job))
+    report = load_report(job.layout, validate(ValidateConfig(min_file_bytes=0), pack, job))
+    found = {item.check: sorted(item.files) for item in report.findings}
+    assert found["not_mri_like"] == ["glioma/photo.jpg", "glioma/screenshot.png"]
+    assert found["embedded_metadata"] == ["pituitary/named.jpg"]
+    assert found["blank"] == ["notumor/flat.png", "notumor/white.jpg"]
+    assert found["unreadable"] == ["meningioma/cut.png"]
+    assert report.passed
+
+
+def test_an_image_that_is_gone_between_split_and_resize_is_named(job: Job) -> None:
+    tree = job.layout.root.parent / "tree"
+    for label in CLASSES:
+        (tree / label).mkdir(parents=True)
+        for number in range(4):
+            textured(CLASSES.index(label) * 100 + number).save(tree / label / f"{number}.png")
+    fetched = write_pointer(job.layout, fetch(FetchConfig(archive=str(tree)), job))
+    mapping = write_pointer(job.layout, split(SplitConfig(seed=1), fetched, job))
+    (job.layout.absolute(fetched.dataset_root) / "notumor/2.png").unlink()
+    with pytest.raises(StorageError, match=r"notumor/2\.png"):
+        resize(ResizeConfig(size=64), mapping, job)
+    assert not job.layout.pack_dir("data/training_resized", job.dataset, job.run_id).exists()
