@@ -15,6 +15,7 @@ import os
 import re
 import secrets
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, BinaryIO
@@ -23,6 +24,7 @@ from brainmri_core.errors import IntegrityError, StorageError
 
 TEMPORARY_PREFIX = ".tmp-"
 _TEMPORARY = re.compile(r"\.tmp-\d+-[0-9a-f]{12}(\.lock|-.*)?", re.DOTALL)
+_LOOKS = 10
 _REMEDIES = {
     errno.ENOSPC: "there is no space left on the device; free some and run again",
     errno.EDQUOT: "the disk quota is used up; free some space and run again",
@@ -363,15 +365,19 @@ def exclusive(path: Path, *, wait: bool = True, busy: str = "another run holds i
     Raises
     ------
     StorageError
-        If `wait` is False and somebody else holds the lock.
+        If `wait` is False and somebody else holds the lock for longer than one takes to look whether it is held.
     """
     make_dirs(path.parent)
+    looks = 0
     with _naming(path, "lock"):
         while True:
             with path.open("ab") as handle:
                 try:
                     fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
                 except BlockingIOError:
+                    if (looks := looks + 1) < _LOOKS:
+                        time.sleep(0.01)
+                        continue
                     raise StorageError(
                         f"Cannot lock {path}: {busy}; wait for it to end and run again."
                     ) from None

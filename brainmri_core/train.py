@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,13 +17,14 @@ import torch
 
 from brainmri_core.config.base import Precision
 from brainmri_core.config.training import TrainConfig
-from brainmri_core.errors import ConfigError, DataError, ModelError, StorageError
+from brainmri_core.errors import ConfigError, DataError, IntegrityError, ModelError, StorageError
 from brainmri_core.grouping import validation_mask
 from brainmri_core.images.pack import open_pack
 from brainmri_core.job import Job
 from brainmri_core.learning.batches import resident
 from brainmri_core.learning.checkpoint import Preprocessing
 from brainmri_core.learning.device import (
+    arithmetic,
     choose_device,
     choose_precision,
     garbled_in_bf16,
@@ -42,6 +42,7 @@ from brainmri_core.storage import (
     exclusive,
     make_dirs,
     read_json,
+    remove_folder,
     remove_stale,
     sha256_json,
     storage_error,
@@ -111,6 +112,7 @@ def train(config: TrainConfig, pack: PackPointer, job: Job, team: Team | None = 
         "data_hash": pack.content_hash,
         "device": loop.device.type,
         "precision": loop.precision,
+        "arithmetic": arithmetic(loop.device, job.env),
     }
     resume = _resume_file(models / job.dataset / "resume", identity)
     with _owned(resume, identity, team, job):
@@ -128,7 +130,7 @@ def train(config: TrainConfig, pack: PackPointer, job: Job, team: Team | None = 
         )
         pointer = _run(config, loop, state, pack, job, lambda: save_state(resume, state, identity))
         if team.leads:
-            shutil.rmtree(resume.parent)
+            remove_folder(resume.parent)
     return pointer
 
 
@@ -209,7 +211,8 @@ def _owned(resume: Path, identity: dict[str, Any], team: Team, job: Job) -> Iter
                 exclusive(_lock_of(resume, job), wait=False, busy="the same training is running")
             )
             make_dirs(resume.parent)
-            remove_stale(resume.parent)
+            for folder in (resume.parent.parent, resume.parent):
+                remove_stale(folder)
             write_json(resume.parent / "training.json", identity)
         team.from_leader(lambda: None)  # nobody reads before the first process owns it
         yield
@@ -226,15 +229,24 @@ def _continue(
         load_state(resume, state, identity)
     elif config.loop.resume and team.leads:
         for other in sorted(resume.parent.parent.glob("*/last.pth")):
-            if _is_running(other, job):
-                continue
-            found = difference(read_json(other.parent / "training.json"), identity)
-            job.log.warning(
-                f"An unfinished training is not continued: it was made with {found}; run it with what it was made with to "
-                f"continue it, or delete {other.parent}."
-            )
+            if not _is_running(other, job):
+                job.log.warning(
+                    f"An unfinished training is not continued: it was made with {_unlike(other, identity)}; run it with "
+                    f"what it was made with to continue it, or delete {other.parent}."
+                )
     if state.epoch or state.batch:
         job.log.info("resumed", epoch=state.epoch + 1, batch=state.batch)
+
+
+def _unlike(other: Path, identity: dict[str, Any]) -> str:
+    """Say in what another training's state differs; its folder may be damaged, or go while it is read."""
+    try:
+        found = read_json(other.parent / "training.json")
+    except (IntegrityError, StorageError):
+        found = None
+    return (
+        difference(found, identity) if isinstance(found, dict) else "something that its folder does not say"
+    )
 
 
 def _begin(config: TrainConfig, pack: PackPointer, job: Job, team: Team) -> tuple[Loop, State]:

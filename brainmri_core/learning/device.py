@@ -47,7 +47,7 @@ def choose_precision(wanted: Literal["auto", Precision], amp: bool, device: torc
     Parameters
     ----------
     wanted : {"auto", "fp32", "bf16", "fp16"}
-        Auto takes bf16 where the hardware has it.
+        Auto takes bf16 where the hardware has it, and fp16 on a CUDA device without.
     amp : bool
         False means fp32 whatever `wanted` says.
     device : torch.device
@@ -67,8 +67,32 @@ def choose_precision(wanted: Literal["auto", Precision], amp: bool, device: torc
         return "fp16"
     if wanted == "bf16":
         return "bf16"
-    has_bf16 = torch.cuda.is_bf16_supported() if device.type == "cuda" else cpu_has_bf16()
-    return "bf16" if has_bf16 else "fp32"
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    return "bf16" if cpu_has_bf16() else "fp32"
+
+
+def arithmetic(device: torch.device, env: EnvConfig) -> dict[str, str | int | bool]:
+    """Return what, besides data and configuration, decides the bits of a training: library, hardware, threads, kernels."""
+    found: dict[str, str | int | bool] = {"torch": str(torch.__version__)}
+    if device.type == "cuda":
+        return found | {
+            "hardware": torch.cuda.get_device_name(device),
+            "cudnn": torch.backends.cudnn.version() or 0,  # type: ignore[no-untyped-call]
+            "cudnn_deterministic": env.cudnn_deterministic,
+            "cudnn_benchmark": env.cudnn_benchmark,
+            "tf32_convolutions": torch.backends.cudnn.allow_tf32,
+            "float32_matmul_precision": torch.get_float32_matmul_precision(),
+        }
+    return found | {"hardware": torch.backends.cpu.get_cpu_capability(), "threads": torch.get_num_threads()}
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    """Tell whether an error means that the accelerator has no memory left; its libraries say so in words of their own."""
+    told = str(error)
+    return isinstance(error, torch.OutOfMemoryError) or any(
+        name in told for name in ("CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+    )
 
 
 def garbled_in_bf16(model: nn.Module, channels: int, side: int) -> str | None:

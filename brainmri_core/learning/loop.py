@@ -18,7 +18,7 @@ from tqdm import tqdm
 from brainmri_core.errors import ModelError
 from brainmri_core.learning.augment import augment, mix
 from brainmri_core.learning.batches import normalise, read_ahead, resample, to_float
-from brainmri_core.learning.device import autocast, freed_memory_kept, step_seed
+from brainmri_core.learning.device import autocast, freed_memory_kept, out_of_memory, step_seed
 from brainmri_core.learning.interrupts import signals_held, termination_raises
 from brainmri_core.learning.schedule import learning_rate, training_side
 from brainmri_core.learning.state import I64, Loop, State, freeze
@@ -67,10 +67,10 @@ def run_epochs(loop: Loop, state: State, reporting: Reporting) -> None:
     Raises
     ------
     ModelError
-        If the loss is not finite.
+        If the loss or a gradient is not finite, or the accelerator's memory holds not even two images.
     """
     epochs, patience = loop.config.loop.epochs, loop.config.loop.patience
-    model = torch.compile(state.model) if loop.config.loop.compile else state.model
+    model = _compiled(state.model) if loop.config.loop.compile else state.model
     team = loop.team
     with freed_memory_kept(), termination_raises() if team.size == 1 else team.signals_noted():
         try:
@@ -90,6 +90,16 @@ def run_epochs(loop: Loop, state: State, reporting: Reporting) -> None:
             with signals_held():
                 reporting.save()
             raise
+
+
+def _compiled(model: nn.Module) -> Any:
+    """Return the model compiled for each shape by itself.
+
+    A kernel for any shape, or the fall back to none once there are many, would come into use at other batches after an
+    interruption than without one, and its bits differ.
+    """
+    torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = 10_000
+    return torch.compile(model, dynamic=False)
 
 
 def _epoch(loop: Loop, state: State, model: Any, reporting: Reporting) -> dict[str, Any]:
@@ -168,38 +178,67 @@ def _step(
     rate = _rate(loop, step)
     for group in state.optimiser.param_groups:
         group["lr"] = rate * group["factor"]
-    while True:
-        try:
-            loss = _gradients(loop, state, model, rows, pixels)
-            break
-        except torch.OutOfMemoryError:
-            if loop.team.size > 1:  # the others are in the middle of this step and cannot begin it again
-                raise ModelError(
-                    "The accelerator has too little memory for its part of a batch; lower train.data.batch_size."
-                ) from None
-            if state.micro >= len(rows):
-                raise ModelError(
-                    "The accelerator has too little memory for a single image; lower train.data.image_size."
-                ) from None
-            state.micro *= 2
-            reporting.smaller(state.micro)
-            torch.cuda.empty_cache()
-    loss = loop.team.total(loss, loop.device)
-    if not math.isfinite(loss):
-        raise ModelError(
-            f"The loss is {loss} at epoch {state.epoch + 1}, batch {state.batch + 1} (step {step + 1}), learning rate "
-            f"{rate:.3g}; lower train.optim.lr or set train.loop.precision to fp32 ({_last_good(state, reporting)})."
-        )
+    loss = loop.team.total(_fitting_gradients(loop, state, model, rows, pixels, reporting), loop.device)
     if optim.grad_clip > 0:
         state.scaler.unscale_(state.optimiser)
-        nn.utils.clip_grad_norm_(state.model.parameters(), optim.grad_clip)
-    state.scaler.step(state.optimiser)
+    trained = [parameter for parameter in state.model.parameters() if parameter.grad is not None]
+    norm = nn.utils.get_total_norm([parameter.grad for parameter in trained if parameter.grad is not None])
+    # fp16's scaler looks at the gradients itself, and leaves out the step where they are not finite
+    for name, value in (("loss", loss), ("gradient norm", 0.0 if state.scaler.is_enabled() else float(norm))):
+        if not math.isfinite(value):
+            raise ModelError(
+                f"The {name} is {value} at epoch {state.epoch + 1}, batch {state.batch + 1} (step {step + 1}), learning "
+                f"rate {rate:.3g}; lower train.optim.lr or set train.loop.precision to fp32 "
+                f"({_last_good(state, reporting)})."
+            )
+    if optim.grad_clip > 0:
+        nn.utils.clip_grads_with_norm_(trained, optim.grad_clip, norm)
+    try:
+        state.scaler.step(state.optimiser)
+    except RuntimeError as error:
+        if out_of_memory(error):
+            raise ModelError(
+                "The accelerator has too little memory for the optimiser's state; choose a smaller train.model.name."
+            ) from error
+        raise
     state.scaler.update()
     if state.average is not None:
         _update_average(state.average, state.model, min(optim.ema_decay, (1 + step) / (10 + step)))
     state.loss_sum += loss * len(rows)
     state.images += len(rows)
     state.batch += 1
+
+
+def _fitting_gradients(
+    loop: Loop, state: State, model: Any, rows: I64, pixels: torch.Tensor, reporting: Reporting
+) -> float:
+    """Leave the gradients of one batch, computed in as many parts as memory needs, and return its loss."""
+    before = [buffer.clone() for buffer in state.model.buffers()]
+    while True:
+        try:
+            return _gradients(loop, state, model, rows, pixels)
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+        # past the except clause: the error holds the tensors of the try that failed
+        if loop.team.size > 1:  # the others are in the middle of this step and cannot begin it again
+            raise ModelError(
+                "The accelerator has too little memory for its part of a batch; lower train.data.batch_size."
+            )
+        if state.micro >= _most_parts(len(rows)):
+            raise ModelError(
+                "The accelerator has too little memory for two images; lower train.data.image_size."
+            )
+        state.micro *= 2
+        reporting.smaller(state.micro)
+        for buffer, value in zip(state.model.buffers(), before, strict=True):
+            buffer.copy_(value)
+        torch.cuda.empty_cache()
+
+
+def _most_parts(images: int) -> int:
+    """Return into how many parts a batch can go: batch norm cannot train on a single image."""
+    return max(1, images // 2)
 
 
 def _last_good(state: State, reporting: Reporting) -> str:
@@ -229,7 +268,8 @@ def _gradients(loop: Loop, state: State, model: Any, rows: I64, pixels: torch.Te
     batch, targets = normalise(team.part(batch), loop.preprocessing), team.part(targets)
     smoothing = loop.config.optim.label_smoothing
     total = 0.0
-    for part, wanted in zip(batch.chunk(state.micro), targets.chunk(state.micro), strict=True):
+    parts = min(state.micro, _most_parts(len(batch)))
+    for part, wanted in zip(batch.tensor_split(parts), targets.tensor_split(parts), strict=True):
         with autocast(loop.device, loop.precision):
             logits = model(part)
         loss = (
@@ -265,17 +305,21 @@ def validate_weights(
 ) -> tuple[float, float, float]:
     """Return loss, macro F1 and balanced accuracy of some weights on the validation rows."""
     model.eval()
-    size, pixels, team, rows = loop.config.data.batch_size, loop.data.pixels, loop.team, loop.data.val
+    size, team, rows = loop.config.data.batch_size, loop.team, loop.data.val
     logits = torch.zeros(len(rows), loop.data.num_classes, device=loop.device)
     own = np.array_split(np.arange(len(rows)), team.size)[team.rank]
-    with torch.inference_mode():
-        for start in range(0, len(own), size):
-            places = own[start : start + size]
-            index = torch.from_numpy(rows[places]).to(pixels.device)
-            batch = normalise(to_float(pixels[index], loop.device), loop.preprocessing)
-            with autocast(loop.device, loop.precision):
-                found = torch.func.functional_call(model, weights, (batch,)).float()
-            logits[places[0] : places[-1] + 1] = found
+    start = 0
+    while start < len(own):
+        places = own[start : start + size]
+        try:
+            logits[places[0] : places[-1] + 1] = _logits(loop, model, weights, rows[places])
+            start += size
+            continue
+        except RuntimeError as error:
+            if size == 1 or not out_of_memory(error):
+                raise
+        size //= 2
+        torch.cuda.empty_cache()
     stacked, labels = team.add_up(logits).cpu(), loop.data.labels[torch.from_numpy(rows)]
     predicted = stacked.argmax(1).numpy()
     macro_f1 = float(
@@ -283,3 +327,13 @@ def validate_weights(
     )
     balanced = float(balanced_accuracy_score(labels, predicted))
     return float(F.cross_entropy(stacked, labels)), macro_f1, balanced
+
+
+@torch.inference_mode()
+def _logits(loop: Loop, model: nn.Module, weights: dict[str, torch.Tensor], rows: I64) -> torch.Tensor:
+    pixels = loop.data.pixels
+    batch = pixels[torch.from_numpy(rows).to(pixels.device)]
+    batch = normalise(to_float(batch, loop.device), loop.preprocessing)
+    with autocast(loop.device, loop.precision):
+        logits: torch.Tensor = torch.func.functional_call(model, weights, (batch,))
+    return logits.float()

@@ -25,6 +25,17 @@ def test_precision_follows_the_config_first() -> None:
     assert choose_precision("auto", True, CPU) in ("bf16", "fp32")
 
 
+@pytest.mark.parametrize(("hardware", "chosen"), [(True, "bf16"), (False, "fp16")])
+def test_on_cuda_bf16_must_be_in_hardware(
+    monkeypatch: pytest.MonkeyPatch, hardware: bool, chosen: str
+) -> None:
+    def supported(including_emulation: bool = True) -> bool:
+        return including_emulation or hardware
+
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
+    assert choose_precision("auto", True, torch.device("cuda")) == chosen
+
+
 @pytest.mark.parametrize(("channels", "groups", "safe"), [(64, 1, 50), (256, 1, 50), (64, 64, 56)])
 def test_every_convolution_held_to_be_safe_has_the_fp32_gradient_in_bf16(
     channels: int, groups: int, safe: int

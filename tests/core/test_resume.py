@@ -3,7 +3,9 @@ from __future__ import annotations
 import multiprocessing
 import os
 import random
+import re
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -24,6 +26,7 @@ from brainmri_core.learning.checkpoint import load_checkpoint
 from brainmri_core.learning.device import cpu_has_bf16
 from brainmri_core.logs import Record, StageLog, file_sink
 from brainmri_core.pointers import PackPointer
+from brainmri_core.storage import exclusive
 from brainmri_core.train import train
 from tests.core.training_pack import config, make_pack
 
@@ -35,6 +38,7 @@ RECIPE: dict[str, dict[str, Any]] = {
     "loop": {"epochs": 4},
     "aug": {"mixup_alpha": 0.2, "noise_std": 0.02},
 }
+VERSION = re.escape(str(torch.__version__))
 KILLS = 12 if os.environ.get("BRAINMRI_LONG_TESTS") else 3
 
 
@@ -109,8 +113,11 @@ def test_killed_at_random_moments_it_ends_with_the_same_bits(
     moments = random.Random(seed)
     for kill in range(KILLS):
         process = start(root, pack)
-        wait_for(process, root / "log.jsonl", "training", kill + 1)
-        time.sleep(moments.uniform(0, 0.8))
+        if kill:
+            wait_for(process, root / "log.jsonl", "training", kill + 1)
+            time.sleep(moments.uniform(0, 0.8))
+        else:  # once at least there is a state to continue from
+            wait_for(process, root / "log.jsonl", "epoch", 2)
         process.kill()
         process.join()
     half_written = finished(root).with_name(
@@ -123,6 +130,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_bits(
     assert last.exitcode == 0
     assert same(wanted, finished(root))
     assert '"event": "resumed"' not in records
+    assert '"event": "resumed"' in (root / "log.jsonl").read_text()
     assert f'"precision": "{"bf16" if cpu_has_bf16() else "fp32"}"' in records
     assert states(root) == []
     assert not list((root / "models").rglob(".tmp-*"))
@@ -151,11 +159,11 @@ def test_terminated_it_saves_the_batch_it_stopped_at_and_continues(
     assert same(wanted, finished(root))
 
 
-@pytest.mark.parametrize("step", [1, 3, 8])
+@pytest.mark.parametrize(("step", "threads"), [(1, 1), (3, 1), (3, 2), (8, 1)])
 def test_interrupted_at_any_batch_it_continues_to_the_bit(
-    job: Job, records: list[Record], monkeypatch: pytest.MonkeyPatch, step: int
+    job: Job, records: list[Record], monkeypatch: pytest.MonkeyPatch, step: int, threads: int
 ) -> None:
-    torch.set_num_threads(1)
+    torch.set_num_threads(threads)
     pack = make_pack(job, per_class=12)
     wanted = train(config(**RECIPE), pack, job).content_hash
     augment, calls = loop_module.augment, 0
@@ -265,6 +273,60 @@ def test_another_config_or_other_data_start_anew_by_themselves(
     ]
 
 
+def test_other_arithmetic_is_not_mixed_into_a_training(
+    job: Job, records: list[Record], interrupted: tuple[PackPointer, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pack, state = interrupted
+    torch.set_num_threads(2)
+    train(config(**RECIPE), pack, job)
+    monkeypatch.setattr(torch, "__version__", "1.0")
+    torch.set_num_threads(1)
+    explicit = config(**{**RECIPE, "loop": {"epochs": 4, "resume_from": str(state)}})
+    with pytest.raises(ModelError, match=rf"made with arithmetic\.torch '{VERSION}', which is now '1\.0'"):
+        train(explicit, pack, job)
+    (told,) = [record["event"] for record in records if record["event"].startswith("An unfinished")]
+    assert "it was made with arithmetic.threads 1, which is now 2; run it with what" in told
+    assert not [record for record in records if record["event"] == "resumed"]
+
+
+@pytest.mark.parametrize("content", [None, b"{", b"[]"])
+def test_a_damaged_folder_of_another_training_stops_none(
+    job: Job, records: list[Record], interrupted: tuple[PackPointer, Path], content: bytes | None
+) -> None:
+    pack, state = interrupted
+    told = state.with_name("training.json")
+    told.unlink()
+    if content is not None:
+        told.write_bytes(content)
+    train(config(**{**RECIPE, "loop": {"epochs": 1}}), pack, job)
+    (warning,) = [record["event"] for record in records if record["event"].startswith("An unfinished")]
+    assert (
+        f"something that its folder does not say; run it with what it was made with to continue it, or delete {state.parent}"
+        in warning
+    )
+    assert state.is_file()
+
+
+def test_a_look_at_a_training_does_not_keep_it_from_running(
+    job: Job, interrupted: tuple[PackPointer, Path]
+) -> None:
+    """Another training looks whether this one runs, with its lock, in the moment in which this one starts."""
+    pack, state = interrupted
+    lock = job.layout.locks() / f"train-{state.parent.name}.lock"
+    held = threading.Event()
+
+    def look() -> None:
+        with exclusive(lock):
+            held.set()
+            time.sleep(0.03)
+
+    other = threading.Thread(target=look)
+    other.start()
+    held.wait()
+    assert train(config(**RECIPE), pack, job).epochs_run == 4
+    other.join()
+
+
 def test_patience_counts_on_after_an_interruption(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.set_num_threads(1)
     pack = make_pack(job, per_class=8)
@@ -311,8 +373,6 @@ def test_a_damaged_state_is_named(job: Job, interrupted: tuple[PackPointer, Path
 
 
 def test_two_runs_of_one_training_do_not_meet(job: Job, interrupted: tuple[PackPointer, Path]) -> None:
-    from brainmri_core.storage import exclusive
-
     pack, state = interrupted
     with (
         exclusive(job.layout.locks() / f"train-{state.parent.name}.lock"),

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import resource
 from collections.abc import Iterator
@@ -205,6 +206,31 @@ def test_a_loss_that_is_not_finite_names_step_rate_and_the_last_good_checkpoint(
     assert load_checkpoint(best)[0].epoch == 1
 
 
+def test_a_gradient_that_is_not_finite_is_found_before_it_is_in_the_weights(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loss may be finite all the same, as behind a square root of nought."""
+    pack = make_pack(job, per_class=8)
+    wanted = train(config(loop={"epochs": 2}), pack, job).content_hash
+    gradients, calls = loop_module._gradients, 0
+
+    def poisoned(loop: Loop, state: Any, *arguments: Any) -> float:
+        nonlocal calls
+        calls += 1
+        loss = gradients(loop, state, *arguments)
+        if calls == 4:
+            next(state.model.parameters()).grad[0] = float("nan")
+        return loss
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop_module, "_gradients", poisoned)
+        with pytest.raises(
+            ModelError, match=r"The gradient norm is nan at epoch 2, batch 2 \(step 4\), learning rate"
+        ):
+            train(config(loop={"epochs": 2}), pack, job)
+    assert train(config(loop={"epochs": 2}), pack, job).content_hash == wanted, "the saved state is sound"
+
+
 def test_a_rate_that_is_too_high_is_said_to_be(job: Job) -> None:
     blown = config(model={"name": "resnet18"}, optim={"lr": 10.0, "schedule": "step", "weight_decay": 1.0})
     with pytest.raises(ModelError, match=r"loss is (nan|inf).*learning rate 10; lower train\.optim\.lr"):
@@ -340,6 +366,107 @@ def test_memory_that_runs_out_splits_the_batch_and_goes_on(
     assert pointer.epochs_run == 1
     told = [record["batch_computed_in_parts"] for record in records if record["event"] == "out of memory"]
     assert told == [2, 4]
+
+
+def test_a_try_that_ran_out_of_memory_leaves_no_trace_in_the_statistics(
+    job: Job, records: list[Record], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error may come late, when batch norm has seen the batch, and in the words of a library of the accelerator."""
+    from torchvision.models import ResNet
+
+    forward = ResNet.forward
+
+    def small(self: ResNet, batch: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = forward(self, batch)
+        if self.training and len(batch) > 4:
+            raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+        return result
+
+    resnet = config(model={"name": "resnet18"}, loop={"epochs": 1}, data={"batch_size": 8})
+    pack = make_pack(job, per_class=8)
+    with monkeypatch.context() as patch:
+        patch.setattr(ResNet, "forward", small)
+        pointer = train(resnet, pack, job)
+    _, weights = load_checkpoint(job.layout.absolute(pointer.checkpoint).with_name("last.pth"))
+    steps = next(record["steps_per_epoch"] for record in records if record["event"] == "training")
+    assert int(weights["bn1.num_batches_tracked"]) == 2 * steps
+
+
+def test_no_part_of_a_batch_is_a_single_image() -> None:
+    torch.manual_seed(0)
+    model = build_model("resnet18", num_classes=4, in_channels=1)
+    preprocessing = Preprocessing(
+        pack_size=32, image_size=32, channels=1, colour=False, fit="letterbox", mean=[0.5], std=[0.3]
+    )
+    rows, pixels = np.arange(7), torch.randint(0, 256, (7, 1, 32, 32), dtype=torch.uint8)
+    loop = Loop(
+        config(), Data(pixels, torch.arange(7) % 4, rows, rows, 4), preprocessing, CPU, "fp32", 5, None
+    )
+    state = new_state(loop, model)
+    freeze(model, False)
+    seen: list[int] = []
+    model.register_forward_pre_hook(lambda _, batch: seen.append(len(batch[0])))
+    state.micro = 4
+    loop_module._gradients(loop, state, model, rows, pixels)
+    assert seen == [3, 2, 2]
+
+
+def test_memory_for_two_images_there_must_be(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torchvision.models import ResNet
+
+    forward = ResNet.forward
+
+    def full(self: ResNet, batch: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        result: torch.Tensor = forward(self, batch)
+        return result
+
+    monkeypatch.setattr(ResNet, "forward", full)
+    with pytest.raises(ModelError, match=r"too little memory for two images; lower train\.data\.image_size"):
+        train(config(model={"name": "resnet18"}), make_pack(job, per_class=8), job)
+
+
+def test_validation_takes_smaller_batches_where_memory_runs_out(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torchvision.models import ResNet
+
+    resnet = config(model={"name": "resnet18"}, loop={"epochs": 1}, data={"batch_size": 8})
+    pack = make_pack(job, per_class=8)
+    wanted = train(resnet, pack, job)
+    forward, seen = ResNet.forward, []
+
+    def small(self: ResNet, batch: torch.Tensor) -> torch.Tensor:
+        if not self.training and batch.device.type == "cpu":
+            seen.append(len(batch))
+            if len(batch) > 3:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+        result: torch.Tensor = forward(self, batch)
+        return result
+
+    monkeypatch.setattr(ResNet, "forward", small)
+    assert train(resnet, pack, job).val_macro_f1 == wanted.val_macro_f1
+    assert seen[:3] == [8, 4, 2]
+
+
+def test_compiled_each_shape_has_kernels_of_its_own() -> None:
+    """Kernels for any shape would come into use at other batches after an interruption than without one."""
+    shapes: list[tuple[int, ...]] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Any:
+        shapes.extend(tuple(value.shape) for value in inputs if value.ndim == 4 and value.shape[1] == 1)
+        assert all(isinstance(size, int) for value in inputs for size in value.shape)
+        return graph.forward
+
+    model = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.ReLU())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
+        compiled = loop_module._compiled(model)
+    wanted = [(batch, 1, side, side) for side in range(8, 20) for batch in (2, 3)]
+    for shape in [*wanted, *reversed(wanted)]:
+        compiled(torch.zeros(shape))
+    assert [shape for shape in shapes if shape[0] in (2, 3) and shape[2] > 3] == wanted
 
 
 def test_a_batch_in_parts_has_the_gradient_of_the_whole() -> None:
