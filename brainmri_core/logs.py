@@ -85,15 +85,23 @@ def event_text(record: Record, *, json_lines: bool) -> str:
 def throttled(
     sink: Sink, event: str, seconds: float = 5.0, clock: Callable[[], float] = time.monotonic
 ) -> Sink:
-    """Return a sink that passes an often repeated event on at most once in `seconds`, and all others always."""
+    """Return a sink that passes an event that comes again and again on at most once in `seconds`, and all others always.
+
+    When another event follows, the newest record that was held back goes before it: the last of a row is never lost.
+    """
     last = -math.inf
+    held: Record | None = None
 
     def emit(record: Record) -> None:
-        nonlocal last
+        nonlocal last, held
+        if record["event"] == event and clock() - last < seconds:
+            held = record
+            return
         if record["event"] == event:
-            if clock() - last < seconds:
-                return
             last = clock()
+        elif held is not None:
+            sink(held)
+        held = None
         sink(record)
 
     return emit

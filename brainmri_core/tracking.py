@@ -11,6 +11,8 @@ from typing import Any, Protocol
 from brainmri_core.config.training import TrainConfig
 from brainmri_core.errors import ConfigError, ModelError
 from brainmri_core.job import Job
+from brainmri_core.logs import StageLog
+from brainmri_core.storage import storage_error
 
 _MLFLOW_STORE = "outputs/mlruns"
 _LONGEST_PARAM = 500
@@ -57,22 +59,31 @@ class _TensorBoard:
             raise _missing("tensorboard") from None
         folder = job.layout.training_dir(config.io.out_summary, job.dataset, job.run_id) / "tensorboard"
         self.link: str | None = job.layout.relative(folder)
-        self._writer: Any = SummaryWriter(str(folder))
         rows = [f"| {name} | {value} |" for name, value in {**tags, **_flat(config)}.items()]
-        self._writer.add_text("settings", "\n".join(["| name | value |", "|---|---|", *rows]))
+        try:
+            # a run that is retried under its id tells the epochs it had told already once more
+            self._writer: Any = SummaryWriter(str(folder), purge_step=1)
+            self._writer.add_text("settings", "\n".join(["| name | value |", "|---|---|", *rows]))
+        except OSError as error:
+            raise storage_error(error, folder) from error
+        self._log = job.log
 
     def epoch(self, record: Mapping[str, Any]) -> None:
-        for name, value in _metrics(record).items():
-            self._writer.add_scalar(name, value, record["epoch"])
+        with _told("TensorBoard", self._log):
+            for name, value in _metrics(record).items():
+                self._writer.add_scalar(name, value, record["epoch"])
+            self._writer.flush()
 
     def finish(self, checkpoint: Path, summary: Mapping[str, float]) -> None:
-        self._writer.add_text("checkpoint", str(checkpoint))
-        for name, value in summary.items():
-            self._writer.add_scalar(f"final/{name}", value)
+        with _told("TensorBoard", self._log):
+            self._writer.add_text("checkpoint", str(checkpoint))
+            for name, value in summary.items():
+                self._writer.add_scalar(f"final/{name}", value)
 
     def close(self, status: str) -> None:
-        self._writer.add_text("status", status)
-        self._writer.close()
+        with _told("TensorBoard", self._log):
+            self._writer.add_text("status", status)
+            self._writer.close()
 
 
 class _MLflow:
@@ -85,7 +96,7 @@ class _MLflow:
             from mlflow.exceptions import MlflowException
         except ImportError:
             raise _missing("mlflow") from None
-        self._errors, self._log = MlflowException, job.log
+        self._log = job.log
         store = job.layout.absolute(_MLFLOW_STORE)
         try:
             self._client = MlflowClient(uri or store.as_uri())
@@ -98,7 +109,7 @@ class _MLflow:
             self._run = self._client.create_run(experiment, run_name=job.run_id, tags=dict(tags)).info.run_id
             for name, value in _flat(config).items():
                 self._client.log_param(self._run, name, str(value)[:_LONGEST_PARAM])
-        except MlflowException as error:
+        except (MlflowException, OSError) as error:  # of a server that is gone: requests' errors are OSErrors
             raise ModelError(
                 f"MLflow at {uri or store} does not take the training ({_first_line(error)}); start it, correct "
                 "train.tracking.uri, or set train.tracking.backend to none."
@@ -110,27 +121,28 @@ class _MLflow:
         )
 
     def epoch(self, record: Mapping[str, Any]) -> None:
-        with self._told():
+        with _told("MLflow", self._log):
             for name, value in _metrics(record).items():
                 self._client.log_metric(self._run, name, value, step=int(record["epoch"]))
 
     def finish(self, checkpoint: Path, summary: Mapping[str, float]) -> None:
-        with self._told():
+        with _told("MLflow", self._log):
             self._client.log_artifact(self._run, str(checkpoint), "checkpoint")
             for name, value in summary.items():
                 self._client.log_metric(self._run, f"final_{name}", value)
 
     def close(self, status: str) -> None:
-        with self._told():
+        with _told("MLflow", self._log):
             self._client.set_terminated(self._run, status)
 
-    @contextlib.contextmanager
-    def _told(self) -> Iterator[None]:
-        """A tracker that fails in the middle must not end a training of hours: it is said and the training goes on."""
-        try:
-            yield
-        except self._errors as error:
-            self._log.warning("MLflow did not take a record", reason=_first_line(error))
+
+@contextlib.contextmanager
+def _told(name: str, log: StageLog) -> Iterator[None]:
+    """A tracker that fails in the middle must not end a training of hours: it is said and the training goes on."""
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001 - trackers raise anything, MLflow's file store even plain Exceptions
+        log.warning(f"{name} did not take a record", reason=_first_line(error))
 
 
 @contextlib.contextmanager

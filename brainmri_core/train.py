@@ -32,7 +32,7 @@ from brainmri_core.learning.device import (
 )
 from brainmri_core.learning.loop import Reporting, run_epochs
 from brainmri_core.learning.models import check_name, initial_model
-from brainmri_core.learning.outcome import save_best, write_outcome
+from brainmri_core.learning.outcome import save_best, write_history, write_outcome
 from brainmri_core.learning.state import Data, Loop, State, difference, load_state, new_state, save_state
 from brainmri_core.learning.team import Team, share_statistics
 from brainmri_core.pointers import CheckpointPointer, MappingPointer, PackPointer, follow
@@ -44,6 +44,7 @@ from brainmri_core.storage import (
     read_json,
     remove_folder,
     remove_stale,
+    sha256_file,
     sha256_json,
     storage_error,
     write_json,
@@ -113,6 +114,7 @@ def train(config: TrainConfig, pack: PackPointer, job: Job, team: Team | None = 
         "device": loop.device.type,
         "precision": loop.precision,
         "arithmetic": arithmetic(loop.device, job.env),
+        "weights_sha256": _weights_hash(config),
     }
     resume = _resume_file(models / job.dataset / "resume", identity)
     with _owned(resume, identity, team, job):
@@ -146,6 +148,7 @@ def _run(
         def epoch(record: dict[str, Any]) -> None:
             job.log.info("epoch", **record)
             tracker.epoch(record)
+            write_history(config, state, job)
 
         reporting = Reporting(
             save=save,
@@ -290,6 +293,12 @@ def _lasting(config: TrainConfig) -> dict[str, Any]:
         },
     )
     return value
+
+
+def _weights_hash(config: TrainConfig) -> str | None:
+    """Return the hash of the weights file the training begins with; its path says nothing of what is in it."""
+    file = config.model.weights_file
+    return None if file is None else sha256_file(Path(file).expanduser())
 
 
 def _resume_file(folder: Path, identity: dict[str, Any]) -> Path:

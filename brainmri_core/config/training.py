@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from brainmri_core.config.base import Precision, StageConfig
 
@@ -76,8 +76,17 @@ class OptimConfig(StageConfig):
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="Label smoothing of the cross-entropy.")
     class_weights: bool = Field(True, description="Weigh the loss by inverse class frequency.")
     balanced_sampling: bool = Field(
-        False, description="Draw each class equally often instead of each image once."
+        False,
+        description="Draw each class equally often instead of each image once; class_weights must be off then.",
     )
+
+    @model_validator(mode="after")
+    def _evened_out_once(self) -> OptimConfig:
+        if self.balanced_sampling and self.class_weights:
+            raise ValueError(
+                "balanced_sampling and class_weights would make up for rare classes twice; set one of them to false"
+            )
+        return self
 
 
 class TrainIOConfig(StageConfig):

@@ -35,6 +35,13 @@ def save_best(config: TrainConfig, loop: Loop, state: State, pack: PackPointer, 
     return best
 
 
+def write_history(config: TrainConfig, state: State, job: Job) -> Path:
+    """Write the epochs so far as ``history.parquet`` into the run's folder and return its path."""
+    path = job.layout.training_dir(config.io.out_summary, job.dataset, job.run_id) / "history.parquet"
+    write_samples(path, pd.DataFrame(state.history))
+    return path
+
+
 def _meta(
     config: TrainConfig, pack: PackPointer, job: Job, loop: Loop, epoch: int, score: float
 ) -> CheckpointMeta:
@@ -67,14 +74,14 @@ def write_outcome(
     """
     layout, history = job.layout, state.history
     folder = layout.checkpoint_dir(config.io.out_models, job.dataset, job.run_id)
-    summary = layout.training_dir(config.io.out_summary, job.dataset, job.run_id)
     meta = _meta(config, pack, job, loop, state.best_epoch + 1, state.best)
     last = _meta(config, pack, job, loop, state.epoch, history[-1]["val_macro_f1"])
     save_checkpoint(folder / "last.pth", state.weights(), last)
     save_safetensors(folder / "best.safetensors", state.best_weights, meta)
     best = save_best(config, loop, state, pack, job)
-    write_samples(summary / "history.parquet", pd.DataFrame(history))
-    draw_curves(history, summary / "curves.png")
+    table = write_history(config, state, job)
+    curves = table.with_name("curves.png")
+    draw_curves(history, curves)
     with (
         best.open("rb") as source,
         atomic_file(layout.configured(config.io.out_models) / "best.pth") as newest,
@@ -94,8 +101,8 @@ def write_outcome(
         written_at_utc=timestamp(utc_now()),
         checkpoint=layout.relative(best),
         checkpoint_sha256=sha256_file(best),
-        history=layout.relative(summary / "history.parquet"),
-        curves=layout.relative(summary / "curves.png"),
+        history=layout.relative(table),
+        curves=layout.relative(curves),
         model_name=meta.model_name,
         best_epoch=meta.epoch,
         epochs_run=len(history),

@@ -95,6 +95,12 @@ def load_subject(
         )
     own = meta.data_hash == pack.content_hash
     validation = _validation(packed, meta) if own else np.zeros(len(packed), np.bool_)
+    if not own:
+        job.log.warning(
+            "other data than the model was trained on",
+            trained_on=meta.data_hash[:12],
+            evaluated_on=pack.content_hash[:12],
+        )
     seen = 0 if own else _seen_in_training(packed[test], meta, job)
     chosen = packed[test | validation].reset_index(drop=True)
     chosen["split"] = np.where(chosen["split"] == "test", "test", "validation")

@@ -37,6 +37,10 @@ def test_example_of_the_specification_loads_verbatim() -> None:
         ("train:\n  optm:\n    lr: 1\n", ["pipeline.yaml:2", "'train.optm'", "did you mean 'train.optim'"]),
         ("train:\n  optim:\n    lr: fast\n", ["pipeline.yaml:3", "'train.optim.lr'", "'fast'"]),
         ("train:\n  optim:\n    lr: '1e-3'\n", ["'train.optim.lr'", "'1e-3'"]),
+        (
+            "train:\n  optim:\n    balanced_sampling: true\n",
+            ["train.optim", "balanced_sampling and class_weights would", "set one of them to false"],
+        ),
         ("split:\n  test_frac: 1.5\n", ["pipeline.yaml:2", "'split.test_frac'", "less than 1", "1.5"]),
         ("split:\n  test_frac: 0.2\n  test_frac: 0.3\n", ["pipeline.yaml:3", "'split.test_frac'", "twice"]),
         ("a: &x [1]\nb: *x\n", ["pipeline.yaml:2", "alias"]),

@@ -18,6 +18,7 @@ from brainmri_core.evaluate import evaluate
 from brainmri_core.images.pack import open_pack
 from brainmri_core.learning.batches import to_input
 from brainmri_core.learning.checkpoint import load_model
+from brainmri_core.logs import Record, StageLog
 from brainmri_core.pointers import EvaluationPointer, PackPointer, write_pointer
 from brainmri_core.reporting.calibration import probabilities
 from brainmri_core.reporting.metrics import classification_metrics
@@ -169,7 +170,13 @@ def test_another_split_shows_the_model_images_it_was_trained_on(case: Case) -> N
     job = replace(case.job, run_id="other")
     mapping = write_pointer(job.layout, split(SplitConfig(seed=7), case.fetched, job), update_latest=False)
     pack = write_pointer(job.layout, resize(case_resize(case), mapping, job), update_latest=False)
+    records: list[Record] = []
+    case = replace(
+        case, job=replace(case.job, log=StageLog("evaluate", "other", job.dataset, [records.append]))
+    )
     found = read_json(case.file(case.evaluate("other", pack, io={"make_gradcam": False}), "metrics.json"))
+    (told,) = [record for record in records if record["event"] == "other data than the model was trained on"]
+    assert (told["trained_on"], told["evaluated_on"]) == (case.pack.content_hash[:12], pack.content_hash[:12])
     own = read_samples(job.layout.absolute(case.pack.samples))
     other = read_samples(job.layout.absolute(pack.samples))
     trained = set(own.loc[own["split"] == "train", "pixel_sha256"])

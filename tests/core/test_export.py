@@ -22,15 +22,18 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module", params=[1, 3], ids=["gray", "colour"])
 def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model whose batch statistics are not those of a fresh one, so that a mistake in them shows."""
+    return checkpoint_of("resnet18", request.param, tmp_path_factory.mktemp("model"))
+
+
+def checkpoint_of(name: str, channels: int, folder: Path) -> Path:
+    """Store a model whose batch statistics are not those of a fresh one, so that a mistake in them shows."""
     torch.manual_seed(3)
-    channels: int = request.param
-    model = build_model("resnet18", num_classes=4, in_channels=channels)
+    model = build_model(name, num_classes=4, in_channels=channels)
     with torch.no_grad():
         for _ in range(3):
             model(torch.randn(8, channels, 64, 64) * 2 + 1)
     meta = CheckpointMeta(
-        model_name="resnet18",
+        model_name=name,
         classes=["glioma", "meningioma", "notumor", "pituitary"],
         preprocessing=Preprocessing(
             pack_size=64,
@@ -50,7 +53,7 @@ def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
         epoch=1,
         val_macro_f1=0.5,
     )
-    path = tmp_path_factory.mktemp("model") / "best.pth"
+    path = folder / "best.pth"
     save_checkpoint(path, model.state_dict(), meta)
     return path
 
@@ -101,6 +104,28 @@ def test_an_export_says_what_its_source_says_for_any_number_of_images(
         torch.testing.assert_close(logits, wanted, rtol=1e-4, atol=1e-4)
     assert record["classes"] == ["glioma", "meningioma", "notumor", "pituitary"]
     assert record["preprocessing"]["image_size"] == 64 and record["input"]["normalised_inside"] is True
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "mobilenet_v3_small",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("efficientnet_b0", "densenet121", "convnext_tiny", "regnet_y_400mf")
+        ),
+    ],
+)
+@pytest.mark.parametrize(("kind", "run"), [("onnx", run_onnx), ("torch_export", run_torch_export)])
+def test_every_family_of_models_can_be_exported(tmp_path: Path, name: str, kind: Format, run: Any) -> None:
+    if kind == "onnx":
+        pytest.importorskip("onnxscript")
+    source = checkpoint_of(name, 1, tmp_path)
+    path = export_checkpoint(source, tmp_path / f"model{SUFFIXES[kind]}", kind)
+    pixels, wanted = pixels_and_logits(source, 2)
+    with torch.no_grad():
+        logits, _ = run(path, pixels)
+    torch.testing.assert_close(logits, wanted, rtol=1e-3, atol=1e-3)
 
 
 def test_the_command_line_exports_beside_the_checkpoint_or_says_why_not(

@@ -24,6 +24,7 @@ from brainmri_core.layout import Layout
 from brainmri_core.learning import loop as loop_module
 from brainmri_core.learning.checkpoint import load_checkpoint
 from brainmri_core.learning.device import cpu_has_bf16
+from brainmri_core.learning.models import build_model
 from brainmri_core.logs import Record, StageLog, file_sink
 from brainmri_core.pointers import PackPointer
 from brainmri_core.storage import exclusive
@@ -287,6 +288,34 @@ def test_other_arithmetic_is_not_mixed_into_a_training(
     (told,) = [record["event"] for record in records if record["event"].startswith("An unfinished")]
     assert "it was made with arithmetic.threads 1, which is now 2; run it with what" in told
     assert not [record for record in records if record["event"] == "resumed"]
+
+
+def test_other_weights_under_the_same_name_begin_another_training(
+    job: Job, records: list[Record], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.set_num_threads(1)
+    file = tmp_path / "weights.pth"
+    recipe = config(model={"name": "mobilenet_v3_small", "weights_file": str(file)}, loop={"epochs": 2})
+    pack, save = make_pack(job, per_class=8), train_module.save_state
+
+    def stop(*arguments: Any) -> None:
+        save(*arguments)
+        raise KeyboardInterrupt
+
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        torch.save(build_model("mobilenet_v3_small", num_classes=4, in_channels=1).state_dict(), file)
+        with monkeypatch.context() as patch:
+            patch.setattr(train_module, "save_state", stop)
+            with pytest.raises(KeyboardInterrupt):
+                train(recipe, pack, job)
+    assert len(states(job.layout.root)) == 2
+    assert not [record for record in records if record["event"] == "resumed"]
+    assert "it was made with weights_sha256" in next(
+        r["event"] for r in records if r["event"].startswith("An unf")
+    )
+    train(recipe, pack, job)
+    assert [record for record in records if record["event"] == "resumed"]
 
 
 @pytest.mark.parametrize("content", [None, b"{", b"[]"])

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import shutil
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import torch
 from brainmri_core.errors import ConfigError, ModelError
 from brainmri_core.job import Job
 from brainmri_core.learning import loop as loop_module
+from brainmri_core.logs import Record
 from brainmri_core.train import train
 from tests.core.training_pack import config, make_pack
 
@@ -111,3 +114,65 @@ def test_a_store_that_cannot_be_used_is_named(job: Job, tmp_path: Path) -> None:
     tracking = {"backend": "mlflow", "uri": "nonsense://nowhere"}
     with pytest.raises(ModelError, match=r"MLflow at nonsense://nowhere .*train\.tracking\.uri"):
         train(config(tracking=tracking), make_pack(job, per_class=8), job)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("backend", ["mlflow", "tensorboard"])
+def test_a_tracker_that_fails_in_the_middle_is_said_and_ends_no_training(
+    job: Job, records: list[Record], monkeypatch: pytest.MonkeyPatch, backend: str
+) -> None:
+    """Its folder gives way to a file, as where somebody tidies up, or its disk is full."""
+    pytest.importorskip(backend)
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    outputs = job.layout.root / "outputs"
+    validate, calls = loop_module.validate_weights, 0
+
+    def tidying(*arguments: Any) -> tuple[float, float, float]:
+        nonlocal calls
+        calls += 1
+        if calls == 2 and backend == "mlflow":
+            shutil.rmtree(outputs / "mlruns")
+            (outputs / "mlruns").touch()
+        elif calls == 2:
+            (file,) = outputs.rglob("events.out.*")
+            file.unlink()
+            file.symlink_to("/dev/full")
+        return validate(*arguments)
+
+    monkeypatch.setattr(loop_module, "validate_weights", tidying)
+    pointer = train(
+        config(loop={"epochs": 3}, tracking={"backend": backend}), make_pack(job, per_class=8), job
+    )
+    assert pointer.epochs_run == 3
+    name = {"mlflow": "MLflow", "tensorboard": "TensorBoard"}[backend]
+    told = [record for record in records if record["event"] == f"{name} did not take a record"]
+    assert len(told) >= 2
+    assert all(record["reason"] and record["level"] == "WARNING" for record in told)
+
+
+def test_a_run_retried_under_its_id_shows_no_epoch_twice(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    pack, recipe = (
+        make_pack(job, per_class=8),
+        config(loop={"epochs": 3}, tracking={"backend": "tensorboard"}),
+    )
+    augment, calls = loop_module.augment, 0
+
+    def interrupting(*arguments: Any) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == 5:
+            raise KeyboardInterrupt
+        return augment(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop_module, "augment", interrupting)
+        with pytest.raises(KeyboardInterrupt):
+            train(recipe, pack, job)
+    time.sleep(1.1)  # event files are named, and read, by the second they were begun in
+    pointer = train(recipe, pack, job)
+    events = EventAccumulator(str(job.layout.absolute(str(pointer.tracking))))
+    events.Reload()
+    assert [event.step for event in events.Scalars("train_loss")] == [1, 2, 3]

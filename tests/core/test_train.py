@@ -206,6 +206,23 @@ def test_a_loss_that_is_not_finite_names_step_rate_and_the_last_good_checkpoint(
     assert load_checkpoint(best)[0].epoch == 1
 
 
+def test_the_history_of_a_training_that_failed_is_there(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    validate, calls = loop_module.validate_weights, 0
+
+    def failing(*arguments: Any) -> tuple[float, float, float]:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise ModelError("the third epoch fails")
+        return validate(*arguments)
+
+    monkeypatch.setattr(loop_module, "validate_weights", failing)
+    with pytest.raises(ModelError, match="third epoch"):
+        train(config(loop={"epochs": 4}), make_pack(job, per_class=8), job)
+    (path,) = job.layout.root.rglob("history.parquet")
+    assert pd.read_parquet(path)["epoch"].tolist() == [1, 2]
+
+
 def test_a_gradient_that_is_not_finite_is_found_before_it_is_in_the_weights(
     job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
