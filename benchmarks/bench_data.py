@@ -12,7 +12,6 @@ once per process (scikit-learn, say) is paid in a warm-up round that does not co
 from __future__ import annotations
 
 import argparse
-import io
 import os
 import resource
 import shutil
@@ -47,7 +46,6 @@ from brainmri_core.validate import validate
 
 KEY = "sartajbhuvaji/brain-tumor-classification-mri"
 STAGES = ("fetch index", "split", "resize", "validate")
-PILLOW_SHARE = 8  # the plain loop is slow: every eighth image, scaled up
 T = TypeVar("T")
 
 
@@ -70,19 +68,21 @@ class Clock:
         self.wall: dict[str, list[float]] = {}
         self.processor: dict[str, list[float]] = {}
 
-    def time(self, name: str, work: Callable[[], T], *, scale: float = 1.0) -> T:
-        """Do `work` and keep what it took under `name`, multiplied by `scale`."""
+    def time(self, name: str, work: Callable[[], T]) -> T:
+        """Do `work` and keep what it took under `name`."""
         wall, processor = time.perf_counter(), processor_seconds()
         result = work()
-        self.processor.setdefault(name, []).append((processor_seconds() - processor) * scale)
-        self.wall.setdefault(name, []).append((time.perf_counter() - wall) * scale)
+        self.processor.setdefault(name, []).append(processor_seconds() - processor)
+        self.wall.setdefault(name, []).append(time.perf_counter() - wall)
         return result
 
 
-def pillow_loop(files: list[Path]) -> None:
-    for file in files:
+def pillow_loop(files: list[Path], folder: Path) -> None:
+    folder.mkdir()
+    for number, file in enumerate(files):
         with Image.open(file) as image:
-            image.convert("RGB").resize((224, 224)).save(io.BytesIO(), "JPEG")
+            image.convert("RGB").resize((224, 224)).save(folder / f"{number}.jpg")
+    shutil.rmtree(folder)
 
 
 def decode_all(files: list[Path], space: str) -> None:
@@ -104,8 +104,7 @@ def one_round(clock: Clock, root: Path, run_id: str, archive: Path) -> None:
     files = [data / path for path in paths]
     clock.time("floor: bare decode", lambda: decode_all(files, "RGB"))
     clock.time("gray floor: bare decode to gray", lambda: decode_all(files, "Gray"))
-    part = files[::PILLOW_SHARE]
-    clock.time("Pillow open-resize-save, 1 thread", lambda: pillow_loop(part), scale=len(files) / len(part))
+    clock.time("Pillow open-resize-save, 1 thread", lambda: pillow_loop(files, root / "plain"))
     clock.time("fetch index", lambda: _index(data, KEY))
     prints = clock.time("  fingerprints", lambda: fingerprint_files(data, paths))
     clock.time("  search for copies", lambda: find_copies(prints, CopySearchConfig()))
