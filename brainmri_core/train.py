@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,14 +16,13 @@ import torch
 
 from brainmri_core.config.base import Precision
 from brainmri_core.config.training import TrainConfig
-from brainmri_core.errors import ConfigError, DataError, IntegrityError, ModelError, StorageError
+from brainmri_core.errors import ConfigError, DataError, ModelError
 from brainmri_core.grouping import validation_mask
 from brainmri_core.images.pack import open_pack
 from brainmri_core.job import Job
 from brainmri_core.learning.batches import resident
 from brainmri_core.learning.checkpoint import Preprocessing
 from brainmri_core.learning.device import (
-    arithmetic,
     choose_device,
     choose_precision,
     garbled_in_bf16,
@@ -33,21 +31,17 @@ from brainmri_core.learning.device import (
 from brainmri_core.learning.loop import Reporting, run_epochs
 from brainmri_core.learning.models import check_name, initial_model
 from brainmri_core.learning.outcome import save_best, write_history, write_outcome
-from brainmri_core.learning.state import Data, Loop, State, difference, load_state, new_state, save_state
+from brainmri_core.learning.resume import continue_from, identity_of, owned, resume_file
+from brainmri_core.learning.state import Data, Loop, State, new_state, save_state
 from brainmri_core.learning.team import Team, share_statistics
 from brainmri_core.pointers import CheckpointPointer, MappingPointer, PackPointer, follow
 from brainmri_core.samples import read_samples
 from brainmri_core.storage import (
     check_sha256,
-    exclusive,
     make_dirs,
-    read_json,
     remove_folder,
     remove_stale,
-    sha256_file,
-    sha256_json,
     storage_error,
-    write_json,
 )
 from brainmri_core.tracking import tracked
 from brainmri_core.twins import find_leaks, read_copies
@@ -108,17 +102,10 @@ def train(config: TrainConfig, pack: PackPointer, job: Job, team: Team | None = 
         # a run that is retried under its id was killed while it wrote
         remove_stale(layout.checkpoint_dir(config.io.out_models, job.dataset, job.run_id))
     loop, state = _begin(config, pack, job, team)
-    identity = {
-        "train": _lasting(config),
-        "data_hash": pack.content_hash,
-        "device": loop.device.type,
-        "precision": loop.precision,
-        "arithmetic": arithmetic(loop.device, job.env),
-        "weights_sha256": _weights_hash(config),
-    }
-    resume = _resume_file(models / job.dataset / "resume", identity)
-    with _owned(resume, identity, team, job):
-        _continue(config, resume, state, identity, team, job)
+    identity = identity_of(config, loop, pack, job)
+    resume = resume_file(models, job.dataset, identity)
+    with owned(resume, identity, team, job):
+        continue_from(config, resume, state, identity, team, job)
         job.log.info(
             "training",
             model=config.model.name,
@@ -193,65 +180,6 @@ def _check_writable(folder: Path) -> None:
         raise storage_error(OSError(errno.EROFS if read_only else errno.EACCES, ""), folder)
 
 
-def _lock_of(resume: Path, job: Job) -> Path:
-    return job.layout.locks() / f"train-{resume.parent.name}.lock"
-
-
-def _is_running(resume: Path, job: Job) -> bool:
-    try:
-        with exclusive(_lock_of(resume, job), wait=False):
-            return False
-    except StorageError:
-        return True
-
-
-@contextlib.contextmanager
-def _owned(resume: Path, identity: dict[str, Any], team: Team, job: Job) -> Iterator[None]:
-    """Own the folder of this training's state, for all processes of the team."""
-    with contextlib.ExitStack() as held:
-        if team.leads:
-            held.enter_context(
-                exclusive(_lock_of(resume, job), wait=False, busy="the same training is running")
-            )
-            make_dirs(resume.parent)
-            for folder in (resume.parent.parent, resume.parent):
-                remove_stale(folder)
-            write_json(resume.parent / "training.json", identity)
-        team.from_leader(lambda: None)  # nobody reads before the first process owns it
-        yield
-
-
-def _continue(
-    config: TrainConfig, resume: Path, state: State, identity: dict[str, Any], team: Team, job: Job
-) -> None:
-    """Load the state of an interrupted training, or say why that of another one is not continued."""
-    explicit = config.loop.resume_from
-    if explicit is not None:
-        load_state(job.layout.configured(explicit), state, identity)
-    elif config.loop.resume and resume.is_file():
-        load_state(resume, state, identity)
-    elif config.loop.resume and team.leads:
-        for other in sorted(resume.parent.parent.glob("*/last.pth")):
-            if not _is_running(other, job):
-                job.log.warning(
-                    f"An unfinished training is not continued: it was made with {_unlike(other, identity)}; run it with "
-                    f"what it was made with to continue it, or delete {other.parent}."
-                )
-    if state.epoch or state.batch:
-        job.log.info("resumed", epoch=state.epoch + 1, batch=state.batch)
-
-
-def _unlike(other: Path, identity: dict[str, Any]) -> str:
-    """Say in what another training's state differs; its folder may be damaged, or go while it is read."""
-    try:
-        found = read_json(other.parent / "training.json")
-    except (IntegrityError, StorageError):
-        found = None
-    return (
-        difference(found, identity) if isinstance(found, dict) else "something that its folder does not say"
-    )
-
-
 def _begin(config: TrainConfig, pack: PackPointer, job: Job, team: Team) -> tuple[Loop, State]:
     """Choose sides, device and arithmetic, and return a training that has not begun."""
     assert config.data.seed is not None
@@ -279,32 +207,6 @@ def _with_true_gradients(loop: Loop, model: torch.nn.Module, job: Job) -> Loop:
         )
     job.log.warning("images too small for bf16, training in fp32", layer=name, image_size=side)
     return replace(loop, precision="fp32")
-
-
-def _lasting(config: TrainConfig) -> dict[str, Any]:
-    """Return what two trainings must share to be one: everything but where results go and how batches are read."""
-    value: dict[str, Any] = config.model_dump(
-        mode="json",
-        exclude={
-            "io": True,
-            "tracking": True,
-            "loop": {"resume", "resume_from"},
-            "data": {"num_workers", "train_in", "mapping_pointer"},
-        },
-    )
-    return value
-
-
-def _weights_hash(config: TrainConfig) -> str | None:
-    """Return the hash of the weights file the training begins with; its path says nothing of what is in it."""
-    file = config.model.weights_file
-    return None if file is None else sha256_file(Path(file).expanduser())
-
-
-def _resume_file(folder: Path, identity: dict[str, Any]) -> Path:
-    """Return where a training of this config and data keeps its state: a place every run of it finds."""
-    config = {key: value for key, value in identity.items() if key != "data_hash"}
-    return folder / f"{sha256_json(config)[:12]}-{identity['data_hash'][:12]}" / "last.pth"
 
 
 def _refuse_copies(table: pd.DataFrame, side: npt.NDArray[np.str_], pack: PackPointer, job: Job) -> None:

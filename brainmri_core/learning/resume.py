@@ -1,0 +1,116 @@
+"""Where a training that was stopped is continued: whose state it is, who may go on with it, and what it must share with it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from brainmri_core.config.training import TrainConfig
+from brainmri_core.errors import IntegrityError, StorageError
+from brainmri_core.job import Job
+from brainmri_core.learning.device import arithmetic
+from brainmri_core.learning.state import Loop, State, difference, load_state
+from brainmri_core.learning.team import Team
+from brainmri_core.pointers import PackPointer
+from brainmri_core.storage import (
+    exclusive,
+    make_dirs,
+    read_json,
+    remove_stale,
+    sha256_file,
+    sha256_json,
+    write_json,
+)
+
+
+def identity_of(config: TrainConfig, loop: Loop, pack: PackPointer, job: Job) -> dict[str, Any]:
+    """Return what two trainings must share to be one: settings, data, device and arithmetic.
+
+    Where results go and how batches are read is left out.
+    """
+    file = config.model.weights_file
+    return {
+        "train": config.model_dump(
+            mode="json",
+            exclude={
+                "io": True,
+                "tracking": True,
+                "loop": {"resume", "resume_from"},
+                "data": {"num_workers", "train_in", "mapping_pointer"},
+            },
+        ),
+        "data_hash": pack.content_hash,
+        "device": loop.device.type,
+        "precision": loop.precision,
+        "arithmetic": arithmetic(loop.device, job.env),
+        # its path says nothing of what is in it
+        "weights_sha256": None if file is None else sha256_file(Path(file).expanduser()),
+    }
+
+
+def resume_file(models: Path, dataset: str, identity: dict[str, Any]) -> Path:
+    """Return where a training of this identity keeps its state: a place every run of it finds."""
+    config = {key: value for key, value in identity.items() if key != "data_hash"}
+    name = f"{sha256_json(config)[:12]}-{identity['data_hash'][:12]}"
+    return models / dataset / "resume" / name / "last.pth"
+
+
+def _lock_of(resume: Path, job: Job) -> Path:
+    return job.layout.locks() / f"train-{resume.parent.name}.lock"
+
+
+def _is_running(resume: Path, job: Job) -> bool:
+    try:
+        with exclusive(_lock_of(resume, job), wait=False):
+            return False
+    except StorageError:
+        return True
+
+
+@contextlib.contextmanager
+def owned(resume: Path, identity: dict[str, Any], team: Team, job: Job) -> Iterator[None]:
+    """Own the folder of this training's state, for all processes of the team."""
+    with contextlib.ExitStack() as held:
+        if team.leads:
+            held.enter_context(
+                exclusive(_lock_of(resume, job), wait=False, busy="the same training is running")
+            )
+            make_dirs(resume.parent)
+            for folder in (resume.parent.parent, resume.parent):
+                remove_stale(folder)
+            write_json(resume.parent / "training.json", identity)
+        team.from_leader(lambda: None)  # nobody reads before the first process owns it
+        yield
+
+
+def continue_from(
+    config: TrainConfig, resume: Path, state: State, identity: dict[str, Any], team: Team, job: Job
+) -> None:
+    """Load the state of an interrupted training, or say why that of another one is not continued."""
+    explicit = config.loop.resume_from
+    if explicit is not None:
+        load_state(job.layout.configured(explicit), state, identity)
+    elif config.loop.resume and resume.is_file():
+        load_state(resume, state, identity)
+    elif config.loop.resume and team.leads:
+        for other in sorted(resume.parent.parent.glob("*/last.pth")):
+            if not _is_running(other, job):
+                job.log.warning(
+                    f"An unfinished training is not continued: it was made with {_unlike(other, identity)}; run it with "
+                    f"what it was made with to continue it, or delete {other.parent}."
+                )
+    if state.epoch or state.batch:
+        job.log.info("resumed", epoch=state.epoch + 1, batch=state.batch)
+
+
+def _unlike(other: Path, identity: dict[str, Any]) -> str:
+    """Say in what another training's state differs; its folder may be damaged, or go while it is read."""
+    try:
+        found = read_json(other.parent / "training.json")
+    except (IntegrityError, StorageError):
+        found = None
+    return (
+        difference(found, identity) if isinstance(found, dict) else "something that its folder does not say"
+    )
