@@ -178,13 +178,16 @@ def _step(
     rate = _rate(loop, step)
     for group in state.optimiser.param_groups:
         group["lr"] = rate * group["factor"]
-    loss = loop.team.total(_fitting_gradients(loop, state, model, rows, pixels, reporting), loop.device)
+    own = _fitting_gradients(loop, state, model, rows, pixels, reporting)
     if optim.grad_clip > 0:
         state.scaler.unscale_(state.optimiser)
     trained = [parameter for parameter in state.model.parameters() if parameter.grad is not None]
     norm = nn.utils.get_total_norm([parameter.grad for parameter in trained if parameter.grad is not None])
+    # read together: each reading waits for all that an accelerator has still to do
+    own_loss, length = torch.stack([own, norm.double()]).tolist()
+    loss = loop.team.total(own_loss, loop.device)
     # fp16's scaler looks at the gradients itself, and leaves out the step where they are not finite
-    for name, value in (("loss", loss), ("gradient norm", 0.0 if state.scaler.is_enabled() else float(norm))):
+    for name, value in (("loss", loss), ("gradient norm", 0.0 if state.scaler.is_enabled() else length)):
         if not math.isfinite(value):
             raise ModelError(
                 f"The {name} is {value} at epoch {state.epoch + 1}, batch {state.batch + 1} (step {step + 1}), learning "
@@ -211,7 +214,7 @@ def _step(
 
 def _fitting_gradients(
     loop: Loop, state: State, model: Any, rows: I64, pixels: torch.Tensor, reporting: Reporting
-) -> float:
+) -> torch.Tensor:
     """Leave the gradients of one batch, computed in as many parts as memory needs, and return its loss."""
     before = [buffer.clone() for buffer in state.model.buffers()]
     while True:
@@ -248,8 +251,8 @@ def _last_good(state: State, reporting: Reporting) -> str:
     return f"{good}, is {reporting.rescue()}" if reporting.rescue is not None else f"{good}, is not kept"
 
 
-def _gradients(loop: Loop, state: State, model: Any, rows: I64, pixels: torch.Tensor) -> float:
-    """Leave the gradients of one batch in the parameters and return its loss, or this process's part of it.
+def _gradients(loop: Loop, state: State, model: Any, rows: I64, pixels: torch.Tensor) -> torch.Tensor:
+    """Leave the gradients of one batch in the parameters and return its loss, or this process's part of it, as float64.
 
     A team augments the whole batch in every process, so that the draws are those of one process; only the model, which
     costs by far the most, sees its part alone.
@@ -267,7 +270,7 @@ def _gradients(loop: Loop, state: State, model: Any, rows: I64, pixels: torch.Te
     whole = len(batch)
     batch, targets = normalise(team.part(batch), loop.preprocessing), team.part(targets)
     smoothing = loop.config.optim.label_smoothing
-    total = 0.0
+    total = torch.zeros((), dtype=torch.float64, device=loop.device)
     parts = min(state.micro, _most_parts(len(batch)))
     for part, wanted in zip(batch.tensor_split(parts), targets.tensor_split(parts), strict=True):
         with autocast(loop.device, loop.precision):
@@ -284,7 +287,7 @@ def _gradients(loop: Loop, state: State, model: Any, rows: I64, pixels: torch.Te
         )
         # A team's gradients are averaged, and their sum is wanted.
         state.scaler.scale(loss * team.size).backward()  # type: ignore[no-untyped-call]
-        total += float(loss.detach())
+        total += loss.detach()
     return total
 
 

@@ -86,7 +86,11 @@ def gradients(team: Team) -> dict[str, torch.Tensor]:
     found = {
         name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None
     }
-    return {**found, **dict(model.named_buffers()), "loss": torch.tensor(team.total(loss, training.device))}
+    return {
+        **found,
+        **dict(model.named_buffers()),
+        "loss": torch.tensor(team.total(float(loss), training.device)),
+    }
 
 
 def save_gradients(rank: int, port: int, root: str) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from brainmri_core.config import EnvConfig
 from brainmri_core.job import Job
@@ -45,6 +46,34 @@ def steps(loop: Loop, state: State, count: int) -> None:
         loop_module._step(loop, state, state.model, loop.data.train, loop.data.pixels, told)
 
 
+class Readings(TorchDispatchMode):
+    """Counts how often a computed number is read by itself; an accelerator finishes its work first, each time.
+
+    Whole numbers are left out: they are labels, which stay in the host's memory.
+    """
+
+    count = 0
+
+    def __torch_dispatch__(
+        self, operation: Any, types: Any, arguments: tuple[Any, ...] = (), named: dict[str, Any] | None = None
+    ) -> Any:
+        read = operation is torch.ops.aten._local_scalar_dense.default
+        self.count += read and arguments[0].is_floating_point()
+        return operation(*arguments, **(named or {}))
+
+
+@pytest.mark.parametrize("clip", [0.0, 1.0])
+def test_a_step_reads_loss_and_gradient_norm_at_once(clip: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    loop, state = begun(optim={"grad_clip": clip})
+    state.micro = 3
+    freeze(state.model, False)
+    tolist, together = torch.Tensor.tolist, []
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda tensor: together.append(len(tensor)) or tolist(tensor))
+    with Readings() as readings:
+        steps(loop, state, 1)
+    assert (readings.count, together) == (0, [2])
+
+
 @pytest.mark.parametrize("smoothing", [0.0, 0.3])
 @pytest.mark.parametrize("weights", [None, [0.5, 1.5, 1.5, 1.5]])
 def test_the_loss_is_the_weighted_smoothed_cross_entropy(
@@ -60,7 +89,7 @@ def test_the_loss_is_the_weighted_smoothed_cross_entropy(
     log_share = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
     wanted = np.eye(4)[loop.data.labels.numpy()] * (1 - smoothing) + smoothing / 4
     expected = -(wanted * log_share * np.array(weights or [1.0] * 4)).sum(axis=1).mean()
-    assert loss == pytest.approx(expected, rel=1e-5)
+    assert float(loss) == pytest.approx(expected, rel=1e-5)
 
 
 def test_class_weights_are_the_inverse_frequencies(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:

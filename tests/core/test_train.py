@@ -231,10 +231,10 @@ def test_a_gradient_that_is_not_finite_is_found_before_it_is_in_the_weights(
     wanted = train(config(loop={"epochs": 2}), pack, job).content_hash
     gradients, calls = loop_module._gradients, 0
 
-    def poisoned(loop: Loop, state: Any, *arguments: Any) -> float:
+    def poisoned(loop: Loop, state: Any, *arguments: Any) -> torch.Tensor:
         nonlocal calls
         calls += 1
-        loss = gradients(loop, state, *arguments)
+        loss: torch.Tensor = gradients(loop, state, *arguments)
         if calls == 4:
             next(state.model.parameters()).grad[0] = float("nan")
         return loss
@@ -502,7 +502,7 @@ def test_a_batch_in_parts_has_the_gradient_of_the_whole() -> None:
     found = []
     for state.micro in (1, 2, 4):
         loss = loop_module._gradients(loop, state, model, rows, pixels)
-        found.append((loss, model.fc.weight.grad.clone()))
+        found.append((float(loss), model.fc.weight.grad.clone()))
     for loss, gradient in found[1:]:
         assert loss == pytest.approx(found[0][0], rel=1e-5)
         torch.testing.assert_close(gradient, found[0][1], rtol=1e-4, atol=1e-6)
