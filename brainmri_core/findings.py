@@ -12,7 +12,6 @@ from pydantic import BaseModel, ConfigDict
 
 from brainmri_core.config.data import ValidateConfig
 from brainmri_core.pointers import MappingPointer, PackPointer
-from brainmri_core.twins import label_conflicts
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -167,6 +166,8 @@ def _duplicates(evidence: Evidence) -> Finding | None:
 
 
 def _label_conflicts(evidence: Evidence) -> Finding | None:
+    from brainmri_core.twins import label_conflicts  # pandas, which the names of the checks need not wait for
+
     samples, copies = evidence.samples, evidence.copies
     files = samples["path"][label_conflicts(samples, copies, np.ones(len(samples), np.bool_))]
     kept = int(label_conflicts(samples, copies, ~evidence.excluded).sum())

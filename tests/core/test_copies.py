@@ -148,8 +148,11 @@ def test_a_thousand_identical_images_are_one_group_and_cost_few_pairs() -> None:
 def test_an_interruption_does_not_wait_for_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
     none = np.zeros(0, np.int64)
 
+    once = threading.Lock()
+
     def endless(*_: object, **__: object) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        if once.acquire(blocking=False):  # a second one would end the wait for the threads
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
         while True:
             yield none, none
 
