@@ -91,7 +91,8 @@ def out_of_memory(error: RuntimeError) -> bool:
     """Tell whether an error means that the accelerator has no memory left; its libraries say so in words of their own."""
     told = str(error)
     return isinstance(error, torch.OutOfMemoryError) or any(
-        name in told for name in ("CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+        name in told
+        for name in ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
     )
 
 
