@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from brainmri_core.findings import CHECKS
+from brainmri_dagster.checks import VALIDATION_CHECKS
 from brainmri_dagster.graph import PIPELINE
 from tests.e2e.conftest import PHANTOM, SCREENSHOTS, Server
 
@@ -111,7 +112,7 @@ def test_the_graph_shows_every_asset_and_its_checks(server: Server, browser: Any
     wait_for_text(browser, *PIPELINE, *OTHERS, "cross_vali")
     screenshot(browser, "graph-before")
     browser.get(f"{server.url}/assets/validation_report?view=checks")
-    wait_for_text(browser, f"Checks ({len(CHECKS)})", *CHECKS)
+    wait_for_text(browser, f"Checks ({len(VALIDATION_CHECKS)})", *CHECKS)
     screenshot(browser, "checks-before")
     browser.get(f"{server.url}/assets/evaluation?view=checks")
     wait_for_text(browser, "Checks (3)", "beats_baselines", "calibration", "no_regression")
