@@ -44,12 +44,12 @@ ERRORS = {"ENOSPC": "no space", "EACCES": "permission", "EIO": "input/output"}
 
 
 def points(total: int, wanted: int) -> list[int]:
-    """Spread points evenly over the operations, the first and the last among them."""
+    """Spread points evenly over the operations, the first and the last among them; a single one lies in the middle."""
     if wanted >= total:
         return list(range(1, total + 1))
-    return sorted({1 + round(step * (total - 1) / max(1, wanted - 1)) for step in range(wanted)} | {total})[
-        -wanted:
-    ]
+    if wanted == 1:
+        return [(1 + total) // 2]
+    return [1 + round(step * (total - 1) / (wanted - 1)) for step in range(wanted)]
 
 
 def tally(name: str, stage: str, results: list[dict[str, Any]]) -> None:
