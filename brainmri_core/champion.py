@@ -74,7 +74,7 @@ def crown(
     """
     layout = job.layout
     folder = layout.checkpoint_dir(out_models, job.dataset, "champion.pth").parent
-    with exclusive(layout.locks() / f"champion-{job.dataset.replace('/', '__')}.lock"):
+    with exclusive(layout.lock("champion", job.dataset)):
         current = latest_pointer(layout, ChampionPointer, job.dataset)
         crowned, reason, comparison = _decide(config, current, checkpoint, evaluation, job)
         holder = checkpoint.pointer_path if crowned or current is None else current.champion_checkpoint

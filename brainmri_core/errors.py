@@ -60,3 +60,7 @@ class StorageError(BrainMRIError):
     """A file could not be written or read: no space, no permission, or a device error."""
 
     exit_code = 8
+
+
+class BusyError(StorageError):
+    """What is asked for is held by another run."""

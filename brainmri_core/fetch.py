@@ -65,7 +65,7 @@ def fetch(config: FetchConfig, job: Job) -> FetchPointer:
         If it holds no class folders with images.
     """
     cache = job.layout.dataset_cache(config.cache_dir, job.dataset)
-    with exclusive(job.layout.locks() / f"fetch-{job.dataset.replace('/', '__')}.lock"):
+    with exclusive(job.layout.lock("fetch", job.dataset)):
         for stale in remove_stale(cache) if cache.is_dir() else []:
             job.log.info("removed a stale temporary", path=stale.name)
         source = _locate(config, job)

@@ -16,6 +16,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from brainmri_core.config import PipelineConfig
+from brainmri_core.errors import BusyError
 from brainmri_core.layout import Layout
 from brainmri_core.pointers import PATH_FIELDS, pointer_files, read_pointer
 from brainmri_core.runs import manifest_files
@@ -88,12 +89,12 @@ def collect_garbage(layout: Layout, config: PipelineConfig | None = None, *, dry
     raw = layout.configured(config.fetch.cache_dir) / "raw"
     with contextlib.ExitStack() as locks:
         # A fetch takes an unpacked folder over without writing: none may begin between the look and the removal.
-        for folder in sorted(raw.glob("*/*")):
-            name = f"fetch-{folder.parent.name}__{folder.name}.lock"
-            locks.enter_context(exclusive(layout.locks() / name))
+        fetching = [folder for folder in sorted(raw.glob("*/*")) if not _locked(layout, folder, locks)]
         # The folders are listed before the pointers are read: what is published after that is not on the list.
         candidates = [path for base in _bases(layout, config) for path in _results(base)]
         keep = _referenced(layout, raw)
+        for folder in fetching:
+            keep.add(folder)
         newest = layout.configured(config.train.io.out_models) / "best.pth"
         for path in candidates:
             if newest.is_file() and _same(newest, path / "best.pth"):
@@ -102,14 +103,24 @@ def collect_garbage(layout: Layout, config: PipelineConfig | None = None, *, dry
         temporaries = [
             path for folder in _shared_folders(layout, config) for path in stale_temporaries(folder)
         ]
-        found = Garbage(
-            results=results, temporaries=temporaries, size=sum(map(_size, [*results, *temporaries]))
-        )
+        outside = [path for path in temporaries if not set(results) & set(path.parents)]
+        size = sum(map(_size, [*results, *outside]))
+        found = Garbage(results=results, temporaries=temporaries, size=size)
         if not dry_run:
             remove_leftovers(layout, config)
             for path in results:
                 remove_folder(path)
     return found
+
+
+def _locked(layout: Layout, folder: Path, locks: contextlib.ExitStack) -> bool:
+    """Keep a data set's fetch from beginning until the locks are released; return False if one is at work."""
+    path = layout.lock("fetch", f"{folder.parent.name}/{folder.name}")
+    try:
+        locks.enter_context(exclusive(path, wait=False))
+    except BusyError:
+        return False
+    return True
 
 
 def remove_leftovers(layout: Layout, config: PipelineConfig | None = None) -> list[Path]:
@@ -179,14 +190,17 @@ def _bases(layout: Layout, config: PipelineConfig) -> list[Path]:
 
 
 def _results(base: Path) -> Iterator[Path]:
-    """Yield the result folders below a folder; a training's resume state is none, and nothing in one is looked at."""
-    for path in sorted(base.iterdir()) if base.is_dir() else []:
-        if path.is_symlink() or not path.is_dir() or path.name == RESUME_FOLDER:
-            continue
-        if any((path / name).is_file() for name in _MARKS):
-            yield path
-        elif not path.name.startswith("."):
-            yield from _results(path)
+    """Yield the result folders below a folder: owner/slug/run id, and where the folds of a cross-validation lie.
+
+    What lies elsewhere is somebody else's, and a staging folder is no result yet, whatever it holds.
+    """
+    for pattern in ("*/*/*", "*/*/folds/*"):
+        for path in sorted(base.glob(pattern)):
+            names = path.relative_to(base).parts
+            hidden = any(name.startswith(".") for name in names)
+            linked = any(part.is_symlink() for part in (path, *path.parents[: len(names) - 1]))
+            if not hidden and not linked and any((path / name).is_file() for name in _MARKS):
+                yield path
 
 
 def _shared_folders(layout: Layout, config: PipelineConfig) -> Iterator[Path]:

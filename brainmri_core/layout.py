@@ -132,6 +132,6 @@ class Layout(BaseModel):
         """Folder of one run: plan, manifest, resolved configs and logs."""
         return self.root / "outputs" / "orchestrator" / run_id
 
-    def locks(self) -> Path:
-        """Folder of lock files."""
-        return self.root / "outputs" / ".locks"
+    def lock(self, *names: str) -> Path:
+        """Lock file of something: of a data set's ``fetch``, of the ``pointer`` of a kind, of a ``run``."""
+        return self.root / "outputs" / ".locks" / f"{'-'.join(names).replace('/', '+')}.lock"

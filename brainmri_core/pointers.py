@@ -256,7 +256,7 @@ def write_pointer(layout: Layout, pointer: P, *, update_latest: bool = True) -> 
         The pointer with `pointer_path` set.
     """
     folder = layout.pointer_dir(pointer.kind, pointer.dataset)
-    with exclusive(layout.locks() / f"pointer-{pointer.kind}-{pointer.dataset.replace('/', '__')}.lock"):
+    with exclusive(layout.lock("pointer", pointer.kind, pointer.dataset)):
         stem = f"{timestamp(utc_now()).replace(':', '')}-{pointer.run_id}"
         attempt = 0
         while True:

@@ -177,7 +177,7 @@ def refuse_existing(layout: Layout, run_id: str) -> None:
 def _manifest(layout: Layout, run_id: str) -> Iterator[dict[str, Any]]:
     folder = layout.run_dir(run_id)
     path = folder / "run_manifest.json"
-    with exclusive(layout.locks() / f"run-{run_id}.lock"):
+    with exclusive(layout.lock("run", run_id)):
         plan = read_json(folder / "plan.json") if (folder / "plan.json").is_file() else {}
         manifest: dict[str, Any] = (
             read_json(path)

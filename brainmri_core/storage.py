@@ -12,6 +12,7 @@ import fcntl
 import hashlib
 import json
 import os
+import platform
 import re
 import secrets
 import shutil
@@ -20,11 +21,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
-from brainmri_core.errors import IntegrityError, StorageError
+from brainmri_core.errors import BusyError, IntegrityError, StorageError
+from brainmri_core.text import printable
 
 TEMPORARY_PREFIX = ".tmp-"
 _TEMPORARY = re.compile(r"\.tmp-\d+-[0-9a-f]{12}(\.lock|-.*)?", re.DOTALL)
 _LOOKS = 10
+_LONGEST_OWNER = 300
 _REMEDIES = {
     errno.ENOSPC: "there is no space left on the device; free some and run again",
     errno.EDQUOT: "the disk quota is used up; free some space and run again",
@@ -362,28 +365,43 @@ def remove_folder(folder: Path) -> None:
 def exclusive(path: Path, *, wait: bool = True, busy: str = "another run holds it") -> Iterator[None]:
     """Hold an exclusive lock on a file; the kernel releases it when the process dies, however it dies.
 
+    Who holds it, on which machine and since when stands in the file, and in the error of whoever finds it held.
+
     Raises
     ------
-    StorageError
+    BusyError
         If `wait` is False and somebody else holds the lock for longer than one takes to look whether it is held.
+    StorageError
+        If it cannot be locked.
     """
     make_dirs(path.parent)
     looks = 0
     with _naming(path, "lock"):
         while True:
-            with path.open("ab") as handle:
+            with path.open("a+b") as handle:
                 try:
                     fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
                 except BlockingIOError:
                     if (looks := looks + 1) < _LOOKS:
                         time.sleep(0.01)
                         continue
-                    raise StorageError(
-                        f"Cannot lock {path}: {busy}; wait for it to end and run again."
+                    handle.seek(0)
+                    owner = printable(handle.read(_LONGEST_OWNER).decode(errors="replace").strip())
+                    raise BusyError(
+                        f"Cannot lock {path}: {busy}{f' ({owner})' if owner else ''}; wait for it to end and run again."
                     ) from None
                 if os.fstat(handle.fileno()).st_nlink:
+                    _sign(handle)
                     yield
                     return
+
+
+def _sign(handle: BinaryIO) -> None:
+    since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    with contextlib.suppress(OSError):  # a full disk must not keep anybody from locking what frees space
+        handle.truncate(0)
+        handle.write(f"process {os.getpid()} on {platform.node()} since {since}\n".encode())
+        handle.flush()
 
 
 def sha256_file(path: Path) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from brainmri_core.config.training import TrainConfig
-from brainmri_core.errors import IntegrityError, StorageError
+from brainmri_core.errors import BusyError, IntegrityError, StorageError
 from brainmri_core.job import Job
 from brainmri_core.learning.device import arithmetic
 from brainmri_core.learning.state import Loop, State, difference, load_state
@@ -58,14 +58,14 @@ def resume_file(models: Path, dataset: str, identity: dict[str, Any]) -> Path:
 
 
 def _lock_of(resume: Path, job: Job) -> Path:
-    return job.layout.locks() / f"train-{resume.parent.name}.lock"
+    return job.layout.lock("train", resume.parent.name)
 
 
 def _is_running(resume: Path, job: Job) -> bool:
     try:
         with exclusive(_lock_of(resume, job), wait=False):
             return False
-    except StorageError:
+    except BusyError:
         return True
 
 

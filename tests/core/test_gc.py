@@ -12,7 +12,7 @@ from brainmri_core.errors import IntegrityError
 from brainmri_core.gc import collect_garbage, remove_leftovers
 from brainmri_core.layout import Layout
 from brainmri_core.runs import stage_record
-from brainmri_core.storage import atomic_file, staging_folder
+from brainmri_core.storage import atomic_file, exclusive, staging_folder
 from brainmri_core.verify import verify
 from tests.faults.tiny import PHANTOM, configuration, finished_project, run_stage
 
@@ -91,12 +91,46 @@ def test_the_result_of_a_running_stage_and_its_temporaries_stay(layout: Layout) 
         left = leave(layout, RESULTS[1], RESULTS[0])
         with atomic_file(left[0] / "x.json") as handle, staging_folder(left[0].with_name("y")) as staging:
             handle.write(b"{}")
+            (staging / "samples.parquet").write_bytes(b"the result of a stage that is about to end")
             found = collect_garbage(layout, dry_run=False)
             assert found.results == []
             assert found.temporaries == []
-            assert staging.is_dir()
+            assert (staging / "samples.parquet").is_file()
     assert (left[0] / "x.json").is_file()
+    left.append(left[0].with_name("y"))
     assert sorted(collect_garbage(layout).results) == sorted(left), "a run that left no pointer"
+
+
+def test_the_whole_staging_of_a_killed_stage_is_one_temporary(layout: Layout) -> None:
+    """A stage that is killed just before its rename leaves a folder that holds all that a result does."""
+    staging = layout.root / "outputs/mappings" / PHANTOM / f".tmp-{os.getpid()}-{'0' * 12}"
+    shutil.copytree(layout.root / "outputs/mappings" / PHANTOM / "old-split", staging)
+    size = sum(path.stat().st_size for path in staging.iterdir())
+    found = collect_garbage(layout, dry_run=False)
+    assert (found.results, found.temporaries, found.size) == ([], [staging], size)
+    assert not staging.exists()
+
+
+def test_models_that_somebody_put_beside_the_results_stay(layout: Layout) -> None:
+    places = [
+        layout.root / "models/imported",
+        layout.root / "models/from/elsewhere",
+        layout.root / "models/from/elsewhere/second/try",
+    ]
+    for folder in places:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "best.pth").write_bytes(b"weights of somebody")
+    (layout.root / "models/linked").symlink_to(layout.root / "models/brainmri")
+    leave(layout, RESULTS[5])
+    assert collect_garbage(layout, dry_run=False).results == [layout.root / "models" / PHANTOM / "crashed"]
+    assert all((folder / "best.pth").is_file() for folder in places)
+
+
+def test_a_fetch_that_is_running_keeps_its_data_set_and_nobody_waits_for_it(layout: Layout) -> None:
+    (left,) = leave(layout, RESULTS[6])
+    with exclusive(layout.lock("fetch", PHANTOM)):
+        assert collect_garbage(layout).results == []
+    assert collect_garbage(layout).results == [left]
 
 
 def test_a_fetch_that_is_running_keeps_every_version_of_its_data_set(layout: Layout) -> None:

@@ -54,7 +54,7 @@ def test_pointer_is_written_to_latest_and_history(tmp_path: Path) -> None:
     assert stored.pointer_path is not None
     assert (tmp_path / stored.pointer_path).parent == folder / "history"
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d{6}\.\d{6}Z-r1\.json", Path(stored.pointer_path).name)
-    assert (tmp_path / "outputs/.locks/pointer-fetch-o__s.lock").is_file()
+    assert (tmp_path / "outputs/.locks/pointer-fetch-o+s.lock").is_file()
     assert (
         follow(layout, FetchPointer, stored.pointer_path)
         == stored

@@ -341,7 +341,7 @@ def test_a_look_at_a_training_does_not_keep_it_from_running(
 ) -> None:
     """Another training looks whether this one runs, with its lock, in the moment in which this one starts."""
     pack, state = interrupted
-    lock = job.layout.locks() / f"train-{state.parent.name}.lock"
+    lock = job.layout.lock("train", state.parent.name)
     held = threading.Event()
 
     def look() -> None:
@@ -404,7 +404,7 @@ def test_a_damaged_state_is_named(job: Job, interrupted: tuple[PackPointer, Path
 def test_two_runs_of_one_training_do_not_meet(job: Job, interrupted: tuple[PackPointer, Path]) -> None:
     pack, state = interrupted
     with (
-        exclusive(job.layout.locks() / f"train-{state.parent.name}.lock"),
+        exclusive(job.layout.lock("train", state.parent.name)),
         pytest.raises(StorageError, match="the same training is running"),
     ):
         train(config(**RECIPE), pack, job)

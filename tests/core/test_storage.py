@@ -5,6 +5,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import platform
 import signal
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 
 from brainmri_core import storage
-from brainmri_core.errors import IntegrityError, StorageError
+from brainmri_core.errors import BusyError, IntegrityError, StorageError
 
 
 def test_a_failed_write_leaves_the_previous_content(tmp_path: Path) -> None:
@@ -95,7 +96,7 @@ def test_stale_temporaries_of_a_killed_writer_go_and_live_ones_stay(tmp_path: Pa
     assert not list(tmp_path.iterdir())
 
 
-def test_a_lock_held_by_another_process_is_refused_at_once(tmp_path: Path) -> None:
+def test_a_lock_held_by_another_process_is_refused_at_once_with_its_owner(tmp_path: Path) -> None:
     lock = tmp_path / "l"
     with storage.exclusive(lock):
         read, write = os.pipe()
@@ -103,11 +104,12 @@ def test_a_lock_held_by_another_process_is_refused_at_once(tmp_path: Path) -> No
             try:
                 with storage.exclusive(lock, wait=False):
                     os.write(write, b"got it")
-            except StorageError:
-                os.write(write, b"refused")
+            except BusyError as error:
+                os.write(write, str(error).encode())
             os._exit(0)
         os.waitpid(child, 0)
-        assert os.read(read, 100) == b"refused"
+        told = os.read(read, 1000).decode()
+    assert f"another run holds it (process {os.getpid()} on {platform.node()} since 2" in told, told
 
 
 def test_damaged_json_and_changed_files_are_named(tmp_path: Path) -> None:

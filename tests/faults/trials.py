@@ -59,6 +59,10 @@ def crash(
     status = _disturbed(root, stage, "disturbed", action, at, notes, after_s)
     lost = cut_power(root, notes, since) if action == "power" else 0
     problems = [f"after the crash: {text}" for text in _seen(root, stage, hashes)]
+    if at % 2:  # half of the time somebody clears up before the rerun does
+        collect_garbage(Layout(root=root), configuration("new"), dry_run=False)
+        problems += [f"after gc at once: {text}" for text in _seen(root, stage, hashes)]
+        problems += [f"left by gc: {path}" for path in _temporaries(root)]
     again = run_stage(root, stage, "again", configuration("new"))
     if again.content_hash != hashes[1]:
         problems.append(f"run again it gave {again.content_hash}, not {hashes[1]}")
