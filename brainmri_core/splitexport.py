@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import io
-from pathlib import Path
+from collections import Counter
+from pathlib import Path, PurePosixPath
 
 import pandas as pd
 from PIL import Image
@@ -18,6 +19,7 @@ from brainmri_core.job import Job
 from brainmri_core.storage import remove_stale, staging_folder, write_bytes
 
 MARKER = ".brainmri-export"
+_LONGEST_NAME = 250
 
 
 def export_split(table: pd.DataFrame, root: Path, dest: Path, config: SplitConfig, job: Job) -> None:
@@ -45,6 +47,7 @@ def export_split(table: pd.DataFrame, root: Path, dest: Path, config: SplitConfi
     for stale in remove_stale(dest.parent) if dest.parent.is_dir() else []:
         job.log.info("removed a stale temporary", path=stale.name)
     used = table[table["split"] != "excluded"]
+    names = _flat_names(used["path"].tolist())
     read = read_below(root, used["path"].tolist())
 
     def write(item: tuple[int, tuple[str, str, str, str]]) -> None:
@@ -52,7 +55,7 @@ def export_split(table: pd.DataFrame, root: Path, dest: Path, config: SplitConfi
         data = read(number)
         if hashlib.sha256(data).hexdigest() != expected:
             raise IntegrityError(f"The image {path} was changed after it was fetched; fetch and split again.")
-        target = staging / side / label / path.replace("/", "__")
+        target = staging / side / label / names[number]
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
             decoded = decode(data, name=path, gray=False, colour_check=False)
@@ -70,3 +73,15 @@ def export_split(table: pd.DataFrame, root: Path, dest: Path, config: SplitConfi
         columns = ["path", "split", "label", "file_sha256"]
         with threads(cores()) as pool:
             list(pool.map(write, enumerate(used[columns].itertuples(index=False, name=None))))
+
+
+def _flat_names(paths: list[str]) -> list[str]:
+    """Return one file name for each path: its parts joined, or, where that is too long or not its alone, a hash of it."""
+    joined = [path.replace("/", "__") for path in paths]
+    taken = Counter(name.casefold().removesuffix(".png") for name in joined)
+    return [
+        name
+        if taken[name.casefold().removesuffix(".png")] == 1 and len(name.encode()) <= _LONGEST_NAME
+        else f"{hashlib.sha256(path.encode()).hexdigest()[:32]}{PurePosixPath(path).suffix}"
+        for path, name in zip(paths, joined, strict=True)
+    ]

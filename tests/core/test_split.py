@@ -562,6 +562,17 @@ def test_the_export_carries_pixels_only_and_is_no_link_to_the_data(job: Job) -> 
     assert (job.layout.absolute(fetched.dataset_root) / "glioma/plain.jpg").read_bytes() == plain
 
 
+def test_every_exported_image_has_a_name_of_its_own(job: Job) -> None:
+    """Joined parts may read the same, become the same with .png behind, or be too long."""
+    images = two_classes()
+    like = ["a/b.png", "a__b.png", "d.jpg", "d.jpg.png", f"{'e' * 200}/{'f' * 200}.png"]
+    images |= {f"glioma/{name}": personal_jpeg(picture(900 + n)) for n, name in enumerate(like)}
+    pointer = split(SplitConfig(seed=1, dest="data/tree"), small_set(job, images), job)
+    table = read_samples(job.layout.absolute(pointer.samples))
+    names = [path.name.casefold() for path in (job.layout.root / "data/tree").rglob("*.??g")]
+    assert len(names) == len(set(names)) == (table["split"] != "excluded").sum()
+
+
 def test_an_image_that_changed_since_it_was_fetched_is_not_exported(job: Job) -> None:
     fetched = small_set(job, two_classes())
     file = job.layout.absolute(fetched.dataset_root) / "glioma/3.png"
