@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from brainmri_core.config import LogConfig
+from brainmri_core.errors import StorageError
 from brainmri_core.layout import timestamp, utc_now
 from brainmri_core.storage import make_dirs, storage_error
 from brainmri_core.text import printable
@@ -25,7 +26,8 @@ _LEVELS = logging.getLevelNamesMapping()
 class StageLog:
     """Logger of one stage of one run.
 
-    Every record has ``time``, ``level``, ``run_id``, ``dataset``, ``stage``, ``event`` and the fields given.
+    Every record has ``time``, ``level``, ``run_id``, ``dataset``, ``stage``, ``event`` and the fields given. A sink whose
+    file can no longer be written is left out from then on, and the others are told.
     """
 
     def __init__(self, stage: str, run_id: str, dataset: str, sinks: list[Sink], level: str = "INFO") -> None:
@@ -37,8 +39,12 @@ class StageLog:
         if _LEVELS[level] < self._threshold:
             return
         record = {"time": timestamp(utc_now()), "level": level, **self._base, "event": event, **fields}
-        for sink in self._sinks:
-            sink(record)
+        for sink in list(self._sinks):
+            try:
+                sink(record)
+            except StorageError as error:  # a full disk takes the log and not the run
+                self._sinks.remove(sink)
+                self.warning(f"{error} The log goes on without that file.")
 
     def debug(self, event: str, **fields: Any) -> None:
         """Log a detail."""
@@ -123,15 +129,24 @@ def file_sink(path: Path) -> Iterator[Sink]:
     Raises
     ------
     StorageError
-        If the file cannot be opened.
+        If the file cannot be opened; from the sink, if a line cannot be written.
     """
     make_dirs(path.parent)
     try:
-        handle = path.open("a", encoding="utf-8")
+        handle = path.open("ab", buffering=0)
     except OSError as error:
         raise storage_error(error, path) from error
+
+    def emit(record: Record) -> None:
+        line = f"{as_json(record)}\n".encode()
+        try:
+            while line:
+                line = line[handle.write(line) :]
+        except OSError as error:
+            raise storage_error(error, path) from error
+
     with handle:
-        yield lambda record: print(as_json(record), file=handle, flush=True)
+        yield emit
 
 
 @contextmanager

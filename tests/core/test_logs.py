@@ -22,6 +22,19 @@ def test_every_record_has_the_same_keys_and_reaches_every_sink(tmp_path: Path) -
     assert (tmp_path / "all.log").read_text().splitlines() == [as_json(line) for line in lines]
 
 
+def test_a_full_disk_takes_the_log_and_not_the_run(tmp_path: Path) -> None:
+    seen: list[dict[str, object]] = []
+    config = LogConfig(file="/dev/full")
+    with stage_log("split", "r1", "o/s", config, tmp_path / "run", [seen.append], console=False) as log:
+        log.info("first")
+        log.info("second")
+    lines = [json.loads(line) for line in (tmp_path / "run/logs/split.log").read_text().splitlines()]
+    assert lines == seen
+    assert [line["event"] for line in lines if line["level"] == "INFO"] == ["first", "second"]
+    (warning,) = [str(line["event"]) for line in lines if line["level"] == "WARNING"]
+    assert warning.startswith("Cannot write /dev/full: there is no space left on the device")
+
+
 def test_console_is_readable_or_json(tmp_path: Path) -> None:
     for json_lines in (False, True):
         stream = io.StringIO()
