@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 
@@ -12,6 +13,7 @@ from brainmri_core.errors import ConfigError
 
 ROOT_VARIABLE = "BRAINMRI_HOME"
 ARCHIVES_VARIABLE = "BRAINMRI_ARCHIVES"
+RUN_ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 
 
 def resolve_root(configured: str | None = None) -> Path:
@@ -38,6 +40,21 @@ def utc_now() -> datetime:
 def timestamp(moment: datetime) -> str:
     """Format a moment as ``2026-11-23T20:05:27.123456Z``."""
     return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def checked_run_id(run_id: str) -> str:
+    """Return a run id that can name a folder.
+
+    Raises
+    ------
+    ConfigError
+        If it holds anything but letters, digits, dots, dashes and underscores, or is too long.
+    """
+    if not re.fullmatch(RUN_ID_PATTERN, run_id) or run_id.endswith("\n"):
+        raise ConfigError(
+            f"The run id {run_id!r} cannot name a folder; take up to 100 letters, digits, dots, dashes and underscores."
+        )
+    return run_id
 
 
 class Layout(BaseModel):
@@ -130,7 +147,7 @@ class Layout(BaseModel):
 
     def run_dir(self, run_id: str) -> Path:
         """Folder of one run: plan, manifest, resolved configs and logs."""
-        return self.root / "outputs" / "orchestrator" / run_id
+        return self.root / "outputs" / "orchestrator" / checked_run_id(run_id)
 
     def lock(self, *names: str) -> Path:
         """Lock file of something: of a data set's ``fetch``, of the ``pointer`` of a kind, of a ``run``."""

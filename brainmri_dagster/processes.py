@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import signal
 import socket
 import sys
@@ -28,10 +29,10 @@ def _started(pid: int) -> str:
 
 def is_dead(process: str) -> bool:
     """Say whether a process named by `this_process` is gone; one of another host, or without ``/proc``, is not known to be."""
-    host, pid, started = process.rsplit(":", 2)
-    if host != socket.gethostname() or not Path("/proc/self/stat").exists() or not started:
+    named = re.fullmatch(r"(.*):([0-9]{1,10}):([0-9]+)", process)
+    if named is None or named[1] != socket.gethostname() or not Path("/proc/self/stat").exists():
         return False
-    return _started(int(pid)) != started
+    return _started(int(named[2])) != named[3]
 
 
 def die_with_parent(parent: int) -> None:

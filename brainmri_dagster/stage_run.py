@@ -18,7 +18,7 @@ from brainmri_core.config.base import validate_config
 from brainmri_core.errors import BrainMRIError, ConfigError
 from brainmri_core.gc import remove_leftovers
 from brainmri_core.job import Job
-from brainmri_core.layout import Layout
+from brainmri_core.layout import Layout, checked_run_id
 from brainmri_core.logs import Record, Sink, event_text, stage_log, stream_sink, throttled
 from brainmri_core.pointers import Pointer
 from brainmri_core.runs import (
@@ -80,10 +80,15 @@ def run_id_of(instance: dg.DagsterInstance, run: dg.DagsterRun) -> str:
     """Return the project's run id: the one given as a tag, else one made from the run's creation time and Dagster id.
 
     A re-execution copies its parent's tags, so there the tag does not count.
+
+    Raises
+    ------
+    ConfigError
+        If the tag, which anybody who can launch a run may set, cannot name a folder.
     """
     given = run.tags.get(RUN_ID_TAG)
     if given and run.parent_run_id is None:
-        return given
+        return checked_run_id(given)
     record = instance.get_run_record_by_id(run.run_id)
     if record is None:
         raise ConfigError(f"The Dagster instance has no record of the run {run.run_id}; start it again.")

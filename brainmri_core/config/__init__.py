@@ -13,6 +13,7 @@ from brainmri_core.config.data import FetchConfig, ResizeConfig, SplitConfig, Va
 from brainmri_core.config.evaluation import EvaluateConfig
 from brainmri_core.config.training import TrainConfig
 from brainmri_core.errors import ConfigError
+from brainmri_core.layout import RUN_ID_PATTERN
 
 CONFIG_VARIABLE = "BRAINMRI_CONFIG"
 Stage = Literal["fetch", "split", "resize", "validate", "train", "evaluate"]
@@ -45,9 +46,7 @@ class PathsConfig(StageConfig):
 class PipelineConfig(StageConfig):
     """Everything one run needs."""
 
-    run_id: str | None = Field(
-        None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", description="Run id; empty: made automatically."
-    )
+    run_id: str | None = Field(None, pattern=RUN_ID_PATTERN, description="Run id; empty: made automatically.")
     env: EnvConfig = EnvConfig()
     log: LogConfig = LogConfig()
     paths: PathsConfig = PathsConfig()

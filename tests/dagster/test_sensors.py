@@ -18,6 +18,7 @@ from brainmri_core.layout import ARCHIVES_VARIABLE, ROOT_VARIABLE, Layout
 from brainmri_core.runs import PlannedStage, make_plan, write_plan
 from brainmri_dagster import sensors
 from brainmri_dagster.code_location import defs
+from brainmri_dagster.dead_runs import settle_manifest
 from brainmri_dagster.graph import PROCESS_TAG, RUN_ID_TAG
 from brainmri_dagster.processes import this_process
 from brainmri_dagster.sensors import (
@@ -230,6 +231,12 @@ def test_runs_whose_process_died_are_settled_and_others_left_alone(archives, tmp
     with dg.DagsterInstance.ephemeral() as instance:
         gone, manifest = unfinished(instance, tmp_path / "project", f"{host}:{os.getpid()}:1")
         here, _ = unfinished(instance, tmp_path / "project", this_process())
+        for odd in ("", "x", "x:y", f"{host}:y:z"):  # tags are anybody's to set
+            instance.create_run_for_job(
+                defs.resolve_job_def("retrain"),
+                tags={PROCESS_TAG: odd},
+                status=dg.DagsterRunStatus.STARTED,
+            )
         answer = dead_runs(dg.build_sensor_context(instance=instance, definitions=defs))
         assert answer.skip_message == f"Settled {gone.run_id}."
         assert instance.get_run_by_id(gone.run_id).status == dg.DagsterRunStatus.FAILURE
@@ -239,6 +246,22 @@ def test_runs_whose_process_died_are_settled_and_others_left_alone(archives, tmp
         assert instance.get_run_by_id(here.run_id).status == dg.DagsterRunStatus.STARTED
         again = dead_runs(dg.build_sensor_context(instance=instance, definitions=defs))
         assert again.skip_message == "No run's process died."
+
+
+@pytest.mark.parametrize("run_id", ["../../../elsewhere", "/elsewhere", "a/b", "..", "a\n", "a" * 101])
+def test_a_run_id_tag_cannot_lead_out_of_the_project(archives, tmp_path, run_id):
+    tags = {RUN_ID_TAG: run_id.replace("/elsewhere", f"{tmp_path}/elsewhere")}
+    with dg.DagsterInstance.ephemeral() as instance:
+        result = defs.resolve_job_def("retrain").execute_in_process(
+            instance=instance, partition_key=REAL, tags=tags, raise_on_error=False
+        )
+        assert not result.success
+        failed = next(event for event in result.all_events if event.is_step_failure)
+        said = failed.step_failure_data.user_failure_data.description
+        assert "cannot name a folder; take up to 100 letters" in said
+        run = instance.get_run_by_id(result.run_id)
+        assert not settle_manifest(instance, Layout(root=tmp_path / "project"), run, "", cancelled=False)
+    assert not [path for path in tmp_path.rglob("*") if "manifest" in path.name or path.name == "plan.json"]
 
 
 def test_a_cancelled_run_closes_its_manifest(archives, tmp_path):
