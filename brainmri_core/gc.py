@@ -19,11 +19,10 @@ from brainmri_core.config import PipelineConfig
 from brainmri_core.errors import BusyError
 from brainmri_core.layout import Layout
 from brainmri_core.pointers import PATH_FIELDS, pointer_files, read_pointer
-from brainmri_core.runs import manifest_files
+from brainmri_core.records import manifest_files, read_manifest
 from brainmri_core.storage import (
     TEMPORARY_PREFIX,
     exclusive,
-    read_json,
     remove_folder,
     remove_stale,
     sha256_file,
@@ -164,14 +163,14 @@ def _referenced(layout: Layout, raw: Path) -> _References:
             if name in PATH_FIELDS and stored:
                 found.add(layout.absolute(stored))
     for path in manifest_files(layout):
-        manifest = read_json(path)
-        for stage, entry in manifest.get("stages", {}).items():
-            for stored in entry.get("output_paths", []):
+        manifest = read_manifest(path)
+        for stage, entry in manifest.stages.items():
+            for stored in entry.output_paths:
                 found.add(layout.absolute(stored))
-            if entry.get("status") == "running":
+            if entry.status == "running":
                 found.running.add(path.parent.name)
-                if stage == "fetch" and manifest.get("dataset"):
-                    found.add(raw / manifest["dataset"])
+                if stage == "fetch" and manifest.dataset:
+                    found.add(raw / manifest.dataset)
     return found
 
 

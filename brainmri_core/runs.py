@@ -13,10 +13,9 @@ from datetime import datetime
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict
 
 from brainmri_core import __version__
 from brainmri_core.cores import cores
@@ -24,6 +23,7 @@ from brainmri_core.errors import BrainMRIError, ConfigError
 from brainmri_core.layout import Layout, timestamp, utc_now
 from brainmri_core.learning.interrupts import signals_held
 from brainmri_core.pointers import PATH_FIELDS, Pointer, result_files
+from brainmri_core.records import Plan, PlannedStage, overall_status, read_manifest, read_plan
 from brainmri_core.storage import (
     exclusive,
     json_text,
@@ -35,8 +35,6 @@ from brainmri_core.storage import (
     write_new,
 )
 
-Status = Literal["planned", "running", "success", "failed", "cancelled", "skipped"]
-STATUSES: tuple[Status, ...] = get_args(Status)
 _PACKAGES = (
     "dagster",
     "pydantic",
@@ -49,33 +47,6 @@ _PACKAGES = (
     "pyarrow",
 )
 CANCELLED_EXIT_CODE = 130
-
-
-class PlannedStage(BaseModel):
-    """One stage of a plan: its resolved config and the pointers it will start from."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    stage: str
-    asset: str
-    config: dict[str, Any]
-    inputs: dict[str, str | None] = {}
-
-
-class Plan(BaseModel):
-    """What a run is going to do, written before it does anything."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    run_id: str
-    dagster_run_id: str | None
-    dataset: str
-    created_at_utc: str
-    command: str
-    env: dict[str, Any]
-    config_hash: str
-    code: dict[str, Any]
-    stages: list[PlannedStage]
 
 
 def new_run_id(created: datetime, unique: str) -> str:
@@ -159,11 +130,6 @@ def write_plan(layout: Layout, plan: Plan) -> bool:
     return True
 
 
-def manifest_files(layout: Layout) -> list[Path]:
-    """List the run manifests of a project, oldest run id first."""
-    return sorted((layout.root / "outputs" / "orchestrator").glob("*/run_manifest.json"))
-
-
 def refuse_existing(layout: Layout, run_id: str) -> None:
     """Raise ConfigError if a run of this id has left anything."""
     folder = layout.run_dir(run_id)
@@ -178,17 +144,17 @@ def _manifest(layout: Layout, run_id: str) -> Iterator[dict[str, Any]]:
     folder = layout.run_dir(run_id)
     path = folder / "run_manifest.json"
     with exclusive(layout.lock("run", run_id)):
-        plan = read_json(folder / "plan.json") if (folder / "plan.json").is_file() else {}
+        plan = read_plan(folder / "plan.json") if (folder / "plan.json").is_file() else None
         manifest: dict[str, Any] = (
-            read_json(path)
+            read_manifest(path).model_dump(mode="json", exclude_unset=True)
             if path.is_file()
             else {
                 "run_id": run_id,
-                "dagster_run_id": plan.get("dagster_run_id"),
-                "dataset": plan.get("dataset"),
+                "dagster_run_id": plan and plan.dagster_run_id,
+                "dataset": plan and plan.dataset,
                 "started_at_utc": timestamp(utc_now()),
-                "seed": plan.get("env", {}).get("seed"),
-                "config_hash": plan.get("config_hash"),
+                "seed": plan and plan.env.get("seed"),
+                "config_hash": plan and plan.config_hash,
                 "data_hash": None,
                 "code": code_version(),
                 "stages": {},
@@ -199,14 +165,6 @@ def _manifest(layout: Layout, run_id: str) -> Iterator[dict[str, Any]]:
         manifest["status"] = overall_status([item["status"] for item in manifest["stages"].values()])
         manifest["updated_at_utc"] = timestamp(utc_now())
         write_json(path, manifest)
-
-
-def overall_status(statuses: list[str]) -> Status:
-    """Return a run's status from those of its stages."""
-    for status in ("failed", "cancelled", "running", "planned"):
-        if status in statuses:
-            return "running" if status == "planned" and "success" in statuses else status
-    return "success" if statuses else "planned"
 
 
 class StageRecord:

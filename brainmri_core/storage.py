@@ -11,6 +11,7 @@ import errno
 import fcntl
 import hashlib
 import json
+import math
 import os
 import platform
 import re
@@ -188,11 +189,18 @@ def read_json(path: Path) -> Any:
     """
     try:
         with _naming(path, "read"):
-            return json.loads(path.read_bytes().decode())
+            return json.loads(path.read_bytes().decode(), parse_float=_finite, parse_constant=_finite)
     except (ValueError, RecursionError) as error:
         raise IntegrityError(
             f"The file {path} is not valid JSON ({error}); restore it or run its stage again."
         ) from None
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is no number of JSON")
+    return value
 
 
 @contextlib.contextmanager

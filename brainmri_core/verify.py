@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
+from brainmri_core.config.base import parse_yaml
 from brainmri_core.errors import BrainMRIError, IntegrityError
 from brainmri_core.gc import RESUME_FOLDER
 from brainmri_core.images.pack import open_pack
@@ -26,9 +26,17 @@ from brainmri_core.pointers import (
     pointer_files,
     read_pointer,
 )
-from brainmri_core.runs import STATUSES, Plan, manifest_files, overall_status
+from brainmri_core.records import (
+    Plan,
+    StageEntry,
+    manifest_files,
+    overall_status,
+    read_manifest,
+    read_plan,
+)
 from brainmri_core.samples import FETCH_COLUMNS, content_hash, read_samples
-from brainmri_core.storage import read_json, sha256_file, sha256_json
+from brainmri_core.storage import read_json, sha256_file, sha256_json, storage_error
+from brainmri_core.text import printable
 
 
 class Problem(BaseModel):
@@ -54,6 +62,8 @@ class Verification(BaseModel):
 def verify(layout: Layout, progress: Callable[[], object] = lambda: None) -> Verification:
     """Check everything a project has recorded against what lies on the disk.
 
+    What seems damaged is looked at a second time: a run that is at work may have changed it in between.
+
     Parameters
     ----------
     layout : Layout
@@ -66,6 +76,15 @@ def verify(layout: Layout, progress: Callable[[], object] = lambda: None) -> Ver
     Verification
         Each damaged or missing file is named once, with what it was recorded as and what to do.
     """
+    found = _look(layout, progress)
+    if not found.problems:
+        return found
+    again = {problem.path for problem in _look(layout, progress).problems}
+    problems = [problem for problem in found.problems if problem.path in again]
+    return found.model_copy(update={"problems": problems})
+
+
+def _look(layout: Layout, progress: Callable[[], object]) -> Verification:
     check = _Check(layout)
     pointers = runs = 0
     for pointer_type, path in pointer_files(layout):
@@ -92,7 +111,7 @@ class _Check:
         self.seen: set[str] = set()
 
     def report(self, stored: str, message: str) -> None:
-        self.problems.setdefault(stored, Problem(path=stored, message=message))
+        self.problems.setdefault(stored, Problem(path=printable(stored), message=printable(message)))
 
     def exists(self, stored: str, named_by: str) -> bool:
         found = self.layout.absolute(stored).exists()
@@ -113,11 +132,13 @@ class _Check:
 
 @contextmanager
 def _reported(check: _Check, path: Path) -> Iterator[None]:
-    """Turn an error of this package inside the block into a problem of a file."""
+    """Turn an error of this package, or of the system, inside the block into a problem of a file."""
     try:
         yield
     except BrainMRIError as error:
         check.report(check.layout.relative(path), str(error))
+    except OSError as error:
+        check.report(check.layout.relative(path), str(storage_error(error, path, "read")))
 
 
 def _verify_pointer(check: _Check, pointer: Pointer, path: Path) -> None:
@@ -170,61 +191,48 @@ def _verify_run(check: _Check, folder: Path) -> None:
     plan_file, manifest_file = folder / "plan.json", folder / "run_manifest.json"
     if plan_file.exists():
         with _reported(check, plan_file):
-            _verify_plan(check, _plan(plan_file), plan_file)
+            _verify_plan(check, read_plan(plan_file), plan_file)
     if manifest_file not in manifest_files(check.layout):
         return
     with _reported(check, manifest_file):
-        manifest = read_json(manifest_file)
-        stages = manifest["stages"] if isinstance(manifest, dict) and "stages" in manifest else None
-        if not isinstance(stages, dict) or any(
-            item.get("status") not in STATUSES for item in stages.values()
-        ):
-            raise IntegrityError(
-                f"{manifest_file} is no run manifest; restore it, or delete the run's folder."
-            )
-        if manifest.get("run_id") != folder.name or manifest.get("status") != overall_status(
-            [item["status"] for item in stages.values()]
-        ):
+        manifest = read_manifest(manifest_file)
+        status = overall_status([entry.status for entry in manifest.stages.values()])
+        if (manifest.run_id, manifest.status) != (folder.name, status):
             raise IntegrityError(
                 f"{manifest_file} contradicts itself: its run id or its status is not what its stages and its folder "
                 "say; restore it."
             )
-        for entry in stages.values():
+        for entry in manifest.stages.values():
             _verify_entry(check, entry, f"the manifest of run {folder.name}")
-
-
-def _plan(path: Path) -> Plan:
-    try:
-        return Plan.model_validate(read_json(path))
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise IntegrityError(
-            f"{path} is no plan: '{'.'.join(map(str, first['loc']))}': {first['msg']}; restore it."
-        ) from None
 
 
 def _verify_plan(check: _Check, plan: Plan, path: Path) -> None:
     configs = {item.stage: item.config for item in plan.stages}
-    if sha256_json({"env": plan.env, "stages": configs}) != plan.config_hash:
+    try:
+        found = sha256_json({"env": plan.env, "stages": configs})
+    except ValueError:  # text or a number that no JSON of ours holds
+        found = None
+    if found != plan.config_hash:
         raise IntegrityError(
             f"{path} was changed after it was written: its config hash does not fit; restore it."
         )
     for stage, config in configs.items():
         copy = path.with_name(f"{stage}.yaml")
-        if copy.exists() and yaml.safe_load(copy.read_bytes().decode(errors="replace")) != config:
-            check.report(check.layout.relative(copy), f"{copy} differs from the plan beside it; restore it.")
+        if copy.exists():
+            with _reported(check, copy):
+                if parse_yaml(copy.read_bytes().decode(errors="replace"), str(copy))[0] != config:
+                    raise IntegrityError(f"{copy} differs from the plan beside it; restore it.")
 
 
-def _verify_entry(check: _Check, entry: dict[str, Any], name: str) -> None:
-    for stored in entry.get("output_paths", []):
+def _verify_entry(check: _Check, entry: StageEntry, name: str) -> None:
+    for stored in entry.output_paths:
         check.exists(stored, name)
-    for stored, digest in entry.get("output_hashes", {}).items():
+    for stored, digest in entry.output_hashes.items():
         check.content(stored, digest, name, "run the stage that makes it again")
-    pointer = entry.get("pointer") or {}
-    own = pointer.get("pointer_path")
-    if own and check.exists(own, name):
+    own = entry.pointer and entry.pointer.pointer_path
+    if entry.pointer and own and check.exists(own, name):
         with _reported(check, check.layout.absolute(own)):
-            if read_json(check.layout.absolute(own)) != pointer:
+            if read_json(check.layout.absolute(own)) != entry.pointer.model_dump():
                 check.report(own, f"{own} differs from what {name} recorded; restore it.")
 
 

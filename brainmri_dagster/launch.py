@@ -20,8 +20,9 @@ from brainmri_core.config import STAGES, PipelineConfig, Stage, load_config
 from brainmri_core.errors import BrainMRIError, ConfigError
 from brainmri_core.layout import Layout, utc_now
 from brainmri_core.pointers import CheckpointPointer, EvaluationPointer, Pointer, ValidationPointer
-from brainmri_core.runs import CANCELLED_EXIT_CODE, Plan, make_plan, new_run_id, refuse_existing, write_plan
-from brainmri_core.storage import exclusive, make_dirs, read_json, write_bytes
+from brainmri_core.records import Plan, read_manifest
+from brainmri_core.runs import CANCELLED_EXIT_CODE, make_plan, new_run_id, refuse_existing, write_plan
+from brainmri_core.storage import exclusive, make_dirs, write_bytes
 from brainmri_dagster.dead_runs import settle_dead_runs, settle_own_runs
 from brainmri_dagster.experiments import apply_experiment, find_experiment
 from brainmri_dagster.graph import (
@@ -272,8 +273,8 @@ def _release_dry_run(layout: Layout, run_id: str) -> None:
     manifest = folder / "run_manifest.json"
     if not manifest.is_file():
         return
-    value = read_json(manifest)
-    if value["dagster_run_id"] is None and value["status"] == "planned":
+    value = read_manifest(manifest)
+    if value.dagster_run_id is None and value.status == "planned":
         for path in [*folder.glob("*.yaml"), folder / "plan.json", manifest]:
             path.unlink(missing_ok=True)
         folder.rmdir()

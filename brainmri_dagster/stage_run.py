@@ -21,8 +21,8 @@ from brainmri_core.job import Job
 from brainmri_core.layout import Layout, checked_run_id
 from brainmri_core.logs import Record, Sink, event_text, stage_log, stream_sink, throttled
 from brainmri_core.pointers import Pointer
+from brainmri_core.records import PlannedStage, read_manifest, read_plan
 from brainmri_core.runs import (
-    PlannedStage,
     StageRecord,
     make_plan,
     new_run_id,
@@ -30,7 +30,6 @@ from brainmri_core.runs import (
     stage_record,
     write_plan,
 )
-from brainmri_core.storage import read_json
 from brainmri_dagster.graph import (
     ASSETS,
     COMMAND_TAG,
@@ -201,7 +200,7 @@ def failure(error: BrainMRIError) -> dg.Failure:
 def _claim(layout: Layout, run_id: str, run: dg.DagsterRun) -> None:
     """Refuse a given run id whose folder belongs to another run, before anything is written there."""
     path = layout.run_dir(run_id) / "run_manifest.json"
-    if path.is_file() and read_json(path)["dagster_run_id"] not in (None, run.run_id):
+    if path.is_file() and read_manifest(path).dagster_run_id not in (None, run.run_id):
         refuse_existing(layout, run_id)
 
 
@@ -257,7 +256,7 @@ def _ensure_plan(
                 stages=stages,
             ),
         )
-    return {item["asset"]: item["inputs"] for item in read_json(path)["stages"]}
+    return {item.asset: item.inputs for item in read_plan(path).stages}
 
 
 def plan_stages(

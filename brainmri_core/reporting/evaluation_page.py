@@ -17,6 +17,7 @@ from PIL import Image
 from brainmri_core.config.evaluation import EvaluateConfig
 from brainmri_core.job import Job
 from brainmri_core.pointers import CheckpointPointer
+from brainmri_core.records import read_plan
 from brainmri_core.reporting.calibration import probabilities
 from brainmri_core.reporting.evidence import Evidence
 from brainmri_core.reporting.explanations import Explained
@@ -27,7 +28,7 @@ from brainmri_core.reporting.predictions import labels_of, logits_of
 from brainmri_core.reporting.subject import Subject
 from brainmri_core.reporting.validation_html import render_leak_section, validation_style
 from brainmri_core.runs import code_version, environment
-from brainmri_core.storage import read_json, sha256_json, write_bytes
+from brainmri_core.storage import sha256_json, write_bytes
 from brainmri_core.text import markdown
 
 MAX_PICTURES = 240
@@ -168,11 +169,11 @@ def _data(result: Evaluation, job: Job) -> dict[str, Any]:
 def _reproduce(result: Evaluation, job: Job) -> dict[str, Any]:
     """Collect what someone needs to get these numbers again."""
     plan_path = job.layout.run_dir(job.run_id) / "plan.json"
-    plan = read_json(plan_path) if plan_path.is_file() else {}
+    plan = read_plan(plan_path) if plan_path.is_file() else None
     config = result.config.model_dump(mode="json", by_alias=True)
     found = environment()
     return {
-        "command": plan.get("command"),
+        "command": plan and plan.command,
         "code": code_version(),
         "trained_with": result.subject.meta.code,
         "environment": found,

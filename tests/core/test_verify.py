@@ -98,6 +98,20 @@ def test_a_damaged_index_of_the_images_is_named(layout: Layout, damage: Callable
     assert [problem.path for problem in verify(layout).problems] == [layout.relative(path)]
 
 
+def test_what_a_run_at_work_changed_in_between_is_no_damage(layout: Layout) -> None:
+    history = one(layout, "outputs/pointers/pack/*/*/history/*.json")
+    aside = history.rename(layout.root / "aside.json")
+
+    def write() -> None:
+        """Bring the file as soon as something was looked at."""
+        if aside.exists():
+            aside.rename(history)
+
+    assert verify(layout, write).problems == []
+    history.rename(aside)
+    assert verify(layout).problems
+
+
 def test_an_edited_pointer_is_found_by_its_history_copy_and_the_manifest(layout: Layout) -> None:
     latest = one(layout, "outputs/pointers/checkpoint/*/*/latest.json")
     value = json.loads(latest.read_text())

@@ -15,7 +15,8 @@ import pytest
 from brainmri_core.catalogue import load_catalogue
 from brainmri_core.errors import IntegrityError
 from brainmri_core.layout import ARCHIVES_VARIABLE, ROOT_VARIABLE, Layout
-from brainmri_core.runs import PlannedStage, make_plan, write_plan
+from brainmri_core.records import PlannedStage
+from brainmri_core.runs import make_plan, write_plan
 from brainmri_dagster import sensors
 from brainmri_dagster.code_location import defs
 from brainmri_dagster.dead_runs import settle_manifest

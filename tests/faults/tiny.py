@@ -30,7 +30,8 @@ from brainmri_core.pointers import (
     latest_pointer,
     write_pointer,
 )
-from brainmri_core.runs import PlannedStage, make_plan, record_pointer, stage_record, write_plan
+from brainmri_core.records import PlannedStage
+from brainmri_core.runs import make_plan, record_pointer, stage_record, write_plan
 from brainmri_core.sources.phantom import write_phantom
 
 PHANTOM = "brainmri/phantom"

@@ -24,10 +24,15 @@ from brainmri_core.catalogue import load_catalogue
 from brainmri_core.config import PipelineConfig, load_config
 from brainmri_core.config.base import apply_overrides, parse_yaml
 from brainmri_core.errors import BrainMRIError
+from brainmri_core.gc import collect_garbage
 from brainmri_core.images.decode import MAX_PIXELS, decode
 from brainmri_core.layout import Layout
 from brainmri_core.pointers import PATH_FIELDS, POINTER_TYPES, read_pointer
+from brainmri_core.records import read_manifest, read_plan
+from brainmri_core.runs import close_run
 from brainmri_core.sources.archive import extract_archive
+from brainmri_core.storage import sha256_json
+from brainmri_core.verify import verify
 from tests.conftest import LONG
 from tests.security.corpus import LIMITS, archive, archives, encoded, images, slice_image
 
@@ -265,8 +270,88 @@ def test_pointers(layout: Layout, found: tuple[str, bytes]) -> None:
                 assert (layout.root / stored).resolve().is_relative_to(layout.root.resolve())
 
 
+HISTORY = "outputs/pointers/pack/a/b/history/0.json"
+ENTRY: dict[str, Any] = {
+    "status": "success",
+    "asset": "x",
+    "pid": 1,
+    "inputs": {"y": None},
+    "pointer": {**POINTERS["pack"], "pointer_path": HISTORY},
+    "output_paths": ["x"],
+    "output_hashes": {"x": "0"},
+    "metrics": {"m": 0.5},
+}
+MANIFEST: dict[str, Any] = {
+    "run_id": "r",
+    "dagster_run_id": None,
+    "dataset": "a/b",
+    "started_at_utc": "",
+    "updated_at_utc": "",
+    "status": "success",
+    "seed": 1,
+    "config_hash": None,
+    "data_hash": None,
+    "code": {},
+    "environment": {},
+    "stages": {"resize": ENTRY, "fetch": {"status": "skipped", "asset": "y"}},
+}
+PLAN: dict[str, Any] = {
+    "run_id": "r",
+    "dagster_run_id": None,
+    "dataset": "a/b",
+    "created_at_utc": "",
+    "command": "",
+    "env": {"seed": 1},
+    "config_hash": sha256_json({"env": {"seed": 1}, "stages": {"resize": {"size": 1}}}),
+    "code": {},
+    "stages": [{"stage": "resize", "asset": "x", "config": {"size": 1}, "inputs": {}}],
+}
+LEAVES = st.one_of(TREES, PATHS, st.just([]), st.just({}), st.just(1e400), st.just("running"))
+
+
+@st.composite
+def changed(draw: st.DrawFn, value: Any) -> Any:
+    """A JSON value with one thing in it, at any depth, that is something else."""
+    if not value or not isinstance(value, dict | list) or not draw(st.integers(0, 3)):
+        return draw(LEAVES)
+    copy = value.copy()
+    key = draw(st.sampled_from(sorted(value) if isinstance(value, dict) else range(len(value))))
+    copy[key] = draw(changed(value[key]))
+    return copy
+
+
+def test_usual_records_are_read(tmp_path: Path) -> None:
+    for value, read in ((MANIFEST, read_manifest), (PLAN, read_plan)):
+        (tmp_path / "x.json").write_text(json.dumps(value))
+        assert read(tmp_path / "x.json").run_id == "r"
+
+
+@inputs(400, 6000)
+@given(
+    changed(MANIFEST) | st.just(MANIFEST),
+    changed(PLAN) | st.just(PLAN),
+    TEXTS,
+    changed(POINTERS["pack"]),
+)
+def test_verify_and_gc_with_damaged_records(manifest: Any, plan: Any, config: str, pointer: Any) -> None:
+    """Whatever a project's records hold, verify says what is damaged, and gc and a run's end end with an error of ours."""
+    COUNTS["records"] += 1
+    with tempfile.TemporaryDirectory() as name:
+        layout = Layout(root=Path(name))
+        run = layout.run_dir("r")
+        for path in (run, (layout.root / HISTORY).parent):
+            path.mkdir(parents=True)
+        (layout.root / HISTORY).write_text(json.dumps(pointer))
+        (run / "run_manifest.json").write_text(json.dumps(manifest))
+        (run / "plan.json").write_text(json.dumps(plan))
+        (run / "resize.yaml").write_bytes(config.encode(errors="surrogatepass"))
+        assert all(problem.message.isprintable() for problem in verify(layout).problems)
+        harmless(lambda: collect_garbage(layout, dry_run=False))
+        harmless(lambda: close_run(layout, "r", "failed", "It ended."))
+
+
 def test_the_number_of_inputs_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     with capsys.disabled():
         print(f"\nfuzzed with {COUNTS.total():,} inputs: {dict(COUNTS)}")
-    assert set(COUNTS) == {"archives", "images", "configurations", "pointers"}
+    assert set(COUNTS) == {"archives", "images", "configurations", "pointers", "records"}
     assert COUNTS.total() >= (100_000 if LONG else 3000)
