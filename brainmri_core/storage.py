@@ -189,7 +189,11 @@ def read_json(path: Path) -> Any:
     """
     try:
         with _naming(path, "read"):
-            return json.loads(path.read_bytes().decode(), parse_float=_finite, parse_constant=_finite)
+            text = path.read_bytes().decode()
+        value = json.loads(text, parse_float=_finite, parse_constant=_finite)
+        if "\\ud" in text.lower():  # half a character, which nobody could write again, may be escaped in it
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
     except (ValueError, RecursionError) as error:
         raise IntegrityError(
             f"The file {path} is not valid JSON ({error}); restore it or run its stage again."
