@@ -37,7 +37,7 @@ class _WithExtensions(StageConfig):
 class ArchiveLimits(StageConfig):
     """What an archive may hold at most; larger ones are refused before a byte is written."""
 
-    max_files: int = Field(200_000, ge=1, description="Entries in the archive.")
+    max_files: int = Field(200_000, ge=1, description="Files and folders in the archive together.")
     max_total_bytes: int = Field(50_000_000_000, ge=1, description="Unpacked size of all entries together.")
     max_file_bytes: int = Field(500_000_000, ge=1, description="Unpacked size of one entry.")
     max_ratio: float = Field(200.0, ge=1, description="Unpacked to packed size of one entry.")

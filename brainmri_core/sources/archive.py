@@ -5,23 +5,30 @@ from __future__ import annotations
 import os
 import shutil
 import stat
-import unicodedata
+import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path, PurePosixPath
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from brainmri_core.config.data import ArchiveLimits
 from brainmri_core.errors import SourceError
+from brainmri_core.sources.names import (
+    LEFT_OUT_FOLDERS,
+    RAISE,
+    check_collisions,
+    is_litter,
+    safe_name,
+    shown_name,
+    too_many,
+)
 from brainmri_core.storage import storage_error
-from brainmri_core.text import printable
 
 _CHUNK = 1 << 20
 _LOCAL_HEADER = 30
-_LEFT_OUT_FOLDERS = {"__MACOSX"}
-_LEFT_OUT_FILES = {".DS_Store", "Thumbs.db", "desktop.ini"}
 _ENCRYPTED = 0x1 | 0x40
-_RAISE = "raise the limit if that is right"
+_END = b"PK\5\6"
+_LONGEST_END = 76 + 22 + (1 << 16)
 Progress = Callable[[int, int], None]
 
 
@@ -49,13 +56,15 @@ def find_archive(dataset: str, explicit: Path | None, archives: Path | None) -> 
         if explicit is not None:
             if not (explicit.is_file() or explicit.is_dir()):
                 what = "is neither a file nor a folder" if explicit.exists() else "does not exist"
-                raise SourceError(f"The archive {_shown(explicit)} {what}; check fetch.archive or --archive.")
+                raise SourceError(
+                    f"The archive {shown_name(explicit)} {what}; check fetch.archive or --archive."
+                )
             return explicit
         if archives is None:
             return None
         if not archives.is_dir():
             raise SourceError(
-                f"BRAINMRI_ARCHIVES names {_shown(archives)}, which is no folder; correct or unset it."
+                f"BRAINMRI_ARCHIVES names {shown_name(archives)}, which is no folder; correct or unset it."
             )
         owner, _, slug = dataset.partition("/")
         candidates = (archives / f"{owner}__{slug}.zip", archives / f"{slug}.zip")
@@ -63,12 +72,6 @@ def find_archive(dataset: str, explicit: Path | None, archives: Path | None) -> 
     except OSError as error:
         assert looked_at is not None
         raise storage_error(error, looked_at, "read") from error
-
-
-def _shown(name: str | Path) -> str:
-    """Return a foreign name fit for a message: escaped, and cut where it is endless."""
-    text = printable(str(name))
-    return text if len(text) <= 200 else f"{text[:120]}...{text[-60:]}"
 
 
 def extract_archive(
@@ -103,8 +106,9 @@ def extract_archive(
     StorageError
         If the archive cannot be read or the files cannot be written.
     """
-    shown = _shown(archive)
+    shown = shown_name(archive)
     try:
+        _check_count(archive, limits)
         with zipfile.ZipFile(archive) as opened:
             entries = _checked(opened.infolist(), archive, limits)
             total = sum(info.file_size for info, _ in entries)
@@ -130,24 +134,41 @@ def extract_archive(
             raise SourceError(
                 f"{shown} is not a zip archive or is cut short; download it again or name another file."
             ) from None
-        raise SourceError(f"{shown} is damaged ({_shown(str(error))}); download it again.") from None
+        raise SourceError(f"{shown} is damaged ({shown_name(str(error))}); download it again.") from None
+
+
+def _check_count(archive: Path, limits: ArchiveLimits) -> None:
+    """Refuse too many entries before `zipfile` reads all of them into memory; anything else it judges itself."""
+    with archive.open("rb") as file:
+        file.seek(max(0, archive.stat().st_size - _LONGEST_END))
+        began, tail = file.tell(), file.read()
+        bare = tail[-22:-18] == _END and tail.endswith(b"\0\0")
+        end = len(tail) - 22 if bare else tail.rfind(_END)
+        if end < 0 or len(tail) < end + 22:
+            return
+        (size,) = struct.unpack_from("<L", tail, end + 12)
+        if tail[max(0, end - 20) :].startswith(b"PK\6\7") and tail[max(0, end - 76) :].startswith(b"PK\6\6"):
+            end -= 76
+            (size,) = struct.unpack_from("<Q", tail, end + 40)
+        file.seek(max(0, began + end - size))
+        entries = 0
+        while (header := file.read(46)).startswith(b"PK\1\2") and len(header) == 46:
+            if (entries := entries + 1) > limits.max_files:
+                raise SourceError(too_many(shown_name(archive), limits))
+            file.seek(sum(struct.unpack_from("<HHH", header, 28)), os.SEEK_CUR)
 
 
 def _checked(
     listing: list[zipfile.ZipInfo], archive: Path, limits: ArchiveLimits
 ) -> list[tuple[zipfile.ZipInfo, str]]:
     """Check every entry of a listing and return the files to unpack with their paths."""
-    shown = _shown(archive)
-    if len(listing) > limits.max_files:
-        raise SourceError(
-            f"{shown} holds {len(listing)} entries, more than fetch.limits.max_files ({limits.max_files}); {_RAISE}."
-        )
+    shown = shown_name(archive)
     kept: list[tuple[zipfile.ZipInfo, str]] = []
     for info in listing:
         _check_kind(info, shown)
         # zipfile ends a name at a NUL; orig_filename still has it.
-        name = _safe_name(info.filename, info.orig_filename, shown)
-        if not info.is_dir() and not _is_litter(name):
+        name = safe_name(info.filename, info.orig_filename, shown)
+        if not info.is_dir() and not is_litter(name):
             _check_sizes(info, shown, limits)
             kept.append((info, name))
     if not kept:
@@ -155,23 +176,23 @@ def _checked(
     total = sum(info.file_size for info, _ in kept)
     if total > limits.max_total_bytes:
         raise SourceError(
-            f"{shown} unpacks to {total} bytes, more than fetch.limits.max_total_bytes ({limits.max_total_bytes}); {_RAISE}."
+            f"{shown} unpacks to {total} bytes, more than fetch.limits.max_total_bytes ({limits.max_total_bytes}); {RAISE}."
         )
-    _check_collisions((name for _, name in kept), shown)
+    check_collisions((name for _, name in kept), shown, limits)
     end = 0
     for info in sorted(listing, key=lambda info: info.header_offset):
         if info.header_offset < 0:
             raise zipfile.BadZipFile("its beginning is missing")
         if info.header_offset < end:
             raise SourceError(
-                f"{shown} holds entries that share their bytes ({_shown(info.filename)!r}); it is a zip bomb: do not trust it."
+                f"{shown} holds entries that share their bytes ({shown_name(info.filename)!r}); it is a zip bomb: do not trust it."
             )
         end = info.header_offset + _LOCAL_HEADER + info.compress_size
     return kept
 
 
 def _check_kind(info: zipfile.ZipInfo, shown: str) -> None:
-    name = _shown(info.filename)
+    name = shown_name(info.filename)
     if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
         raise SourceError(
             f"{shown} holds {name!r}, which is a link or a device and not a file; do not trust this archive."
@@ -187,69 +208,12 @@ def _check_kind(info: zipfile.ZipInfo, shown: str) -> None:
         )
 
 
-def _safe_name(name: str, original: str, where: str) -> str:
-    """Return a path below the folder in one spelling, or raise SourceError."""
-    path = PurePosixPath(name)
-    if (
-        "\\" in original
-        or path.is_absolute()
-        or ".." in path.parts
-        or not path.parts
-        or (len(name) > 1 and name[1] == ":")
-    ):
-        raise SourceError(
-            f"{where} holds the entry {_shown(original)!r}, which leaves its folder, here or on other systems; do not trust it."
-        )
-    if any(unicodedata.category(char) in ("Cc", "Cs") for char in original):
-        raise SourceError(
-            f"{where} holds the entry {_shown(original)!r} with control characters or broken text in its name; rename it."
-        )
-    if any(len(part.encode()) > 255 for part in path.parts) or len(name.encode()) > 2000:
-        raise SourceError(f"{where} holds an entry whose name is too long ({_shown(name)!r}); shorten it.")
-    return path.as_posix()
-
-
-def _is_litter(name: str) -> bool:
-    path = PurePosixPath(name)
-    return (
-        bool(_LEFT_OUT_FOLDERS & set(path.parts))
-        or path.name in _LEFT_OUT_FILES
-        or path.name.startswith("._")
-    )
-
-
-def _check_collisions(names: Iterable[str], where: str) -> None:
-    """Refuse names that are one and the same on a system that ignores case or normalises Unicode."""
-    files: dict[str, str] = {}
-    folders: dict[str, str] = {}
-    for name in names:
-        folded = _folded(name)
-        if folded in files:
-            raise SourceError(
-                f"{where} holds {_shown(files[folded])!r} and {_shown(name)!r}, which are one file on some systems; rename one."
-            )
-        files[folded] = name
-        for parent in PurePosixPath(name).parents:
-            spelling = folders.setdefault(_folded(parent.as_posix()), parent.as_posix())
-            if spelling != parent.as_posix():
-                raise SourceError(
-                    f"{where} holds the folders {_shown(spelling)!r} and {_shown(parent.as_posix())!r}, which are one folder on "
-                    "some systems; rename one."
-                )
-    for folded in files.keys() & folders.keys():
-        raise SourceError(f"{where} holds {_shown(files[folded])!r} as a file and as a folder; rename one.")
-
-
-def _folded(name: str) -> str:
-    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
-
-
 def _check_sizes(info: zipfile.ZipInfo, shown: str, limits: ArchiveLimits) -> None:
-    name = _shown(info.filename)
+    name = shown_name(info.filename)
     if info.file_size > limits.max_file_bytes:
         raise SourceError(
             f"{shown} holds {name!r} of {info.file_size} bytes, more than fetch.limits.max_file_bytes "
-            f"({limits.max_file_bytes}); {_RAISE}."
+            f"({limits.max_file_bytes}); {RAISE}."
         )
     if info.file_size > limits.max_ratio * max(info.compress_size, 1) and info.file_size > _CHUNK:
         raise SourceError(
@@ -275,7 +239,7 @@ def _extract(opened: zipfile.ZipFile, info: zipfile.ZipInfo, target: Path, shown
         raise storage_error(error, target) from error
     if left:
         raise SourceError(
-            f"{shown} holds less of {_shown(info.filename)!r} than it declares; download it again."
+            f"{shown} holds less of {shown_name(info.filename)!r} than it declares; download it again."
         )
 
 
@@ -295,39 +259,39 @@ def list_folder(source: Path, limits: ArchiveLimits) -> list[str]:
     StorageError
         If it cannot be read.
     """
-    base, shown = source.resolve(), f"The folder {_shown(source)}"
+    base, shown = source.resolve(), f"The folder {shown_name(source)}"
     names: list[str] = []
-    total = 0
+    total = below = 0
     try:
         for here, folders, files in os.walk(base, onerror=_raise):
-            folders[:] = sorted(name for name in folders if name not in _LEFT_OUT_FOLDERS)
+            folders[:] = sorted(name for name in folders if name not in LEFT_OUT_FOLDERS)
             for path in (Path(here) / name for name in folders + sorted(files)):
                 name = path.relative_to(base).as_posix()
                 if path.is_symlink() and (path.is_dir() or not path.resolve().is_relative_to(base)):
                     raise SourceError(
-                        f"{shown} holds {_shown(name)!r}, a symbolic link to a folder or out of it; put what it points to "
+                        f"{shown} holds {shown_name(name)!r}, a symbolic link to a folder or out of it; put what it points to "
                         "in its place."
                     )
-                if path.name in folders or _is_litter(name):
+                if (below := below + 1) > limits.max_files:
+                    raise SourceError(too_many(shown, limits))
+                if path.name in folders or is_litter(name):
                     continue
                 if not path.is_file():
-                    raise SourceError(f"{shown} holds {_shown(name)!r}, which is no plain file; remove it.")
+                    raise SourceError(
+                        f"{shown} holds {shown_name(name)!r}, which is no plain file; remove it."
+                    )
                 size = path.stat().st_size
                 total += size
                 if size > limits.max_file_bytes or total > limits.max_total_bytes:
                     raise SourceError(
-                        f"{shown} is larger than fetch.limits allows at {_shown(name)!r}; {_RAISE}."
+                        f"{shown} is larger than fetch.limits allows at {shown_name(name)!r}; {RAISE}."
                     )
-                names.append(_safe_name(name, name, shown))
-                if len(names) > limits.max_files:
-                    raise SourceError(
-                        f"{shown} holds more than fetch.limits.max_files ({limits.max_files}) files; {_RAISE}."
-                    )
+                names.append(safe_name(name, name, shown))
     except OSError as error:
         raise storage_error(error, source, "read") from error
     if not names:
         raise SourceError(f"{shown} is empty; name another one.")
-    _check_collisions(names, shown)
+    check_collisions(names, shown, limits)
     return sorted(names)
 
 
@@ -361,7 +325,7 @@ def copy_tree(source: Path, dest: Path, limits: ArchiveLimits) -> list[str]:
     """
     if dest.resolve().is_relative_to(source.resolve()):
         raise SourceError(
-            f"The folder {_shown(source)} holds the place its copy goes to ({_shown(dest)}); name the data set's own folder."
+            f"The folder {shown_name(source)} holds the place its copy goes to ({shown_name(dest)}); name the data set's own folder."
         )
     names = list_folder(source, limits)
     for name in names:

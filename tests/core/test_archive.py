@@ -128,6 +128,55 @@ def test_limits_hold(tmp_path: Path, limits: ArchiveLimits, part: str) -> None:
         extract(path, limits)
 
 
+@pytest.mark.parametrize("comment", [b"", b"made by somebody", b"PK\5\6" + bytes(18)])
+@pytest.mark.parametrize("long", [False, True])
+def test_too_many_entries_are_refused_before_the_listing_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, long: bool, comment: bytes
+) -> None:
+    if long:  # the form for more than 65,535 entries
+        monkeypatch.setattr(zipfile, "ZIP_FILECOUNT_LIMIT", 2)
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as opened:
+        for number in range(6):
+            opened.writestr(f"{number}.jpg", b"x" * number)
+        opened.comment = comment
+    (tmp_path / "dest").mkdir()
+    if not comment.startswith(b"PK"):  # zipfile itself reads this comment as another, empty listing
+        extract_archive(tmp_path / "a.zip", tmp_path / "dest", ArchiveLimits(max_files=6))
+
+    def kept(*_: object) -> None:
+        raise AssertionError("the whole listing was read")
+
+    monkeypatch.setattr(zipfile, "ZipFile", kept)
+    limits = ArchiveLimits(max_files=5)
+    if comment.startswith(b"PK"):
+        with pytest.raises(AssertionError):
+            extract_archive(tmp_path / "a.zip", tmp_path / "dest", limits)
+    else:
+        with pytest.raises(SourceError, match=r"more than fetch\.limits\.max_files \(5\)"):
+            extract_archive(tmp_path / "a.zip", tmp_path / "dest", limits)
+
+
+def test_folders_count_as_much_as_files(tmp_path: Path) -> None:
+    names = ["a/b/1.jpg", "a/b/2.jpg", "a/c/3.jpg"]  # three files in three folders
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as opened:
+        for name in names:
+            opened.writestr(name, b"x")
+            (tmp_path / "tree" / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / "tree" / name).write_bytes(b"x")
+    for most, fits in ((6, True), (5, False)):
+        limits, dest = ArchiveLimits(max_files=most), tmp_path / f"dest{most}"
+        dest.mkdir()
+        if fits:
+            extract_archive(tmp_path / "a.zip", dest, limits)
+            assert list_folder(tmp_path / "tree", limits) == names
+            continue
+        with pytest.raises(SourceError, match="files and folders"):
+            extract_archive(tmp_path / "a.zip", dest, limits)
+        with pytest.raises(SourceError, match="files and folders"):
+            list_folder(tmp_path / "tree", limits)
+        assert not list(dest.iterdir())
+
+
 def test_damage_and_foreign_files_are_caught(tmp_path: Path) -> None:
     path = make_zip(tmp_path / "a.zip", [("a.jpg", b"abcdefghij" * 50)])
     data = path.read_bytes()

@@ -97,6 +97,8 @@ def archives() -> dict[str, Hostile]:
         "size bomb": Hostile(archive(*[(f"{n}", bytes(900_000), plain) for n in range(5)]), "max_total_bytes"),
         "one large file": Hostile(archive(("a", bytes(3_500_000), plain)), "max_file_bytes"),
         "count bomb": Hostile(archive(*[f"a/{n}.jpg" for n in range(60)]), "max_files"),
+        "folder bomb": Hostile(archive(*["/".join([f"{n}", *"abcdefghij", "1.jpg"]) for n in range(9)]), "max_files"),
+        "endlessly deep": Hostile(archive("/".join(["a"] * 40)), "32 folders deep"),
         "overlapping entries": Hostile(overlapping(), "share their bytes"),
         "more than declared": Hostile(lying(), "damaged"),
         "archive in an archive": Hostile(archive(("inner.zip", bomb, plain)), None),
