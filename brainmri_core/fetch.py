@@ -16,7 +16,7 @@ from brainmri_core.job import Job
 from brainmri_core.layout import ARCHIVES_VARIABLE, timestamp, utc_now
 from brainmri_core.pointers import FetchPointer
 from brainmri_core.samples import FETCH_COLUMNS, content_hash, read_samples, write_samples
-from brainmri_core.sources.archive import copy_tree, extract_archive, find_archive
+from brainmri_core.sources.archive import copy_tree, extract_archive, find_archive, list_folder
 from brainmri_core.storage import (
     exclusive,
     read_json,
@@ -87,11 +87,7 @@ def _locate(config: FetchConfig, job: Job) -> _Source:
     if path is not None:
         job.log.info("using a local copy", source=path.name)
         if path.is_dir():
-            listing = [
-                (file.relative_to(path).as_posix(), sha256_file(file))
-                for file in sorted(path.rglob("*"))
-                if file.is_file()
-            ]
+            listing = [(name, sha256_file(path / name)) for name in list_folder(path, config.limits)]
             return _Source("folder", f"folder-{sha256_json(listing)[:16]}", path, {})
         digest = sha256_file(path)
         return _Source("archive", f"archive-{digest[:16]}", path, {"archive_sha256": digest})
@@ -120,6 +116,7 @@ def _from_kaggle(config: FetchConfig, job: Job) -> _Source:
             version=config.version,
             dest_dir=job.layout.downloads(config.cache_dir),
             retry=config.retry,
+            limits=config.limits,
             offline=config.offline,
             progress=progress,
             log=job.log.info,

@@ -36,8 +36,8 @@ class Fault:
         Send this many bytes of the body, then close the connection, or keep it open in silence.
     flip : int or None
         Send the body with a bit of this byte flipped; its checksum is declared as if it were whole.
-    declare : int
-        Bytes declared beyond what is sent.
+    declare : int or None
+        Bytes declared beyond what is sent; None declares no length.
     before : callable or None
         Called before answering, for a remote that changes.
     """
@@ -48,7 +48,7 @@ class Fault:
     cut: int | None = None
     stall: int | None = None
     flip: int | None = None
-    declare: int = 0
+    declare: int | None = 0
     before: Callable[[], None] | None = None
 
 
@@ -128,7 +128,7 @@ class _Handler(BaseHTTPRequestHandler):
         asked = self.headers.get("Range")
         if asked and self.headers.get("If-Range") in (None, headers.get("ETag"), LAST_MODIFIED):
             start = int(asked.removeprefix("bytes=").removesuffix("-"))
-            if start >= len(content) + fault.declare:
+            if start >= len(content) + (fault.declare or 0):
                 return self._send(416, {"Content-Range": f"bytes */{len(content)}"}, b"")
             status = 206
             headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
@@ -180,7 +180,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, value)
-        self.send_header("Content-Length", str(len(body) + fault.declare))
+        if fault.declare is not None:
+            self.send_header("Content-Length", str(len(body) + fault.declare))
         self.end_headers()
         end = next((number for number in (fault.cut, fault.stall) if number is not None), len(body))
         try:
@@ -190,7 +191,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self.state.closing.wait(60)
         except ConnectionError:
             self.close_connection = True  # the client hung up, as it may: it opens bodies it does not read
-        if end < len(body) or fault.declare:
+        if end < len(body) or fault.declare != 0:
             self.close_connection = True
 
     def _json(self, status: int, value: dict[str, Any]) -> None:

@@ -37,6 +37,7 @@ class _WithExtensions(StageConfig):
 class ArchiveLimits(StageConfig):
     """What an archive may hold at most; larger ones are refused before a byte is written."""
 
+    max_archive_bytes: int = Field(20_000_000_000, ge=1, description="Size of the archive.")
     max_files: int = Field(200_000, ge=1, description="Files and folders in the archive together.")
     max_total_bytes: int = Field(50_000_000_000, ge=1, description="Unpacked size of all entries together.")
     max_file_bytes: int = Field(500_000_000, ge=1, description="Unpacked size of one entry.")
@@ -48,8 +49,9 @@ class RetryConfig(StageConfig):
 
     attempts: int = Field(6, ge=1, le=50, description="Tries without progress before giving up.")
     base_delay_s: float = Field(1.0, ge=0, le=60, description="First pause in seconds; it doubles each time.")
-    max_delay_s: float = Field(
-        60.0, ge=0, le=3600, description="Longest pause in seconds, Retry-After included."
+    max_delay_s: float = Field(60.0, ge=0, le=3600, description="Longest pause of our own in seconds.")
+    max_retry_after_s: float = Field(
+        600.0, ge=0, le=86_400, description="Longest pause in seconds that a server may ask for."
     )
     timeout_s: float = Field(30.0, gt=0, le=600, description="Seconds without a byte that count as a stall.")
 

@@ -108,6 +108,10 @@ def extract_archive(
     """
     shown = shown_name(archive)
     try:
+        if archive.stat().st_size > limits.max_archive_bytes:
+            raise SourceError(
+                f"{shown} is larger than fetch.limits.max_archive_bytes ({limits.max_archive_bytes}); {RAISE}."
+            )
         _check_count(archive, limits)
         with zipfile.ZipFile(archive) as opened:
             entries = _checked(opened.infolist(), archive, limits)

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from brainmri_core.config.data import RetryConfig
+from brainmri_core.config.data import ArchiveLimits, RetryConfig
 from brainmri_core.errors import IntegrityError, SourceError
 from brainmri_core.layout import timestamp, utc_now
 from brainmri_core.sources.kaggle_api import NO_NETWORK, Connection, Log, connect, persist
@@ -100,6 +100,7 @@ def download(
     version: int | None,
     dest_dir: Path,
     retry: RetryConfig | None = None,
+    limits: ArchiveLimits | None = None,
     offline: bool = False,
     progress: Progress | None = None,
     log: Log | None = None,
@@ -119,6 +120,8 @@ def download(
         Folder of downloaded archives; made if need be.
     retry : RetryConfig or None
         Tries, pauses and timeout; None means the defaults.
+    limits : ArchiveLimits or None
+        Its `max_archive_bytes` is the most that is downloaded; None means the defaults.
     offline : bool
         Never use the network: take the version asked for, or the newest, from `dest_dir`.
     progress : callable or None
@@ -138,7 +141,7 @@ def download(
     if offline or version is not None:
         wanted = _present_versions(dest_dir, stem) if version is None else [version]
         for number in wanted:
-            if found := _cached(dest_dir, stem, number, tell):
+            if found := _cached(dest_dir, dataset, number, tell):
                 return found
     if offline:
         raise SourceError(
@@ -148,11 +151,11 @@ def download(
     info = dataset_info(dataset, version=version, retry=settings, log=tell)
     make_dirs(dest_dir)
     with exclusive(dest_dir / f".{stem}__v{info.version}.lock"):
-        if found := _cached(dest_dir, stem, info.version, tell):
+        if found := _cached(dest_dir, dataset, info.version, tell):
             return found
         target = dest_dir / f"{stem}__v{info.version}.zip"
         part = target.with_name(f"{target.name}.part")
-        transfer(dataset, info.version, part, settings, progress, tell)
+        transfer(dataset, info.version, part, settings, limits or ArchiveLimits(), progress, tell)
         record = _Record(
             info=info,
             bytes=part.stat().st_size,
@@ -218,9 +221,9 @@ def _present_versions(dest_dir: Path, stem: str) -> list[int]:
     return sorted((int(match[1]) for match in numbers if match), reverse=True)
 
 
-def _cached(dest_dir: Path, stem: str, version: int, log: Log) -> Download | None:
-    """Return an archive that is there and whole; a damaged one is reported and will be replaced."""
-    path = dest_dir / f"{stem}__v{version}.zip"
+def _cached(dest_dir: Path, dataset: str, version: int, log: Log) -> Download | None:
+    """Return an archive that is there and whole; a damaged one is reported and will be replaced, as is one of another data set."""
+    path = dest_dir / f"{dataset.replace('/', '__')}__v{version}.zip"
     if not path.is_file():
         return None
     beside = path.with_suffix(".json")
@@ -233,6 +236,8 @@ def _cached(dest_dir: Path, stem: str, version: int, log: Log) -> Download | Non
         raise storage_error(error, path, "read") from error
     if record is None or not whole:
         log("the downloaded archive is damaged", path=path.name)
+        return None
+    if (record.info.dataset, record.info.version) != (dataset, version):
         return None
     log("already downloaded", version=version)
     return Download(path=path, info=record.info)

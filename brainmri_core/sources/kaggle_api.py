@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import random
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -197,6 +198,7 @@ def connect(dataset: str, timeout_s: float) -> Iterator[Connection]:
     with _signatures_out_of_logs(), requests.Session() as storage, client:
         storage.auth = _anonymous
         for session in (storage, client.http_client()._session):
+            session.rebuild_auth = _unauthorised  # type: ignore[method-assign]
             session.headers["Accept-Encoding"] = "identity"
             session.mount("https://", _TimedAdapter(timeout_s))
             session.mount("http://", _TimedAdapter(timeout_s))
@@ -206,6 +208,11 @@ def connect(dataset: str, timeout_s: float) -> Iterator[Connection]:
 def _anonymous(request: requests.PreparedRequest) -> requests.PreparedRequest:
     """Authorise nothing; without this, requests would look the host up in ~/.netrc."""
     return request
+
+
+def _unauthorised(request: requests.PreparedRequest, response: requests.Response) -> None:
+    """Send no credentials where a redirect leads, neither Kaggle's nor those that ~/.netrc has for that host."""
+    request.headers.pop("Authorization", None)
 
 
 def _credentials() -> dict[str, str]:
@@ -281,15 +288,15 @@ def retry_after_s(header: str | None, now: datetime) -> float | None:
         Aware time that a date is compared with.
     """
     text = (header or "").strip()
-    if text.isascii() and text.isdigit():
-        return float(text)
+    if re.fullmatch(r"[0-9]+", text):
+        return float(text[:18])
     try:
         moment = parsedate_to_datetime(text)
-    except (TypeError, ValueError):
+        if moment.tzinfo is None:
+            moment = moment.replace(tzinfo=UTC)
+        return max(0.0, (moment - now).total_seconds())
+    except (TypeError, ValueError, OverflowError):
         return None
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=UTC)
-    return max(0.0, (moment - now).total_seconds())
 
 
 def persist(
@@ -302,8 +309,8 @@ def persist(
 ) -> T:
     """Repeat a step until it succeeds, or fails `retry.attempts` times without getting further.
 
-    The pauses double, with jitter so that many clients do not come back at one moment, and a Retry-After is honoured
-    up to `retry.max_delay_s`.
+    The pauses double up to `retry.max_delay_s`, with jitter so that many clients do not come back at one moment, and a
+    Retry-After is waited out, or given up on where it is longer than `retry.max_retry_after_s`.
 
     Parameters
     ----------
@@ -317,7 +324,7 @@ def persist(
     Raises
     ------
     SourceError
-        When the tries are used up.
+        When the tries are used up, or the server asks for too long a pause.
     """
     jitter = random.SystemRandom()
     failures, furthest = 0, held()
@@ -330,7 +337,10 @@ def persist(
         furthest = max(furthest, held())
         if failures >= retry.attempts:
             raise SourceError(failed.format(reason=reason, times=failures))
+        if asked is not None and asked > retry.max_retry_after_s:
+            reason += f", and asks to wait {asked:.0f} s, longer than fetch.retry.max_retry_after_s"
+            raise SourceError(failed.format(reason=reason, times=failures))
         backoff = retry.base_delay_s * 2.0 ** (failures - 1) * jitter.uniform(0.5, 1.0)
-        pause = min(retry.max_delay_s, max(backoff, asked or 0.0))
+        pause = max(min(retry.max_delay_s, backoff), asked or 0.0)
         log("trying again", reason=reason, failures=failures, pause_s=round(pause, 3))
         time.sleep(pause)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
+import shutil
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -13,8 +14,8 @@ from pathlib import Path
 
 import requests
 
-from brainmri_core.config.data import RetryConfig
-from brainmri_core.errors import IntegrityError, SourceError
+from brainmri_core.config.data import ArchiveLimits, RetryConfig
+from brainmri_core.errors import IntegrityError, SourceError, StorageError
 from brainmri_core.layout import utc_now
 from brainmri_core.sources.kaggle_api import (
     NO_NETWORK,
@@ -42,22 +43,28 @@ class _Remote:
 
 
 def transfer(
-    dataset: str, version: int, part: Path, retry: RetryConfig, progress: Progress | None, log: Log
+    dataset: str,
+    version: int,
+    part: Path,
+    retry: RetryConfig,
+    limits: ArchiveLimits,
+    progress: Progress | None,
+    log: Log,
 ) -> None:
     """Fill `part` with one version's archive until it is whole and verified; what it holds already is gone on from.
 
     Raises
     ------
     SourceError
-        If the tries are used up, Kaggle refuses, or the archive arrives damaged twice.
+        If the tries are used up, Kaggle refuses, the archive is too large, or it arrives damaged twice.
     StorageError
-        If `part` cannot be written.
+        If `part` cannot be written, or the disk has no room for it.
     """
     damages = 0
 
     def step() -> None:
         nonlocal damages
-        remote = _receive(connection, version, part, progress, log)
+        remote = _receive(connection, version, part, limits, progress, log)
         damage = _damage(part, remote)
         if damage is None:
             return
@@ -87,7 +94,12 @@ def part_record(part: Path) -> Path:
 
 
 def _receive(
-    connection: Connection, version: int, part: Path, progress: Progress | None, log: Log
+    connection: Connection,
+    version: int,
+    part: Path,
+    limits: ArchiveLimits,
+    progress: Progress | None,
+    log: Log,
 ) -> _Remote:
     """Receive the remote file, or what is missing of it, into the part."""
     response = _open(connection, version)
@@ -117,8 +129,23 @@ def _receive(
             raise Transient("the server sent another range than asked for")
     log("receiving", version=version, from_byte=offset, bytes=remote.size)
     with response:
-        _write(connection, response, part, offset, remote, progress, log)
+        _check_room(connection.dataset, remote.size or 0, offset, part, limits)
+        _write(connection, response, part, offset, remote, limits, progress, log)
     return remote
+
+
+def _check_room(dataset: str, size: int, offset: int, part: Path, limits: ArchiveLimits) -> None:
+    """Refuse an archive that is larger than is allowed, or than the disk has room for."""
+    if size > limits.max_archive_bytes:
+        raise SourceError(
+            f"The archive of {dataset} has {size} bytes or more, more than fetch.limits.max_archive_bytes "
+            f"({limits.max_archive_bytes}); raise the limit if that is right."
+        )
+    free = shutil.disk_usage(part.parent).free
+    if size - offset > free:
+        raise StorageError(
+            f"Cannot write {part}: {size - offset} bytes are to come and the disk has {free} left; free some and run again."
+        )
 
 
 def _open(connection: Connection, version: int) -> requests.Response:
@@ -137,7 +164,7 @@ def _described(response: requests.Response) -> _Remote:
     etag = response.headers.get("ETag", "")
     found = re.search(r"md5=([A-Za-z0-9+/]{22}==)", response.headers.get("x-goog-hash", ""))
     return _Remote(
-        size=int(length) if length.isdecimal() else None,
+        size=int(length) if re.fullmatch(r"[0-9]{1,18}", length) else None,
         md5=base64.b64decode(found[1]).hex() if found else None,
         # A weak ETag does not promise equal bytes.
         validator=etag if etag.startswith('"') else response.headers.get("Last-Modified"),
@@ -162,6 +189,7 @@ def _write(
     part: Path,
     offset: int,
     remote: _Remote,
+    limits: ArchiveLimits,
     progress: Progress | None,
     log: Log,
 ) -> None:
@@ -175,6 +203,8 @@ def _write(
             for chunk in connection.chunks(response, _CHUNK):
                 handle.write(chunk)
                 before, done = done, done + len(chunk)
+                if done > limits.max_archive_bytes:
+                    _check_room(connection.dataset, done, done, part, limits)
                 if progress is not None:
                     progress(done, total)
                 if done // line > before // line:

@@ -263,16 +263,23 @@ def test_error_code_inside_a_json_answer_is_understood(get: Getter, server: Kagg
 
 
 @pytest.mark.parametrize(
-    ("asked", "most", "least", "longest"),
-    [("1", 5, 1.0, 1.1), ("30", 0.05, 0.05, 0.05), ("0", 0.05, 0, 0.01)],
+    ("asked", "least", "longest"), [("1", 1.0, 1.1), ("0", 0, 0.01), ("no number", 0, 0.01)]
 )
-def test_retry_after_is_honoured_up_to_the_longest_pause(
-    get: Getter, server: KaggleServer, asked: str, most: float, least: float, longest: float
+def test_retry_after_is_honoured(
+    get: Getter, server: KaggleServer, asked: str, least: float, longest: float
 ) -> None:
+    """Also where it is longer than the longest pause of our own."""
     server.fail("DownloadDataset", Fault(status=429, headers={"Retry-After": asked}))
-    get(retry=RETRY.model_copy(update={"max_delay_s": most}))
+    get()
     pauses = [event["pause_s"] for event in get.events if event["event"] == "trying again"]
     assert len(pauses) == 1 and least <= pauses[0] <= longest
+
+
+@pytest.mark.parametrize("asked", ["4000", "9" * 5000, "Fri, 31 Dec 9999 23:59:59 GMT"])
+def test_too_long_a_pause_is_said_and_not_waited_for(get: Getter, server: KaggleServer, asked: str) -> None:
+    server.fail("DownloadDataset", Fault(status=429, headers={"Retry-After": asked}))
+    assert "longer than fetch.retry.max_retry_after_s" in refused(get)
+    assert len(server.asked("DownloadDataset")) == 1
 
 
 def test_both_forms_of_retry_after_are_read() -> None:
@@ -284,7 +291,14 @@ def test_both_forms_of_retry_after_are_read() -> None:
     assert retry_after_s(None, now) is None
 
 
-@given(st.text(max_size=40))
+NUMBERS = st.integers(0, 99999).map(str) | st.sampled_from(["0", "00", "-1", "1e9", "9" * 30, "\u0663"])
+DATES = st.tuples(
+    st.sampled_from(["Mon, ", ""]), NUMBERS, st.sampled_from([" Nov ", " Dec ", " Foo ", "-"]), NUMBERS, st.just(" "),
+    NUMBERS, st.just(":"), NUMBERS, st.sampled_from([":00", ""]), st.sampled_from([" GMT", " +9999", " -2359", " +99999999", ""]),
+).map("".join)  # fmt: skip
+
+
+@given(st.text(max_size=40) | NUMBERS | DATES)
 def test_any_retry_after_is_a_pause_or_nothing(header: str) -> None:
     seconds = retry_after_s(header, datetime(2026, 11, 2, tzinfo=UTC))
     assert seconds is None or seconds >= 0
@@ -518,11 +532,55 @@ def test_unusable_credentials_are_named_but_not_shown(
     assert "credentials cannot be read" in refused(get)
 
 
-def test_netrc_is_not_sent_to_the_storage(get: Getter, server: KaggleServer, tmp_path: Path) -> None:
+@pytest.mark.parametrize("signed_in", [False, True])
+def test_the_storage_gets_no_credentials(
+    get: Getter, server: KaggleServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signed_in: bool
+) -> None:
+    """Neither Kaggle's own nor, where a redirect leads, those that .netrc has for that host."""
     (tmp_path / "home" / ".netrc").write_text(f"machine storage.localhost login user password {CANARY}\n")
-    server.fail("storage", Fault(cut=300_000))
-    get()
-    assert "authorization" not in server.asked("storage")[-1].headers
+    if signed_in:
+        monkeypatch.setenv("KAGGLE_API_TOKEN", CANARY)
+    server.fail(
+        "storage", Fault(cut=300_000), Fault(status=302, headers={"Location": "http://storage.localhost/x"})
+    )
+    server.fail("storage", Fault(status=503), Fault(cut=500_000))
+    get(retry=RETRY.model_copy(update={"attempts": 6}))
+    asked = server.asked("storage")
+    assert len(asked) > 4
+    assert not [seen for seen in asked if "authorization" in seen.headers]
+    sent = [seen.headers.get("authorization") for seen in server.asked("DownloadDataset")]
+    assert set(sent) == ({f"Bearer {CANARY}"} if signed_in else {None})
+
+
+def test_an_archive_of_another_data_set_under_the_same_name_is_not_taken_for_it(
+    get: Getter, server: KaggleServer
+) -> None:
+    """Owner a__b with c, and owner a with b__c, share a file name."""
+    got = get(version=3)
+    beside = got.path.with_suffix(".json")
+    beside.write_text(beside.read_text().replace(DATASET, "owner__brain/set"))
+    assert "was not downloaded before" in refused(lambda: get(version=3, offline=True))
+    asked = len(server.asked("storage"))
+    assert get(version=3).info.dataset == DATASET
+    assert len(server.asked("storage")) > asked
+
+
+@pytest.mark.parametrize("declared", [True, False])
+def test_an_archive_larger_than_allowed_is_refused(get: Getter, server: KaggleServer, declared: bool) -> None:
+    size = len(server.versions[3])
+    if not declared:
+        server.always["storage"] = Fault(declare=None)
+    limits = ArchiveLimits(max_archive_bytes=size - 1)
+    said = refused(lambda: download(DATASET, version=3, dest_dir=get.folder, retry=RETRY, limits=limits))
+    assert "max_archive_bytes" in said
+    assert not list(get.folder.glob("*.zip"))
+
+
+def test_a_disk_without_room_is_told_before_the_download(get: Getter, server: KaggleServer) -> None:
+    server.fail("storage", Fault(declare=10**17))
+    limits = ArchiveLimits(max_archive_bytes=10**18)
+    said = refused(lambda: download(DATASET, version=3, dest_dir=get.folder, limits=limits), StorageError)
+    assert "bytes are to come and the disk has" in said
 
 
 @pytest.mark.parametrize(
