@@ -20,7 +20,7 @@ from brainmri_core.cores import cores
 from brainmri_core.errors import ConfigError, IntegrityError
 from brainmri_core.images.decode import DecodeError
 from brainmri_core.images.fit import fit_image
-from brainmri_core.images.isolation import MAX_FILE_BYTES, Answer, stream_answers
+from brainmri_core.images.isolation import MAX_FILE_BYTES, Answer, no_answer, stream_answers
 from brainmri_core.learning.checkpoint import CheckpointMeta, load_model
 from brainmri_core.learning.device import choose_device
 from brainmri_core.learning.inference import predict_evenly
@@ -247,7 +247,8 @@ class Classifier:
         done = [0] * len(files)
         with closing(answers):
             for number, answer in answers:
-                index, slice_number = files[number], int(answer[0].get("slice", 1))
+                index, said = files[number], answer[0].get("slice", 1)
+                slice_number = said if isinstance(said, int) else 1
                 if slice_number > done[number] or "reason" in answer[0]:  # else seen before its worker died
                     done[number] = slice_number
                     yield index, self._answered(index, names[index], answer)
@@ -260,10 +261,12 @@ class Classifier:
             return Prediction(name, error=str(header["reason"]))
         wanted = self.meta.preprocessing
         shape = (wanted.pack_size, wanted.pack_size, 3)[: 3 if wanted.colour else 2]
-        pixels = np.frombuffer(body, np.uint8).reshape(shape)
-        return self._checked(
-            index, name, header.get("slice"), int(header["slices"]), pixels, float(header["colourfulness"])
-        )
+        try:
+            pixels = np.frombuffer(body, np.uint8).reshape(shape)
+            slices, colourfulness = int(header["slices"]), float(header["colourfulness"])
+        except (KeyError, TypeError, ValueError):
+            return Prediction(name, error=no_answer(name))
+        return self._checked(index, name, header.get("slice"), slices, pixels, colourfulness)
 
     def _array(self, index: int, name: str, pixels: U8) -> _Fitted | Prediction:
         if (

@@ -16,7 +16,7 @@ from PIL import Image
 
 from brainmri_core.cores import cores
 from brainmri_core.images.decode import decode
-from brainmri_core.images.isolation import read_below, stream_answers
+from brainmri_core.images.isolation import no_answer, read_below, stream_answers
 from brainmri_core.storage import storage_error
 
 U8 = npt.NDArray[np.uint8]
@@ -266,10 +266,14 @@ def fingerprint_files(
             if "reason" in header:
                 table.failures[index] = str(header["reason"])
             else:
-                table.pixel_sha256[index] = str(header["pixel_sha256"])
-                table.colourfulness[index] = float(header["colourfulness"])
-                both = np.frombuffer(body, np.uint8).reshape(2, THUMB_SIDE, THUMB_SIDE)
-                table.thumbs[index], table.trimmed_thumbs[index] = both
+                try:
+                    both = np.frombuffer(body, np.uint8).reshape(2, THUMB_SIDE, THUMB_SIDE)
+                    table.colourfulness[index] = float(header["colourfulness"])
+                    table.pixel_sha256[index] = str(header["pixel_sha256"])
+                except (KeyError, TypeError, ValueError):
+                    table.failures[index] = no_answer(paths[index])
+                else:
+                    table.thumbs[index], table.trimmed_thumbs[index] = both
             if progress is not None:
                 progress(1)
     for start in range(0, n, _CHUNK):

@@ -51,8 +51,24 @@ def message(header: dict[str, Any], *bodies: bytes) -> bytes:
     return b"".join((struct.pack("<II", len(text), sum(map(len, bodies))), text, *bodies))
 
 
+def no_answer(name: str) -> str:
+    """Return the reason an image is refused with whose worker answered something else than it should."""
+    return f"{printable(name)} got no usable answer from the image decoder; replace or remove it."
+
+
 class _WorkerGone(Exception):
     """The worker process died, or gave no answer in time."""
+
+
+def _header(text: bytes) -> dict[str, Any]:
+    """Read the header of an answer; a worker that a foreign file has taken over may send anything."""
+    try:
+        header = json.loads(text)
+    except (ValueError, RecursionError):
+        raise _WorkerGone from None
+    if not isinstance(header, dict):
+        raise _WorkerGone
+    return header
 
 
 class _Worker:
@@ -106,8 +122,12 @@ class _Worker:
                 middle = start + 8 + head
                 if len(self.received) < middle + body:
                     break
-                header: dict[str, Any] = json.loads(self.received[start + 8 : middle])
-                found.append((header, bytes(self.received[middle : middle + body])))
+                found.append(
+                    (
+                        _header(bytes(self.received[start + 8 : middle])),
+                        bytes(self.received[middle : middle + body]),
+                    )
+                )
                 start = middle + body
             del self.received[:start]
         return found
@@ -229,12 +249,13 @@ class _Pass:
     def take_answers(self, worker: _Worker, waiting: deque[tuple[int, bytes]], rest: int) -> None:
         """Pass answers on until no more than `rest` files wait for theirs."""
         while len(waiting) > rest and not self.stopped.is_set():
-            self.put(
-                [
-                    (waiting[0][0] if answer[0].get("more") else waiting.popleft()[0], answer)
-                    for answer in worker.receive()
-                ]
-            )
+            told: list[tuple[int, Answer]] = []
+            for answer in worker.receive():
+                if not waiting:  # more answers than questions
+                    self.put(told)
+                    raise _WorkerGone
+                told.append((waiting[0][0] if answer[0].get("more") else waiting.popleft()[0], answer))
+            self.put(told)
 
     def blame(self, waiting: deque[tuple[int, bytes]], crashes: dict[int, int], how: str) -> None:
         """Count an end against the image that the worker had alone, and give that image up at the second."""

@@ -87,11 +87,14 @@ def gather_evidence(pack: PackPointer, pixels: U8, job: Job) -> Evidence:
     mapping = follow(layout, MappingPointer, pack.mapping_pointer)
     folder = layout.absolute(mapping.samples).parent
     thumbs, copies = read_thumbs(folder, samples, pixels), read_copies(folder)
-    planes, masks = _truth(layout.absolute(mapping.dataset_root))
+    fetched = follow(layout, FetchPointer, mapping.fetch_pointer) if mapping.fetch_pointer else None
+    # A foreign archive may bring such files, too: they would name any image for this process to open.
+    ours = fetched is not None and fetched.source == "phantom"
+    planes, masks = _truth(layout.absolute(mapping.dataset_root)) if ours else ({}, {})
     return Evidence(
         pack=pack,
         mapping=mapping,
-        fetched=follow(layout, FetchPointer, mapping.fetch_pointer) if mapping.fetch_pointer else None,
+        fetched=fetched,
         samples=samples,
         thumbs=thumbs,
         copies=copies,

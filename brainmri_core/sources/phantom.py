@@ -12,11 +12,11 @@ from typing import Literal
 
 import numpy as np
 from PIL import Image
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from brainmri_core.config.data import PhantomConfig
 from brainmri_core.cores import cores, threads
-from brainmri_core.errors import SourceError
+from brainmri_core.errors import IntegrityError, SourceError
 from brainmri_core.sources.anatomy import PLANES, Subject, render
 from brainmri_core.storage import read_json, storage_error, write_json
 
@@ -109,8 +109,20 @@ def write_phantom(dest: Path, config: PhantomConfig) -> PhantomTruth:
 
 
 def read_truth(dataset_root: Path) -> PhantomTruth:
-    """Read the ground truth of a generated data set."""
-    return PhantomTruth.model_validate(read_json(dataset_root / "truth" / "truth.json"))
+    """Read the ground truth of a generated data set.
+
+    Raises
+    ------
+    IntegrityError
+        If it is damaged.
+    """
+    path = dataset_root / "truth" / "truth.json"
+    try:
+        return PhantomTruth.model_validate(read_json(path))
+    except ValidationError:
+        raise IntegrityError(
+            f"The ground truth {path} was changed; delete the folder and fetch again."
+        ) from None
 
 
 def _subjects(config: PhantomConfig) -> list[Subject]:

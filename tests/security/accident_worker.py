@@ -5,8 +5,11 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import struct
 import time
 
+from brainmri_core.images.fingerprint import THUMB_SIDE
+from brainmri_core.images.isolation import message
 from brainmri_core.images.worker import answer, serve
 
 
@@ -26,10 +29,22 @@ def accident(name: str) -> None:
             held.append(bytearray(512 << 20))
 
 
+NONSENSE = {
+    "text": message({}).replace(b"{}", b"{!"),
+    "list": message({}).replace(b"{}", b"[]"),
+    "deep": struct.pack("<II", 50_000, 0) + b"[" * 50_000,
+    "endless": struct.pack("<II", 2**31, 2**31),
+    "empty": message({}),
+    "short": message({"pixel_sha256": "x", "colourfulness": 0.0}, b"short"),
+    "words": message({"pixel_sha256": "x", "colourfulness": []}, bytes(2 * THUMB_SIDE**2)),
+}
+
+
 def respond(data: bytes, name: str) -> list[bytes]:
-    """Answer as the real worker does, unless there is an accident."""
+    """Answer as the real worker does, unless there is an accident, or the file has taken the worker over."""
     accident(name)
-    return [answer(data, name)]
+    taken = [said for kind, said in NONSENSE.items() if f"nonsense-{kind}" in name]
+    return taken or [answer(data, name)] * (3 if "twice" in name else 1)
 
 
 if __name__ == "__main__":

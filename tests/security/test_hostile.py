@@ -13,16 +13,21 @@ import pytest
 from PIL import Image
 
 from brainmri_core.catalogue import load_catalogue
-from brainmri_core.config.data import FetchConfig, SplitConfig
+from brainmri_core.config.data import FetchConfig, ResizeConfig, SplitConfig
 from brainmri_core.errors import SourceError
 from brainmri_core.fetch import fetch
 from brainmri_core.images import fingerprint, isolation
 from brainmri_core.images.decode import DecodeError, decode
 from brainmri_core.images.fingerprint import fingerprint_files
 from brainmri_core.images.isolation import stream_answers
+from brainmri_core.images.pack import open_pack
 from brainmri_core.job import Job
+from brainmri_core.pointers import write_pointer
+from brainmri_core.reporting.evidence import gather_evidence
+from brainmri_core.resize import resize
 from brainmri_core.samples import read_samples
 from brainmri_core.sources.archive import extract_archive
+from brainmri_core.sources.phantom import PhantomImage, PhantomTruth
 from brainmri_core.split import split
 from tests.security.corpus import LIMITS, archives, encoded, exif, images, png_of_size, slice_image
 
@@ -182,6 +187,61 @@ def test_decoder_that_dies_costs_one_image(
     assert list(table.failures) == [5]
     assert f"ended the image decoder 2 times ({how})" in table.failures[5]
     assert sum(bool(item) for item in table.pixel_sha256) == 11
+
+
+def test_ground_truth_that_an_archive_brings_along_is_not_believed(tmp_path: Path, job: Job) -> None:
+    """It would name any file of this machine as a mask, to be opened outside of the worker processes."""
+    (tmp_path / "outside.png").write_bytes(encoded(slice_image()))
+    tree = tmp_path / "tree"
+    drawn = PhantomTruth(
+        seed=1,
+        images=[
+            PhantomImage(
+                path=f"{label}/{number}.png",
+                subject="s",
+                plane="axial",
+                label=label,
+                filed_as=label,
+                mask=str(tmp_path / "outside.png"),
+            )
+            for label in ("glioma", "notumor")
+            for number in range(4)
+        ],
+    )
+    for number, image in enumerate(drawn.images):
+        (tree / image.path).parent.mkdir(parents=True, exist_ok=True)
+        (tree / image.path).write_bytes(encoded(slice_image().rotate(number)))
+    (tree / "truth").mkdir()
+    (tree / "truth/truth.json").write_text(drawn.model_dump_json())
+    fetched = write_pointer(job.layout, fetch(FetchConfig(archive=str(tree)), job))
+    mapping = write_pointer(job.layout, split(SplitConfig(seed=1), fetched, job))
+    pack = write_pointer(job.layout, resize(ResizeConfig(size=32), mapping, job))
+    found = gather_evidence(pack, open_pack(job.layout, pack), job)
+    assert (found.masks, found.planes) == ({}, {})
+
+
+@pytest.mark.parametrize("kind", ["text", "list", "deep", "endless", "empty", "short", "words"])
+def test_a_worker_that_a_file_has_taken_over_costs_that_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    use_worker(monkeypatch, "tests.security.accident_worker")
+    names = [f"{n}.png" for n in range(6)]
+    names[2] = f"nonsense-{kind}.png"
+    for number, name in enumerate(names):
+        (tmp_path / name).write_bytes(encoded(slice_image().rotate(number)))
+    table = fingerprint_files(tmp_path, names, workers=1)
+    assert list(table.failures) == [2]
+    assert sum(bool(item) for item in table.pixel_sha256) == 5
+
+
+def test_more_answers_than_files_do_not_keep_the_pass_from_ending(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_worker(monkeypatch, "tests.security.accident_worker")
+    for number, name in enumerate(("0.png", "twice.png")):
+        (tmp_path / name).write_bytes(encoded(slice_image().rotate(number)))
+    table = fingerprint_files(tmp_path, ["0.png", "twice.png"], workers=1)
+    assert all(table.pixel_sha256) and not table.failures
 
 
 def test_two_dying_files_of_one_batch_are_told_from_their_neighbours(
