@@ -208,9 +208,10 @@ def test_ground_truth_that_an_archive_brings_along_is_not_believed(tmp_path: Pat
             for number in range(4)
         ],
     )
-    for number, image in enumerate(drawn.images):
+    rng = np.random.default_rng(0)
+    for image in drawn.images:
         (tree / image.path).parent.mkdir(parents=True, exist_ok=True)
-        (tree / image.path).write_bytes(encoded(slice_image().rotate(number)))
+        (tree / image.path).write_bytes(encoded(Image.fromarray(rng.integers(0, 256, (48, 48), np.uint8))))
     (tree / "truth").mkdir()
     (tree / "truth/truth.json").write_text(drawn.model_dump_json())
     fetched = write_pointer(job.layout, fetch(FetchConfig(archive=str(tree)), job))
