@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from brainmri_core.errors import IntegrityError
-from brainmri_core.storage import atomic_file, sha256_json
+from brainmri_core.storage import atomic_file, storage_error, sha256_json
 
 FETCH_COLUMNS = {"path": "str", "label": "str", "origin": "str", "bytes": "int64", "file_sha256": "str"}
 SPLIT_COLUMNS = {
@@ -81,12 +81,16 @@ def read_samples(path: Path, columns: dict[str, str] | None = None) -> pd.DataFr
     ------
     IntegrityError
         If the file is missing, is not Parquet, lacks a column or names a file outside the data set.
+    StorageError
+        If the system does not let it be read.
     """
     if not path.is_file():
         raise IntegrityError(f"The sample table {path} is missing; run its stage again.")
     try:
         table = pd.read_parquet(path)
     except (OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno:  # the system's; that of a damaged file has no number
+            raise storage_error(error, path, "read") from error
         raise IntegrityError(
             f"The sample table {path} cannot be read ({error}); run its stage again."
         ) from None

@@ -35,6 +35,7 @@ _REMEDIES = {
     errno.EACCES: "permission is denied; make the folder writable or choose another root",
     errno.EPERM: "permission is denied; make the folder writable or choose another root",
     errno.EROFS: "the file system is read-only; choose a root on a writable one",
+    errno.ENOMEM: "there is no memory for it; free some and run again",
     errno.EIO: "the device reported an input/output error; check the disk",
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 from collections.abc import Iterable
@@ -83,6 +84,8 @@ def open_pack(layout: Layout, pointer: PackPointer) -> U8:
     ------
     IntegrityError
         If the file is missing or its shape is not the recorded one.
+    StorageError
+        If the system does not let it be read, or has no memory for it.
     """
     path = layout.absolute(pointer.pack)
     expected = (pointer.n_images, pointer.size, pointer.size) + (
@@ -90,7 +93,11 @@ def open_pack(layout: Layout, pointer: PackPointer) -> U8:
     )
     try:
         pack = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except OSError as error:
+        if error.errno == errno.ENOENT:
+            raise IntegrityError(f"The pack {path} is missing; run resize again.") from None
+        raise storage_error(error, path, "read") from error
+    except (ValueError, EOFError) as error:
         raise IntegrityError(f"The pack {path} cannot be opened ({error}); run resize again.") from None
     if pack.dtype != np.uint8 or pack.shape != expected:
         raise IntegrityError(

@@ -83,7 +83,10 @@ def test_under_a_memory_limit(warm: Warm, prepared: tuple[str, dict[str, list[st
     ]
     tally("a memory limit", stage, results)
     assert problems(results) == []
-    assert results[0]["status"] != 0, "the limit did not bite"
+    assert results[0]["status"] == StorageError.exit_code, results
+    for item in results:  # a library may end with an error of its own, but nothing stored is blamed for it
+        assert item["status"] in (0, StorageError.exit_code, 99), item
+        assert item["status"] == 0 or "Error: " in item["said"], item
 
 
 @pytest.mark.parametrize("stage", ["split", "resize"])
