@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from brainmri_core.errors import IntegrityError
-from brainmri_core.storage import atomic_file, storage_error, sha256_json
+from brainmri_core.storage import atomic_file, sha256_json, storage_error
 
 FETCH_COLUMNS = {"path": "str", "label": "str", "origin": "str", "bytes": "int64", "file_sha256": "str"}
 SPLIT_COLUMNS = {
