@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
+from collections import Counter
 from pathlib import Path
 
 from brainmri_core import errors
@@ -29,12 +32,26 @@ def test_every_row_of_the_fault_table_names_a_test_that_exists() -> None:
             assert f"def {test}(" in (ROOT / file).read_text(), f"{file}::{test} does not exist"
 
 
+def test_the_cases_of_the_fault_table_are_as_many_as_its_tests_have() -> None:
+    table = [row for row in rows("Faults on trial") if row[3].split()[-1] in ("case", "cases")]
+    assert len(table) >= 15
+    named = {row[0]: re.findall(r"`(tests/[\w/]+\.py::\w+)`", row[2]) for row in table}
+    files = sorted({test.partition("::")[0] for tests in named.values() for test in tests})
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", *files]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    counts = Counter(line.partition("[")[0] for line in listed)
+    told = {row[0]: int(row[3].split()[0]) for row in table}
+    assert told == {fault: sum(counts[test] for test in tests) for fault, tests in named.items()}
+
+
 def test_the_exit_codes_are_those_of_the_errors() -> None:
     listed = {int(row[0]): row[1] for row in rows("Exit codes")}
     raised = {
         value.exit_code: value.__name__
         for value in vars(errors).values()
-        if isinstance(value, type) and issubclass(value, errors.BrainMRIError)
+        if isinstance(value, type)
+        and issubclass(value, errors.BrainMRIError)
+        and "exit_code" in vars(value)  # else it is a special case of the error it inherits the code from
     }
     raised[DaemonError.exit_code] = DaemonError.__name__
     assert set(listed) == {0, CANCELLED_EXIT_CODE, *raised}
