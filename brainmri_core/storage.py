@@ -19,6 +19,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Iterator
+from io import FileIO
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
@@ -391,7 +392,7 @@ def exclusive(path: Path, *, wait: bool = True, busy: str = "another run holds i
     looks = 0
     with _naming(path, "lock"):
         while True:
-            with path.open("a+b") as handle:
+            with path.open("a+b", buffering=0) as handle:
                 try:
                     fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
                 except BlockingIOError:
@@ -409,12 +410,11 @@ def exclusive(path: Path, *, wait: bool = True, busy: str = "another run holds i
                     return
 
 
-def _sign(handle: BinaryIO) -> None:
+def _sign(handle: FileIO) -> None:
     since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     with contextlib.suppress(OSError):  # a full disk must not keep anybody from locking what frees space
         handle.truncate(0)
         handle.write(f"process {os.getpid()} on {platform.node()} since {since}\n".encode())
-        handle.flush()
 
 
 def sha256_file(path: Path) -> str:

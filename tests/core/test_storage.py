@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import platform
+import resource
 import signal
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,22 @@ def test_a_lock_held_by_another_process_is_refused_at_once_with_its_owner(tmp_pa
         os.waitpid(child, 0)
         told = os.read(read, 1000).decode()
     assert f"another run holds it (process {os.getpid()} on {platform.node()} since 2" in told, told
+
+
+def test_a_full_disk_keeps_nobody_from_a_lock(tmp_path: Path) -> None:
+    """What clears a disk needs locks, too; that their file cannot say who holds them is no reason to end."""
+    (tmp_path / "l").write_bytes(b"process 1 on another since then")
+    if (child := os.fork()) == 0:
+        code = 1
+        try:
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+            with storage.exclusive(tmp_path / "l"):
+                pass
+            code = 0
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def test_damaged_json_and_changed_files_are_named(tmp_path: Path) -> None:
