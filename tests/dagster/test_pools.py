@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import signal
 import threading
 import time
 
@@ -56,3 +58,16 @@ def test_a_step_that_waits_leaves_the_cores_to_others(instance, tmp_path):
     wall, busy = time.monotonic() - wall, time.process_time() - busy
     assert wall > 2.5, "it did not wait"
     assert busy < 0.5 * wall, "it kept a core busy with waiting"
+
+
+def test_a_step_that_waits_can_be_interrupted(instance):
+    @dg.asset(pool="dataset")
+    def waits() -> None:
+        raise AssertionError("it got a slot")
+
+    assert claims_of(instance).claim("dataset", "other")
+    threading.Timer(3, os.kill, [os.getpid(), signal.SIGINT]).start()
+    result = dg.materialize([waits], instance=instance, raise_on_error=False)
+    assert not result.success
+    (ended,) = [event.job_failure_data for event in result.all_events if event.is_job_failure]
+    assert ended.failure_reason.value == "UNEXPECTED_TERMINATION"
