@@ -13,7 +13,7 @@ import pandas as pd
 from brainmri_core.config.evaluation import EvaluateConfig
 from brainmri_core.images.pack import open_pack
 from brainmri_core.job import Job
-from brainmri_core.layout import timestamp, utc_now
+from brainmri_core.layout import CHAMPION_FILE, timestamp, utc_now
 from brainmri_core.learning.checkpoint import load_model
 from brainmri_core.learning.device import choose_device
 from brainmri_core.learning.inference import predict
@@ -28,7 +28,7 @@ from brainmri_core.pointers import (
 from brainmri_core.reporting.paired import paired_macro_f1
 from brainmri_core.reporting.predictions import read_predictions
 from brainmri_core.samples import read_samples
-from brainmri_core.storage import atomic_file, check_sha256, exclusive, sha256_json, write_json
+from brainmri_core.storage import atomic_file, check_sha256, exclusive, sha256_file, sha256_json, write_json
 
 I64 = npt.NDArray[np.int64]
 MARGIN = 0.0
@@ -73,15 +73,16 @@ def crown(
         champion did not train on count.
     """
     layout = job.layout
-    folder = layout.checkpoint_dir(out_models, job.dataset, "champion.pth").parent
+    folder = layout.checkpoint_dir(out_models, job.dataset, CHAMPION_FILE).parent
     with exclusive(layout.lock("champion", job.dataset)):
         current = latest_pointer(layout, ChampionPointer, job.dataset)
         crowned, reason, comparison = _decide(config, current, checkpoint, evaluation, job)
         holder = checkpoint.pointer_path if crowned or current is None else current.champion_checkpoint
-        if crowned:
-            _install(
-                layout.absolute(checkpoint.checkpoint), checkpoint.checkpoint_sha256, folder / "champion.pth"
-            )
+        owner = checkpoint if crowned or current is None else follow(layout, CheckpointPointer, str(holder))
+        weights = folder / CHAMPION_FILE
+        # Also where nobody was crowned: a run that ended between the weights and its pointer leaves others' weights.
+        if not weights.is_file() or sha256_file(weights) != owner.checkpoint_sha256:
+            _install(layout.absolute(owner.checkpoint), owner.checkpoint_sha256, weights)
         record: dict[str, Any] = {
             "champion_checkpoint": holder,
             "challenger_checkpoint": checkpoint.pointer_path,
@@ -99,7 +100,7 @@ def crown(
         written_at_utc=record["decided_at_utc"],
         champion_checkpoint=str(holder),
         challenger_checkpoint=str(checkpoint.pointer_path),
-        weights=layout.relative(folder / "champion.pth"),
+        weights=layout.relative(weights),
         crowned=crowned,
         reason=reason,
         decision=layout.relative(folder / job.run_id / "champion_decision.json"),

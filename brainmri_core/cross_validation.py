@@ -13,7 +13,7 @@ from brainmri_core.config.evaluation import EvaluateConfig
 from brainmri_core.errors import ConfigError, DataError, IntegrityError
 from brainmri_core.images.pack import open_pack
 from brainmri_core.job import Job
-from brainmri_core.layout import timestamp, utc_now
+from brainmri_core.layout import FOLDS_FOLDER, timestamp, utc_now
 from brainmri_core.learning.checkpoint import load_model
 from brainmri_core.learning.device import choose_device
 from brainmri_core.learning.inference import predict
@@ -79,7 +79,9 @@ def fold_pack(pack: PackPointer, fold: int, job: Job) -> FoldPackPointer:
             )
     table.loc[table["split"] == "test", ["split", "reason"]] = ("excluded", FOLD_REASON)
     table.loc[training & (table["fold"] == fold), "split"] = "test"
-    target = layout.root / "outputs" / "cross_validation" / job.dataset / "folds" / f"{job.run_id}-{fold}"
+    target = (
+        layout.root / "outputs" / "cross_validation" / job.dataset / FOLDS_FOLDER / f"{job.run_id}-{fold}"
+    )
     with staging_folder(target) as folder:
         write_samples(folder / "samples.parquet", table)
     seen = FoldPackPointer(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
+from pydantic import BaseModel, ConfigDict
 from tqdm import tqdm
 
 from brainmri_core.config.data import ALL_EXTENSIONS, FetchConfig
@@ -39,6 +40,19 @@ class _Source:
     key: str
     path: Path | None
     facts: dict[str, object]
+
+
+class _Facts(BaseModel):
+    """What ``source.json`` says of an unpacked data set."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    root: str
+    kind: str
+    version: int | None = None
+    licence: str | None = None
+    last_updated: str | None = None
+    archive_sha256: str | None = None
 
 
 def fetch(config: FetchConfig, job: Job) -> FetchPointer:
@@ -229,9 +243,25 @@ def _measured(path: Path) -> tuple[int, str]:
     return path.stat().st_size, sha256_file(path)
 
 
+def _facts(target: Path) -> _Facts:
+    path = target / "source.json"
+    try:
+        if not path.is_file():
+            raise ValueError("it is missing")
+        facts = _Facts.model_validate(read_json(path))
+        if not (target / facts.root).resolve().is_relative_to(target.resolve()):
+            raise ValueError("it leads out of its folder")
+    except ValueError as error:  # pydantic's among them
+        reason = str(error).splitlines()[0]
+        raise IntegrityError(
+            f"The record {path} was changed ({reason}); delete {target} and fetch again."
+        ) from None
+    return facts
+
+
 def _pointer(source: _Source, target: Path, job: Job) -> FetchPointer:
-    facts = read_json(target / "source.json")
-    root = target / facts["root"]
+    facts = _facts(target)
+    root = target / facts.root
     table = read_samples(target / "samples.parquet", FETCH_COLUMNS)
     for path, size in zip(table["path"], table["bytes"], strict=True):
         file = root / path
@@ -251,7 +281,7 @@ def _pointer(source: _Source, target: Path, job: Job) -> FetchPointer:
         dataset_root=job.layout.relative(root),
         training_dir=folder(_TRAINING),
         testing_dir=folder(_TESTING),
-        version=facts.get("version"),
+        version=facts.version,
         fetched_at_utc=timestamp(utc_now()),
         samples=job.layout.relative(target / "samples.parquet"),
         n_images=len(table),
@@ -260,7 +290,7 @@ def _pointer(source: _Source, target: Path, job: Job) -> FetchPointer:
             str(name): int(count) for name, count in table["label"].value_counts(sort=False).items()
         },
         source=source.kind,
-        licence=facts.get("licence") or job.entry.licence,
-        last_updated=facts.get("last_updated"),
-        archive_sha256=facts.get("archive_sha256"),
+        licence=facts.licence or job.entry.licence,
+        last_updated=facts.last_updated,
+        archive_sha256=facts.archive_sha256,
     )

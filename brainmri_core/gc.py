@@ -9,6 +9,8 @@ and its run's folder are deleted by hand.
 from __future__ import annotations
 
 import contextlib
+import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from pydantic import BaseModel, ConfigDict
 
 from brainmri_core.config import PipelineConfig
 from brainmri_core.errors import BusyError
-from brainmri_core.layout import Layout
+from brainmri_core.layout import FOLDS_FOLDER, RESERVED_NAMES, Layout
 from brainmri_core.pointers import PATH_FIELDS, pointer_files, read_pointer
 from brainmri_core.records import manifest_files, read_manifest
 from brainmri_core.storage import (
@@ -29,7 +31,6 @@ from brainmri_core.storage import (
     stale_temporaries,
 )
 
-RESUME_FOLDER = "resume"
 _MARKS = (
     "source.json",
     "samples.parquet",
@@ -96,7 +97,7 @@ def collect_garbage(layout: Layout, config: PipelineConfig | None = None, *, dry
             keep.add(folder)
         newest = layout.configured(config.train.io.out_models) / "best.pth"
         for path in candidates:
-            if newest.is_file() and _same(newest, path / "best.pth"):
+            if _same(newest, path / "best.pth"):
                 keep.add(path)
         results = [path for path in candidates if not keep.holds(path)]
         temporaries = [
@@ -135,7 +136,7 @@ def remove_leftovers(layout: Layout, config: PipelineConfig | None = None) -> li
 
 
 class _References:
-    """What pointers, manifests and running stages refer to."""
+    """What pointers, manifests and running stages refer to, by where it really lies: paths may go through links."""
 
     def __init__(self) -> None:
         self.paths: set[Path] = set()
@@ -143,14 +144,16 @@ class _References:
         self.running: set[str] = set()
 
     def add(self, path: Path) -> None:
+        path = path.resolve()
         self.paths.add(path)
         self.above.update(path.parents)
 
     def holds(self, folder: Path) -> bool:
         """Say whether something in the folder, the folder, or a folder above it is referred to."""
+        real = folder.resolve()
         return (
-            folder in self.above
-            or not self.paths.isdisjoint((folder, *folder.parents))
+            real in self.above
+            or not self.paths.isdisjoint((real, *real.parents))
             or any(folder.name.startswith(run_id) for run_id in self.running)
         )
 
@@ -184,8 +187,11 @@ def _bases(layout: Layout, config: PipelineConfig) -> list[Path]:
         layout.configured(config.train.io.out_summary),
         layout.configured(config.evaluate.io.eval_out),
     ]
+    configured.append(layout.configured(config.train.io.out_models) / "cross_validation")
     fixed = [outputs / name for name in ("mappings", "validation", "cross_validation", "leaderboard")]
-    return [path for path in (*configured, *fixed) if path.is_relative_to(layout.root)]
+    root = layout.root.resolve()
+    real = {path.resolve(): path for path in (*configured, *fixed) if path.resolve().is_relative_to(root)}
+    return list(real.values())
 
 
 def _results(base: Path) -> Iterator[Path]:
@@ -193,13 +199,21 @@ def _results(base: Path) -> Iterator[Path]:
 
     What lies elsewhere is somebody else's, and a staging folder is no result yet, whatever it holds.
     """
-    for pattern in ("*/*/*", "*/*/folds/*"):
-        for path in sorted(base.glob(pattern)):
-            names = path.relative_to(base).parts
-            hidden = any(name.startswith(".") for name in names)
-            linked = any(part.is_symlink() for part in (path, *path.parents[: len(names) - 1]))
-            if not hidden and not linked and any((path / name).is_file() for name in _MARKS):
-                yield path
+    for owner in _folders(base):
+        for dataset in _folders(owner):
+            for path in (*_folders(dataset), *_folders(dataset / FOLDS_FOLDER)):
+                if path.name not in RESERVED_NAMES and any((path / name).is_file() for name in _MARKS):
+                    yield path
+
+
+def _folders(folder: Path) -> list[Path]:
+    """List the folders in a folder, neither hidden nor linked; none if it is gone."""
+    try:
+        with os.scandir(folder) as entries:
+            names = [item.name for item in entries if item.is_dir(follow_symlinks=False)]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return [folder / name for name in sorted(names) if not name.startswith(".")]
 
 
 def _shared_folders(layout: Layout, config: PipelineConfig) -> Iterator[Path]:
@@ -214,9 +228,12 @@ def _shared_folders(layout: Layout, config: PipelineConfig) -> Iterator[Path]:
     bases = [layout.root / "outputs", *(base for base in _bases(layout, config) if base != raw)]
     seen: set[Path] = set()
     for base in bases:
-        for path in (base, *sorted(base.rglob("*"))):
-            inside = any(part.startswith(TEMPORARY_PREFIX) for part in path.relative_to(base).parts)
-            if path not in seen and not inside and path.is_dir() and not path.is_symlink():
+        for here, folders, _ in os.walk(
+            base
+        ):  # which passes over folders that another run takes away meanwhile
+            folders[:] = sorted(name for name in folders if not name.startswith(TEMPORARY_PREFIX))
+            path = Path(here)
+            if path not in seen:
                 seen.add(path)
                 yield path
 
@@ -224,11 +241,17 @@ def _shared_folders(layout: Layout, config: PipelineConfig) -> Iterator[Path]:
 def _same(first: Path, second: Path) -> bool:
     return (
         second.is_file()
+        and first.is_file()
         and first.stat().st_size == second.stat().st_size
         and sha256_file(first) == sha256_file(second)
     )
 
 
 def _size(path: Path) -> int:
-    files = path.rglob("*") if path.is_dir() else [path]
-    return sum(file.stat().st_size for file in files if file.is_file() and not file.is_symlink())
+    inside = [Path(here) / name for here, _, files in os.walk(path) for name in files]
+    total = 0
+    for file in inside or [path]:
+        with contextlib.suppress(FileNotFoundError):  # somebody else was quicker
+            status = file.lstat()
+            total += status.st_size if stat.S_ISREG(status.st_mode) else 0
+    return total

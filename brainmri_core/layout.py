@@ -13,6 +13,8 @@ from brainmri_core.errors import ConfigError
 
 ROOT_VARIABLE = "BRAINMRI_HOME"
 ARCHIVES_VARIABLE = "BRAINMRI_ARCHIVES"
+RESUME_FOLDER, FOLDS_FOLDER, CHAMPION_FILE = "resume", "folds", "champion.pth"
+RESERVED_NAMES = {RESUME_FOLDER, FOLDS_FOLDER, CHAMPION_FILE}
 RUN_ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 
 
@@ -48,8 +50,13 @@ def checked_run_id(run_id: str) -> str:
     Raises
     ------
     ConfigError
-        If it holds anything but letters, digits, dots, dashes and underscores, or is too long.
+        If it holds anything but letters, digits, dots, dashes and underscores, is too long, or is the name of
+        something else that lies beside results.
     """
+    if run_id in RESERVED_NAMES:
+        raise ConfigError(
+            f"The run id {run_id!r} is the name of a folder of this project's own; take another one."
+        )
     if not re.fullmatch(RUN_ID_PATTERN, run_id) or run_id.endswith("\n"):
         raise ConfigError(
             f"The run id {run_id!r} cannot name a folder; take up to 100 letters, digits, dots, dashes and underscores."
@@ -106,8 +113,7 @@ class Layout(BaseModel):
 
     def configured(self, value: str) -> Path:
         """Return the absolute path of a configured output folder (relative values lie under the root)."""
-        path = Path(value).expanduser()
-        return path if path.is_absolute() else self.root / path
+        return Path(os.path.abspath(self.root / Path(value).expanduser()))
 
     def dataset_cache(self, cache_dir: str, dataset: str) -> Path:
         """Folder that holds every fetched version of a data set."""

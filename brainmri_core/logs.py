@@ -41,10 +41,11 @@ class StageLog:
         record = {"time": timestamp(utc_now()), "level": level, **self._base, "event": event, **fields}
         for sink in list(self._sinks):
             try:
-                sink(record)
+                if sink in self._sinks:  # one that failed in a warning below is gone
+                    sink(record)
             except StorageError as error:  # a full disk takes the log and not the run
-                self._sinks.remove(sink)
-                self.warning(f"{error} The log goes on without that file.")
+                self._sinks = [other for other in self._sinks if other is not sink]
+                self.warning(f"{error} The log goes on without it.")
 
     def debug(self, event: str, **fields: Any) -> None:
         """Log a detail."""
@@ -117,7 +118,10 @@ def stream_sink(stream: TextIO | None = None, *, json_lines: bool = False) -> Si
     """Return a sink that prints to a stream (standard error by default)."""
 
     def emit(record: Record) -> None:
-        print(as_json(record) if json_lines else as_text(record), file=stream or sys.stderr, flush=True)
+        try:
+            print(as_json(record) if json_lines else as_text(record), file=stream or sys.stderr, flush=True)
+        except OSError as error:
+            raise storage_error(error, Path("the console")) from error
 
     return emit
 

@@ -20,7 +20,7 @@ from brainmri_core.cores import cores
 from brainmri_core.errors import ConfigError, IntegrityError
 from brainmri_core.images.decode import DecodeError
 from brainmri_core.images.fit import fit_image
-from brainmri_core.images.isolation import MAX_FILE_BYTES, Answer, no_answer, stream_answers
+from brainmri_core.images.isolation import MAX_FILE_BYTES, Answer, finite, no_answer, stream_answers
 from brainmri_core.learning.checkpoint import CheckpointMeta, load_model
 from brainmri_core.learning.device import choose_device
 from brainmri_core.learning.inference import predict_evenly
@@ -263,8 +263,8 @@ class Classifier:
         shape = (wanted.pack_size, wanted.pack_size, 3)[: 3 if wanted.colour else 2]
         try:
             pixels = np.frombuffer(body, np.uint8).reshape(shape)
-            slices, colourfulness = int(header["slices"]), float(header["colourfulness"])
-        except (KeyError, TypeError, ValueError):
+            slices, colourfulness = int(header["slices"]), finite(header["colourfulness"])
+        except (KeyError, TypeError, ValueError, OverflowError):
             return Prediction(name, error=no_answer(name))
         return self._checked(index, name, header.get("slice"), slices, pixels, colourfulness)
 

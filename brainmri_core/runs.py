@@ -254,7 +254,7 @@ def close_run(layout: Layout, run_id: str, status: Literal["failed", "cancelled"
         }
         entries = list(manifest["stages"].values())
         for entry in entries:
-            unwritten = entry["status"] == "success" and not entry.get("pointer", {}).get("pointer_path")
+            unwritten = entry["status"] == "success" and not (entry.get("pointer") or {}).get("pointer_path")
             if entry["status"] == "running" or unwritten:
                 entry |= end
         settled = any(entry["status"] in ("failed", "cancelled") for entry in entries)

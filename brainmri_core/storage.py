@@ -230,6 +230,10 @@ def staging_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
     StorageError
         On an operating-system error, or when `target` exists already and may not be replaced.
     """
+    if target.is_symlink():
+        raise StorageError(
+            f"Cannot write {target}: it is a symbolic link; name the folder that it points to."
+        )
     make_dirs(target.parent)
     folder = _temporary(target.parent)
     guard = folder.with_name(f"{folder.name}.lock")
@@ -319,7 +323,10 @@ def remove_stale(folder: Path) -> list[Path]:
 
 
 def _temporaries(folder: Path) -> list[Path]:
-    names = os.listdir(folder) if folder.is_dir() else []
+    try:
+        names = os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        names = []
     return [folder / name for name in sorted(names) if _TEMPORARY.fullmatch(name)]
 
 
@@ -344,7 +351,7 @@ def _claimed(path: Path) -> Iterator[bool]:
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir():
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, onerror=_unless_missing)
     else:
         path.unlink(missing_ok=True)
@@ -388,26 +395,40 @@ def exclusive(path: Path, *, wait: bool = True, busy: str = "another run holds i
     StorageError
         If it cannot be locked.
     """
+    with contextlib.ExitStack() as held:
+        with _naming(path, "lock"):
+            held.enter_context(_locked(path, wait, busy))
+        try:
+            yield
+        except OSError as error:
+            raise storage_error(error, Path(error.filename or path), "use") from error
+
+
+def _locked(path: Path, wait: bool, busy: str) -> FileIO:
+    """Open a lock file and lock it; closing it unlocks it."""
     make_dirs(path.parent)
     looks = 0
-    with _naming(path, "lock"):
-        while True:
-            with path.open("a+b", buffering=0) as handle:
-                try:
-                    fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-                except BlockingIOError:
-                    if (looks := looks + 1) < _LOOKS:
-                        time.sleep(0.01)
-                        continue
-                    handle.seek(0)
-                    owner = printable(handle.read(_LONGEST_OWNER).decode(errors="replace").strip())
-                    raise BusyError(
-                        f"Cannot lock {path}: {busy}{f' ({owner})' if owner else ''}; wait for it to end and run again."
-                    ) from None
-                if os.fstat(handle.fileno()).st_nlink:
-                    _sign(handle)
-                    yield
-                    return
+    while True:
+        handle = path.open("a+b", buffering=0)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            if os.fstat(handle.fileno()).st_nlink:
+                _sign(handle)
+                return handle
+            handle.close()
+        except BlockingIOError:
+            handle.seek(0)
+            owner = printable(handle.read(_LONGEST_OWNER).decode(errors="replace").strip())
+            handle.close()
+            if (looks := looks + 1) < _LOOKS:
+                time.sleep(0.01)
+                continue
+            raise BusyError(
+                f"Cannot lock {path}: {busy}{f' ({owner})' if owner else ''}; wait for it to end and run again."
+            ) from None
+        except BaseException:
+            handle.close()
+            raise
 
 
 def _sign(handle: FileIO) -> None:

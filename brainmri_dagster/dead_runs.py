@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dagster as dg
 
-from brainmri_core.errors import BrainMRIError
+from brainmri_core.errors import BrainMRIError, StorageError
 from brainmri_core.layout import Layout
 from brainmri_core.runs import close_run
 from brainmri_dagster.graph import PROCESS_TAG
@@ -21,21 +21,35 @@ def settle_dead_runs(instance: dg.DagsterInstance, layout: Layout) -> list[str]:
     -------
     list of str
         Dagster run ids that were settled.
+
+    Raises
+    ------
+    BrainMRIError
+        After all others were settled: the first that kept a manifest from being closed. Where the disk did, its run is
+        looked at again the next time.
     """
-    settled = []
+    settled: list[str] = []
+    problems: list[BrainMRIError] = []
     statuses = [dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
     for run in instance.get_runs(dg.RunsFilter(statuses=statuses)):
         process = run.tags.get(PROCESS_TAG)
         if process is None or not is_dead(process):
             continue
         cancelled = run.status == dg.DagsterRunStatus.CANCELING
+        try:
+            settle_manifest(instance, layout, run, _REASON, cancelled=cancelled)
+        except BrainMRIError as error:
+            problems.append(error)
+            if isinstance(error, StorageError):
+                continue
         if cancelled:
             instance.report_run_canceled(run, message=_REASON)
         else:
             instance.report_run_failed(run, message=_REASON)
         instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
-        settle_manifest(instance, layout, run, _REASON, cancelled=cancelled)
         settled.append(run.run_id)
+    if problems:
+        raise problems[0]
     return settled
 
 

@@ -277,7 +277,8 @@ def _release_dry_run(layout: Layout, run_id: str) -> None:
     if value.dagster_run_id is None and value.status == "planned":
         for path in [*folder.glob("*.yaml"), folder / "plan.json", manifest]:
             path.unlink(missing_ok=True)
-        folder.rmdir()
+        with suppress(OSError):  # what else lies there is not ours; the run's id is taken then
+            folder.rmdir()
 
 
 def _stage(name: str) -> Stage:

@@ -38,6 +38,8 @@ class Fault:
         Send the body with a bit of this byte flipped; its checksum is declared as if it were whole.
     declare : int or None
         Bytes declared beyond what is sent; None declares no length.
+    endless : bool
+        Go on sending after the body, until the client hangs up.
     before : callable or None
         Called before answering, for a remote that changes.
     """
@@ -49,6 +51,7 @@ class Fault:
     stall: int | None = None
     flip: int | None = None
     declare: int | None = 0
+    endless: bool = False
     before: Callable[[], None] | None = None
 
 
@@ -187,6 +190,8 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             self.wfile.write(body[:end])
             self.wfile.flush()
+            while fault.endless:
+                self.wfile.write(bytes(1 << 16))
             if fault.stall is not None:
                 self.state.closing.wait(60)
         except ConnectionError:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import re
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -16,13 +18,14 @@ from PIL import Image
 
 from brainmri_core.cores import cores
 from brainmri_core.images.decode import decode
-from brainmri_core.images.isolation import no_answer, read_below, stream_answers
+from brainmri_core.images.isolation import finite, no_answer, read_below, stream_answers
 from brainmri_core.storage import storage_error
 
 U8 = npt.NDArray[np.uint8]
 U64 = npt.NDArray[np.uint64]
 THUMB_SIDE = 64
 _HASH_SIDE = 8
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 _SHRUNK = 128
 _DARK = 20  # gray levels above the darkest pixel that still count as background
 _BRIGHT = 40  # least level of a frame
@@ -263,14 +266,18 @@ def fingerprint_files(
     )
     with closing(answers):
         for index, (header, body) in answers:
+            if header.get("more"):  # nothing that our worker says: the last answer counts
+                continue
             if "reason" in header:
                 table.failures[index] = str(header["reason"])
             else:
                 try:
                     both = np.frombuffer(body, np.uint8).reshape(2, THUMB_SIDE, THUMB_SIDE)
-                    table.colourfulness[index] = float(header["colourfulness"])
-                    table.pixel_sha256[index] = str(header["pixel_sha256"])
-                except (KeyError, TypeError, ValueError):
+                    colourfulness, digest = finite(header["colourfulness"]), str(header["pixel_sha256"])
+                    if not _DIGEST.fullmatch(digest):
+                        raise ValueError(digest)
+                    table.colourfulness[index], table.pixel_sha256[index] = colourfulness, digest
+                except (KeyError, TypeError, ValueError, OverflowError):
                     table.failures[index] = no_answer(paths[index])
                 else:
                     table.thumbs[index], table.trimmed_thumbs[index] = both
@@ -290,6 +297,8 @@ def _thumbs_array(n: int) -> U8:
         return np.zeros(shape, np.uint8)
     try:
         with tempfile.TemporaryFile() as file:
-            return np.memmap(file, np.uint8, "w+", shape=shape)
+            # Room is taken at once: a write through the map to a disk that fills up would end the process by SIGBUS.
+            os.posix_fallocate(file.fileno(), 0, n * THUMB_SIDE**2)
+            return np.memmap(file, np.uint8, "r+", shape=shape)
     except OSError as error:
         raise storage_error(error, Path(tempfile.gettempdir())) from error

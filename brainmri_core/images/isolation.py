@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import queue
 import select
@@ -35,7 +36,9 @@ from brainmri_core.text import printable
 
 SECONDS_PER_IMAGE = 60.0
 MAX_FILE_BYTES = 256 << 20
+MAX_ANSWERS = 4096  # slices of one file
 _MAX_HEADER, _MAX_ANSWER = 1 << 16, 4 << 20
+_LONGEST_REASON = 1000
 BATCH_BYTES = 1 << 20
 _BATCH = 16  # files in a request: one by one, passing them on costs half as much as decoding them
 _TRIES = 2
@@ -56,6 +59,14 @@ def no_answer(name: str) -> str:
     return f"{printable(name)} got no usable answer from the image decoder; replace or remove it."
 
 
+def finite(value: Any) -> float:
+    """Return a number of an answer; raise ValueError, TypeError or OverflowError if it is none that can be stored."""
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError(number)
+    return number
+
+
 class _WorkerGone(Exception):
     """The worker process died, or gave no answer in time."""
 
@@ -64,10 +75,13 @@ def _header(text: bytes) -> dict[str, Any]:
     """Read the header of an answer; a worker that a foreign file has taken over may send anything."""
     try:
         header = json.loads(text)
+        json.dumps(header, ensure_ascii=False).encode()  # half a character may be escaped in it
     except (ValueError, RecursionError):
         raise _WorkerGone from None
     if not isinstance(header, dict):
         raise _WorkerGone
+    if "reason" in header:
+        header["reason"] = printable(str(header["reason"]))[:_LONGEST_REASON]
     return header
 
 
@@ -89,18 +103,16 @@ class _Worker:
         self.requests, self.answers = self.process.stdin.fileno(), self.process.stdout.fileno()
         os.set_blocking(self.requests, False)
         self.received = bytearray()
+        self.parts = 0  # answers so far for the oldest file without its last one
 
     def send(self, files: Sequence[tuple[str, bytes]]) -> None:
         header = {"files": [(name, len(data)) for name, data in files]}
         rest = memoryview(message(header, *(data for _, data in files)))
         deadline = time.monotonic() + SECONDS_PER_IMAGE
         while rest:
-            left = max(0.0, deadline - time.monotonic())
-            answered, ready, _ = select.select([self.answers], [self.requests], [], left)
+            answered, ready = self._wait(deadline, True)
             if answered:  # else both sides could wait for the other to read
                 self._take()
-            elif not ready:
-                raise _WorkerGone
             try:
                 rest = rest[os.write(self.requests, rest) :] if ready else rest
             except BrokenPipeError:
@@ -111,8 +123,7 @@ class _Worker:
         deadline = time.monotonic() + SECONDS_PER_IMAGE
         found: list[Answer] = []
         while not found:
-            if not select.select([self.answers], [], [], max(0.0, deadline - time.monotonic()))[0]:
-                raise _WorkerGone
+            self._wait(deadline)
             self._take()
             start = 0
             while len(self.received) >= start + 8:
@@ -131,6 +142,17 @@ class _Worker:
                 start = middle + body
             del self.received[:start]
         return found
+
+    def _wait(self, deadline: float, sending: bool = False) -> tuple[bool, bool]:
+        """Wait until there is something to read, or room to write where something is to be sent; say which."""
+        poll = select.poll()  # select takes no descriptor above 1,023
+        poll.register(self.answers, select.POLLIN)
+        if sending:
+            poll.register(self.requests, select.POLLOUT)
+        found = dict(poll.poll(1000 * max(0.0, deadline - time.monotonic())))
+        if not found:
+            raise _WorkerGone
+        return self.answers in found, self.requests in found
 
     def _take(self) -> None:
         part = os.read(self.answers, 1 << 16)
@@ -251,10 +273,12 @@ class _Pass:
         while len(waiting) > rest and not self.stopped.is_set():
             told: list[tuple[int, Answer]] = []
             for answer in worker.receive():
-                if not waiting:  # more answers than questions
+                more = bool(answer[0].get("more"))
+                worker.parts = worker.parts + 1 if more else 0
+                if not waiting or worker.parts > MAX_ANSWERS:  # more answers than were asked for
                     self.put(told)
                     raise _WorkerGone
-                told.append((waiting[0][0] if answer[0].get("more") else waiting.popleft()[0], answer))
+                told.append((waiting[0][0] if more else waiting.popleft()[0], answer))
             self.put(told)
 
     def blame(self, waiting: deque[tuple[int, bytes]], crashes: dict[int, int], how: str) -> None:

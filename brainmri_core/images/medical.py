@@ -16,6 +16,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from brainmri_core.images.decode import MAX_PIXELS, MAX_SIDE, DecodeError
+from brainmri_core.images.isolation import MAX_ANSWERS
 from brainmri_core.text import printable
 
 U8 = npt.NDArray[np.uint8]
@@ -23,7 +24,7 @@ F32 = npt.NDArray[np.float32]
 Kind = Literal["dicom", "nifti"]
 
 SUFFIXES = (".dcm", ".dicom", ".nii", ".nii.gz")
-MAX_SLICES = 4096
+MAX_SLICES = MAX_ANSWERS
 _MAX_BYTES = 1 << 30
 _NIFTI_MAGIC = (b"n+1\0", b"ni1\0")
 _GZIP = b"\x1f\x8b"

@@ -10,6 +10,7 @@ from typing import Any
 from brainmri_core.config.training import TrainConfig
 from brainmri_core.errors import BusyError, IntegrityError, StorageError
 from brainmri_core.job import Job
+from brainmri_core.layout import RESUME_FOLDER
 from brainmri_core.learning.device import arithmetic
 from brainmri_core.learning.state import Loop, State, difference, load_state
 from brainmri_core.learning.team import Team
@@ -54,7 +55,7 @@ def resume_file(models: Path, dataset: str, identity: dict[str, Any]) -> Path:
     """Return where a training of this identity keeps its state: a place every run of it finds."""
     config = {key: value for key, value in identity.items() if key != "data_hash"}
     name = f"{sha256_json(config)[:12]}-{identity['data_hash'][:12]}"
-    return models / dataset / "resume" / name / "last.pth"
+    return models / dataset / RESUME_FOLDER / name / "last.pth"
 
 
 def _lock_of(resume: Path, job: Job) -> Path:

@@ -28,6 +28,7 @@ _CHUNK = 1 << 20
 _LOCAL_HEADER = 30
 _ENCRYPTED = 0x1 | 0x40
 _END = b"PK\5\6"
+_LONGEST_ENTRY = 4096
 _LONGEST_END = 76 + 22 + (1 << 16)
 Progress = Callable[[int, int], None]
 
@@ -112,7 +113,7 @@ def extract_archive(
             raise SourceError(
                 f"{shown} is larger than fetch.limits.max_archive_bytes ({limits.max_archive_bytes}); {RAISE}."
             )
-        _check_count(archive, limits)
+        check_count(archive, limits)
         with zipfile.ZipFile(archive) as opened:
             entries = _checked(opened.infolist(), archive, limits)
             total = sum(info.file_size for info, _ in entries)
@@ -133,6 +134,7 @@ def extract_archive(
         RuntimeError,
         ValueError,
         OverflowError,
+        MemoryError,
     ) as error:
         if isinstance(error, zipfile.BadZipFile) and not zipfile.is_zipfile(archive):
             raise SourceError(
@@ -141,7 +143,7 @@ def extract_archive(
         raise SourceError(f"{shown} is damaged ({shown_name(str(error))}); download it again.") from None
 
 
-def _check_count(archive: Path, limits: ArchiveLimits) -> None:
+def check_count(archive: Path, limits: ArchiveLimits) -> None:
     """Refuse too many entries before `zipfile` reads all of them into memory; anything else it judges itself."""
     with archive.open("rb") as file:
         file.seek(max(0, archive.stat().st_size - _LONGEST_END))
@@ -154,10 +156,14 @@ def _check_count(archive: Path, limits: ArchiveLimits) -> None:
         if tail[max(0, end - 20) :].startswith(b"PK\6\7") and tail[max(0, end - 76) :].startswith(b"PK\6\6"):
             end -= 76
             (size,) = struct.unpack_from("<Q", tail, end + 40)
-        file.seek(max(0, began + end - size))
+        start = max(0, began + end - size)
+        file.seek(start)
         entries = 0
-        while (header := file.read(46)).startswith(b"PK\1\2") and len(header) == 46:
-            if (entries := entries + 1) > limits.max_files:
+        while file.tell() - start < size:
+            header = file.read(46)
+            if not header.startswith(b"PK\1\2") or len(header) < 46:
+                raise zipfile.BadZipFile("its listing is damaged")
+            if (entries := entries + 1) > limits.max_files or size > limits.max_files * _LONGEST_ENTRY:
                 raise SourceError(too_many(shown_name(archive), limits))
             file.seek(sum(struct.unpack_from("<HHH", header, 28)), os.SEEK_CUR)
 
@@ -269,16 +275,17 @@ def list_folder(source: Path, limits: ArchiveLimits) -> list[str]:
     try:
         for here, folders, files in os.walk(base, onerror=_raise):
             folders[:] = sorted(name for name in folders if name not in LEFT_OUT_FOLDERS)
+            inside = set(folders)
             for path in (Path(here) / name for name in folders + sorted(files)):
                 name = path.relative_to(base).as_posix()
-                if path.is_symlink() and (path.is_dir() or not path.resolve().is_relative_to(base)):
+                if path.is_symlink() and (path.is_dir() or not _leads_below(path, base)):
                     raise SourceError(
                         f"{shown} holds {shown_name(name)!r}, a symbolic link to a folder or out of it; put what it points to "
                         "in its place."
                     )
                 if (below := below + 1) > limits.max_files:
                     raise SourceError(too_many(shown, limits))
-                if path.name in folders or is_litter(name):
+                if path.name in inside or is_litter(name):
                     continue
                 if not path.is_file():
                     raise SourceError(
@@ -297,6 +304,13 @@ def list_folder(source: Path, limits: ArchiveLimits) -> list[str]:
         raise SourceError(f"{shown} is empty; name another one.")
     check_collisions(names, shown, limits)
     return sorted(names)
+
+
+def _leads_below(path: Path, base: Path) -> bool:
+    try:
+        return path.resolve().is_relative_to(base)
+    except RuntimeError:  # links in a circle
+        return False
 
 
 def _raise(error: OSError) -> None:

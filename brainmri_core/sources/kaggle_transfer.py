@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import errno
 import hashlib
 import re
 import shutil
@@ -17,6 +18,7 @@ import requests
 from brainmri_core.config.data import ArchiveLimits, RetryConfig
 from brainmri_core.errors import IntegrityError, SourceError, StorageError
 from brainmri_core.layout import utc_now
+from brainmri_core.sources.archive import check_count
 from brainmri_core.sources.kaggle_api import (
     NO_NETWORK,
     Connection,
@@ -29,7 +31,6 @@ from brainmri_core.sources.kaggle_api import (
 from brainmri_core.storage import read_json, storage_error, write_json
 
 _CHUNK = 1 << 16
-_MOST_DECLARED = 1000
 Progress = Callable[[int, int | None], None]
 
 
@@ -65,7 +66,7 @@ def transfer(
     def step() -> None:
         nonlocal damages
         remote = _receive(connection, version, part, limits, progress, log)
-        damage = _damage(part, remote)
+        damage = _damage(part, remote, limits)
         if damage is None:
             return
         part.unlink()
@@ -203,6 +204,8 @@ def _write(
             for chunk in connection.chunks(response, _CHUNK):
                 handle.write(chunk)
                 before, done = done, done + len(chunk)
+                if total is not None and done > total:
+                    break
                 if done > limits.max_archive_bytes:
                     _check_room(connection.dataset, done, done, part, limits)
                 if progress is not None:
@@ -211,6 +214,9 @@ def _write(
                     log("downloading", bytes=done, **({"percent": 100 * done // total} if total else {}))
     except OSError as error:
         raise storage_error(error, part) from error
+    if total is not None and done > total:
+        part.unlink()
+        raise Transient("more bytes arrived than the server had declared")
     if total is not None and done != total:
         raise Transient(f"{done} of {total} bytes arrived")
 
@@ -221,7 +227,7 @@ def md5_file(path: Path) -> str:
         return hashlib.file_digest(handle, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
-def _damage(part: Path, remote: _Remote) -> str | None:
+def _damage(part: Path, remote: _Remote, limits: ArchiveLimits) -> str | None:
     """Say what is wrong with a complete part; None if nothing is.
 
     Where the storage declares no MD5, as it does for files it composed of pieces, the archive's own checksums serve.
@@ -229,11 +235,16 @@ def _damage(part: Path, remote: _Remote) -> str | None:
     if remote.md5 is not None:
         return None if md5_file(part) == remote.md5 else "its checksum was wrong"
     try:
+        check_count(part, limits)
         with zipfile.ZipFile(part) as archive:
             declared = sum(info.file_size for info in archive.infolist())
-            if declared > _MOST_DECLARED * part.stat().st_size:
+            if declared > min(limits.max_total_bytes, limits.max_ratio * part.stat().st_size):
                 return None  # a bomb, perhaps: reading it here would set it off; unpacking checks it against the limits
             wrong = archive.testzip()
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # an offset before the beginning of the file
+            raise storage_error(error, part, "read") from error
+        return "it was no whole zip archive"
     except (
         zipfile.BadZipFile,
         zlib.error,
@@ -241,6 +252,8 @@ def _damage(part: Path, remote: _Remote) -> str | None:
         NotImplementedError,
         RuntimeError,
         ValueError,
+        OverflowError,
+        MemoryError,
     ):
         return "it was no whole zip archive"
     return None if wrong is None else "an entry's checksum was wrong"

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import io
 import os
+import resource
 import shutil
 import stat
+import struct
 import subprocess
 import sys
 import tempfile
@@ -154,6 +156,18 @@ def test_too_many_entries_are_refused_before_the_listing_is_kept(
     else:
         with pytest.raises(SourceError, match=r"more than fetch\.limits\.max_files \(5\)"):
             extract_archive(tmp_path / "a.zip", tmp_path / "dest", limits)
+
+
+def test_a_listing_that_says_it_is_huge_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    with (tmp_path / "a.zip").open("wb") as file:
+        file.truncate(3 << 30)  # sparse
+        file.seek(3 << 30)
+        file.write(b"PK\5\6" + struct.pack("<HHHHLLH", 0, 0, 1, 1, (3 << 30) - 1, 1, 0))
+    (tmp_path / "dest").mkdir()
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(SourceError, match="is damaged"):
+        extract_archive(tmp_path / "a.zip", tmp_path / "dest", ArchiveLimits())
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory < 100_000  # KiB
 
 
 def test_folders_count_as_much_as_files(tmp_path: Path) -> None:
@@ -356,6 +370,7 @@ def test_folder_is_copied_without_litter(tmp_path: Path, folder: Path) -> None:
         (lambda source: (source / "b").symlink_to("/etc"), "symbolic link"),
         (lambda source: (source / "b").symlink_to(source / "a"), "symbolic link"),
         (lambda source: (source / "b.jpg").symlink_to("a/gone.jpg"), "no plain file"),
+        (lambda source: (source / "b.jpg").symlink_to("b.jpg"), "symbolic link"),
         (lambda source: os.mkfifo(source / "b.jpg"), "no plain file"),
         (lambda source: (source / "A").mkdir() or (source / "A/3.jpg").touch(), "one folder on some systems"),
         (lambda source: (source / "a/1.JPG").touch(), "one file on some systems"),

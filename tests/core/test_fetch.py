@@ -45,6 +45,19 @@ def get(job: Job, archive: Path) -> FetchPointer:
     return fetch(FetchConfig(archive=str(archive)), job)
 
 
+@pytest.mark.parametrize(
+    "record",
+    ["{}", "[]", "{", '{"root": 3, "kind": "x"}', '{"root": "files", "kind": "x", "version": "x"}',
+     '{"root": "files/../../../../../../../../etc", "kind": "x"}', None],
+)  # fmt: skip
+def test_a_changed_record_of_an_unpacked_set_is_named(tmp_path: Path, job: Job, record: str | None) -> None:
+    archive = make_tree(tmp_path / "tree", OFFICIAL)
+    path = job.layout.absolute(get(job, archive).samples).with_name("source.json")
+    path.unlink() if record is None else path.write_text(record)
+    with pytest.raises(IntegrityError, match=r"source\.json"):
+        get(job, archive)
+
+
 def test_official_folders_are_found_and_indexed(tmp_path: Path, job: Job) -> None:
     archive = make_zip(make_tree(tmp_path / "tree", OFFICIAL), tmp_path / "a.zip")
     pointer = get(job, archive)

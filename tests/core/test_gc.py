@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -12,7 +15,7 @@ from brainmri_core.errors import IntegrityError
 from brainmri_core.gc import collect_garbage, remove_leftovers
 from brainmri_core.layout import Layout
 from brainmri_core.runs import stage_record
-from brainmri_core.storage import atomic_file, exclusive, staging_folder
+from brainmri_core.storage import atomic_file, exclusive, remove_folder, staging_folder
 from brainmri_core.verify import verify
 from tests.faults.tiny import PHANTOM, configuration, finished_project, run_stage
 
@@ -126,6 +129,65 @@ def test_models_that_somebody_put_beside_the_results_stay(layout: Layout) -> Non
     assert all((folder / "best.pth").is_file() for folder in places)
 
 
+@pytest.mark.parametrize(
+    ("recorded", "collected"),
+    [
+        ("data/../data/training_resized", "data/../data/training_resized"),
+        ("data/../data/training_resized", "data/training_resized"),
+        ("data/current", "data/training_resized"),
+        ("data/training_resized", "data/current"),
+    ],
+)
+def test_a_folder_by_another_name_is_the_same_folder(layout: Layout, recorded: str, collected: str) -> None:
+    (layout.root / "data/current").symlink_to("training_resized")
+    run_stage(layout.root, "resize", "again", configuration("old", resize={"out_dir": recorded, "size": 48}))
+    (left,) = leave(layout, RESULTS[0])
+    found = collect_garbage(layout, configuration("old", resize={"out_dir": collected}), dry_run=False)
+    assert [path.resolve() for path in found.results] == [left]
+    assert verify(layout).problems == []
+
+
+@pytest.mark.parametrize("out_dir", ["../other/data/training_resized", "data/linked"])
+def test_what_lies_outside_the_root_stays(layout: Layout, out_dir: str) -> None:
+    other = Path(shutil.copytree(layout.root, layout.root.parent / "other"))
+    (layout.root / "data/linked").symlink_to(other / "data/training_resized")
+    config = configuration("old", resize={"out_dir": out_dir})
+    assert collect_garbage(layout, config, dry_run=False).results == []
+    assert verify(Layout(root=other)).problems == []
+
+
+def test_what_crashed_folds_left_goes(layout: Layout) -> None:
+    left = [
+        layout.root / "models/cross_validation" / PHANTOM / "crashed",
+        layout.root / "outputs/cross_validation" / PHANTOM / "folds/crashed-0",
+    ]
+    for folder in left:
+        folder.mkdir(parents=True)
+        (folder / ("best.pth" if "models" in folder.parts else "samples.parquet")).write_bytes(b"x")
+    assert sorted(collect_garbage(layout, dry_run=False).results) == sorted(left)
+
+
+def test_another_run_that_publishes_and_removes_folders_disturbs_nobody(layout: Layout) -> None:
+    folder = layout.root / "outputs/mappings" / PHANTOM
+    stopped = threading.Event()
+
+    def churn() -> None:
+        for number in itertools.count():
+            with staging_folder(folder / f"run{number}") as staging:
+                (staging / "x").write_bytes(b"x")
+            remove_folder(folder / f"run{number}")
+            if stopped.is_set():
+                return
+
+    with ThreadPoolExecutor(1) as pool:
+        busy = pool.submit(churn)
+        for _ in range(60):
+            remove_leftovers(layout)
+            collect_garbage(layout)
+        stopped.set()
+        busy.result()
+
+
 def test_a_fetch_that_is_running_keeps_its_data_set_and_nobody_waits_for_it(layout: Layout) -> None:
     (left,) = leave(layout, RESULTS[6])
     with exclusive(layout.lock("fetch", PHANTOM)):
@@ -146,6 +208,7 @@ def test_a_state_to_resume_from_stays(layout: Layout) -> None:
     state = layout.root / "models" / PHANTOM / "resume" / "abc"
     state.mkdir(parents=True)
     (state / "last.pth").write_bytes(b"x")
+    (state.parent / "best.pth").write_bytes(b"of a run that somebody called resume")
     collect_garbage(layout, dry_run=False)
     assert (state / "last.pth").is_file()
 

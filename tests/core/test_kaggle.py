@@ -565,6 +565,22 @@ def test_an_archive_of_another_data_set_under_the_same_name_is_not_taken_for_it(
     assert len(server.asked("storage")) > asked
 
 
+def test_an_archive_without_its_beginning_and_checksum_is_received_anew_and_then_refused(
+    get: Getter, server: KaggleServer
+) -> None:
+    server.hashes = False
+    server.versions[3] = server.versions[3][200:]
+    for _ in range(2):  # nothing is left that would keep a later try from a whole one
+        assert "it was no whole zip archive both times" in refused(get)
+
+
+def test_more_bytes_than_declared_are_not_taken(get: Getter, server: KaggleServer) -> None:
+    server.fail("storage", Fault(cut=500_000), Fault(), Fault(declare=None, endless=True))
+    assert get().path.read_bytes() == server.versions[3]
+    assert "more bytes arrived than the server had declared" in get.reasons()
+    assert max(done for done, _ in get.progress) <= len(server.versions[3])
+
+
 @pytest.mark.parametrize("declared", [True, False])
 def test_an_archive_larger_than_allowed_is_refused(get: Getter, server: KaggleServer, declared: bool) -> None:
     size = len(server.versions[3])

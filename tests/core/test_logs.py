@@ -35,6 +35,19 @@ def test_a_full_disk_takes_the_log_and_not_the_run(tmp_path: Path) -> None:
     assert warning.startswith("Cannot write /dev/full: there is no space left on the device")
 
 
+def test_all_logs_on_one_full_disk(tmp_path: Path) -> None:
+    (tmp_path / "run/logs").mkdir(parents=True)
+    (tmp_path / "run/logs/split.log").symlink_to("/dev/full")
+    seen: list[dict[str, object]] = []
+    sinks = [stream_sink(Path("/dev/full").open("w")), seen.append]  # noqa: SIM115 - closing it would fail, too
+    config = LogConfig(file="/dev/full")
+    with stage_log("split", "r1", "o/s", config, tmp_path / "run", sinks, console=False) as log:
+        log.info("first")
+        log.info("second")
+    assert [line["event"] for line in seen if line["level"] == "INFO"] == ["first", "second"]
+    assert len([line for line in seen if line["level"] == "WARNING"]) == 3
+
+
 def test_console_is_readable_or_json(tmp_path: Path) -> None:
     for json_lines in (False, True):
         stream = io.StringIO()

@@ -113,6 +113,24 @@ def test_a_lock_held_by_another_process_is_refused_at_once_with_its_owner(tmp_pa
     assert f"another run holds it (process {os.getpid()} on {platform.node()} since 2" in told, told
 
 
+def test_a_link_is_not_replaced_by_a_folder_and_blocks_nobody(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    with (
+        pytest.raises(StorageError, match="symbolic link"),
+        storage.staging_folder(tmp_path / "link", replace=True),
+    ):
+        pass
+    (tmp_path / f".tmp-{os.getpid()}-{'0' * 12}").symlink_to("real")
+    assert storage.remove_stale(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "real"]
+
+
+def test_an_error_under_a_lock_is_no_error_of_the_lock(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match=r"Cannot use .*gone"), storage.exclusive(tmp_path / "l"):
+        (tmp_path / "gone").read_bytes()
+
+
 def test_a_full_disk_keeps_nobody_from_a_lock(tmp_path: Path) -> None:
     """What clears a disk needs locks, too; that their file cannot say who holds them is no reason to end."""
     (tmp_path / "l").write_bytes(b"process 1 on another since then")

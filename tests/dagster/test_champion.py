@@ -144,6 +144,12 @@ def test_a_champion_falls_only_to_one_that_is_better_beyond_noise(throne: Workbe
     assert sha256_file(weights) == first[0].checkpoint_sha256
 
     better = contender(throne, "better", 3, knows=True, pack=pack)
+    # as a run leaves it that ends between the weights of its champion and the pointer
+    weights.write_bytes(throne.layout.absolute(better[0].checkpoint).read_bytes())
+    pointer, _ = decide(throne, "d3b", first)
+    assert not pointer.crowned
+    assert sha256_file(weights) == first[0].checkpoint_sha256
+
     pointer, record = decide(throne, "d4", better)
     assert pointer.crowned
     assert record["comparison"]["challenger"] == 1.0  # type: ignore[index]

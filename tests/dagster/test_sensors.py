@@ -13,13 +13,13 @@ import dagster as dg
 import pytest
 
 from brainmri_core.catalogue import load_catalogue
-from brainmri_core.errors import IntegrityError
+from brainmri_core.errors import BrainMRIError, IntegrityError, StorageError
 from brainmri_core.layout import ARCHIVES_VARIABLE, ROOT_VARIABLE, Layout
 from brainmri_core.records import PlannedStage
-from brainmri_core.runs import make_plan, write_plan
+from brainmri_core.runs import close_run, make_plan, write_plan
 from brainmri_dagster import sensors
 from brainmri_dagster.code_location import defs
-from brainmri_dagster.dead_runs import settle_manifest
+from brainmri_dagster.dead_runs import settle_dead_runs, settle_manifest
 from brainmri_dagster.graph import PROCESS_TAG, RUN_ID_TAG
 from brainmri_dagster.processes import this_process
 from brainmri_dagster.sensors import (
@@ -247,6 +247,33 @@ def test_runs_whose_process_died_are_settled_and_others_left_alone(archives, tmp
         assert instance.get_run_by_id(here.run_id).status == dg.DagsterRunStatus.STARTED
         again = dead_runs(dg.build_sensor_context(instance=instance, definitions=defs))
         assert again.skip_message == "No run's process died."
+
+
+def test_a_manifest_that_cannot_be_closed_keeps_no_other_run_from_being_settled(
+    archives, tmp_path, monkeypatch
+):
+    host, layout = socket.gethostname(), Layout(root=tmp_path / "project")
+    with dg.DagsterInstance.ephemeral() as instance:
+        runs = [unfinished(instance, layout.root, f"{host}:{os.getpid()}:{number}") for number in (1, 2, 3)]
+        runs[0][1].write_text("[]")
+        full = runs[1][1].parent
+        real = close_run
+
+        def close(layout, run_id, *rest):
+            if layout.run_dir(run_id) == full:
+                raise StorageError("The disk is full.")
+            real(layout, run_id, *rest)
+
+        monkeypatch.setattr("brainmri_dagster.dead_runs.close_run", close)
+        with pytest.raises(BrainMRIError):
+            settle_dead_runs(instance, layout)
+        statuses = [instance.get_run_by_id(run.run_id).status for run, _ in runs]
+        ended, later = dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.STARTED
+        assert statuses == [ended, later, ended], "the one on the full disk is looked at again"
+        assert json.loads(runs[2][1].read_text())["status"] == "failed"
+        monkeypatch.undo()
+        settle_dead_runs(instance, layout)
+        assert json.loads(runs[1][1].read_text())["status"] == "failed"
 
 
 @pytest.mark.parametrize("run_id", ["../../../elsewhere", "/elsewhere", "a/b", "..", "a\n", "a" * 101])

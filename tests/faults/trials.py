@@ -18,6 +18,7 @@ from pathlib import Path
 from brainmri_core import layout as layout_module
 from brainmri_core.config import STAGES
 from brainmri_core.gc import collect_garbage
+from brainmri_core.images import fingerprint
 from brainmri_core.layout import Layout
 from brainmri_core.pointers import latest_pointer
 from brainmri_core.storage import TEMPORARY_PREFIX
@@ -148,6 +149,7 @@ def full_temporary_folder(folder: str, stage: str, hashes: list[str], mount: str
     subprocess.run(["mount", "-o", "remount,size=4k", mount], check=True)
 
     def begin() -> None:
+        fingerprint._IN_MEMORY = 0  # as for a large set, whose thumbnails lie in a temporary file
         os.environ["TMPDIR"] = mount
         tempfile.tempdir = mount
         with contextlib.suppress(OSError):

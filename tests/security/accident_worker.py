@@ -36,6 +36,12 @@ NONSENSE = {
     "endless": struct.pack("<II", 2**31, 2**31),
     "empty": message({}),
     "short": message({"pixel_sha256": "x", "colourfulness": 0.0}, b"short"),
+    "number": message({"pixel_sha256": "0" * 64, "colourfulness": 1}).replace(
+        b"1}", b"1" + b"0" * 400 + b"}"
+    ),
+    "nan": message({"pixel_sha256": "0" * 64, "colourfulness": float("nan")}, bytes(2 * THUMB_SIDE**2)),
+    "half": message({"reason": "\ud800"}),
+    "digest": message({"pixel_sha256": "x\n", "colourfulness": 0.0}, bytes(2 * THUMB_SIDE**2)),
     "words": message({"pixel_sha256": "x", "colourfulness": []}, bytes(2 * THUMB_SIDE**2)),
 }
 
@@ -43,6 +49,8 @@ NONSENSE = {
 def respond(data: bytes, name: str) -> list[bytes]:
     """Answer as the real worker does, unless there is an accident, or the file has taken the worker over."""
     accident(name)
+    if "nonsense-more" in name:
+        return [message({"more": True})] * 10_000
     taken = [said for kind, said in NONSENSE.items() if f"nonsense-{kind}" in name]
     return taken or [answer(data, name)] * (3 if "twice" in name else 1)
 

@@ -320,6 +320,15 @@ def changed(draw: st.DrawFn, value: Any) -> Any:
     return copy
 
 
+def test_a_run_is_closed_whose_stage_recorded_no_pointer(tmp_path: Path) -> None:
+    layout = Layout(root=tmp_path)
+    layout.run_dir("r").mkdir(parents=True)
+    path = layout.run_dir("r") / "run_manifest.json"
+    path.write_text(json.dumps(MANIFEST | {"stages": {"resize": ENTRY | {"pointer": None}}}))
+    close_run(layout, "r", "failed", "It ended.")
+    assert read_manifest(path).stages["resize"].status == "failed"
+
+
 def test_usual_records_are_read(tmp_path: Path) -> None:
     for value, read in ((MANIFEST, read_manifest), (PLAN, read_plan)):
         (tmp_path / "x.json").write_text(json.dumps(value))

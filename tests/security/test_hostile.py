@@ -221,7 +221,10 @@ def test_ground_truth_that_an_archive_brings_along_is_not_believed(tmp_path: Pat
     assert (found.masks, found.planes) == ({}, {})
 
 
-@pytest.mark.parametrize("kind", ["text", "list", "deep", "endless", "empty", "short", "words"])
+@pytest.mark.parametrize(
+    "kind",
+    ["text", "list", "deep", "endless", "empty", "short", "words", "number", "nan", "half", "digest", "more"],
+)
 def test_a_worker_that_a_file_has_taken_over_costs_that_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
