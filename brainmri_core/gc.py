@@ -228,13 +228,12 @@ def _shared_folders(layout: Layout, config: PipelineConfig) -> Iterator[Path]:
     bases = [layout.root / "outputs", *(base for base in _bases(layout, config) if base != raw)]
     seen: set[Path] = set()
     for base in bases:
-        for here, folders, _ in os.walk(
-            base
-        ):  # which passes over folders that another run takes away meanwhile
+        # os.walk passes over folders that another run takes away meanwhile.
+        for here, folders, _ in os.walk(base):
             folders[:] = sorted(name for name in folders if not name.startswith(TEMPORARY_PREFIX))
-            path = Path(here)
-            if path not in seen:
-                seen.add(path)
+            path, real = Path(here), Path(here).resolve()
+            if real not in seen:
+                seen.add(real)
                 yield path
 
 

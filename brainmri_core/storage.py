@@ -401,7 +401,8 @@ def exclusive(path: Path, *, wait: bool = True, busy: str = "another run holds i
         try:
             yield
         except OSError as error:
-            raise storage_error(error, Path(error.filename or path), "use") from error
+            named = error.filename if isinstance(error.filename, str | os.PathLike) else path
+            raise storage_error(error, Path(named), "use") from error
 
 
 def _locked(path: Path, wait: bool, busy: str) -> FileIO:
