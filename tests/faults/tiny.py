@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -46,10 +47,17 @@ POINTERS: dict[str, type[Pointer]] = {
 VARIANTS = {"old": 1, "new": 2}
 
 
+def _folder(prefix: str) -> Path:
+    """Make a folder that lasts as long as the session."""
+    folder = Path(tempfile.mkdtemp(prefix=prefix))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
 @cache
 def archives() -> Path:
     """Return a folder with two small archives, ``old.zip`` and ``new.zip``, made once a session."""
-    folder = Path(tempfile.mkdtemp(prefix="brainmri-archives-"))
+    folder = _folder("brainmri-archives-")
     for name, seed in VARIANTS.items():
         write_phantom(
             folder / name,
@@ -121,7 +129,7 @@ def run_all(root: Path, run_id: str, variant: str) -> dict[str, Pointer]:
 
 @cache
 def _finished(variant: str) -> Path:
-    root = Path(tempfile.mkdtemp(prefix="brainmri-finished-")) / "project"
+    root = _folder("brainmri-finished-") / "project"
     run_all(root, variant, variant)
     return root
 

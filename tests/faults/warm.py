@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import importlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,6 +25,7 @@ class Warm:
 
     def __init__(self) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="brainmri-warm-"))
+        atexit.register(shutil.rmtree, self._folder, ignore_errors=True)
         self._log = (self._folder / "server.log").open("wb")
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.faults.warm"],
