@@ -17,6 +17,7 @@ from brainmri_core.layout import CHAMPION_FILE, timestamp, utc_now
 from brainmri_core.learning.checkpoint import load_model
 from brainmri_core.learning.device import choose_device
 from brainmri_core.learning.inference import predict
+from brainmri_core.locks import exclusive
 from brainmri_core.pointers import (
     ChampionPointer,
     CheckpointPointer,
@@ -28,7 +29,7 @@ from brainmri_core.pointers import (
 from brainmri_core.reporting.paired import paired_macro_f1
 from brainmri_core.reporting.predictions import read_predictions
 from brainmri_core.samples import read_samples
-from brainmri_core.storage import atomic_file, check_sha256, exclusive, sha256_file, sha256_json, write_json
+from brainmri_core.storage import atomic_file, check_sha256, sha256_file, sha256_json, write_json
 
 I64 = npt.NDArray[np.int64]
 MARGIN = 0.0

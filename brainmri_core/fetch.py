@@ -15,11 +15,11 @@ from brainmri_core.cores import cores, threads
 from brainmri_core.errors import DataError, IntegrityError, SourceError
 from brainmri_core.job import Job
 from brainmri_core.layout import ARCHIVES_VARIABLE, timestamp, utc_now
+from brainmri_core.locks import exclusive
 from brainmri_core.pointers import FetchPointer
 from brainmri_core.samples import FETCH_COLUMNS, content_hash, read_samples, write_samples
 from brainmri_core.sources.archive import copy_tree, extract_archive, find_archive, list_folder
 from brainmri_core.storage import (
-    exclusive,
     read_json,
     remove_stale,
     sha256_file,

@@ -20,11 +20,11 @@ from pydantic import BaseModel, ConfigDict
 from brainmri_core.config import PipelineConfig
 from brainmri_core.errors import BusyError
 from brainmri_core.layout import FOLDS_FOLDER, RESERVED_NAMES, Layout
+from brainmri_core.locks import exclusive
 from brainmri_core.pointers import PATH_FIELDS, pointer_files, read_pointer
 from brainmri_core.records import manifest_files, read_manifest
 from brainmri_core.storage import (
     TEMPORARY_PREFIX,
-    exclusive,
     remove_folder,
     remove_stale,
     sha256_file,

@@ -11,14 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from brainmri_core.config.base import Precision
 from brainmri_core.errors import IntegrityError, MissingUpstreamError
 from brainmri_core.layout import Layout, timestamp, utc_now
-from brainmri_core.storage import (
-    TEMPORARY_PREFIX,
-    exclusive,
-    json_text,
-    read_json,
-    write_bytes,
-    write_new,
-)
+from brainmri_core.locks import exclusive
+from brainmri_core.storage import TEMPORARY_PREFIX, json_text, read_json, write_bytes, write_new
 
 P = TypeVar("P", bound="Pointer")
 

@@ -22,10 +22,10 @@ from brainmri_core.cores import cores
 from brainmri_core.errors import BrainMRIError, ConfigError
 from brainmri_core.layout import Layout, timestamp, utc_now
 from brainmri_core.learning.interrupts import signals_held
+from brainmri_core.locks import exclusive
 from brainmri_core.pointers import PATH_FIELDS, Pointer, result_files
 from brainmri_core.records import Plan, PlannedStage, overall_status, read_manifest, read_plan
 from brainmri_core.storage import (
-    exclusive,
     json_text,
     read_json,
     sha256_file,

@@ -1,4 +1,4 @@
-"""Durable files: atomic writes, folders that appear in one rename, locks and checksums.
+"""Durable files: atomic writes, folders that appear in one rename, and checksums.
 
 The only module that renames or fsyncs. A reader sees the old complete state or the new one, never a part.
 """
@@ -13,23 +13,17 @@ import hashlib
 import json
 import math
 import os
-import platform
 import re
 import secrets
 import shutil
-import time
 from collections.abc import Iterator
-from io import FileIO
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
-from brainmri_core.errors import BusyError, IntegrityError, StorageError
-from brainmri_core.text import printable
+from brainmri_core.errors import IntegrityError, StorageError
 
 TEMPORARY_PREFIX = ".tmp-"
 _TEMPORARY = re.compile(r"\.tmp-\d+-[0-9a-f]{12}(\.lock|-.*)?", re.DOTALL)
-_LOOKS = 10
-_LONGEST_OWNER = 300
 _REMEDIES = {
     errno.ENOSPC: "there is no space left on the device; free some and run again",
     errno.EDQUOT: "the disk quota is used up; free some space and run again",
@@ -380,63 +374,6 @@ def remove_folder(folder: Path) -> None:
             _remove(doomed)
         finally:
             guard.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def exclusive(path: Path, *, wait: bool = True, busy: str = "another run holds it") -> Iterator[None]:
-    """Hold an exclusive lock on a file; the kernel releases it when the process dies, however it dies.
-
-    Who holds it, on which machine and since when stands in the file, and in the error of whoever finds it held.
-
-    Raises
-    ------
-    BusyError
-        If `wait` is False and somebody else holds the lock for longer than one takes to look whether it is held.
-    StorageError
-        If it cannot be locked.
-    """
-    with contextlib.ExitStack() as held:
-        with _naming(path, "lock"):
-            held.enter_context(_locked(path, wait, busy))
-        try:
-            yield
-        except OSError as error:
-            named = error.filename if isinstance(error.filename, str | os.PathLike) else path
-            raise storage_error(error, Path(named), "use") from error
-
-
-def _locked(path: Path, wait: bool, busy: str) -> FileIO:
-    """Open a lock file and lock it; closing it unlocks it."""
-    make_dirs(path.parent)
-    looks = 0
-    while True:
-        handle = path.open("a+b", buffering=0)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            if os.fstat(handle.fileno()).st_nlink:
-                _sign(handle)
-                return handle
-            handle.close()
-        except BlockingIOError:
-            handle.seek(0)
-            owner = printable(handle.read(_LONGEST_OWNER).decode(errors="replace").strip())
-            handle.close()
-            if (looks := looks + 1) < _LOOKS:
-                time.sleep(0.01)
-                continue
-            raise BusyError(
-                f"Cannot lock {path}: {busy}{f' ({owner})' if owner else ''}; wait for it to end and run again."
-            ) from None
-        except BaseException:
-            handle.close()
-            raise
-
-
-def _sign(handle: FileIO) -> None:
-    since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    with contextlib.suppress(OSError):  # a full disk must not keep anybody from locking what frees space
-        handle.truncate(0)
-        handle.write(f"process {os.getpid()} on {platform.node()} since {since}\n".encode())
 
 
 def sha256_file(path: Path) -> str:

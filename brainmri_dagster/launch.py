@@ -19,10 +19,11 @@ from brainmri_core.catalogue import find_entry
 from brainmri_core.config import STAGES, PipelineConfig, Stage, load_config
 from brainmri_core.errors import BrainMRIError, ConfigError
 from brainmri_core.layout import Layout, utc_now
+from brainmri_core.locks import exclusive
 from brainmri_core.pointers import CheckpointPointer, EvaluationPointer, Pointer, ValidationPointer
 from brainmri_core.records import Plan, read_manifest
 from brainmri_core.runs import CANCELLED_EXIT_CODE, make_plan, new_run_id, refuse_existing, write_plan
-from brainmri_core.storage import exclusive, make_dirs, write_bytes
+from brainmri_core.storage import make_dirs, write_bytes
 from brainmri_dagster.dead_runs import settle_dead_runs, settle_own_runs
 from brainmri_dagster.experiments import apply_experiment, find_experiment
 from brainmri_dagster.graph import (

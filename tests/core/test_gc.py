@@ -14,8 +14,9 @@ import pytest
 from brainmri_core.errors import IntegrityError
 from brainmri_core.gc import collect_garbage, remove_leftovers
 from brainmri_core.layout import Layout
+from brainmri_core.locks import exclusive
 from brainmri_core.runs import stage_record
-from brainmri_core.storage import atomic_file, exclusive, remove_folder, staging_folder
+from brainmri_core.storage import atomic_file, remove_folder, staging_folder
 from brainmri_core.verify import verify
 from tests.faults.tiny import PHANTOM, configuration, finished_project, run_stage
 

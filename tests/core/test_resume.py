@@ -25,9 +25,9 @@ from brainmri_core.learning import loop as loop_module
 from brainmri_core.learning.checkpoint import load_checkpoint
 from brainmri_core.learning.device import cpu_has_bf16
 from brainmri_core.learning.models import build_model
+from brainmri_core.locks import exclusive
 from brainmri_core.logs import Record, StageLog, file_sink
 from brainmri_core.pointers import PackPointer
-from brainmri_core.storage import exclusive
 from brainmri_core.train import train
 from tests.core.training_pack import config, make_pack
 

@@ -15,6 +15,7 @@ import pytest
 
 from brainmri_core import storage
 from brainmri_core.errors import BusyError, IntegrityError, StorageError
+from brainmri_core.locks import exclusive
 
 
 def test_a_failed_write_leaves_the_previous_content(tmp_path: Path) -> None:
@@ -99,11 +100,11 @@ def test_stale_temporaries_of_a_killed_writer_go_and_live_ones_stay(tmp_path: Pa
 
 def test_a_lock_held_by_another_process_is_refused_at_once_with_its_owner(tmp_path: Path) -> None:
     lock = tmp_path / "l"
-    with storage.exclusive(lock):
+    with exclusive(lock):
         read, write = os.pipe()
         if (child := os.fork()) == 0:
             try:
-                with storage.exclusive(lock, wait=False):
+                with exclusive(lock, wait=False):
                     os.write(write, b"got it")
             except BusyError as error:
                 os.write(write, str(error).encode())
@@ -127,7 +128,7 @@ def test_a_link_is_not_replaced_by_a_folder_and_blocks_nobody(tmp_path: Path) ->
 
 
 def test_an_error_under_a_lock_is_no_error_of_the_lock(tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match=r"Cannot use .*gone"), storage.exclusive(tmp_path / "l"):
+    with pytest.raises(StorageError, match=r"Cannot use .*gone"), exclusive(tmp_path / "l"):
         (tmp_path / "gone").read_bytes()
 
 
@@ -139,7 +140,7 @@ def test_a_full_disk_keeps_nobody_from_a_lock(tmp_path: Path) -> None:
         try:
             signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
             resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
-            with storage.exclusive(tmp_path / "l"):
+            with exclusive(tmp_path / "l"):
                 pass
             code = 0
         finally:
@@ -207,9 +208,9 @@ def test_a_temporary_taken_away_before_it_was_locked_is_made_anew(
 
 def test_a_lock_file_removed_while_it_was_waited_for_is_locked_anew(tmp_path: Path) -> None:
     lock = tmp_path / "l"
-    with storage.exclusive(lock):
+    with exclusive(lock):
         lock.unlink()
-        with storage.exclusive(lock, wait=False):
+        with exclusive(lock, wait=False):
             assert lock.exists()
 
 
