@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import stat
@@ -126,6 +127,8 @@ def extract_archive(
             return [target for _, target in entries]
     except OSError as error:
         raise storage_error(error, archive, "unpack") from error
+    except MemoryError as error:  # no fault of the archive's: its listing has a limit
+        raise storage_error(OSError(errno.ENOMEM, ""), archive, "unpack") from error
     except (
         zipfile.BadZipFile,
         zlib.error,
@@ -134,7 +137,6 @@ def extract_archive(
         RuntimeError,
         ValueError,
         OverflowError,
-        MemoryError,
     ) as error:
         if isinstance(error, zipfile.BadZipFile) and not zipfile.is_zipfile(archive):
             raise SourceError(

@@ -245,6 +245,8 @@ def _damage(part: Path, remote: _Remote, limits: ArchiveLimits) -> str | None:
         if error.errno != errno.EINVAL:  # an offset before the beginning of the file
             raise storage_error(error, part, "read") from error
         return "it was no whole zip archive"
+    except MemoryError as error:
+        raise storage_error(OSError(errno.ENOMEM, ""), part, "read") from error
     except (
         zipfile.BadZipFile,
         zlib.error,
@@ -253,7 +255,6 @@ def _damage(part: Path, remote: _Remote, limits: ArchiveLimits) -> str | None:
         RuntimeError,
         ValueError,
         OverflowError,
-        MemoryError,
     ):
         return "it was no whole zip archive"
     return None if wrong is None else "an entry's checksum was wrong"

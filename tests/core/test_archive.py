@@ -170,6 +170,18 @@ def test_a_listing_that_says_it_is_huge_is_refused_before_it_is_read(tmp_path: P
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory < 100_000  # KiB
 
 
+def test_no_memory_for_an_archive_is_no_damage_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def exhausted(*_: object) -> None:
+        raise MemoryError
+
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as opened:
+        opened.writestr("1.jpg", b"x")
+    (tmp_path / "dest").mkdir()
+    monkeypatch.setattr(zipfile, "ZipFile", exhausted)
+    with pytest.raises(StorageError, match="there is no memory for it"):
+        extract_archive(tmp_path / "a.zip", tmp_path / "dest", ArchiveLimits())
+
+
 def test_folders_count_as_much_as_files(tmp_path: Path) -> None:
     names = ["a/b/1.jpg", "a/b/2.jpg", "a/c/3.jpg"]  # three files in three folders
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as opened:

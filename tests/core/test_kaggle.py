@@ -574,6 +574,18 @@ def test_an_archive_without_its_beginning_and_checksum_is_received_anew_and_then
         assert "it was no whole zip archive both times" in refused(get)
 
 
+def test_no_memory_to_check_an_archive_keeps_what_arrived(
+    get: Getter, server: KaggleServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def exhausted(*_: object) -> None:
+        raise MemoryError
+
+    server.hashes = False
+    monkeypatch.setattr(zipfile, "ZipFile", exhausted)
+    assert "there is no memory for it" in refused(get, StorageError)
+    assert (get.folder / "owner__brain-set__v3.zip.part").stat().st_size == len(server.versions[3])
+
+
 def test_more_bytes_than_declared_are_not_taken(get: Getter, server: KaggleServer) -> None:
     server.fail("storage", Fault(cut=500_000), Fault(), Fault(declare=None, endless=True))
     assert get().path.read_bytes() == server.versions[3]
