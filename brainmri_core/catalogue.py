@@ -28,6 +28,12 @@ class DatasetEntry(StageConfig):
         Canonical class names; their order is the class index.
     aliases : dict
         Folder name to canonical class name.
+    patients : str or None
+        Who is on which image: a table of `brainmri_core.patients`, or a CSV file beside the catalogue.
+    label_corrections : str or None
+        Labels known to be wrong: a table of `brainmri_core.patients`, or a CSV file beside the catalogue.
+    modality : str
+        What images the data set holds; any: other modalities than MR are let in.
     """
 
     key: str = ""
@@ -38,6 +44,9 @@ class DatasetEntry(StageConfig):
     note: str = ""
     classes: list[str] = Field(default_factory=lambda: list(CLASSES), min_length=2)
     aliases: dict[str, str] = Field(default_factory=dict)
+    patients: str | None = None
+    label_corrections: str | None = None
+    modality: Literal["MR", "any"] = "MR"
 
     @property
     def owner(self) -> str:

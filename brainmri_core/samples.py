@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from brainmri_core.errors import IntegrityError
@@ -24,6 +25,8 @@ SPLIT_COLUMNS = {
     "fold": "int64",
     "reason": "str",
 }
+OPTIONAL_COLUMNS = {"patient": "str"}
+"""Columns that a table may lack: it was written before they existed, or nothing is known that they could hold."""
 RESIZE_COLUMNS = {
     "row": "int64",
     "width": "int64",
@@ -35,7 +38,7 @@ RESIZE_COLUMNS = {
 COLUMN_MEANING = {
     "path": "file relative to the data set's root, POSIX",
     "label": "class: as found after fetch, canonical after split",
-    "origin": "official folder: training, testing or none",
+    "origin": "official folder: training, testing, validation or none",
     "bytes": "file size",
     "file_sha256": "SHA-256 of the file",
     "found_label": "class folder as found",
@@ -44,6 +47,7 @@ COLUMN_MEANING = {
     "colourfulness": "mean difference between the colour channels, in gray levels; 0 for gray",
     "phash": "64-bit perceptual hash",
     "phash_mirrored": "perceptual hash of the left-right mirror image",
+    "patient": "whose image it is, as a running number or a keyed hash; empty where unknown",
     "group": "images that must stay on one side share it",
     "split": "train, test or excluded",
     "fold": "cross-validation fold of a training image; -1 elsewhere",
@@ -105,6 +109,14 @@ def read_samples(path: Path, columns: dict[str, str] | None = None) -> pd.DataFr
             "run its stage again."
         )
     return table
+
+
+def known_patients(table: pd.DataFrame) -> npt.NDArray[np.object_]:
+    """Return each image's patient, object ``(N,)`` of str: ``""`` where unknown, as in a table without the column."""
+    if "patient" not in table.columns:
+        return np.full(len(table), "", object)
+    known: npt.NDArray[np.object_] = table["patient"].fillna("").astype(str).to_numpy(object)
+    return known
 
 
 def content_hash(table: pd.DataFrame, columns: list[str]) -> str:

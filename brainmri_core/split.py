@@ -96,6 +96,8 @@ def _labelled(config: SplitConfig, fetched: FetchPointer, job: Job) -> pd.DataFr
     table["class_index"] = (
         table["label"].map({name: n for n, name in enumerate(job.entry.classes)}).astype("int64")
     )
+    if "patient" not in table.columns:
+        table["patient"] = pd.Series(None, index=table.index, dtype="str")
     table["split"], table["reason"], table["fold"] = "train", "", NO_FOLD
     wrong = ~table["path"].str.lower().str.endswith(extensions(config.exts))
     table.loc[wrong, ["split", "reason"]] = ("excluded", "extension not in split.exts")

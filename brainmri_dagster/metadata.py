@@ -77,11 +77,17 @@ def picture(path: Path, alt: str, side: int = _PICTURE_SIDE) -> dg.MarkdownMetad
 
 def sample_table_schema(stage: Literal["fetch", "split", "resize"]) -> dg.TableSchema:
     """Return the columns of a stage's sample table with their types and meaning."""
-    from brainmri_core.samples import COLUMN_MEANING, FETCH_COLUMNS, RESIZE_COLUMNS, SPLIT_COLUMNS
+    from brainmri_core.samples import (
+        COLUMN_MEANING,
+        FETCH_COLUMNS,
+        OPTIONAL_COLUMNS,
+        RESIZE_COLUMNS,
+        SPLIT_COLUMNS,
+    )
 
     columns = {**FETCH_COLUMNS}
     if stage != "fetch":
-        columns |= SPLIT_COLUMNS
+        columns |= SPLIT_COLUMNS | OPTIONAL_COLUMNS
     if stage == "resize":
         columns |= RESIZE_COLUMNS
     return dg.TableSchema(

@@ -103,10 +103,24 @@ class SplitConfig(_WithExtensions):
     )
     test_frac: float = Field(0.25, gt=0, lt=1, description="Share of each class in the test split.")
     seed: int | None = Field(None, ge=0, description="Seed of the split; empty means env.seed.")
-    group_by: Literal["near_duplicate", "exact", "subject", "none"] = Field(
+    group_by: Literal["auto", "patient", "subject", "near_duplicate", "exact", "none"] = Field(
         "near_duplicate",
-        description="What is kept on one side: near copies, exact copies, a run of neighbours, nothing. With exact and "
-        "none copies may cross, which validation shows and never lets pass to training.",
+        description="What is kept on one side. auto: copies, the images of a known patient, and where the patient is "
+        "unknown runs of neighbours that look alike; patient: copies and known patients; subject: copies and runs of "
+        "neighbours; near_duplicate: copies; exact: exact copies; none: nothing. With exact and none copies may cross, "
+        "which validation shows and never lets pass to training.",
+    )
+    patients_csv: str | None = Field(
+        None,
+        description="CSV with path and patient (or group); empty means the table of the catalogue entry, if it has one.",
+    )
+    patient_pattern: str | None = Field(
+        None,
+        description="Regular expression with a group named patient, searched in each path: (?P<patient>P[0-9]+)_ for one.",
+    )
+    corrections: Literal["exclude", "apply", "ignore"] = Field(
+        "exclude",
+        description="What to do with images whose label the catalogue entry's label_corrections say is wrong.",
     )
     copies: CopySearchConfig = CopySearchConfig()
     conflicts: Literal["exclude", "keep", "fail"] = Field(
