@@ -12,11 +12,14 @@ from pydantic import Field
 from brainmri_core.config import configs_dir
 from brainmri_core.config.base import StageConfig, read_yaml, validate_config
 from brainmri_core.errors import ConfigError
+from brainmri_core.sources.names import compared
 
 CLASSES = ("glioma", "meningioma", "pituitary", "notumor")
 _KEY = re.compile(
     r"[A-Za-z0-9][A-Za-z0-9_-]*(?:\.[A-Za-z0-9_-]+)*/[A-Za-z0-9][A-Za-z0-9_-]*(?:\.[A-Za-z0-9_-]+)*"
 )
+_NO_FOLDER = re.compile(r'[<>:"/\\|?*\x00-\x1f\x7f]|^[ .]|[ .]$')
+_LONGEST_CLASS = 100
 
 
 class DatasetEntry(StageConfig):
@@ -60,9 +63,9 @@ class DatasetEntry(StageConfig):
 
     def canonical(self, label: str) -> str | None:
         """Return the canonical class of a folder name, or None if it names no class."""
-        folded = {name.casefold(): target for name, target in self.aliases.items()}
-        folded.update({name.casefold(): name for name in self.classes})
-        return folded.get(label.casefold())
+        known = {compared(name): target for name, target in self.aliases.items()}
+        known.update({compared(name): name for name in self.classes})
+        return known.get(compared(label))
 
 
 class _CatalogueFile(StageConfig):
@@ -80,7 +83,8 @@ def load_catalogue(path: Path | None = None) -> dict[str, DatasetEntry]:
     Raises
     ------
     ConfigError
-        If a key is malformed or appears twice, or an alias names no class; the message gives the line.
+        If a key is malformed or appears twice, an alias names no class, or class names cannot be folders beside each
+        other; the message gives the line.
     """
     source = path or catalogue_path()
     value, lines = read_yaml(source)
@@ -97,12 +101,34 @@ def load_catalogue(path: Path | None = None) -> dict[str, DatasetEntry]:
                 f"{where}: the data set key {key!r} repeats {seen[key.casefold()]!r}; keep one of them."
             )
         seen[key.casefold()] = key
-        for alias, target in entry.aliases.items():
-            if target not in entry.classes:
-                raise ConfigError(
-                    f"{where}: the alias {alias!r} points to {target!r}, which is none of {', '.join(entry.classes)}."
-                )
+        _check_names(entry, where)
     return {key: entry.model_copy(update={"key": key}) for key, entry in entries.items()}
+
+
+def _check_names(entry: DatasetEntry, where: str) -> None:
+    """Refuse names of classes that cannot be folders, or that compare equal and mean two classes."""
+    meant: dict[str, str] = {}
+    for name in entry.classes:
+        if _NO_FOLDER.search(name) or not name or len(name.encode()) > _LONGEST_CLASS:
+            raise ConfigError(
+                f"{where}: the class {name!r} cannot be a folder on every system; write a short name without slashes, "
+                'control characters and <>:"|?*, and without blanks or dots at its ends.'
+            )
+        if compared(name) in meant:
+            raise ConfigError(
+                f"{where}: the classes {meant[compared(name)]!r} and {name!r} are one name on some systems; rename one."
+            )
+        meant[compared(name)] = name
+    for alias, target in entry.aliases.items():
+        if target not in entry.classes:
+            raise ConfigError(
+                f"{where}: the alias {alias!r} points to {target!r}, which is none of {', '.join(entry.classes)}."
+            )
+        if meant.setdefault(compared(alias), target) != target:
+            raise ConfigError(
+                f"{where}: the alias {alias!r} points to {target!r}, but the same name already means "
+                f"{meant[compared(alias)]!r}; keep one of the two."
+            )
 
 
 def find_entry(catalogue: dict[str, DatasetEntry], key: str) -> DatasetEntry:

@@ -9,6 +9,7 @@ import pandas as pd
 from brainmri_core.config.data import SplitConfig
 from brainmri_core.errors import ConfigError, DataError
 from brainmri_core.job import Job
+from brainmri_core.sources.names import stored_names
 
 SIDES = ("train", "test", "excluded")
 
@@ -16,7 +17,7 @@ SIDES = ("train", "test", "excluded")
 def read_predefined(config: SplitConfig, table: pd.DataFrame, job: Job) -> None:
     """Set split and group of a sample table from the CSV of ``split.predefined_csv``.
 
-    The CSV needs the columns ``path`` and ``split`` (train, test or excluded); with a column ``group`` its groups are
+    Paths are compared as `sources.names.compared` says. The CSV needs the columns ``path`` and ``split`` (train, test or excluded); with a column ``group`` its groups are
     joined with the copies found, so that neither straddles; a blank group joins nothing.
 
     Raises
@@ -33,6 +34,10 @@ def read_predefined(config: SplitConfig, table: pd.DataFrame, job: Job) -> None:
     path = job.layout.configured(config.predefined_csv)
     given = _read(path)
     known = set(table["path"])
+    meant = stored_names(given["path"], table["path"])
+    given["path"] = [
+        name if name is not None else text for name, text in zip(meant, given["path"], strict=True)
+    ]
     for wrong, text in (
         (
             sorted(set(given["path"]) - known),
@@ -76,11 +81,13 @@ def _read(path: Path) -> pd.DataFrame:
         raise ConfigError(
             f"The split file {path} cannot be read ({error}); give a CSV with path,split[,group]."
         ) from None
+    given.columns = given.columns.str.strip()
     missing = [name for name in ("path", "split") if name not in given]
     if missing:
         raise ConfigError(
             f"The split file {path} lacks the column {missing[0]!r}; its header must be path,split[,group]."
         )
+    given["split"] = given["split"].str.strip().str.lower()
     return given
 
 

@@ -180,7 +180,8 @@ def _checked(
         _check_kind(info, shown)
         # zipfile ends a name at a NUL; orig_filename still has it.
         name = safe_name(info.filename, info.orig_filename, shown)
-        if not info.is_dir() and not is_litter(name):
+        is_folder = info.filename.endswith(("/", "\\"))
+        if not is_folder and not is_litter(name):
             _check_sizes(info, shown, limits)
             kept.append((info, name))
     if not kept:
@@ -289,6 +290,11 @@ def list_folder(source: Path, limits: ArchiveLimits) -> list[str]:
                     raise SourceError(too_many(shown, limits))
                 if path.name in inside or is_litter(name):
                     continue
+                if "\\" in name:
+                    raise SourceError(
+                        f"{shown} holds {shown_name(name)!r}; a backslash parts folders on other systems: rename it, or "
+                        "give fetch.archive the zip that it came from."
+                    )
                 if not path.is_file():
                     raise SourceError(
                         f"{shown} holds {shown_name(name)!r}, which is no plain file; remove it."

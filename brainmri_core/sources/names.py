@@ -1,4 +1,4 @@
-"""Foreign file names: in one spelling, safe on every system, and not too many."""
+"""Foreign file names: compared in one form, stored as found, safe on every system, and not too many."""
 
 from __future__ import annotations
 
@@ -22,18 +22,39 @@ def shown_name(name: str | Path) -> str:
     return text if len(text) <= 200 else f"{text[:120]}...{text[-60:]}"
 
 
+def compared(name: str) -> str:
+    """Return the form in which two names of files, folders or classes are compared; never the one that is stored.
+
+    A backslash parts folders as a slash does, empty parts and ``.`` count for nothing, nor do blanks around a part, the
+    case of letters, and whether an accented letter is one character (NFC) or two (NFD).
+    """
+    parts = (part.strip() for part in name.replace("\\", "/").split("/"))
+    text = "/".join(part for part in parts if part not in ("", "."))
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).casefold())
+
+
+def stored_names(given: Iterable[str], stored: Iterable[str]) -> list[str | None]:
+    """Return for each given name the stored one it means: the same text, else the one that compares equal; else None."""
+    exact = dict.fromkeys(stored)
+    alike = {compared(name): name for name in exact}
+    return [name if name in exact else alike.get(compared(name)) for name in given]
+
+
 def too_many(where: str, limits: ArchiveLimits) -> str:
     """Return the error of an archive or folder that holds more than the limit."""
     return f"{where} holds more than fetch.limits.max_files ({limits.max_files}) files and folders; {RAISE}."
 
 
 def safe_name(name: str, original: str, where: str) -> str:
-    """Return a path below the folder in one spelling, or raise SourceError."""
+    """Return a path below the folder in one spelling, or raise SourceError.
+
+    Backslashes, with which some Windows programs part the folders of a zip, become slashes before anything is judged.
+    """
+    name = name.replace("\\", "/")
     path = PurePosixPath(name)
     if (
-        "\\" in original
-        or path.is_absolute()
-        or ".." in path.parts
+        path.is_absolute()
+        or any(part.strip() == ".." for part in path.parts)  # Windows takes blanks at the end away
         or not path.parts
         or (len(name) > 1 and name[1] == ":")
     ):
@@ -71,14 +92,14 @@ def check_collisions(names: Iterable[str], where: str, limits: ArchiveLimits) ->
     files: dict[str, str] = {}
     folders: dict[str, str] = {}
     for name in names:
-        folded = _folded(name)
+        folded = compared(name)
         if folded in files:
             raise SourceError(
                 f"{where} holds {shown_name(files[folded])!r} and {shown_name(name)!r}, which are one file on some systems; rename one."
             )
         files[folded] = name
         for parent in PurePosixPath(name).parents:
-            spelling = folders.setdefault(_folded(parent.as_posix()), parent.as_posix())
+            spelling = folders.setdefault(compared(parent.as_posix()), parent.as_posix())
             if spelling != parent.as_posix():
                 raise SourceError(
                     f"{where} holds the folders {shown_name(spelling)!r} and {shown_name(parent.as_posix())!r}, which are one folder on "
@@ -90,7 +111,3 @@ def check_collisions(names: Iterable[str], where: str, limits: ArchiveLimits) ->
         raise SourceError(
             f"{where} holds {shown_name(files[folded])!r} as a file and as a folder; rename one."
         )
-
-
-def _folded(name: str) -> str:
-    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())

@@ -69,6 +69,13 @@ def test_files_come_out_whole_and_system_litter_is_left_out(tmp_path: Path) -> N
         ([("/etc/evil", b"x")], "leaves its folder"),
         ([("C:/evil", b"x")], "leaves its folder"),
         ([("a\\..\\evil", b"x")], "leaves its folder"),
+        ([("..\\evil", b"x")], "leaves its folder"),
+        ([(".. \\evil", b"x")], "leaves its folder"),
+        ([("\\evil", b"x")], "leaves its folder"),
+        ([("\\\\server\\share\\evil", b"x")], "leaves its folder"),
+        ([("C:\\evil", b"x")], "leaves its folder"),
+        ([("a\\1.jpg", b"x"), ("a/1.jpg", b"y")], "one file on some systems"),
+        ([("a/1.jpg ", b"x"), ("a/1.jpg", b"y")], "one file on some systems"),
         ([(special("a/link", stat.S_IFLNK), b"/etc/passwd")], "link or a device"),
         ([("a/1.jpg", b"x"), ("A/1.JPG", b"y")], "one file on some systems"),
         ([("a/\u00e9.jpg", b"x"), ("a/e\u0301.jpg", b"y")], "one file on some systems"),
@@ -105,6 +112,12 @@ def test_hostile_archives_are_refused_before_a_byte_is_written(
     assert "\x1b" not in str(caught.value)
     assert not list((tmp_path / "dest").iterdir())
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.zip", "dest"]
+
+
+def test_backslashes_of_a_zip_part_its_folders(tmp_path: Path) -> None:
+    path = make_zip(tmp_path / "a.zip", [("set\\", b""), ("set\\a\\1.jpg", b"x"), ("set/b\\2.jpg", b"y")])
+    assert extract(path) == ["set/a/1.jpg", "set/b/2.jpg"]
+    assert (tmp_path / "dest/set/b/2.jpg").read_bytes() == b"y"
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")

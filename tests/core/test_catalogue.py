@@ -14,6 +14,10 @@ def write(tmp_path: Path, text: str) -> Path:
     return path
 
 
+def entry(line: str) -> str:
+    return f"datasets:\n  a/b:\n    source: archive\n    {line}\n"
+
+
 def test_shipped_catalogue_names_the_data_sets_and_maps_their_folders() -> None:
     catalogue = load_catalogue()
     assert {
@@ -21,13 +25,13 @@ def test_shipped_catalogue_names_the_data_sets_and_maps_their_folders() -> None:
         "sartajbhuvaji/brain-tumor-classification-mri",
         "masoudnickparvar/brain-tumor-mri-dataset",
     } <= set(catalogue)
-    entry = catalogue["sartajbhuvaji/brain-tumor-classification-mri"]
-    assert entry.classes == ["glioma", "meningioma", "pituitary", "notumor"]
+    found = catalogue["sartajbhuvaji/brain-tumor-classification-mri"]
+    assert found.classes == ["glioma", "meningioma", "pituitary", "notumor"]
     folders = ["glioma_tumor", "meningioma_tumor", "pituitary_tumor", "no_tumor"]
-    assert [entry.canonical(name) for name in folders] == entry.classes
-    assert entry.canonical("GLIOMA_TUMOR") == "glioma"
-    assert entry.canonical("fracture") is None
-    assert (entry.owner, entry.slug) == ("sartajbhuvaji", "brain-tumor-classification-mri")
+    assert [found.canonical(name) for name in folders] == found.classes
+    assert found.canonical(" GLIOMA_TUMOR") == "glioma"
+    assert found.canonical("fracture") is None
+    assert (found.owner, found.slug) == ("sartajbhuvaji", "brain-tumor-classification-mri")
 
 
 @pytest.mark.parametrize(
@@ -44,6 +48,14 @@ def test_shipped_catalogue_names_the_data_sets_and_maps_their_folders() -> None:
         ("datasets:\n  a/b:\n    source: kaggle\n  A/b:\n    source: kaggle\n", [":4", "repeats"]),
         ("datasets:\n  a/b:\n    source: ftp\n", [":3", "source", "'ftp'"]),
         ("datasets:\n  a/b:\n    source: kaggle\n    aliases:\n      x: nothing\n", ["'x'", "'nothing'"]),
+        (entry("classes: [glioma, Glioma]"), [":2", "'Glioma'", "one name"]),
+        (entry("classes: [gl\u00e4ser, gla\u0308ser]"), [":2", "one name"]),
+        (entry("classes: [no/tumor, glioma]"), [":2", "'no/tumor'", "cannot be a folder"]),
+        (entry("classes: ['..', glioma]"), [":2", "'..'", "cannot be a folder"]),
+        (entry("classes: ['glioma ', pituitary]"), [":2", "'glioma '", "cannot be a folder"]),
+        (entry(f"classes: [{'n' * 300}, glioma]"), [":2", "cannot be a folder"]),
+        (entry("aliases: {GLIOMA: notumor}"), [":2", "'GLIOMA'", "already means 'glioma'"]),
+        (entry("aliases: {g: glioma, 'G ': notumor}"), [":2", "'G '", "already means 'glioma'"]),
         ("datasets: {}\n", ["datasets"]),
         ("data:\n  a/b:\n    source: kaggle\n", ["'data'", "did you mean 'datasets'"]),
     ],

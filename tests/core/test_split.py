@@ -357,6 +357,15 @@ def test_given_groups_are_joined_with_the_copies_found(project: Project) -> None
     assert (found["group"][others] == table["group"][others]).all(), "a blank group joins nothing"
 
 
+def test_paths_of_a_predefined_split_may_be_spelt_as_another_system_does(project: Project) -> None:
+    given = rows_of(project)
+    _, expected = project.split(write_csv(project, given, "here.csv"))
+    given["path"] = " " + given["path"].str.replace("/", "\\").str.upper() + " "
+    given["split"] = given["split"].str.upper() + " "
+    _, found = project.split(write_csv(project, given.rename(columns={"path": "path "}), "there.csv"))
+    pd.testing.assert_frame_equal(found, expected)
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
