@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from brainmri_core.config.evaluation import EvaluateConfig
+from brainmri_core.grouping import independent_units
 from brainmri_core.images.pack import open_pack
 from brainmri_core.job import Job
 from brainmri_core.layout import CHAMPION_FILE, timestamp, utc_now
@@ -157,7 +158,7 @@ def _compare(
         table["class_index"].to_numpy(np.int64),
         table["predicted_index"].to_numpy(np.int64),
         theirs,
-        table["group"].tolist(),
+        independent_units(table),
         classes,
         resamples=config.bootstrap_resamples,
         seed=int(config.data.seed or 0),

@@ -18,10 +18,12 @@ import pandas as pd
 from scipy.stats import binomtest
 
 from brainmri_core.errors import ConfigError, DataError, MissingUpstreamError
+from brainmri_core.grouping import independent_units
 from brainmri_core.layout import Layout
 from brainmri_core.pointers import EvaluationPointer, read_pointer
 from brainmri_core.reporting.bootstrap import bootstrap_metrics, group_weights, interval
 from brainmri_core.reporting.predictions import labels_of, logits_of, read_predictions
+from brainmri_core.samples import known_patients
 
 PREDICTIONS_NAME = "predictions.parquet"
 MEASURES = {
@@ -193,8 +195,10 @@ def compare(a: Path, b: Path, names: tuple[str, str], *, resamples: int, seed: i
         If a prediction table is missing or damaged.
     """
     table_a, table_b, classes = _paired(a, b, names)
-    labels, groups = labels_of(table_a), table_a["group"].tolist()
-    number, weights = group_weights(groups, resamples, seed)
+    labels = labels_of(table_a)
+    # an evaluation made before patients were known says nothing of them; the other one may
+    units = independent_units(table_a if known_patients(table_a).any() else table_b)
+    number, weights = group_weights(units, resamples, seed)
     every = np.ones((1, weights.shape[1]), np.float32)
     logits = [logits_of(table, classes) for table in (table_a, table_b)]
     point = [bootstrap_metrics(labels, values, number, every, classes) for values in logits]

@@ -11,6 +11,7 @@ import pandas as pd
 
 from brainmri_core.config.evaluation import EvaluateConfig
 from brainmri_core.errors import ConfigError, DataError, IntegrityError
+from brainmri_core.grouping import independent_units
 from brainmri_core.images.pack import open_pack
 from brainmri_core.job import Job
 from brainmri_core.layout import FOLDS_FOLDER, timestamp, utc_now
@@ -31,7 +32,14 @@ from brainmri_core.reporting.calibration import probabilities
 from brainmri_core.reporting.label_issues import issue_sheet, label_issues, split_without
 from brainmri_core.reporting.metrics import classification_metrics
 from brainmri_core.reporting.predictions import read_predictions
-from brainmri_core.samples import FOLD_REASON, RESIZE_COLUMNS, SPLIT_COLUMNS, read_samples, write_samples
+from brainmri_core.samples import (
+    FOLD_REASON,
+    RESIZE_COLUMNS,
+    SPLIT_COLUMNS,
+    known_patients,
+    read_samples,
+    write_samples,
+)
 from brainmri_core.storage import check_sha256, sha256_json, staging_folder, write_json
 
 F64 = npt.NDArray[np.float64]
@@ -225,7 +233,7 @@ def _with_intervals(table: pd.DataFrame, classes: Sequence[str], config: Evaluat
     if not config.bootstrap_resamples:
         return scored
     number, weights = group_weights(
-        table["group"].tolist(), config.bootstrap_resamples, int(config.data.seed or 0)
+        independent_units(table), config.bootstrap_resamples, int(config.data.seed or 0)
     )
     logits = np.log(np.clip(predicted, 1e-12, None))
     drawn = bootstrap_metrics(labels, logits, number, weights, classes)
@@ -258,4 +266,5 @@ def _ensemble(
         total += probabilities(logits)
     mean = total / len(checkpoints)
     columns = {f"prob_{name}": mean[:, index] for index, name in enumerate(pack.classes)}
-    return test[["row", "path", "group", "label", "class_index"]].assign(**columns)
+    known = test[["row", "path", "group", "label", "class_index"]]
+    return known.assign(patient=known_patients(test), **columns)

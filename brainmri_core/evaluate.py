@@ -11,6 +11,7 @@ import pandas as pd
 
 from brainmri_core.classifier_file import ClassifierFile, write_classifier
 from brainmri_core.config.evaluation import EvaluateConfig
+from brainmri_core.grouping import independent_units
 from brainmri_core.job import Job
 from brainmri_core.layout import timestamp, utc_now
 from brainmri_core.learning.inference import Predictions
@@ -130,7 +131,7 @@ def _outliers(config: EvaluateConfig, subject: Subject, found: Predictions) -> O
     return fit_outliers(
         found.embeddings[validation],
         samples["class_index"].to_numpy(np.int64)[validation],
-        samples["group"].to_numpy(object)[validation].tolist(),
+        independent_units(samples[validation]),
         config.data.seed,
     )
 
@@ -157,6 +158,7 @@ def _measure(
         baselines=baselines,
         known_copies=evidence.leak.row("this split").copies or 0,
         seen_in_training=subject.seen_in_training,
+        known_patients_in_training=evidence.leak.row("this split").patients or 0,
     )
     return evaluation_metrics(table, subject.classes, context)
 

@@ -280,7 +280,7 @@ def _class_set_mismatch(evidence: Evidence) -> Finding | None:
 
 
 def _leak(evidence: Evidence) -> Finding | None:
-    leaks = evidence.leaks
+    leaks = evidence.leaks[evidence.leaks["kind"] != "same patient"]
     paths = evidence.samples["path"].to_numpy(object)
     kinds = leaks["kind"].value_counts()
     named = ", ".join(f"{n} {_LEAK_WORDS[str(kind)]}" for kind, n in kinds.items())
@@ -288,10 +288,26 @@ def _leak(evidence: Evidence) -> Finding | None:
     subject = "1 test image is" if len(leaks) == 1 else f"{len(leaks)} test images are"
     message = (
         f"{subject} tied to training images ({named}), so a test score would partly measure memory; "
-        "split with split.group_by: near_duplicate."
+        "split with split.group_by: auto."
     )
     finding = _finding("leak", "error", files, message, blocking=True)
     return finding.model_copy(update={"count": len(leaks)}) if finding else None
+
+
+def _patient_leak(evidence: Evidence) -> Finding | None:
+    from brainmri_core.twins import patient_twins  # pandas, which the names of the checks need not wait for
+
+    side = evidence.samples["split"].to_numpy(object)
+    shared = patient_twins(evidence.samples, side == "train", side == "test")
+    paths = evidence.samples["path"].to_numpy(object)
+    files = sorted({*paths[shared["test"]].tolist(), *paths[shared["train"]].tolist()})
+    subject = "1 test image shows" if len(shared) == 1 else f"{len(shared)} test images show"
+    message = (
+        f"{subject} a patient who is in training, too, so a test score would partly measure recognition of people; "
+        "split with split.group_by: auto."
+    )
+    finding = _finding("patient_leak", "error", files, message, blocking=True)
+    return finding.model_copy(update={"count": len(shared)}) if finding else None
 
 
 _LEAK_WORDS = {"exact": "pixel-identical", "near copy": "near copies", "same group": "of one group"}
@@ -352,6 +368,7 @@ CHECKS: dict[str, tuple[str, Check]] = {
     "class_shares": ("Every class has about its share in the test split.", _class_shares),
     "class_set_mismatch": ("Classes and sides are those of the mapping.", _class_set_mismatch),
     "leak": ("No test image has a copy or a group member in training.", _leak),
+    "patient_leak": ("No test image shows a patient who is known to be in training.", _patient_leak),
     "unlisted_copies": (
         "No looked-up test image resembles a training image as copies do, though the search listed no pair.",
         _unlisted_copies,
@@ -359,7 +376,7 @@ CHECKS: dict[str, tuple[str, Check]] = {
     "embedded_metadata": ("No file carries metadata that could hold personal data.", _embedded_metadata),
     "shortcuts": ("File metadata does not give the class away.", _shortcuts),
 }
-BLOCKING_CHECKS = ("class_set_mismatch", "leak", "unlisted_copies")
+BLOCKING_CHECKS = ("class_set_mismatch", "leak", "patient_leak", "unlisted_copies")
 
 
 def checks_run(config: ValidateConfig) -> list[str]:

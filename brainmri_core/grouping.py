@@ -12,6 +12,11 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+
+from brainmri_core.samples import known_patients
+from brainmri_core.storage import sha256_json
 
 Labels = Sequence[int] | npt.NDArray[np.int64]
 
@@ -122,13 +127,85 @@ def assign_folds(groups: Sequence[str], labels: Labels, k: int, seed: int) -> np
     return fold[number]
 
 
-def validation_mask(samples: pd.DataFrame, val_frac: float, seed: int) -> npt.NDArray[np.bool_]:
-    """Choose the validation images among a sample table's training rows, in whole groups.
+def joined(
+    *namings: Sequence[str] | npt.NDArray[np.object_],
+    pairs: Sequence[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]] = (),
+) -> npt.NDArray[np.int64]:
+    """Number the images so that those which share a name in any of several namings, or are paired, share their number.
+
+    Parameters
+    ----------
+    *namings : sequence of str
+        A name for each of N images; ``""`` joins nothing. At least one naming.
+    pairs : sequence of tuple
+        int64 arrays of first and of second images.
+
+    Returns
+    -------
+    numpy.ndarray
+        int64 ``(N,)``: the connected component of each image.
+    """
+    n = count = len(namings[0])
+    images, names = [first for first, _ in pairs], [second for _, second in pairs]
+    for naming in namings:
+        values = np.asarray(naming, dtype=object).astype(str)
+        named = np.flatnonzero(values != "")
+        found, number = np.unique(values[named], return_inverse=True)
+        images.append(named)
+        names.append(count + number)
+        count += len(found)
+    rows, columns = np.concatenate(images), np.concatenate(names)
+    graph = coo_matrix((np.ones(len(rows), np.int8), (rows, columns)), (count, count))
+    return np.asarray(connected_components(graph, directed=False)[1][:n], np.int64)
+
+
+def group_names(samples: pd.DataFrame, component: npt.NDArray[np.int64]) -> npt.NDArray[np.object_]:
+    """Name each image's group after its smallest member's pixels, so that the name survives added images.
 
     Parameters
     ----------
     samples : pandas.DataFrame
-        With columns ``split``, ``group`` and ``class_index``.
+        N rows with path and pixel_sha256 (empty where an image could not be decoded).
+    component : numpy.ndarray
+        int64 ``(N,)``: number of each image's group.
+    """
+    digests, paths = samples["pixel_sha256"].to_numpy(object), samples["path"].to_numpy(object)
+    own = np.where(digests == "", "unreadable:" + paths, digests)
+    smallest = pd.Series(own).groupby(component).transform("min")
+    return np.array([sha256_json(name)[:16] for name in smallest], object)
+
+
+def independent_units(table: pd.DataFrame) -> list[str]:
+    """Name the part of the data that each image belongs to and that is independent of all others.
+
+    That is its patient where known, joined with its group: images of one patient share anatomy and scanner, those of one
+    group more than that. What is resampled for an interval, held out for validation or put into a fold are such units.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        N rows with ``group`` and, where patients are known, ``patient``.
+
+    Returns
+    -------
+    list of str
+        The name of the unit's least group, so that a unit of a single group is called as the group is.
+    """
+    groups = table["group"].astype(str)
+    patients = known_patients(table)
+    if not (patients != "").any():
+        return list(groups)
+    units = joined(groups.to_numpy(object), patients)
+    return list(groups.groupby(units).transform("min"))
+
+
+def validation_mask(samples: pd.DataFrame, val_frac: float, seed: int) -> npt.NDArray[np.bool_]:
+    """Choose the validation images among a sample table's training rows, in whole units (`independent_units`).
+
+    Parameters
+    ----------
+    samples : pandas.DataFrame
+        With columns ``split``, ``group``, ``class_index`` and, where patients are known, ``patient``.
 
     Returns
     -------
@@ -140,6 +217,6 @@ def validation_mask(samples: pd.DataFrame, val_frac: float, seed: int) -> npt.ND
     if len(train):
         part = samples.iloc[train]
         mask[train] = assign_side(
-            part["group"].tolist(), part["class_index"].to_numpy(np.int64), val_frac, seed, "validation"
+            independent_units(part), part["class_index"].to_numpy(np.int64), val_frac, seed, "validation"
         )
     return mask

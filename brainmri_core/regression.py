@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from brainmri_core.config.evaluation import EvaluateConfig
+from brainmri_core.grouping import independent_units
 from brainmri_core.layout import Layout
 from brainmri_core.pointers import EvaluationPointer
 from brainmri_core.reporting.paired import paired_macro_f1
@@ -57,7 +58,7 @@ def regression(
         table["class_index"].to_numpy(np.int64),
         table["predicted_index"].to_numpy(np.int64),
         earlier["predicted_index"].to_numpy(np.int64),
-        table["group"].tolist(),
+        independent_units(table),
         classes,
         resamples=config.bootstrap_resamples,
         seed=int(config.data.seed or 0),

@@ -115,7 +115,7 @@ def known_patients(table: pd.DataFrame) -> npt.NDArray[np.object_]:
     """Return each image's patient, object ``(N,)`` of str: ``""`` where unknown, as in a table without the column."""
     if "patient" not in table.columns:
         return np.full(len(table), "", object)
-    known: npt.NDArray[np.object_] = table["patient"].fillna("").astype(str).to_numpy(object)
+    known: npt.NDArray[np.object_] = table["patient"].astype(object).fillna("").astype(str).to_numpy(object)
     return known
 
 

@@ -210,17 +210,22 @@ def _with_true_gradients(loop: Loop, model: torch.nn.Module, job: Job) -> Loop:
 
 
 def _refuse_copies(table: pd.DataFrame, side: npt.NDArray[np.str_], pack: PackPointer, job: Job) -> None:
-    """Refuse a split with a copy of a seen image among those that the training is judged by."""
+    """Refuse a split with a copy, or another image of the patient, of a seen image among those that training is judged by."""
     mapping = follow(job.layout, MappingPointer, pack.mapping_pointer)
     copies = read_copies(job.layout.absolute(mapping.samples).parent)
     for seen, unseen in (("train", "validation"), ("train", "test"), ("validation", "test")):
         leaks = find_leaks(table, copies, side == seen, side == unseen)
-        if len(leaks):
-            copy, original = (table["path"].iloc[int(leaks[name].iloc[0])] for name in ("test", "train"))
-            raise DataError(
-                f"{len(leaks)} {unseen} images have a copy in {seen}, the first {copy!r} (of {original!r}); this data "
-                "would leak, so nothing is trained. Split with split.group_by: near_duplicate."
-            )
+        same_patient = leaks["kind"] == "same patient"
+        for found, tie, word in (
+            (leaks[~same_patient], "have a copy", "of"),
+            (leaks[same_patient], "show a patient who is also", "as"),
+        ):
+            if len(found):
+                image, other = (table["path"].iloc[int(found[name].iloc[0])] for name in ("test", "train"))
+                raise DataError(
+                    f"{len(found)} {unseen} images {tie} in {seen}, the first {image!r} ({word} {other!r}); this data "
+                    "would leak, so nothing is trained. Split with split.group_by: auto."
+                )
 
 
 def _sides(config: TrainConfig, pack: PackPointer, job: Job) -> _Sides:

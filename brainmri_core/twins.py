@@ -1,4 +1,4 @@
-"""Twins: the test images that training has seen, as a copy or as a member of the same group."""
+"""Twins: the test images that training has seen, as a copy, as a member of the same group, or through their patient."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from brainmri_core.samples import read_samples
+from brainmri_core.samples import known_patients, read_samples
 
 Mask = npt.NDArray[np.bool_]
 I64 = npt.NDArray[np.int64]
@@ -87,39 +87,62 @@ def find_twins(samples: pd.DataFrame, copies: pd.DataFrame, train: Mask, test: M
 
 
 def find_leaks(samples: pd.DataFrame, copies: pd.DataFrame, train: Mask, test: Mask) -> pd.DataFrame:
-    """Find everything that ties a test image to training: a copy, or membership in one group.
+    """Find everything that ties a test image to training: a copy, membership in one group, or a known patient.
 
     This is the check that blocks training. Training repeats it on its own rows, with the validation rows as `test` too.
 
     Parameters
     ----------
     samples, copies, train, test
-        As `find_twins`; `samples` needs ``group`` too.
+        As `find_twins`; `samples` needs ``group`` too, and ``patient`` where patients are known.
 
     Returns
     -------
     pandas.DataFrame
-        As `find_twins`, and ``same group`` rows for further test images whose group has a training image. Empty where
-        nothing leaks.
+        As `find_twins`, ``same group`` rows for further test images whose group has a training image, and ``same
+        patient`` rows for those then left whose patient has one. Empty where nothing leaks.
     """
-    twins = find_twins(samples, copies, train, test)
-    groups = pd.factorize(samples["group"].to_numpy(object))[0].astype(np.int64)
-    in_training = _first_of(groups, train)
-    rest = np.setdiff1d(np.flatnonzero(test), twins["test"].to_numpy(np.int64))
-    rest = rest[in_training[groups[rest]] >= 0]
-    if not len(rest):
-        return twins
-    grouped = pd.DataFrame(
-        {
-            "test": rest,
-            "train": in_training[groups[rest]],
-            "kind": "same group",
-            "ncc": np.nan,
-            "orientation": "identity",
-        }
+    found = find_twins(samples, copies, train, test)
+    groups = samples["group"].to_numpy(object)
+    for kind, tied in (
+        ("same group", _sharing(groups, train, test)),
+        ("same patient", patient_twins(samples, train, test)),
+    ):
+        further = tied[~tied["test"].isin(found["test"])].assign(kind=kind)
+        found = pd.concat([part for part in (found, further) if len(part)] or [found])
+    return found.sort_values("test", ignore_index=True)
+
+
+def patient_twins(samples: pd.DataFrame, train: Mask, test: Mask) -> pd.DataFrame:
+    """Find the test images whose known patient has an image in training.
+
+    Parameters
+    ----------
+    samples : pandas.DataFrame
+        N rows, with ``patient`` where patients are known.
+    train, test : numpy.ndarray
+        bool ``(N,)``, disjoint.
+
+    Returns
+    -------
+    pandas.DataFrame
+        As `find_twins`, with the kind ``same patient``; ``train`` is the patient's first training image. Whether the two
+        are copies of each other is not looked at.
+    """
+    patients = known_patients(samples)
+    known = patients != ""
+    return _sharing(patients, train & known, test & known).assign(kind="same patient")
+
+
+def _sharing(names: npt.NDArray[np.object_], train: Mask, test: Mask) -> pd.DataFrame:
+    """Pair the test images with the first training image of their name."""
+    ids = np.asarray(pd.factorize(names)[0], np.int64)
+    tested = np.flatnonzero(test)
+    partner = _first_of(ids, train)[ids[tested]]
+    table = pd.DataFrame(
+        {"test": tested, "train": partner, "kind": "", "ncc": np.nan, "orientation": "identity"}
     )
-    parts = [part for part in (twins, grouped) if len(part)]
-    return pd.concat(parts).sort_values("test", ignore_index=True)
+    return table[partner >= 0].reset_index(drop=True)
 
 
 def label_conflicts(samples: pd.DataFrame, copies: pd.DataFrame, among: Mask) -> Mask:

@@ -14,16 +14,18 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from brainmri_core.grouping import independent_units
 from brainmri_core.reporting.baselines import Baseline, score_baselines
 from brainmri_core.reporting.bootstrap import LEVEL, UNDEFINED, bootstrap_metrics, group_weights, interval
 from brainmri_core.reporting.calibration import calibration_scores, fit_temperature, probabilities
 from brainmri_core.reporting.metrics import classification_metrics, tumour_versus_none
 from brainmri_core.reporting.predictions import labels_of, logits_of
 from brainmri_core.reporting.subsets import score_subsets
+from brainmri_core.samples import known_patients
 
 SCHEMA_VERSION = 1
 SUSPICIOUS_ACCURACY = 0.97
-FEW_GROUPS = 50
+FEW_UNITS = 50
 MIN_VALIDATION = 20
 HEADLINE = ("accuracy", "balanced_accuracy", "macro_f1", "macro_auroc", "mcc")
 
@@ -40,8 +42,8 @@ class Context:
         Names and masks over the test rows, from `subsets.subset_masks`.
     baselines : list of Baseline
         Probabilities for the test rows.
-    known_copies : int
-        Test images with a copy in the training split.
+    known_copies, known_patients_in_training : int
+        Test images with a copy, and with another image of their patient, in the training split.
     seen_in_training : int
         Test images among those the checkpoint was trained on.
     """
@@ -52,6 +54,7 @@ class Context:
     baselines: list[Baseline]
     known_copies: int
     seen_in_training: int
+    known_patients_in_training: int = 0
 
 
 def evaluation_metrics(table: pd.DataFrame, classes: Sequence[str], context: Context) -> dict[str, Any]:
@@ -76,7 +79,8 @@ def evaluation_metrics(table: pd.DataFrame, classes: Sequence[str], context: Con
     shares = probabilities(logits)
     scores = classification_metrics(labels, shares, classes)
     reasons = scores.pop("reasons")
-    number, weights = group_weights(test["group"].tolist(), context.resamples, context.seed)
+    number, weights = group_weights(independent_units(test), context.resamples, context.seed)
+    patients = known_patients(test)
     resampled = bootstrap_metrics(labels, logits, number, weights, classes) if context.resamples else {}
     intervals = {name: interval(values) for name, values in resampled.items()}
     reasons |= {f"intervals.{name}": UNDEFINED for name, found in intervals.items() if found is None}
@@ -86,9 +90,21 @@ def evaluation_metrics(table: pd.DataFrame, classes: Sequence[str], context: Con
         "schema_version": SCHEMA_VERSION,
         "classes": list(classes),
         **scores,
-        "n_groups": weights.shape[1],
+        "n_groups": int(test["group"].nunique()),
+        "n_units": weights.shape[1],
+        "patients": {
+            "known": len(set(patients) - {""}),
+            "images": int((patients != "").sum()),
+            "images_unknown": int((patients == "").sum()),
+            "in_training": context.known_patients_in_training,
+        },
         "intervals": intervals,
-        "bootstrap": {"level": LEVEL, "resamples": context.resamples, "unit": "group", "seed": context.seed},
+        "bootstrap": {
+            "level": LEVEL,
+            "resamples": context.resamples,
+            "unit": "patient" if (patients != "").any() else "group",
+            "seed": context.seed,
+        },
         "calibration": calibration,
         "tumour_vs_none": binary,
         "subsets": score_subsets(
@@ -152,6 +168,12 @@ def warnings_of(metrics: dict[str, Any]) -> Warnings:
             "red",
             f"{copies:,} test images have a copy in the training split; look at the subsets without them.",
         )
+    if crossing := metrics["patients"]["in_training"]:
+        add(
+            "red",
+            f"{crossing:,} of the {metrics['patients']['images']:,} test images whose patient is known show a patient who "
+            "is in the training split, too: part of the score is recognition of people. Split with split.group_by: auto.",
+        )
     own = f"its macro F1 is {metrics['macro_f1']:.3f}"
     if unbeaten := _named(metrics["baselines"], "no"):
         add("red", f"The model does not beat every simple rule: {own}, against {unbeaten}.")
@@ -164,10 +186,11 @@ def warnings_of(metrics: dict[str, Any]) -> Warnings:
     absent = [name for name, item in metrics["per_class"].items() if not item["support"]]
     if absent:
         add("amber", f"No test image shows {', '.join(absent)}; averages are over the other classes.")
-    if metrics["n_groups"] < FEW_GROUPS:
+    if metrics["n_units"] < FEW_UNITS:
+        what = "patients or groups" if metrics["patients"]["known"] else "groups"
         add(
             "amber",
-            f"The test split has {metrics['n_groups']} independent groups only; the intervals are rough.",
+            f"The test split has {metrics['n_units']} independent {what} only; the intervals are rough.",
         )
     return found
 

@@ -45,6 +45,7 @@ _CHECK_STAGES = {
 
 _SUBSET_KINDS = {
     "copies": "By copies in training",
+    "patients": "By patient",
     "official": "By the data set’s own folders",
     "size": "By original size",
     "plane": "By image plane",
@@ -74,6 +75,7 @@ def write_pages(folder: Path, result: Evaluation, job: Job) -> None:
         "data": _data(result, job),
         "reproduce": _reproduce(result, job),
         "config": result.config,
+        "standing": standing(result.metrics),
     }
     card = environment_of_templates().get_template("model_card.md.j2").render(**values)
     write_bytes(folder / "model_card.md", card.encode())
@@ -96,6 +98,22 @@ def write_pages(folder: Path, result: Evaluation, job: Job) -> None:
         )
     )
     write_bytes(folder / "report.html", page.encode())
+
+
+def standing(metrics: Mapping[str, Any]) -> str:
+    """Say how many independent patients or groups stand behind a score, and of how many images the patient is unknown."""
+    units, patients = metrics["n_units"], metrics["patients"]
+    if not patients["known"]:
+        return (
+            f"Independent groups of related images behind the score: {units:,}. No image's patient is known."
+        )
+    if not patients["images_unknown"]:
+        return f"Independent patients behind the score: {units:,}. The patient of every test image is known."
+    return (
+        f"Independent patients or groups of related images behind the score: {units:,}. Known patients: "
+        f"{patients['known']:,}, with {patients['images']:,} of the images. Images whose patient is unknown: "
+        f"{patients['images_unknown']:,}."
+    )
 
 
 @cache

@@ -15,29 +15,34 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from brainmri_core.config.data import CopySearchConfig
 from brainmri_core.images.fingerprint import half_size
+from brainmri_core.reporting.divisions import Division, SplitName, divisions
 from brainmri_core.reporting.lookup import nearest_neighbours, unit_vectors
-from brainmri_core.twins import find_leaks, find_twins
+from brainmri_core.samples import known_patients
+from brainmri_core.twins import find_leaks, find_twins, patient_twins
 
 U8 = npt.NDArray[np.uint8]
 I64 = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
-SplitName = Literal["this split", "official folders", "random split"]
 
 MAX_LOOKUPS = 4_000
 NCC_THRESHOLD = float(CopySearchConfig().ncc_threshold)
 
 
 class SplitLeak(BaseModel):
-    """Copies across one way to divide the images, and the score of a 1-nearest-neighbour look-up on it.
+    """Copies and patients across one way to divide the images, and the score of a 1-nearest-neighbour look-up on it.
 
     Attributes
     ----------
     exact_copies, copies : int or None
         Test images with a pixel-identical, and with any confirmed, copy in training (the second includes the first).
+    patients, known_patients : int or None
+        Test images whose patient is known to be in training, and those whose patient is known; None where no image's is.
     accuracy, macro_f1 : float or None
         Of giving each test image the class of the most similar training image.
     accuracy_with_copy, accuracy_without_copy : float or None
         The same on the test images with and without a copy in training; None where there are none.
+    accuracy_tied, accuracy_untied : float or None
+        The same on the test images with a copy or their known patient in training, and on all others.
     n_looked_up : int
         Test images looked up: all of them, or a random 4,000.
     reason : str or None
@@ -51,11 +56,15 @@ class SplitLeak(BaseModel):
     n_test: int = 0
     exact_copies: int | None = None
     copies: int | None = None
+    patients: int | None = None
+    known_patients: int | None = None
     n_looked_up: int = 0
     accuracy: float | None = None
     macro_f1: float | None = None
     accuracy_with_copy: float | None = None
     accuracy_without_copy: float | None = None
+    accuracy_tied: float | None = None
+    accuracy_untied: float | None = None
     reason: str | None = None
 
 
@@ -65,7 +74,7 @@ class LeakPair(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     split: SplitName
-    kind: Literal["exact", "near copy", "same group"]
+    kind: Literal["exact", "near copy", "same group", "same patient"]
     ncc: float | None
     orientation: str
     test_path: str
@@ -77,12 +86,12 @@ class LeakPair(BaseModel):
 
 
 class LeakReport(BaseModel):
-    """Leaks of this split beside those of the official folders and of a plain random split.
+    """Leaks of this split beside those of other ways to divide the same images.
 
     Attributes
     ----------
     rows : list of SplitLeak
-        This split, the official folders, a plain random split of the same size.
+        One for each of `divisions.SPLIT_NAMES`; a report of an earlier version has fewer.
     unlisted : list of str
         Test images of this split that correlate with a training image, direct or mirrored, at the threshold that
         confirms copies, though the search by fingerprint listed no pair: found by the look-up among all training images.
@@ -112,18 +121,18 @@ def leak_report(
     mirrored: bool = True,
     pairs_per_split: int = 6,
 ) -> LeakReport:
-    """Compare this split with the official folders and a plain random split.
+    """Compare this split with other ways to divide the images.
 
     Parameters
     ----------
     samples : pandas.DataFrame
-        N rows: path, label, class_index, origin, group, pixel_sha256, split, row.
+        N rows: path, label, class_index, origin, group, pixel_sha256, split, row and, where known, patient.
     thumbs : numpy.ndarray
         uint8 ``(N, 64, 64)``, row-aligned with `samples`; may be a memory map.
     copies : pandas.DataFrame
         Confirmed pairs: path_a, path_b, ncc.
     seed : int
-        Seed of the random split and of the sample of look-ups in large sets.
+        Seed of the divisions made here and of the sample of look-ups in large sets.
     pack : numpy.ndarray or None
         Pixels for the gallery; thumbnails are shown where an image is not packed.
     ncc_threshold : float
@@ -136,52 +145,29 @@ def leak_report(
     Returns
     -------
     LeakReport
-        The official folders and the random split are over all readable images with a known class, so that their
-        figures are those anyone would get who uses the data set as it comes.
+        All divisions but this split are over all readable images with a known class, so that their figures are those
+        anyone would get who divides the data set in that way.
     """
-    side = samples["split"].to_numpy(object)
-    usable = np.asarray((samples["pixel_sha256"] != "") & (samples["class_index"] >= 0), np.bool_)
-    this = (usable & (side == "train"), usable & (side == "test"))
-    origin = samples["origin"].to_numpy(object)
-    official = (usable & (origin == "training"), usable & (origin == "testing"))
-    plain = random_split(samples["class_index"].to_numpy(np.int64), usable, int(this[1].sum()), seed)
     rows: list[SplitLeak] = []
     gallery: list[LeakPair] = []
     unlisted: list[str] = []
-    divisions: list[tuple[SplitName, tuple[Mask, Mask]]] = [
-        ("this split", this),
-        ("official folders", official),
-        ("random split", plain),
-    ]
-    for name, (train, test) in divisions:
+    for division in divisions(samples, thumbs, copies, seed=seed):
+        name, train, test = division.name, division.train, division.test
+        if division.reason is not None:
+            sizes = {"n_train": int(train.sum()), "n_test": int(test.sum())}
+            rows.append(SplitLeak(split=name, reason=division.reason, **sizes))
+            continue
         find = find_leaks if name == "this split" else find_twins
         twins = find(samples, copies, train, test)
         found = _look_up(samples, thumbs, train, test, seed)
-        rows.append(_measure(name, found, twins, train, test))
+        rows.append(_measure(samples, division, found, twins))
         gallery += _gallery(name, samples, thumbs, pack, twins, pairs_per_split)
-        if name == "this split" and found is not None:
+        if name == "this split":
             similarity = found.similarity
             if mirrored:
                 similarity = np.maximum(similarity, _mirrored(thumbs, np.flatnonzero(train), found.rows))
             unlisted = _unlisted(samples, found.rows, similarity, twins, ncc_threshold)
     return LeakReport(rows=rows, unlisted=unlisted, gallery=gallery)
-
-
-def random_split(class_index: I64, usable: Mask, n_test: int, seed: int) -> tuple[Mask, Mask]:
-    """Divide images at random, stratified by class, each on its own: what most published pipelines do.
-
-    Returns
-    -------
-    train, test : numpy.ndarray
-        bool ``(N,)``; together they are `usable`.
-    """
-    rng = np.random.default_rng([seed, 0x1EAF])
-    frac = n_test / max(int(usable.sum()), 1)
-    test = np.zeros(len(usable), np.bool_)
-    for label in np.unique(class_index[usable]):
-        members = np.flatnonzero(usable & (class_index == label))
-        test[rng.permutation(members)[: round(frac * len(members))]] = True
-    return usable & ~test, test
 
 
 @dataclass(frozen=True)
@@ -194,10 +180,8 @@ class _Lookup:
     similarity: npt.NDArray[np.float32]
 
 
-def _look_up(samples: pd.DataFrame, thumbs: U8, train: Mask, test: Mask, seed: int) -> _Lookup | None:
+def _look_up(samples: pd.DataFrame, thumbs: U8, train: Mask, test: Mask, seed: int) -> _Lookup:
     train_rows, rows = np.flatnonzero(train), np.flatnonzero(test)
-    if not len(train_rows) or not len(rows):
-        return None
     if len(rows) > MAX_LOOKUPS:
         rows = np.sort(np.random.default_rng([seed, 0x100C]).choice(rows, MAX_LOOKUPS, replace=False))
     nearest, similarity = nearest_neighbours(thumbs, thumbs, train_rows=train_rows, test_rows=rows)
@@ -205,23 +189,27 @@ def _look_up(samples: pd.DataFrame, thumbs: U8, train: Mask, test: Mask, seed: i
     return _Lookup(rows, labels[rows], labels[train_rows[nearest]], similarity)
 
 
-def _measure(
-    name: SplitName, found: _Lookup | None, twins: pd.DataFrame, train: Mask, test: Mask
-) -> SplitLeak:
-    sizes = {"split": name, "n_train": int(train.sum()), "n_test": int(test.sum())}
-    if found is None:
-        official = "the data set comes without a training and a testing folder"
-        reason = official if name == "official folders" else "there are no training or no test images"
-        return SplitLeak(**sizes, reason=reason)
+def _measure(samples: pd.DataFrame, division: Division, found: _Lookup, twins: pd.DataFrame) -> SplitLeak:
     from sklearn.metrics import f1_score
 
-    copied = twins[twins["kind"] != "same group"]
+    copied = twins[~twins["kind"].isin(["same group", "same patient"])]
     right = found.truth == found.predicted
     has_copy = np.isin(found.rows, copied["test"].to_numpy(np.int64))
+    known = known_patients(samples) != ""
+    shared = patient_twins(samples, division.train, division.test)["test"].to_numpy(np.int64)
+    tied = has_copy | np.isin(found.rows, shared)
+
+    def share(among: Mask) -> float | None:
+        return float(right[among].mean()) if among.any() else None
+
     return SplitLeak(
-        **sizes,
+        split=division.name,
+        n_train=int(division.train.sum()),
+        n_test=int(division.test.sum()),
         exact_copies=int((copied["kind"] == "exact").sum()),
         copies=len(copied),
+        patients=len(shared) if known.any() else None,
+        known_patients=int((known & division.test).sum()) if known.any() else None,
         n_looked_up=len(found.rows),
         accuracy=float(right.mean()),
         macro_f1=float(
@@ -229,8 +217,10 @@ def _measure(
                 found.truth, found.predicted, labels=np.unique(found.truth), average="macro", zero_division=0
             )
         ),
-        accuracy_with_copy=float(right[has_copy].mean()) if has_copy.any() else None,
-        accuracy_without_copy=float(right[~has_copy].mean()) if (~has_copy).any() else None,
+        accuracy_with_copy=share(has_copy),
+        accuracy_without_copy=share(~has_copy),
+        accuracy_tied=share(tied),
+        accuracy_untied=share(~tied),
     )
 
 

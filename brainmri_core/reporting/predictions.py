@@ -11,7 +11,7 @@ import pandas as pd
 
 from brainmri_core.errors import IntegrityError
 from brainmri_core.reporting.calibration import probabilities
-from brainmri_core.samples import read_samples
+from brainmri_core.samples import known_patients, read_samples
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
@@ -29,7 +29,8 @@ PREDICTION_COLUMNS = {
     "correct": "bool",
     "outlier_score": "float64",
 }
-"""Besides ``prob_<class>`` (softmax of the logits, uncalibrated) and ``logit_<class>``, float32, for each class."""
+"""Besides ``patient``, which older tables lack, and ``prob_<class>`` (softmax of the logits, uncalibrated) and
+``logit_<class>``, float32, for each class."""
 
 
 def prediction_table(
@@ -40,7 +41,8 @@ def prediction_table(
     Parameters
     ----------
     samples : pandas.DataFrame
-        N rows: row, path, group, split, label, class_index; ``split`` says ``test`` or ``validation``.
+        N rows: row, path, group, split, label, class_index and, where known, patient; ``split`` says ``test`` or
+        ``validation``.
     logits : numpy.ndarray
         float32 ``(N, K)``.
     classes : sequence of str
@@ -49,6 +51,7 @@ def prediction_table(
         float64 ``(N,)``; NaN where there is none.
     """
     table = samples[["row", "path", "group", "split", "label", "class_index"]].reset_index(drop=True)
+    table["patient"] = known_patients(samples)
     called = logits.argmax(axis=1)
     table["predicted"] = np.asarray(classes, dtype=object)[called]
     table["predicted_index"] = called.astype(np.int64)

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pandas as pd
 from pydantic import BaseModel, ConfigDict
 
-from brainmri_core.grouping import assign_folds
+from brainmri_core.grouping import assign_folds, independent_units
 from brainmri_core.images.statistics import INTENSITY_STATISTICS
 
 F64 = npt.NDArray[np.float64]
@@ -111,7 +111,7 @@ def shortcut_scores(
     Parameters
     ----------
     samples : pandas.DataFrame
-        Packed images: group, class_index, width, height, bytes, mode.
+        Packed images: group, patient where known, class_index, width, height, bytes, mode.
     statistics : numpy.ndarray
         float64 ``(N, 10)``: `intensity_statistics` of the same images in the same order.
     classes : sequence of str
@@ -127,7 +127,7 @@ def shortcut_scores(
         File metadata first, then intensity statistics. Every probability comes from a model that saw no image of
         that group.
     """
-    numbers, group_names = pd.factorize(samples["group"].to_numpy(object))
+    numbers, group_names = pd.factorize(np.asarray(independent_units(samples), object))
     chosen = _limit(numbers, seed)
     labels = samples["class_index"].to_numpy(np.int64)[chosen]
     groups = numbers[chosen]

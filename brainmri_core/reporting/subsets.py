@@ -9,11 +9,13 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from brainmri_core.grouping import independent_units
 from brainmri_core.reporting.baselines import resampled
 from brainmri_core.reporting.bootstrap import UNDEFINED, group_weights, interval
 from brainmri_core.reporting.metrics import brief_metrics
 from brainmri_core.reporting.predictions import labels_of
-from brainmri_core.twins import find_leaks, find_twins
+from brainmri_core.samples import known_patients
+from brainmri_core.twins import find_leaks, find_twins, patient_twins
 
 F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
@@ -31,7 +33,7 @@ def subset_masks(
     Parameters
     ----------
     samples : pandas.DataFrame
-        The sample table, with origin, split, width, height, pixel_sha256, group.
+        The sample table, with origin, split, width, height, pixel_sha256, group and, where known, patient.
     copies : pandas.DataFrame
         Confirmed copies: path_a, path_b, ncc, orientation.
     test : numpy.ndarray
@@ -51,10 +53,17 @@ def subset_masks(
     side, origin = samples["split"].to_numpy(object), samples["origin"].to_numpy(object)
     is_test = np.zeros(len(samples), np.bool_)
     is_test[test] = True
-    leaked = np.isin(test, find_leaks(samples, copies, side == "train", is_test)["test"].to_numpy(np.int64))
+    tied = find_leaks(samples, copies, side == "train", is_test)
+    leaked = np.isin(test, tied.loc[tied["kind"] != "same patient", "test"].to_numpy(np.int64))
     if leaked.any():
         candidates.append(("copies", "with a copy in this training split", leaked))
         candidates.append(("copies", "without a copy in this training split", ~leaked))
+    known = known_patients(samples)[test] != ""
+    if known.any():
+        met = np.isin(test, patient_twins(samples, side == "train", is_test)["test"].to_numpy(np.int64))
+        candidates.append(("patients", "patient known, also in this training split", met))
+        candidates.append(("patients", "patient known, not in this training split", known & ~met))
+        candidates.append(("patients", "patient unknown", ~known))
     official = origin[test] == "testing"
     if official.any():
         twins = find_twins(samples, copies, origin == "training", is_test & (origin == "testing"))
@@ -92,7 +101,7 @@ def score_subsets(
     resamples: int,
     seed: int,
 ) -> list[dict[str, Any]]:
-    """Score each subset, with intervals over its own groups.
+    """Score each subset, with intervals over its own independent units.
 
     Parameters
     ----------
@@ -106,16 +115,17 @@ def score_subsets(
     Returns
     -------
     list of dict
-        kind, name, n_images, n_groups, support by class, accuracy, balanced_accuracy, macro_f1, macro_auroc,
+        kind, name, n_images, n_groups, n_units, support by class, accuracy, balanced_accuracy, macro_f1, macro_auroc,
         ``intervals`` of the first three, and ``reasons`` of what is null. Classes that do not occur in a subset are
         left out of its averages.
     """
     rows = []
+    units = np.asarray(independent_units(table), object)
     for kind, name, mask in masks:
         labels = labels_of(table[mask])
         part = probabilities[mask]
         scores = brief_metrics(labels, part, classes)
-        number, weights = group_weights(table["group"].to_numpy(object)[mask].tolist(), resamples, seed)
+        number, weights = group_weights(units[mask].tolist(), resamples, seed)
         values = resampled(labels, part.argmax(axis=1), number, weights, classes)
         intervals = {key: interval(values[key]) for key in _SCORES[:3]} if resamples else {}
         rows.append(
@@ -123,7 +133,8 @@ def score_subsets(
                 "kind": kind,
                 "name": name,
                 "n_images": int(mask.sum()),
-                "n_groups": weights.shape[1],
+                "n_groups": int(table["group"][mask].nunique()),
+                "n_units": weights.shape[1],
                 "support": scores["support"],
                 **{key: scores[key] for key in _SCORES},
                 "intervals": intervals,

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from brainmri_core.grouping import assign_folds, assign_side, validation_mask
+from brainmri_core.grouping import assign_folds, assign_side, independent_units, joined, validation_mask
 
 tables = st.lists(st.tuples(st.integers(0, 40), st.integers(0, 3)), min_size=1, max_size=200)
 
@@ -165,3 +165,49 @@ def test_validation_comes_from_training_rows_only() -> None:
     mask = validation_mask(samples, 0.2, 1)
     assert mask[:80].sum() == 16
     assert not mask[80:].any()
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.tuples(st.sampled_from(["", "a", "b", "c"]), st.integers(0, 6)), min_size=1, max_size=30),
+    st.lists(st.tuples(st.integers(0, 29), st.integers(0, 29)), max_size=6),
+)
+def test_images_are_joined_by_any_name_they_share_and_by_pairs(
+    rows: list[tuple[str, int]], pairs: list[tuple[int, int]]
+) -> None:
+    n = len(rows)
+    pairs = [(one, other) for one, other in pairs if one < n and other < n]
+    tied = np.eye(n, dtype=bool)
+    for one in range(n):
+        for other in range(n):
+            same = rows[one][1] == rows[other][1] or (rows[one][0] == rows[other][0] != "")
+            tied[one, other] |= same or (one, other) in pairs or (other, one) in pairs
+    for _ in range(n):
+        tied = tied @ tied
+    first, second = np.array(pairs, np.int64).reshape(-1, 2).T
+    found = joined([name for name, _ in rows], [str(group) for _, group in rows], pairs=[(first, second)])
+    assert ((found[:, None] == found) == tied).all()
+
+
+def test_a_unit_is_the_patient_with_its_groups_and_where_unknown_the_group() -> None:
+    table = pd.DataFrame(
+        {"group": ["b", "a", "a", "c", "d", "e"], "patient": ["p1", "p1", "", "p2", None, None]}
+    )
+    assert independent_units(table) == ["a", "a", "a", "c", "d", "e"]
+    assert independent_units(table[["group"]]) == table["group"].tolist()
+
+
+def test_no_patient_is_in_training_and_validation_though_the_groups_are_smaller() -> None:
+    n = 240
+    samples = pd.DataFrame(
+        {
+            "split": "train",
+            "group": [f"g{i}" for i in range(n)],
+            "class_index": [i // 6 % 4 for i in range(n)],
+            "patient": [f"p{i // 6}" if i % 5 else "" for i in range(n)],
+        }
+    )
+    mask = validation_mask(samples, 0.2, 3)
+    assert 0.15 < mask.mean() < 0.25
+    known = samples[samples["patient"] != ""]
+    assert pd.Series(mask).loc[known.index].groupby(known["patient"]).nunique().max() == 1

@@ -8,11 +8,13 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from brainmri_core.grouping import assign_side
 from brainmri_core.reporting import leaks
-from brainmri_core.reporting.leaks import leak_report, random_split
+from brainmri_core.reporting.divisions import SPLIT_NAMES, divisions, patient_groups, random_split
+from brainmri_core.reporting.leaks import leak_report
 from brainmri_core.reporting.lookup import nearest_neighbour_baseline, nearest_neighbours, unit_vectors
 from brainmri_core.reporting.validation_html import render_leak_section
-from brainmri_core.twins import find_leaks, find_twins
+from brainmri_core.twins import find_leaks, find_twins, patient_twins
 
 
 def table(rows: list[tuple[str, str, str, str]], labels: list[int] | None = None) -> pd.DataFrame:
@@ -77,6 +79,24 @@ def test_a_group_on_two_sides_is_a_leak_even_without_a_copy() -> None:
     samples = table([("a", "train", "h", "1"), ("b", "test", "i", "1"), ("c", "test", "j", "2")])
     found = find_leaks(samples, pairs(), *sides(samples))
     assert found[["test", "train", "kind"]].to_numpy().tolist() == [[1, 0, "same group"]]
+
+
+def test_a_patient_on_two_sides_is_a_leak_where_no_copy_nor_group_is() -> None:
+    samples = table(
+        [("a", "train", "h", "1"), ("b", "test", "i", "2"), ("c", "test", "h", "3"), ("d", "test", "j", "4")]
+    ).assign(patient=["p1", "p1", "p1", None])
+    found = find_leaks(samples, pairs(), *sides(samples))
+    assert found[["test", "train", "kind"]].to_numpy().tolist() == [
+        [1, 0, "same patient"],
+        [2, 0, "exact"],
+    ]
+    assert patient_twins(samples, *sides(samples))["test"].tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("unknown", ["", None, np.nan])
+def test_images_of_unknown_patients_have_no_patient_in_common(unknown: object) -> None:
+    samples = table([("a", "train", "h", "1"), ("b", "test", "i", "2")]).assign(patient=unknown)
+    assert find_leaks(samples, pairs(), *sides(samples)).empty
 
 
 def test_a_clean_split_has_no_leak() -> None:
@@ -187,6 +207,67 @@ def test_without_official_folders_the_row_says_why() -> None:
     row = leak_report(samples, thumbs, copies, seed=0).row("official folders")
     assert row.accuracy is None
     assert row.reason == "the data set comes without a training and a testing folder"
+
+
+def patient_set() -> tuple[pd.DataFrame, np.ndarray, pd.DataFrame]:
+    """240 images of 60 patients, four each: two are copies of each other; of every sixth patient nothing is known."""
+    n = 240
+    rng = np.random.default_rng(4)
+    of = np.arange(n) // 4
+    faces = rng.normal(128, 40, (60, 64, 64))
+    thumbs = np.clip(faces[of] + rng.normal(0, 10, (n, 64, 64)), 0, 255).astype(np.uint8)
+    thumbs[1::4] = thumbs[::4]
+    hashes = [f"h{i - (i % 4 == 1)}" for i in range(n)]
+    rows = [(f"f{rng.integers(9999)}x{i}/a.jpg", "train", hashes[i], f"{hashes[i]}") for i in range(n)]
+    samples = table(rows, (of % 2).tolist())
+    samples["patient"] = [f"p{p}" if p % 6 else None for p in of]
+    samples.loc[assign_side(samples["group"], samples["class_index"], 0.25, 9, "test"), "split"] = "test"
+    return samples, thumbs, pairs()
+
+
+def test_a_division_by_copies_keeps_copies_together_and_one_by_patients_also_patients() -> None:
+    samples, thumbs, copies = patient_set()
+    report = leak_report(samples, thumbs, copies, seed=3)
+    rows = {row.split: row for row in report.rows}
+    assert list(rows) == list(SPLIT_NAMES)
+    assert rows["random split"].copies > 0
+    assert rows["by copies alone"].copies == rows["by patients"].copies == 0
+    assert rows["by patients"].patients == 0
+    for name in ("this split", "random split", "by copies alone"):
+        known = rows[name].known_patients
+        assert rows[name].patients > 0.8 * known > 0
+        assert rows[name].accuracy_tied == 1, "the look-up recognises the patients"
+    assert rows["by copies alone"].n_test == 60
+    assert abs(rows["by patients"].n_test - 60) <= 4, "whole patients of four images in each of two classes"
+    assert rows["by patients"].accuracy < 0.8, "nobody is there to be recognised, but the unknown"
+    assert rows["by patients"].accuracy_tied is None
+
+
+def test_the_division_by_patients_is_the_split_that_auto_makes() -> None:
+    samples, thumbs, copies = patient_set()
+    division = {item.name: item for item in divisions(samples, thumbs, copies, seed=9)}["by patients"]
+    for patient in set(samples["patient"].dropna()):
+        assert division.test[(samples["patient"] == patient).to_numpy()].mean() in (0, 1)
+    assert not (division.train & division.test).any()
+    assert (division.train | division.test).all()
+
+
+def test_neighbours_stand_for_patients_only_where_these_are_unknown() -> None:
+    samples, thumbs, copies = patient_set()
+    samples["path"] = [f"glioma/image ({i}).jpg" for i in range(len(samples))]
+    groups = patient_groups(samples, copies, thumbs)
+    assert len(set(groups[:4])) == 1, "unknown, but alike and in a row"
+    samples.loc[[4, 5], "patient"] = "p0"
+    groups = patient_groups(samples, copies, thumbs)
+    assert groups[4] == groups[5] != groups[6] == groups[7]
+
+
+def test_without_patients_the_row_says_why() -> None:
+    samples, thumbs, copies = copied_set()
+    report = leak_report(samples, thumbs, copies, seed=0)
+    assert report.row("by patients").reason == "no image's patient is known"
+    assert report.row("this split").patients is None
+    assert "No figures: no image&#39;s patient is known." in render_leak_section(report)
 
 
 def test_large_sets_are_sampled_and_say_so(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -359,11 +360,50 @@ def test_known_copies_and_seen_images_get_a_red_box(
     accuracy: float, copies: int, seen: int, red: str | None
 ) -> None:
     metrics = {
-        "accuracy": accuracy, "macro_f1": accuracy, "n_images": 400, "n_groups": 300, "baselines": [], "per_class": {},
+        "accuracy": accuracy, "macro_f1": accuracy, "n_images": 400, "n_units": 300, "patients": {"known": 0, "images": 0, "images_unknown": 400, "in_training": 0}, "baselines": [], "per_class": {},
         "known_copies": copies, "seen_in_training": seen,
     }  # fmt: skip
     found = [item["text"] for item in warnings_of(metrics) if item["level"] == "red"]
     assert [red in text for text in found] == ([] if red is None else [True])
+
+
+def test_intervals_draw_whole_patients_where_they_are_known() -> None:
+    labels, logits = made_up(n=240, k=3)
+    logits[:] = logits[
+        np.arange(240) // 8 * 8
+    ]  # a model that is right or wrong about all of a patient's images
+    labels[:] = labels[np.arange(240) // 8 * 8]
+    table = table_of(labels, logits, CLASSES)
+    known = table.assign(patient=[f"p{i // 8}" if i < 160 else "" for i in range(240)])
+    by_group, by_patient = (
+        evaluation_metrics(item, CLASSES, context(resamples=400)) for item in (table, known)
+    )
+    assert (by_group["n_units"], by_group["bootstrap"]["unit"]) == (120, "group")
+    assert (by_patient["n_units"], by_patient["bootstrap"]["unit"]) == (20 + 40, "patient")
+    assert by_patient["n_groups"] == 120
+    assert by_patient["patients"] == {"known": 20, "images": 160, "images_unknown": 80, "in_training": 0}
+    width = [np.ptp(item["intervals"]["accuracy"]) for item in (by_group, by_patient)]
+    assert width[1] > 1.3 * width[0]
+
+
+def test_a_score_whose_split_lets_patients_cross_gets_a_red_box() -> None:
+    labels, logits = made_up(n=200, k=3)
+    table = table_of(labels, logits, CLASSES).assign(patient=[f"p{i // 4}" for i in range(200)])
+    crossing = replace(context(), known_patients_in_training=180)
+    red = [
+        item["text"]
+        for item in evaluation_metrics(table, CLASSES, crossing)["warnings"]
+        if item["level"] == "red"
+    ]
+    assert (
+        "180 of the 200 test images whose patient is known show a patient who is in the training split"
+        in red[0]
+    )
+    assert not [
+        item
+        for item in evaluation_metrics(table, CLASSES, context())["warnings"]
+        if "patient who" in item["text"]
+    ]
 
 
 def test_absent_classes_and_few_groups_are_said() -> None:
@@ -422,6 +462,21 @@ def test_subsets_separate_copies_folders_sizes_and_planes() -> None:
         "300 × 256 px": [False, False, True, True],
         "axial": [True, True, False, False],
         "coronal": [False, False, True, False],
+    }
+
+
+def test_subsets_tell_known_patients_from_unknown_ones() -> None:
+    samples, copies = samples_with_copies()
+    samples["patient"] = ["p1", "p2", "", "", "p1", "p3", "p3", ""]
+    found = {
+        name: mask.tolist()
+        for kind, name, mask in subset_masks(samples, copies, np.arange(4, 8))
+        if kind == "patients"
+    }
+    assert found == {
+        "patient known, also in this training split": [True, False, False, False],
+        "patient known, not in this training split": [False, True, True, False],
+        "patient unknown": [False, False, False, True],
     }
 
 

@@ -159,6 +159,16 @@ def test_a_copy_across_the_sides_is_refused_whatever_the_groups_say(job: Job, ki
         train(config(), pack, job)
 
 
+def test_a_patient_across_the_sides_is_refused_whatever_the_groups_say(job: Job) -> None:
+    def leak(table: pd.DataFrame) -> pd.DataFrame:
+        return table.assign(patient=np.where(table["row"].isin([0, 6]), "hashed:5ec2e7", ""))
+
+    with pytest.raises(
+        DataError, match=r"1 test images show a patient who is also in \w+, the first 'glioma/6.png' "
+    ):
+        train(config(), make_pack(job, change=leak), job)
+
+
 def test_an_excluded_twin_of_a_training_image_is_no_leak(job: Job) -> None:
     def exclude(table: pd.DataFrame) -> pd.DataFrame:
         table.loc[table["row"] == 0, "split"] = "excluded"

@@ -308,6 +308,30 @@ def test_a_leak_blocks_whatever_fail_on_says(job: Job, kind: str, fail_on: str) 
     assert report.leak.gallery[0].test_path == samples["path"][44]
 
 
+@pytest.mark.parametrize("fail_on", ["error", "never"])
+def test_a_patient_on_both_sides_blocks_whatever_fail_on_says(job: Job, fail_on: str) -> None:
+    samples = clean_samples()
+    samples["patient"] = None
+    samples.loc[[0, 4, 44], "patient"] = "hashed:5ec2e7"
+    report = check(job, samples, config=ValidateConfig.model_validate({"fail_on": fail_on}))
+    finding = only(report)
+    assert (finding.check, finding.blocking, finding.count) == ("patient_leak", True, 1)
+    assert finding.files == [samples["path"][0], samples["path"][44]]
+    assert "1 test image shows a patient who is in training, too" in finding.message
+    assert "5ec2e7" not in report.model_dump_json()
+    assert not report.passed
+    assert report.leak.row("this split").patients == 1
+    assert report.leak.row("this split").known_patients == 1
+    assert report.leak.gallery[0].kind == "same patient"
+
+
+def test_a_patient_on_one_side_is_no_finding(job: Job) -> None:
+    samples = clean_samples()
+    samples["patient"] = None
+    samples.loc[[0, 4], "patient"] = "p001"
+    assert check(job, samples).findings == []
+
+
 def test_an_excluded_copy_is_no_leak(job: Job) -> None:
     samples = clean_samples()
     samples.loc[44, ["split", "reason", "pixel_sha256"]] = ["excluded", "copy", samples["pixel_sha256"][0]]
