@@ -26,6 +26,15 @@ from brainmri_core.text import markdown
 
 Metadata = dict[str, Any]
 _PICTURE_SIDE = 480
+_LEAK_COLUMNS = {
+    "test images": "n_test",
+    "with a copy in training": "copies",
+    "with their patient in training": "patients",
+    "of known": "known_patients",
+    "look-up accuracy": "accuracy",
+    "with a copy or patient": "accuracy_tied",
+    "without": "accuracy_untied",
+}
 
 
 def numbers(values: Mapping[str, Any], prefix: str = "") -> Metadata:
@@ -148,16 +157,23 @@ def of_resize(layout: Layout, pointer: PackPointer) -> Metadata:
 
 
 def of_validate(layout: Layout, pointer: ValidationPointer) -> Metadata:
-    """Findings by severity, and what each says."""
+    """Findings by severity, what each says, and what ways to divide the images leak."""
     report = layout.absolute(pointer.report)
+    stored = read_json(report)
     rows = {
         item["check"]: {name: item[name] for name in ("severity", "count", "message")}
-        for item in read_json(report)["findings"]
+        for item in stored["findings"]
+    }
+    leaks = {
+        item["split"]: {title: item.get(name) for title, name in _LEAK_COLUMNS.items()}
+        for item in stored["leak"]["rows"]
+        if item["reason"] is None
     }
     return {
         "passed": pointer.passed,
         **numbers(pointer.severities, "findings_"),
         **({"findings": table(rows, "check")} if rows else {}),
+        **({"leaks": table(leaks, "split")} if leaks else {}),
         "report": path_of(layout, pointer.report),
         "page": path_of(layout, layout.relative(report.with_name("report.html"))),
     }
@@ -195,12 +211,24 @@ def of_evaluate(layout: Layout, pointer: EvaluationPointer) -> Metadata:
     }
     return {
         **numbers(pointer.headline),
+        **_standing(metrics),
         **_confusion(metrics),
         **_tables(metrics),
         **{name: item for name, item in pictures.items() if item},
         "report": path_of(layout, pointer.report),
         "metrics": path_of(layout, pointer.metrics),
         "predictions": path_of(layout, pointer.predictions),
+    }
+
+
+def _standing(metrics: Mapping[str, Any]) -> Metadata:
+    """How many independent units stand behind the numbers, and what is known of the patients."""
+    patients = metrics["patients"]
+    return {
+        "independent_units": metrics["n_units"],
+        "known_patients": patients["known"],
+        "images_of_unknown_patient": patients["images_unknown"],
+        "images_of_patient_in_training": patients["in_training"],
     }
 
 

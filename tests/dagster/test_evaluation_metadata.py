@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from brainmri_core.layout import Layout
-from brainmri_core.pointers import CheckpointPointer, EvaluationPointer
+from brainmri_core.pointers import CheckpointPointer, EvaluationPointer, ValidationPointer
 from brainmri_core.reporting.evaluation_metrics import Context, evaluation_metrics, headline
 from brainmri_core.reporting.figures import write_confusion
 from brainmri_core.storage import write_json
-from brainmri_dagster.metadata import of_evaluate, of_train
+from brainmri_dagster.metadata import of_evaluate, of_train, of_validate
 from tests.core.test_metrics import CLASSES, Baseline, made_up, table_of, votes
 
 
@@ -19,6 +19,7 @@ def test_the_ui_shows_numbers_tables_pictures_and_warnings(tmp_path: Path) -> No
     labels, logits = made_up(n=90, k=2)
     logits = [[*row, -9.0] for row in logits.tolist()]  # the third class is neither there nor called
     table = table_of(labels, np.asarray(logits), CLASSES)
+    table["patient"] = [f"p{i // 6}" if i < 60 else "" for i in range(90)]
     masks = iter([("all", "whole test split", labels >= 0)])
     perfect = Baseline("nearest | neighbour", "remembers", votes(labels.tolist()), False)
     metrics = evaluation_metrics(table, CLASSES, Context(20, 1, masks, [perfect], 0, 0))
@@ -43,6 +44,24 @@ def test_the_ui_shows_numbers_tables_pictures_and_warnings(tmp_path: Path) -> No
     assert "**red**: The model does not beat every simple rule" in text["warnings"]
     assert text["confusion_picture"].startswith("![confusion matrix](data:image/")
     assert "called notumor" in text["confusion_matrix"]
+    assert (found["independent_units"], found["known_patients"], found["images_of_unknown_patient"]) == (
+        25,
+        10,
+        30,
+    )
+
+
+def test_the_ui_shows_what_ways_to_divide_the_images_leak(tmp_path: Path) -> None:
+    made = {"n_test": 9, "copies": 0, "patients": 3, "known_patients": 8, "accuracy": 0.5, "reason": None}
+    rows = [{"split": "this split", **made}, {"split": "official folders", "reason": "there are none"}]
+    write_json(tmp_path / "report.json", {"findings": [], "leak": {"rows": rows}})
+    pointer = ValidationPointer(
+        dataset="a/b", run_id="r", content_hash="0", written_at_utc="2026-01-01T00:00:00Z", report="report.json",
+        passed=True, severities={"error": 0, "warning": 0, "info": 0}, pack_pointer="pack.json",
+    )  # fmt: skip
+    shown = of_validate(Layout(root=tmp_path), pointer)["leaks"].md_str.splitlines()
+    assert "with their patient in training" in shown[0]
+    assert shown[2:] == ["| this split | 9 | 0 | 3 | 8 | 0.5000 | – | – |"]
 
 
 @pytest.mark.parametrize(
