@@ -8,6 +8,7 @@ from pathlib import Path
 from brainmri_core.classifier_file import CLASSIFIER_NAME, ClassifierFile, read_classifier
 from brainmri_core.errors import ConfigError, IntegrityError, MissingUpstreamError
 from brainmri_core.layout import Layout
+from brainmri_core.learning.checkpoint import known_hashes
 from brainmri_core.pointers import ChampionPointer, EvaluationPointer, read_pointer
 from brainmri_core.reporting.outliers import OutlierModel
 from brainmri_core.storage import sha256_file
@@ -44,10 +45,10 @@ def find_classifier(path: Path) -> tuple[Path, Path | None, ClassifierFile | Non
             )
         return weights, folder, described, outliers
     if path.is_file():
-        digest = sha256_file(path)
+        hashes = known_hashes(path)
         for candidate in _evaluations(path.resolve()):
             described, outliers = read_classifier(candidate)
-            if described.checkpoint_sha256 == digest:
+            if described.checkpoint_sha256 in hashes:
                 return path, candidate, described, outliers
     return path, None, None, None
 

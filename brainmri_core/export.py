@@ -1,4 +1,4 @@
-"""Export a checkpoint for other runtimes: ONNX, a torch.export program, TorchScript or safetensors, preprocessing inside."""
+"""Export a checkpoint for other runtimes: ONNX, a torch.export program or safetensors, preprocessing inside."""
 
 from __future__ import annotations
 
@@ -15,15 +15,14 @@ import torch
 from torch import nn
 
 from brainmri_core.errors import ConfigError, ModelError
-from brainmri_core.learning.checkpoint import CheckpointMeta, load_model, save_safetensors
+from brainmri_core.learning.checkpoint import CheckpointMeta, load_model, save_safetensors, twin_sha256
 from brainmri_core.storage import write_bytes
 
-Format = Literal["onnx", "torch_export", "torchscript", "safetensors"]
+Format = Literal["onnx", "torch_export", "safetensors"]
 FORMATS: tuple[Format, ...] = get_args(Format)
 SUFFIXES: dict[Format, str] = {
     "onnx": ".onnx",
     "torch_export": ".pt2",
-    "torchscript": ".ts",
     "safetensors": ".safetensors",
 }
 RECORD_NAME = "brainmri.json"
@@ -55,9 +54,10 @@ def export_checkpoint(checkpoint: Path, target: Path, kind: Format) -> Path:
         A checkpoint of this project; read without running code from it.
     target : pathlib.Path
         File to write; it is replaced atomically.
-    kind : {"onnx", "torch_export", "torchscript", "safetensors"}
-        The first three take ``pixels``, float32 ``(B, channels, image_size, image_size)`` in [0, 1] for any B, and return
-        ``logits`` ``(B, K)``; the record of classes and preprocessing lies inside, under ``brainmri.json``.
+    kind : {"onnx", "torch_export", "safetensors"}
+        The first two take ``pixels``, float32 ``(B, channels, image_size, image_size)`` in [0, 1] for any B, and return
+        ``logits`` ``(B, K)``; the record of classes and preprocessing lies inside, under ``brainmri.json``. The last is a
+        checkpoint of this project itself, which everything that loads one takes.
 
     Raises
     ------
@@ -70,12 +70,12 @@ def export_checkpoint(checkpoint: Path, target: Path, kind: Format) -> Path:
         raise ConfigError(f"The format {kind!r} is not known; choose from {', '.join(FORMATS)}.")
     model, meta = load_model(checkpoint, torch.device("cpu"))
     if kind == "safetensors":
-        save_safetensors(target, model.state_dict(), meta)
+        save_safetensors(target, model.state_dict(), meta, twin_sha256(checkpoint))
         return target
     side, channels = meta.preprocessing.image_size, meta.preprocessing.channels
     wrapped = _FromPixels(model.to(memory_format=torch.contiguous_format), meta).eval()
     example = torch.rand(2, channels, side, side, generator=torch.Generator().manual_seed(0))
-    write = {"onnx": _onnx, "torch_export": _torch_export, "torchscript": _torchscript}[kind]
+    write = {"onnx": _onnx, "torch_export": _torch_export}[kind]
     with _quiet(), torch.no_grad():
         data = write(wrapped, example, _record(meta))
     write_bytes(target, data)
@@ -103,13 +103,6 @@ def _torch_export(model: nn.Module, example: torch.Tensor, record: str) -> bytes
     program = torch.export.export(model, (example,), dynamic_shapes=({0: batch},))
     buffer = io.BytesIO()
     torch.export.save(program, buffer, extra_files={RECORD_NAME: record})
-    return buffer.getvalue()
-
-
-def _torchscript(model: nn.Module, example: torch.Tensor, record: str) -> bytes:
-    traced = torch.jit.trace(model, example)  # type: ignore[no-untyped-call]
-    buffer = io.BytesIO()
-    torch.jit.save(traced, buffer, _extra_files={RECORD_NAME: record})
     return buffer.getvalue()
 
 

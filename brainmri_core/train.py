@@ -29,8 +29,9 @@ from brainmri_core.learning.device import (
     seed_everything,
 )
 from brainmri_core.learning.loop import Reporting, run_epochs
-from brainmri_core.learning.models import check_name, initial_model
+from brainmri_core.learning.models import check_name
 from brainmri_core.learning.outcome import save_best, write_history, write_outcome
+from brainmri_core.learning.pretrained import initial_model
 from brainmri_core.learning.resume import continue_from, identity_of, owned, resume_file
 from brainmri_core.learning.state import Data, Loop, State, new_state, save_state
 from brainmri_core.learning.team import Team, share_statistics
@@ -282,7 +283,7 @@ def _loop(
             "choose a smaller start_size, or leave it empty."
         )
     model, channels, pretrained = initial_model(
-        config.model, num_classes=len(pack.classes), pack_channels=pack.channels
+        config.model, num_classes=len(pack.classes), pack_channels=pack.channels, log=job.log
     )
     packed = open_pack(job.layout, pack)
     used = np.sort(np.concatenate([sides.train, sides.val]))

@@ -45,7 +45,6 @@ class ExportFormat(StrEnum):
 
     ONNX = "onnx"
     TORCH_EXPORT = "torch_export"
-    TORCHSCRIPT = "torchscript"
     SAFETENSORS = "safetensors"
 
 

@@ -43,7 +43,8 @@ class ModelConfig(StageConfig):
     name: str = Field("resnet18", min_length=1, description="Architecture by its torchvision name.")
     pretrained: bool = Field(True, description="Start from torchvision's ImageNet weights.")
     weights_file: str | None = Field(
-        None, description="Local weights file (.pth or .safetensors) to start from instead."
+        None,
+        description="Local weights file to start from instead: PyTorch's format or safetensors, of any trainer.",
     )
 
 

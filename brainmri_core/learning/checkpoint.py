@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import safetensors
 import safetensors.torch
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -14,9 +16,11 @@ from torch import nn
 from brainmri_core.config.base import Precision
 from brainmri_core.errors import ModelError
 from brainmri_core.learning.models import build_model
-from brainmri_core.storage import atomic_file
+from brainmri_core.learning.tensor_file import is_safetensors, read_tensor_file
+from brainmri_core.storage import atomic_file, sha256_file
 
 SCHEMA_VERSION = 1
+_TWIN = "checkpoint_sha256"
 
 
 class Preprocessing(BaseModel):
@@ -91,15 +95,31 @@ def save_checkpoint(path: Path, state_dict: Mapping[str, torch.Tensor], meta: Ch
     save_tensors(path, {"meta": meta.model_dump(mode="json"), "model": weights})
 
 
-def save_safetensors(path: Path, state_dict: Mapping[str, torch.Tensor], meta: CheckpointMeta) -> None:
-    """Write weights as safetensors, the record as JSON under ``meta`` in the header."""
+def save_safetensors(
+    path: Path, state_dict: Mapping[str, torch.Tensor], meta: CheckpointMeta, twin_sha256: str
+) -> None:
+    """Write weights as safetensors; the header holds the record, and the hash of the checkpoint with the same weights."""
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in state_dict.items()}
     with atomic_file(path) as handle:
-        handle.write(safetensors.torch.save(weights, {"meta": meta.model_dump_json()}))
+        handle.write(safetensors.torch.save(weights, {"meta": meta.model_dump_json(), _TWIN: twin_sha256}))
+
+
+def known_hashes(path: Path) -> set[str]:
+    """Return the hashes that an evaluation may know a checkpoint by: its own, and that of the one it was made from."""
+    return {sha256_file(path), twin_sha256(path)}
+
+
+def twin_sha256(path: Path) -> str:
+    """Return the hash of the checkpoint in torch's format that a safetensors file was made from, else the file's own."""
+    with contextlib.suppress(safetensors.SafetensorError, KeyError):
+        if is_safetensors(path):
+            with safetensors.safe_open(path, "pt") as file:
+                return str((file.metadata() or {})[_TWIN])
+    return sha256_file(path)
 
 
 def load_checkpoint(path: Path) -> tuple[CheckpointMeta, dict[str, torch.Tensor]]:
-    """Read a checkpoint.
+    """Read a checkpoint, in torch's format or as safetensors.
 
     Raises
     ------
@@ -108,18 +128,15 @@ def load_checkpoint(path: Path) -> tuple[CheckpointMeta, dict[str, torch.Tensor]
     """
     if not path.is_file():
         raise ModelError(f"The checkpoint {path} does not exist; train a model or name another file.")
+    value, notes = read_tensor_file(path, "checkpoint", "it is not used")
     try:
-        value = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # noqa: BLE001 - unpicklers raise anything on hostile bytes; all of it means: refuse
-        raise ModelError(
-            f"The checkpoint {path} cannot be read safely ({type(error).__name__}); it is not used."
-        ) from None
-    try:
+        if notes:
+            return CheckpointMeta.model_validate_json(notes["meta"]), value
         return CheckpointMeta.model_validate(value["meta"]), dict(value["model"])
     except (KeyError, TypeError, ValidationError):
         raise ModelError(
-            f"The checkpoint {path} carries no record of its model, classes and preprocessing; "
-            "use one that this project trained."
+            f"The checkpoint {path} carries no record of its model, classes and preprocessing; use one that this "
+            "project trained or exported as safetensors, or start a training from it with train.model.weights_file."
         ) from None
 
 

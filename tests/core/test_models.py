@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import os
 import pickle
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ import torch
 import torchvision
 from torch import nn
 
-from brainmri_core.config.training import ModelConfig
 from brainmri_core.errors import ModelError
 from brainmri_core.learning.checkpoint import (
     CheckpointMeta,
@@ -30,10 +28,8 @@ from brainmri_core.learning.models import (
     build_model,
     gradcam_layer,
     head,
-    initial_model,
-    load_backbone,
-    read_weights,
 )
+from brainmri_core.learning.weights import read_weights
 
 CPU = torch.device("cpu")
 META = CheckpointMeta(
@@ -100,85 +96,6 @@ def test_an_unknown_model_gets_its_nearest_names(name: str, near: str) -> None:
         build_model(name, num_classes=4, in_channels=1)
 
 
-def test_weights_that_cannot_be_downloaded_say_what_to_do(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    with socket.socket() as closed:
-        closed.bind(("127.0.0.1", 0))
-        proxy = f"http://127.0.0.1:{closed.getsockname()[1]}"
-    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
-        monkeypatch.setenv(name, proxy)
-    for name in ("no_proxy", "NO_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-    with pytest.raises(
-        ModelError, match=r"resnet18 cannot be downloaded.*train\.model\.weights_file.*pretrained"
-    ):
-        initial_model(ModelConfig(name="resnet18"), num_classes=4, pack_channels=1)
-
-
-def weights_file(path: Path, name: str, classes: int, channels: int = 3) -> dict[str, torch.Tensor]:
-    weights = build_model(name, num_classes=classes, in_channels=channels).state_dict()
-    if path.suffix == ".safetensors":
-        safetensors.torch.save_file(weights, path)
-    else:
-        torch.save(weights, path)
-    return weights
-
-
-@pytest.mark.parametrize("file", ["w.pth", "w.safetensors"])
-def test_imagenet_weights_from_a_file_get_a_fresh_head(tmp_path: Path, file: str) -> None:
-    weights = weights_file(tmp_path / file, "resnet18", 1000)
-    config = ModelConfig(name="resnet18", weights_file=str(tmp_path / file))
-    model, channels, pretrained = initial_model(config, num_classes=4, pack_channels=1)
-    assert (channels, pretrained) == (3, True)
-    assert torch.equal(model.state_dict()["layer3.0.conv1.weight"], weights["layer3.0.conv1.weight"])
-    assert head(model).out_features == 4
-
-
-def test_weights_for_the_same_classes_keep_their_head(tmp_path: Path) -> None:
-    weights = weights_file(tmp_path / "w.pth", "resnet18", 4, channels=1)
-    config = ModelConfig(name="resnet18", weights_file=str(tmp_path / "w.pth"))
-    model, channels, _ = initial_model(config, num_classes=4, pack_channels=1)
-    assert channels == 1
-    assert torch.equal(head(model).weight, weights["fc.weight"])
-
-
-def test_weights_of_another_architecture_or_class_count_are_refused(tmp_path: Path) -> None:
-    weights_file(tmp_path / "other.pth", "resnet34", 1000)
-    weights_file(tmp_path / "three.pth", "resnet18", 3)
-    with pytest.raises(ModelError, match=r"do not fit resnet18 \(first difference: layer1\.2"):
-        initial_model(
-            ModelConfig(name="resnet18", weights_file=str(tmp_path / "other.pth")),
-            num_classes=4,
-            pack_channels=1,
-        )
-    with pytest.raises(ModelError, match="are for 3 classes and this data has 4"):
-        initial_model(
-            ModelConfig(name="resnet18", weights_file=str(tmp_path / "three.pth")),
-            num_classes=4,
-            pack_channels=1,
-        )
-
-
-def test_published_densenet_names_are_understood() -> None:
-    model = build_model("densenet121", num_classes=4, in_channels=3)
-    old = {
-        key.replace("norm1.", "norm.1.").replace("conv2.", "conv.2.") if "denselayer" in key else key: value
-        for key, value in build_model("densenet121", num_classes=1000, in_channels=3).state_dict().items()
-    }
-    assert any("norm.1." in key for key in old)
-    load_backbone(model, old, "weights", "densenet121")
-    key = "features.denseblock1.denselayer1.norm1.weight"
-    assert torch.equal(model.state_dict()[key], old[key.replace("norm1.", "norm.1.")])
-
-
-def test_weights_wrapped_by_other_trainers_are_found(tmp_path: Path) -> None:
-    plain = build_model("resnet18", num_classes=4, in_channels=1).state_dict()
-    torch.save({"state_dict": {f"module.{k}": v for k, v in plain.items()}}, tmp_path / "w.pth")
-    assert read_weights(tmp_path / "w.pth").keys() == plain.keys()
-
-
 def test_checkpoints_come_back_as_they_were(tmp_path: Path) -> None:
     model = build_model("resnet18", num_classes=3, in_channels=1).eval()
     save_checkpoint(tmp_path / "c.pth", model.state_dict(), META)
@@ -188,10 +105,16 @@ def test_checkpoints_come_back_as_they_were(tmp_path: Path) -> None:
     with torch.inference_mode():
         expected = model.to(memory_format=torch.channels_last)(batch)  # type: ignore[call-overload]
         assert torch.equal(loaded(batch), expected)
-    save_safetensors(tmp_path / "c.safetensors", model.state_dict(), META)
-    with safetensors.safe_open(tmp_path / "c.safetensors", "pt") as file:
-        assert CheckpointMeta.model_validate_json(file.metadata()["meta"]) == META
-        assert torch.equal(file.get_tensor("fc.weight"), model.state_dict()["fc.weight"])
+    save_safetensors(tmp_path / "c.safetensors", model.state_dict(), META, "0" * 64)
+    again, meta = load_model(tmp_path / "c.safetensors", CPU)
+    assert meta == META
+    with torch.inference_mode():
+        assert torch.equal(again(batch), expected)
+    (tmp_path / "renamed.pth").write_bytes((tmp_path / "c.safetensors").read_bytes())
+    assert load_checkpoint(tmp_path / "renamed.pth")[0] == META, "the content counts, not the ending"
+    safetensors.torch.save_file({"fc.weight": torch.zeros(3, 4)}, tmp_path / "foreign.safetensors")
+    with pytest.raises(ModelError, match="no record of its model"):
+        load_checkpoint(tmp_path / "foreign.safetensors")
 
 
 @pytest.mark.parametrize("load", [load_checkpoint, read_weights])

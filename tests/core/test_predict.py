@@ -138,7 +138,8 @@ def test_arrays_bytes_and_files_are_one(model: Model, classifier: Classifier, tm
 def test_the_evaluation_is_found_by_any_way_to_its_checkpoint(model: Model, tmp_path: Path) -> None:
     folder = model.case.job.layout.absolute(model.evaluation.folder)
     copy = model.root / "models" / "best.pth"
-    for path in (folder, folder / "classifier.json", copy, str(model.weights)):
+    twin = model.weights.with_name("best.safetensors")
+    for path in (folder, folder / "classifier.json", copy, str(model.weights), twin):
         found = Classifier.load(path)
         assert found.evaluation == folder
         assert found.temperature is not None

@@ -19,8 +19,8 @@ from brainmri_core.errors import IntegrityError, ModelError
 from brainmri_core.images.pack import open_pack
 from brainmri_core.layout import Layout
 from brainmri_core.learning.checkpoint import load_checkpoint
-from brainmri_core.learning.models import read_weights
 from brainmri_core.learning.state import load_state
+from brainmri_core.learning.weights import read_weights
 from brainmri_core.pointers import PackPointer
 from brainmri_core.samples import read_samples
 
