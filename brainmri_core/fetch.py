@@ -5,20 +5,24 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import pandas as pd
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from tqdm import tqdm
 
-from brainmri_core.config.data import ALL_EXTENSIONS, FetchConfig
-from brainmri_core.cores import cores, threads
-from brainmri_core.errors import DataError, IntegrityError, SourceError
+from brainmri_core.config.data import FetchConfig
+from brainmri_core.errors import IntegrityError, SourceError
 from brainmri_core.job import Job
 from brainmri_core.layout import ARCHIVES_VARIABLE, timestamp, utc_now
 from brainmri_core.locks import exclusive
 from brainmri_core.pointers import FetchPointer
 from brainmri_core.samples import FETCH_COLUMNS, content_hash, read_samples, write_samples
-from brainmri_core.sources.archive import copy_tree, extract_archive, find_archive, list_folder
+from brainmri_core.sources.archive import extract_archive, unpack_inner
+from brainmri_core.sources.folder import copy_tree, list_folder
+from brainmri_core.sources.index import index_files
+from brainmri_core.sources.local import find_archive, is_browser_name, names_looked_for, saved_by_browser
+from brainmri_core.sources.names import shown_name
+from brainmri_core.sources.tree import split_of
 from brainmri_core.storage import (
     read_json,
     remove_stale,
@@ -28,10 +32,14 @@ from brainmri_core.storage import (
     write_json,
 )
 
-_TRAINING = {"training", "train"}
-_TESTING = {"testing", "test"}
-_NOT_DATA = {"truth", "__macosx"}
-_CHUNK = 64
+if TYPE_CHECKING:
+    import pandas as pd
+
+LEFT_OUT = "left_out.parquet"
+"""Beside the samples: every file of the source that is no image of theirs, with kind, reason and remedy."""
+
+QUIET_KINDS = frozenset({"litter", "repeat", "truth"})
+_RULES = 2  # of reading folders; a data set that was read by others is unpacked anew
 
 
 @dataclass(frozen=True)
@@ -53,6 +61,9 @@ class _Facts(BaseModel):
     licence: str | None = None
     last_updated: str | None = None
     archive_sha256: str | None = None
+    n_files: int | None = None
+    left_out: dict[str, int] = Field(default_factory=dict)
+    formats: dict[str, int] = Field(default_factory=dict)
 
 
 def fetch(config: FetchConfig, job: Job) -> FetchPointer:
@@ -68,22 +79,23 @@ def fetch(config: FetchConfig, job: Job) -> FetchPointer:
     Returns
     -------
     FetchPointer
-        Its `samples` has one row per image: path, label as found, origin, bytes and SHA-256. Fetching the same
-        bytes again changes nothing and gives the same `content_hash`.
+        Its `samples` has one row per image: path, label as found, origin, bytes and SHA-256; ``left_out.parquet``
+        beside it names every other file of the source. Fetching the same bytes again changes nothing and gives the
+        same `content_hash`.
 
     Raises
     ------
     SourceError
         If the data set cannot be had or its archive cannot be used.
     DataError
-        If it holds no class folders with images.
+        If it holds no class folders with images, or several trees of them and ``fetch.subset`` is empty.
     """
     cache = job.layout.dataset_cache(config.cache_dir, job.dataset)
     with exclusive(job.layout.lock("fetch", job.dataset)):
         for stale in remove_stale(cache) if cache.is_dir() else []:
             job.log.info("removed a stale temporary", path=stale.name)
         source = _locate(config, job)
-        target = cache / source.key
+        target = cache / f"{source.key}-{_reading(config, job)}"
         if target.is_dir():
             job.log.info("already unpacked", folder=job.layout.relative(target))
         else:
@@ -91,20 +103,47 @@ def fetch(config: FetchConfig, job: Job) -> FetchPointer:
     return _pointer(source, target, job)
 
 
-def _locate(config: FetchConfig, job: Job) -> _Source:
+def _reading(config: FetchConfig, job: Job) -> str:
+    """Return a hash of what decides how folders are read, so that another reading has a folder of its own."""
+    classes, aliases = job.entry.classes, job.entry.aliases
+    return sha256_json([_RULES, config.subset, classes, aliases])[:8]
+
+
+def _local(config: FetchConfig, job: Job) -> Path | None:
+    """Return the local archive or folder; where a folder of archives has none, that is said before the network is used."""
     folder = os.environ.get(ARCHIVES_VARIABLE)
-    path = find_archive(
-        job.dataset,
-        Path(config.archive).expanduser() if config.archive else None,
-        Path(folder).expanduser() if folder and job.entry.source != "phantom" else None,
-    )
-    if path is not None:
+    archives = Path(folder).expanduser() if folder and job.entry.source != "phantom" else None
+    path = find_archive(job.dataset, Path(config.archive).expanduser() if config.archive else None, archives)
+    if path is not None or archives is None:
+        return path
+    names = ", ".join(names_looked_for(job.dataset))
+    path = saved_by_browser(archives)
+    if path is None:
+        job.log.warning(
+            f"{ARCHIVES_VARIABLE} names a folder that holds no copy of the data set",
+            folder=shown_name(archives),
+            looked_for=names,
+        )
+    else:
+        job.log.warning(
+            f"using {path.name}, the name that browsers give any data set; rename it so that no other takes it",
+            folder=shown_name(archives),
+            looked_for=names,
+        )
+    return path
+
+
+def _locate(config: FetchConfig, job: Job) -> _Source:
+    if (path := _local(config, job)) is not None:
         job.log.info("using a local copy", source=path.name)
         if path.is_dir():
             listing = [(name, sha256_file(path / name)) for name in list_folder(path, config.limits)]
             return _Source("folder", f"folder-{sha256_json(listing)[:16]}", path, {})
         digest = sha256_file(path)
-        return _Source("archive", f"archive-{digest[:16]}", path, {"archive_sha256": digest})
+        key = f"archive-{digest[:16]}"
+        if is_browser_name(path):
+            _refuse_anothers(path, key, config, job)
+        return _Source("archive", key, path, {"archive_sha256": digest})
     if job.entry.source == "phantom":
         described = {"generator": 1, **config.phantom.model_dump(mode="json")}
         return _Source("phantom", f"phantom-{sha256_json(described)[:16]}", None, {})
@@ -114,6 +153,18 @@ def _locate(config: FetchConfig, job: Job) -> _Source:
             f"{ARCHIVES_VARIABLE} to a folder that holds {job.entry.slug}.zip."
         )
     return _from_kaggle(config, job)
+
+
+def _refuse_anothers(path: Path, key: str, config: FetchConfig, job: Job) -> None:
+    """Refuse an archive that does not say whose it is if another data set was already fetched from it."""
+    own = job.layout.dataset_cache(config.cache_dir, job.dataset)
+    for other in own.parent.parent.glob(f"*/*/{key}-*"):
+        if other.parent != own:
+            owner, slug = other.parts[-3:-1]
+            raise SourceError(
+                f"The archive {shown_name(path)} is the data set {owner}/{slug}, which was fetched from it before; give "
+                f"{job.dataset} its own as {job.entry.slug}.zip."
+            )
 
 
 def _from_kaggle(config: FetchConfig, job: Job) -> _Source:
@@ -148,99 +199,60 @@ def _from_kaggle(config: FetchConfig, job: Job) -> _Source:
 def _unpack(config: FetchConfig, source: _Source, target: Path, job: Job) -> None:
     with staging_folder(target) as staging:
         files = staging / "files"
+        litter: list[str] = []
         if source.kind == "phantom":
             from brainmri_core.sources.phantom import write_phantom
 
             write_phantom(files, config.phantom)
-        elif source.kind == "folder":
-            assert source.path is not None
-            copy_tree(source.path, files, config.limits)
         else:
             assert source.path is not None
-            files.mkdir()
-            with tqdm(desc="unpacking", unit="B", unit_scale=True, disable=None) as bar:
+            _bring(source.path, files, config, litter)
+        index = index_files(files, job.entry, config.subset, litter)
+        write_samples(staging / "samples.parquet", index.images)
+        write_samples(staging / LEFT_OUT, index.left_out)
+        left_out = {str(kind): int(n) for kind, n in index.left_out["kind"].value_counts().items()}
+        facts = {
+            "root": f"files/{index.root}".rstrip("/"),
+            "kind": source.kind,
+            "n_files": len(index.images) + len(index.left_out),
+            "left_out": left_out,
+            "formats": index.formats,
+        }
+        write_json(staging / "source.json", {**facts, **source.facts})
+    job.log.info("unpacked", images=len(index.images), classes=int(index.images["label"].nunique()))
+    _say_what_is_left_out(index.left_out, index.formats, job)
 
-                def progress(done: int, total: int) -> None:
-                    bar.total = total
-                    bar.update(done - bar.n)
 
-                extract_archive(source.path, files, config.limits, progress=progress)
-        root = _dataset_root(files, job.dataset)
-        table = _index(root, job.dataset)
-        write_samples(staging / "samples.parquet", table)
-        write_json(
-            staging / "source.json",
-            {"root": root.relative_to(staging).as_posix(), "kind": source.kind, **source.facts},
+def _bring(path: Path, files: Path, config: FetchConfig, litter: list[str]) -> None:
+    """Unpack an archive, or copy a folder, and open the zip archives in it."""
+    if path.is_dir():
+        copy_tree(path, files, config.limits, litter)
+        packed = sum(file.stat().st_size for file in files.rglob("*") if file.is_file())
+    else:
+        files.mkdir()
+        packed = path.stat().st_size
+        with tqdm(desc="unpacking", unit="B", unit_scale=True, disable=None) as bar:
+
+            def progress(done: int, total: int) -> None:
+                bar.total = total
+                bar.update(done - bar.n)
+
+            extract_archive(path, files, config.limits, progress=progress, litter=litter)
+    unpack_inner(files, packed, config.limits, litter)
+
+
+def _say_what_is_left_out(left_out: pd.DataFrame, formats: dict[str, int], job: Job) -> None:
+    for (kind, reason), part in left_out.groupby(["kind", "reason"]):
+        say = job.log.info if kind in QUIET_KINDS else job.log.warning
+        say(
+            "files left out",
+            files=len(part),
+            reason=reason,
+            first=part["path"].iloc[0],
+            remedy=part["remedy"].iloc[0],
         )
-    job.log.info("unpacked", images=len(table), classes=int(table["label"].nunique()))
-
-
-def _dataset_root(files: Path, dataset: str) -> Path:
-    """Return the shallowest folder that holds Training/Testing folders, else the one that holds class folders."""
-    folders = [files, *(path for path in sorted(files.rglob("*")) if path.is_dir())]
-    folders.sort(key=lambda path: (len(path.parts), path))
-    for folder in folders:
-        children = {path.name.casefold() for path in folder.iterdir() if path.is_dir()}
-        if children & (_TRAINING | _TESTING):
-            return folder
-    for folder in folders:
-        if (
-            sum(any(_is_image(file) for file in path.iterdir()) for path in folder.iterdir() if path.is_dir())
-            >= 1
-        ):
-            return folder
-    raise DataError(
-        f"The data set {dataset} holds no class folders with images; expected <class>/*.jpg or "
-        "Training/<class>/*.jpg and Testing/<class>/*.jpg."
-    )
-
-
-def _is_image(path: Path) -> bool:
-    return path.is_file() and path.suffix.lower() in ALL_EXTENSIONS
-
-
-def _index(root: Path, dataset: str) -> pd.DataFrame:
-    official = [
-        path for path in root.iterdir() if path.is_dir() and path.name.casefold() in _TRAINING | _TESTING
-    ]
-    rows = []
-    for part in sorted(official) or [root]:
-        origin = "none" if part == root else ("training" if part.name.casefold() in _TRAINING else "testing")
-        for folder in sorted(
-            path for path in part.iterdir() if path.is_dir() and path.name.casefold() not in _NOT_DATA
-        ):
-            images = [path for path in folder.rglob("*") if _is_image(path)]
-            if not images:
-                raise DataError(
-                    f"The class folder {folder.relative_to(root).as_posix()!r} of {dataset} holds no image "
-                    f"({', '.join(ALL_EXTENSIONS)}); remove the folder or add its images."
-                )
-            rows += [(path.relative_to(root).as_posix(), folder.name, origin) for path in images]
-    names = [row[0] for row in rows]
-    with threads(cores()) as pool:
-        parts = pool.map(
-            lambda start: [_measured(root / name) for name in names[start : start + _CHUNK]],
-            range(0, len(names), _CHUNK),
-        )
-        measured = [item for part in parts for item in part]
-    table = (
-        pd.DataFrame(
-            [row + facts for row, facts in zip(rows, measured, strict=True)], columns=list(FETCH_COLUMNS)
-        )
-        .astype(FETCH_COLUMNS)
-        .sort_values("path", ignore_index=True)
-    )
-    if table["label"].nunique() < 2:
-        raise DataError(
-            f"The data set {dataset} has fewer than two classes ({', '.join(table['label'].unique()) or 'none'}); "
-            "a classifier needs one folder per class."
-        )
-    return table
-
-
-def _measured(path: Path) -> tuple[int, str]:
-    """Return size and SHA-256 of a file."""
-    return path.stat().st_size, sha256_file(path)
+    if formats.get("GIF"):
+        job.log.info("of each GIF, the first frame is used", files=formats["GIF"])
 
 
 def _facts(target: Path) -> _Facts:
@@ -269,18 +281,20 @@ def _pointer(source: _Source, target: Path, job: Job) -> FetchPointer:
             raise IntegrityError(
                 f"The fetched file {file} is missing or was changed; delete {target} and fetch again."
             )
-    official = {path.name.casefold(): path for path in root.iterdir() if path.is_dir()}
 
-    def folder(names: set[str]) -> str | None:
-        return next((job.layout.relative(official[name]) for name in sorted(names) if name in official), None)
+    def folder(origin: str) -> str | None:
+        tops = sorted({path.partition("/")[0] for path in table["path"][table["origin"] == origin]})
+        found = next((top for top in tops if split_of(top) == origin), None)
+        return None if found is None else job.layout.relative(root / found)
 
     return FetchPointer(
         dataset=job.dataset,
         run_id=job.run_id,
         content_hash=content_hash(table, ["path", "label", "origin", "file_sha256"]),
         dataset_root=job.layout.relative(root),
-        training_dir=folder(_TRAINING),
-        testing_dir=folder(_TESTING),
+        training_dir=folder("training"),
+        testing_dir=folder("testing"),
+        validation_dir=folder("validation"),
         version=facts.version,
         fetched_at_utc=timestamp(utc_now()),
         samples=job.layout.relative(target / "samples.parquet"),
@@ -293,4 +307,6 @@ def _pointer(source: _Source, target: Path, job: Job) -> FetchPointer:
         licence=facts.licence or job.entry.licence,
         last_updated=facts.last_updated,
         archive_sha256=facts.archive_sha256,
+        n_files=facts.n_files,
+        left_out=facts.left_out,
     )

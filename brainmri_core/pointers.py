@@ -55,6 +55,9 @@ class FetchPointer(Pointer):
     licence: str
     last_updated: str | None = None
     archive_sha256: str | None = None
+    validation_dir: str | None = None
+    n_files: int | None = Field(None, description="files of the source, images or not")
+    left_out: dict[str, int] = Field(default_factory=dict, description="kind of file left out -> files")
 
 
 class MappingPointer(Pointer):
@@ -329,13 +332,13 @@ def result_files(layout: Layout, pointer: Pointer) -> list[Path]:
 
 
 PATH_FIELDS = frozenset(
-    "dataset_root training_dir testing_dir samples path split_json pack report checkpoint history curves folder metrics "
+    "dataset_root training_dir testing_dir validation_dir samples path split_json pack report checkpoint history curves folder metrics "
     "predictions table plot weights decision champion_checkpoint challenger_checkpoint fetch_pointer mapping_pointer pack_pointer checkpoint_pointer pointer_path".split()
 )
 
 
 _NOT_RESULTS = frozenset(
-    "dataset_root training_dir testing_dir weights champion_checkpoint challenger_checkpoint fetch_pointer mapping_pointer "
+    "dataset_root training_dir testing_dir validation_dir weights champion_checkpoint challenger_checkpoint fetch_pointer mapping_pointer "
     "pack_pointer checkpoint_pointer pointer_path".split()
 )
 

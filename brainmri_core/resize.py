@@ -16,7 +16,7 @@ import pandas as pd
 from PIL import Image
 from tqdm import tqdm
 
-from brainmri_core.config.data import ResizeConfig, extensions
+from brainmri_core.config.data import ResizeConfig, has_extension
 from brainmri_core.cores import cores, threads
 from brainmri_core.errors import DataError, IntegrityError
 from brainmri_core.images.decode import DecodeError
@@ -58,8 +58,8 @@ def resize(config: ResizeConfig, mapping: MappingPointer, job: Job) -> PackPoint
         If no image is left.
     """
     table = read_samples(job.layout.absolute(mapping.samples), SPLIT_COLUMNS)
-    kept = table["path"].str.lower().str.endswith(extensions(config.exts))
-    table.loc[~kept & (table["split"] != "excluded"), ["split", "reason"]] = (
+    wrong = np.array([not has_extension(path, config.exts) for path in table["path"]], np.bool_)
+    table.loc[wrong & (table["split"] != "excluded"), ["split", "reason"]] = (
         "excluded",
         "extension not in resize.exts",
     )

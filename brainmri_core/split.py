@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pandas as pd
 from tqdm import tqdm
 
-from brainmri_core.config.data import SplitConfig, extensions
+from brainmri_core.config.data import SplitConfig, has_extension
 from brainmri_core.errors import DataError
 from brainmri_core.grouping import assign_folds, assign_side
 from brainmri_core.images.copies import CopyPairs, find_copies, group_copies
@@ -99,7 +99,7 @@ def _labelled(config: SplitConfig, fetched: FetchPointer, job: Job) -> pd.DataFr
     if "patient" not in table.columns:
         table["patient"] = pd.Series(None, index=table.index, dtype="str")
     table["split"], table["reason"], table["fold"] = "train", "", NO_FOLD
-    wrong = ~table["path"].str.lower().str.endswith(extensions(config.exts))
+    wrong = [not has_extension(path, config.exts) for path in table["path"]]
     table.loc[wrong, ["split", "reason"]] = ("excluded", "extension not in split.exts")
     return table
 

@@ -124,7 +124,7 @@ def _source_changed(pointer: FetchPointer, config: PipelineConfig, partition: st
 
 def local_archive(config: FetchConfig, entry: DatasetEntry) -> Path | None:
     """Return the local archive or folder that `fetch` would take a data set from, if any."""
-    from brainmri_core.sources.archive import find_archive
+    from brainmri_core.sources.local import find_archive
 
     folder = os.environ.get(ARCHIVES_VARIABLE)
     return find_archive(

@@ -7,18 +7,17 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator
 
 from brainmri_core.config.base import StageConfig
-
-ALL_EXTENSIONS = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp")
+from brainmri_core.config.formats import ENDINGS
 
 Extensions = Annotated[
     Literal["all"] | list[str],
-    Field(description="File extensions that count as images, or 'all' for every supported one."),
+    Field(description="Endings of the files to use, or 'all' for every image that can be read."),
 ]
 
 
-def extensions(value: Literal["all"] | list[str]) -> tuple[str, ...]:
-    """Return the lower-case extensions an `exts` setting stands for."""
-    return ALL_EXTENSIONS if value == "all" else tuple(item.lower() for item in value)
+def has_extension(path: str, wanted: Literal["all"] | list[str]) -> bool:
+    """Say whether an `exts` setting lets a file through; 'all' lets every file through, whatever its ending."""
+    return wanted == "all" or path.lower().endswith(tuple(item.lower() for item in wanted))
 
 
 class _WithExtensions(StageConfig):
@@ -28,9 +27,9 @@ class _WithExtensions(StageConfig):
     @classmethod
     def _known_extensions(cls, value: Literal["all"] | list[str]) -> Literal["all"] | list[str]:
         if value != "all":
-            unknown = [item for item in value if item.lower() not in ALL_EXTENSIONS]
+            unknown = [item for item in value if item.lower() not in ENDINGS]
             if unknown or not value:
-                raise ValueError(f"use 'all' or a list out of {', '.join(ALL_EXTENSIONS)}")
+                raise ValueError(f"use 'all' or a list out of {', '.join(ENDINGS)}")
         return value
 
 
@@ -76,6 +75,9 @@ class FetchConfig(StageConfig):
     cache_dir: str = Field("data", min_length=1, description="Folder for downloads and unpacked data sets.")
     write_pointer: bool = Field(True, description="Update the pointer's latest.json besides its history.")
     archive: str | None = Field(None, description="Local zip or folder to use as if Kaggle had delivered it.")
+    subset: str | None = Field(
+        None, description="Folder inside the data set to use where it holds several trees of class folders."
+    )
     version: int | None = Field(None, ge=1, description="Kaggle version to pin; empty means the current one.")
     offline: bool = Field(False, description="Never use the network; take what the cache holds.")
     retry: RetryConfig = RetryConfig()

@@ -17,11 +17,11 @@ import numpy.typing as npt
 import simplejpeg
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from brainmri_core.config.formats import FORMATS, readable_kinds
 from brainmri_core.errors import DataError
 from brainmri_core.text import printable
 
 U8 = npt.NDArray[np.uint8]
-FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP")
 MIN_SIDE = 2
 MAX_SIDE = 16_384
 MAX_PIXELS = 80_000_000  # below the size from which Pillow warns
@@ -106,7 +106,7 @@ def decode(
     Raises
     ------
     DecodeError
-        If the file is not a whole JPEG, PNG, TIFF, BMP or WebP image of a sensible size.
+        If the file is not a whole image of a known format and of a sensible size.
     """
     try:
         if (
@@ -233,7 +233,7 @@ def _upright(pixels: U8, orientation: int) -> U8:
 
 
 def _pillow(data: bytes, name: str, gray: bool) -> Decoded:
-    kinds = ", ".join(FORMATS)
+    kinds = readable_kinds()
     try:
         image = Image.open(io.BytesIO(data), formats=list(FORMATS))
     except Image.DecompressionBombError:

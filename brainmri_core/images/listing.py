@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from brainmri_core.config.data import ALL_EXTENSIONS
+from brainmri_core.config.formats import ENDINGS, HEAD, image_format
 from brainmri_core.images.medical import SUFFIXES
 
 
@@ -18,7 +18,7 @@ def list_images(names: Sequence[str]) -> list[str]:
     ----------
     names : sequence of str
         Files (whatever their ending), folders, and patterns with ``*``, ``?``, ``[...]`` and ``**``. In folders, files
-        count by their ending, and those without one if they begin as DICOM does.
+        count by their ending, and others if they begin as a picture or as DICOM does.
 
     Returns
     -------
@@ -47,12 +47,13 @@ def _below(folder: Path) -> list[Path]:
 
 
 def _counts(path: Path) -> bool:
-    if path.name.lower().endswith((*ALL_EXTENSIONS, *SUFFIXES)):
+    if path.name.lower().endswith((*ENDINGS, *SUFFIXES)):
         return True
-    if "." in path.name or not path.is_file():
+    if not path.is_file():
         return False
     try:
         with path.open("rb") as handle:
-            return handle.read(132)[128:] == b"DICM"
+            head = handle.read(HEAD)
+        return image_format(head) is not None or head[128:132] == b"DICM"
     except PermissionError:
         return True  # so that it is reported, not passed over

@@ -1,10 +1,9 @@
-"""Local archives and folders: the whole listing is checked before a byte is written."""
+"""Zip archives: the whole listing is checked before a byte is written."""
 
 from __future__ import annotations
 
 import errno
 import os
-import shutil
 import stat
 import struct
 import zipfile
@@ -13,11 +12,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from brainmri_core.config.data import ArchiveLimits
+from brainmri_core.config.formats import HEAD, foreign_content
 from brainmri_core.errors import SourceError
 from brainmri_core.sources.names import (
-    LEFT_OUT_FOLDERS,
     RAISE,
     check_collisions,
+    compared,
     is_litter,
     safe_name,
     shown_name,
@@ -34,55 +34,18 @@ _LONGEST_END = 76 + 22 + (1 << 16)
 Progress = Callable[[int, int], None]
 
 
-def find_archive(dataset: str, explicit: Path | None, archives: Path | None) -> Path | None:
-    """Return the local archive or folder to use for a data set, if there is one.
-
-    Parameters
-    ----------
-    dataset : str
-        Key, owner/slug.
-    explicit : pathlib.Path or None
-        What the configuration names, a file or a folder; it must exist.
-    archives : pathlib.Path or None
-        Folder that may hold ``<owner>__<slug>.zip`` or ``<slug>.zip``; the first goes before the second.
-
-    Raises
-    ------
-    SourceError
-        If `explicit` or `archives` is named and is not there.
-    StorageError
-        If the system does not let it be looked at.
-    """
-    looked_at = explicit or archives
-    try:
-        if explicit is not None:
-            if not (explicit.is_file() or explicit.is_dir()):
-                what = "is neither a file nor a folder" if explicit.exists() else "does not exist"
-                raise SourceError(
-                    f"The archive {shown_name(explicit)} {what}; check fetch.archive or --archive."
-                )
-            return explicit
-        if archives is None:
-            return None
-        if not archives.is_dir():
-            raise SourceError(
-                f"BRAINMRI_ARCHIVES names {shown_name(archives)}, which is no folder; correct or unset it."
-            )
-        owner, _, slug = dataset.partition("/")
-        candidates = (archives / f"{owner}__{slug}.zip", archives / f"{slug}.zip")
-        return next((path for path in candidates if path.is_file()), None)
-    except OSError as error:
-        assert looked_at is not None
-        raise storage_error(error, looked_at, "read") from error
-
-
 def extract_archive(
-    archive: Path, dest: Path, limits: ArchiveLimits, *, progress: Progress | None = None
+    archive: Path,
+    dest: Path,
+    limits: ArchiveLimits,
+    *,
+    progress: Progress | None = None,
+    litter: list[str] | None = None,
+    shown: str | None = None,
 ) -> list[str]:
     """Unpack a zip archive into an existing empty folder.
 
-    Archives inside the archive stay packed, so that no limit can be got round by nesting; nothing in this project looks
-    into them. Files that systems leave behind (``__MACOSX``, ``.DS_Store``, ``Thumbs.db``, ``._*``) are left out.
+    Archives inside the archive stay packed here; see `unpack_inner`. Files that systems leave behind (``__MACOSX``, ``.DS_Store``, ``Thumbs.db``, ``._*``) are left out.
 
     Parameters
     ----------
@@ -94,6 +57,10 @@ def extract_archive(
         Most entries, bytes and compression ratio accepted.
     progress : callable or None
         Called with the bytes written and their total after every piece.
+    litter : list of str or None
+        Gets the names of the files left out.
+    shown : str or None
+        What error messages call the archive; None means its path.
 
     Returns
     -------
@@ -108,7 +75,7 @@ def extract_archive(
     StorageError
         If the archive cannot be read or the files cannot be written.
     """
-    shown = shown_name(archive)
+    shown = shown or shown_name(archive)
     try:
         if archive.stat().st_size > limits.max_archive_bytes:
             raise SourceError(
@@ -116,7 +83,7 @@ def extract_archive(
             )
         check_count(archive, limits)
         with zipfile.ZipFile(archive) as opened:
-            entries = _checked(opened.infolist(), archive, limits)
+            entries = _checked(opened.infolist(), shown, limits, [] if litter is None else litter)
             total = sum(info.file_size for info, _ in entries)
             done = 0
             for info, target in entries:
@@ -139,10 +106,17 @@ def extract_archive(
         OverflowError,
     ) as error:
         if isinstance(error, zipfile.BadZipFile) and not zipfile.is_zipfile(archive):
-            raise SourceError(
-                f"{shown} is not a zip archive or is cut short; download it again or name another file."
-            ) from None
+            raise SourceError(f"{shown} {_not_a_zip(archive)}.") from None
         raise SourceError(f"{shown} is damaged ({shown_name(str(error))}); download it again.") from None
+
+
+def _not_a_zip(path: Path) -> str:
+    """Say what a file is that is no zip archive, and what to do."""
+    with path.open("rb") as file:
+        what = foreign_content(file.read(HEAD))
+    if what is not None and what.endswith("archive") and what != "a zip archive":
+        return f"is {what}, and only zip archives are opened; unpack it and give fetch.archive (or --archive) the folder"
+    return "is not a zip archive or is cut short; download it again or name another file"
 
 
 def check_count(archive: Path, limits: ArchiveLimits) -> None:
@@ -171,17 +145,19 @@ def check_count(archive: Path, limits: ArchiveLimits) -> None:
 
 
 def _checked(
-    listing: list[zipfile.ZipInfo], archive: Path, limits: ArchiveLimits
+    listing: list[zipfile.ZipInfo], shown: str, limits: ArchiveLimits, litter: list[str]
 ) -> list[tuple[zipfile.ZipInfo, str]]:
     """Check every entry of a listing and return the files to unpack with their paths."""
-    shown = shown_name(archive)
     kept: list[tuple[zipfile.ZipInfo, str]] = []
     for info in listing:
         _check_kind(info, shown)
         # zipfile ends a name at a NUL; orig_filename still has it.
         name = safe_name(info.filename, info.orig_filename, shown)
-        is_folder = info.filename.endswith(("/", "\\"))
-        if not is_folder and not is_litter(name):
+        if info.filename.endswith(("/", "\\")):
+            continue
+        if is_litter(name):
+            litter.append(name)
+        else:
             _check_sizes(info, shown, limits)
             kept.append((info, name))
     if not kept:
@@ -256,109 +232,48 @@ def _extract(opened: zipfile.ZipFile, info: zipfile.ZipInfo, target: Path, shown
         )
 
 
-def list_folder(source: Path, limits: ArchiveLimits) -> list[str]:
-    """List the files of a local folder, after the same checks as an archive's listing.
+def unpack_inner(folder: Path, packed: int, limits: ArchiveLimits, litter: list[str]) -> None:
+    """Put what the zip archives in an unpacked folder hold in their place, one level deep.
 
-    Returns
-    -------
-    list of str
-        Sorted POSIX paths below `source`.
-
-    Raises
-    ------
-    SourceError
-        If it is empty, breaks a limit, or holds a name that would be refused in an archive, a symbolic link to a
-        folder or out of it, or something that is no plain file.
-    StorageError
-        If it cannot be read.
-    """
-    base, shown = source.resolve(), f"The folder {shown_name(source)}"
-    names: list[str] = []
-    total = below = 0
-    try:
-        for here, folders, files in os.walk(base, onerror=_raise):
-            folders[:] = sorted(name for name in folders if name not in LEFT_OUT_FOLDERS)
-            inside = set(folders)
-            for path in (Path(here) / name for name in folders + sorted(files)):
-                name = path.relative_to(base).as_posix()
-                if path.is_symlink() and (path.is_dir() or not _leads_below(path, base)):
-                    raise SourceError(
-                        f"{shown} holds {shown_name(name)!r}, a symbolic link to a folder or out of it; put what it points to "
-                        "in its place."
-                    )
-                if (below := below + 1) > limits.max_files:
-                    raise SourceError(too_many(shown, limits))
-                if path.name in inside or is_litter(name):
-                    continue
-                if "\\" in name:
-                    raise SourceError(
-                        f"{shown} holds {shown_name(name)!r}; a backslash parts folders on other systems: rename it, or "
-                        "give fetch.archive the zip that it came from."
-                    )
-                if not path.is_file():
-                    raise SourceError(
-                        f"{shown} holds {shown_name(name)!r}, which is no plain file; remove it."
-                    )
-                size = path.stat().st_size
-                total += size
-                if size > limits.max_file_bytes or total > limits.max_total_bytes:
-                    raise SourceError(
-                        f"{shown} is larger than fetch.limits allows at {shown_name(name)!r}; {RAISE}."
-                    )
-                names.append(safe_name(name, name, shown))
-    except OSError as error:
-        raise storage_error(error, source, "read") from error
-    if not names:
-        raise SourceError(f"{shown} is empty; name another one.")
-    check_collisions(names, shown, limits)
-    return sorted(names)
-
-
-def _leads_below(path: Path, base: Path) -> bool:
-    try:
-        return path.resolve().is_relative_to(base)
-    except RuntimeError:  # links in a circle
-        return False
-
-
-def _raise(error: OSError) -> None:
-    raise error
-
-
-def copy_tree(source: Path, dest: Path, limits: ArchiveLimits) -> list[str]:
-    """Copy a local folder as if it were an unpacked archive; see `list_folder` for what is refused.
+    An inner archive becomes a folder of its name beside it. Whole, the limits hold for what all of them unpack to.
 
     Parameters
     ----------
-    source : pathlib.Path
-        The folder.
-    dest : pathlib.Path
-        Staging folder outside `source`; made if need be.
-    limits : ArchiveLimits
-        Most files and bytes accepted.
-
-    Returns
-    -------
-    list of str
-        POSIX paths of the files written.
+    folder : pathlib.Path
+        What an archive or a folder was unpacked to.
+    packed : int
+        Bytes of the outer archive, or of the folder.
+    litter : list of str
+        Gets the names of the files left out, relative to `folder`.
 
     Raises
     ------
-    SourceError
-        If the folder cannot be taken, or `dest` lies inside it.
-    StorageError
-        If a file cannot be read or written.
+    SourceError, StorageError
+        As `extract_archive`.
     """
-    if dest.resolve().is_relative_to(source.resolve()):
-        raise SourceError(
-            f"The folder {shown_name(source)} holds the place its copy goes to ({shown_name(dest)}); name the data set's own folder."
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    sizes = {path: path.stat().st_size for path in files}
+    inner = [path for path in files if path.suffix.lower() == ".zip" and zipfile.is_zipfile(path)]
+    left = min(limits.max_total_bytes, int(limits.max_ratio * max(packed, _CHUNK))) - sum(sizes.values())
+    count = len(files)
+    for path in inner:
+        name = path.relative_to(folder).as_posix()
+        target = path.with_suffix("")
+        if any(compared(other.name) == compared(target.name) for other in path.parent.iterdir()):
+            target = path.with_name(f"{path.stem} (unpacked)")
+        rest = limits.model_copy(
+            update={"max_total_bytes": max(1, left), "max_files": max(1, limits.max_files - count)}
         )
-    names = list_folder(source, limits)
-    for name in names:
-        target = dest / name
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source / name, target)
-        except OSError as error:
-            raise storage_error(error, target) from error
-    return names
+        inside: list[str] = []
+        target.mkdir()
+        written = extract_archive(
+            path, target, rest, litter=inside, shown=f"The inner archive {shown_name(name)}"
+        )
+        path.unlink()
+        below = target.relative_to(folder).as_posix()
+        litter += [f"{below}/{item}" for item in inside]
+        left -= sum((target / item).stat().st_size for item in written)
+        count += len(written)
+    if inner:
+        names = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+        check_collisions(names, shown_name(folder.name), limits)

@@ -20,7 +20,9 @@ from hypothesis import strategies as st
 
 from brainmri_core.config.data import ArchiveLimits
 from brainmri_core.errors import BrainMRIError, SourceError, StorageError
-from brainmri_core.sources.archive import copy_tree, extract_archive, find_archive, list_folder
+from brainmri_core.sources.archive import extract_archive
+from brainmri_core.sources.folder import copy_tree, list_folder
+from brainmri_core.sources.local import find_archive
 
 LIMITS = ArchiveLimits()
 
@@ -306,7 +308,8 @@ import sys
 from pathlib import Path
 from brainmri_core.config.data import ArchiveLimits
 from brainmri_core.errors import StorageError
-from brainmri_core.sources.archive import copy_tree, extract_archive
+from brainmri_core.sources.archive import extract_archive
+from brainmri_core.sources.folder import copy_tree
 for step in (
     lambda: extract_archive(Path("a.zip"), Path("disk"), ArchiveLimits()),
     lambda: copy_tree(Path("tree"), Path("disk/tree"), ArchiveLimits()),

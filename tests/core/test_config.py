@@ -48,7 +48,7 @@ def test_example_of_the_specification_loads_verbatim() -> None:
         ("- 1\n", ["key: value"]),
         ("split:\n", ["pipeline.yaml:1", "'split' is empty"]),
         ("validate:\n  fail_on: no\n", ["'validate.fail_on'", "'no'"]),
-        ("split:\n  exts: ['.gif']\n", ["'split.exts'", ".jpg"]),
+        ("split:\n  exts: ['.psd']\n", ["'split.exts'", ".jpg"]),
         ("run_id: ../x\n", ["'run_id'", "../x"]),
         ("fetch:\n  dataset: a/b\nsplit:\n  dataset: c/d\n", ["a/b and c/d"]),
         ("evaluate:\n  model:\n    name: resnet34\n", ["evaluate.model.name", "resnet34"]),

@@ -203,7 +203,6 @@ def images() -> dict[str, Hostile]:
         "program.jpg": Hostile(b"\x7fELF" + bytes(500), unreadable),
         "postscript.jpg": Hostile(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(/etc/passwd) run\n", unreadable),
         "document.png": Hostile(b"%PDF-1.7\n" + bytes(200), unreadable),
-        "animation.jpg": Hostile(encoded(gray, "GIF", save_all=True, append_images=many[1:]), unreadable),
         "icon.png": Hostile(encoded(gray, "ICO"), unreadable),
         "portable.bmp": Hostile(encoded(gray, "PPM"), unreadable),
         "jpeg2000.jpg": Hostile(b"\0\0\0\x0cjP  \r\n\x87\n" + bytes(300), unreadable),
@@ -214,10 +213,12 @@ def images() -> dict[str, Hostile]:
         "cut.tif": Hostile(tiff[: len(tiff) // 2], cut),
         "cut.bmp": Hostile(encoded(gray, "BMP")[:600], cut),
         "cut.webp": Hostile(encoded(gray, "WEBP")[:60], cut),
+        "cut.gif": Hostile(encoded(gray, "GIF")[:1500], cut),
         "changed.png": Hostile(png[:60] + bytes(8) + png[68:], cut),
         "pixel-bomb.png": Hostile(png_of_size(50_000, 50_000), large),
         "pixel-bomb.tif": Hostile(tiff_of_size(60_000, 60_000), large),
         "pixel-bomb.jpg": Hostile(jpeg_of_size(jpeg, 65_500, 65_500), large),
+        "pixel-bomb.gif": Hostile(gif_of_size(60_000, 60_000), large),
         "thin.png": Hostile(png_of_size(1, 40_000), large),
         "just-over.png": Hostile(png_of_size(9_000, 9_000), large),
         "text-bomb.png": Hostile(with_png_chunk(png, b"zTXt", b"x\0\0" + zlib.compress(bytes(80_000_000), 9)), cut),
@@ -227,6 +228,7 @@ def images() -> dict[str, Hostile]:
         "image-and-archive.jpg": Hostile(jpeg + archive("../evil.jpg"), None),
         "image-and-page.png": Hostile(png + HTML, None),
         "image-with-page-inside.jpg": Hostile(jpeg[:2] + jpeg_segment(0xFE, HTML) + jpeg[2:], None),
+        "animation.jpg": Hostile(encoded(gray, "GIF", save_all=True, append_images=many[1:]), None),
         "animated.webp": Hostile(encoded(gray, "WEBP", lossless=True, save_all=True, append_images=many[1:]), None),
         "animated.png": Hostile(encoded(gray, save_all=True, append_images=many[1:]), None),
         "pages.tif": Hostile(encoded(gray, "TIFF", save_all=True, append_images=many[1:]), None),
@@ -247,6 +249,12 @@ def jpeg_of_size(jpeg: bytes, width: int, height: int) -> bytes:
     """A JPEG file that says it is of another size."""
     frame = jpeg.index(b"\xff\xc0")
     return jpeg[: frame + 5] + struct.pack(">HH", height, width) + jpeg[frame + 9 :]
+
+
+def gif_of_size(width: int, height: int) -> bytes:
+    """A GIF file of a few bytes that says it is of a size."""
+    size = struct.pack("<HH", width, height)
+    return b"GIF89a" + size + bytes(3) + b"," + bytes(4) + size + b"\0\2\2\x4c\1\0;"
 
 
 def transparent(gray: Image.Image) -> Image.Image:

@@ -1,0 +1,149 @@
+"""Local folders as data sets: judged like an archive's listing before a byte is copied."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from brainmri_core.config.data import ArchiveLimits
+from brainmri_core.errors import SourceError
+from brainmri_core.sources.names import (
+    LEFT_OUT_FOLDERS,
+    RAISE,
+    check_collisions,
+    is_litter,
+    safe_name,
+    shown_name,
+    too_many,
+)
+from brainmri_core.storage import storage_error
+
+
+def list_folder(source: Path, limits: ArchiveLimits, litter: list[str] | None = None) -> list[str]:
+    """List the files of a local folder, after the same checks as an archive's listing.
+
+    Parameters
+    ----------
+    litter : list of str or None
+        Gets the names of the files that systems leave behind, which the list lacks.
+
+    Returns
+    -------
+    list of str
+        Sorted POSIX paths below `source`.
+
+    Raises
+    ------
+    SourceError
+        If it is empty, breaks a limit, or holds a name that would be refused in an archive, a symbolic link to a
+        folder or out of it, or something that is no plain file.
+    StorageError
+        If it cannot be read.
+    """
+    base, shown = source.resolve(), f"The folder {shown_name(source)}"
+    names: list[str] = []
+    left = [] if litter is None else litter
+    total = below = 0
+    try:
+        for here, folders, files in os.walk(base, onerror=_raise):
+            for name in LEFT_OUT_FOLDERS & set(folders):
+                left += _files_below(Path(here) / name, base)
+            folders[:] = sorted(name for name in folders if name not in LEFT_OUT_FOLDERS)
+            inside = set(folders)
+            for path in (Path(here) / name for name in folders + sorted(files)):
+                name = path.relative_to(base).as_posix()
+                if path.is_symlink() and (path.is_dir() or not _leads_below(path, base)):
+                    raise SourceError(
+                        f"{shown} holds {shown_name(name)!r}, a symbolic link to a folder or out of it; put what it points to "
+                        "in its place."
+                    )
+                if (below := below + 1) > limits.max_files:
+                    raise SourceError(too_many(shown, limits))
+                if path.name in inside:
+                    continue
+                if is_litter(name):
+                    left.append(name)
+                    continue
+                if "\\" in name:
+                    raise SourceError(
+                        f"{shown} holds {shown_name(name)!r}; a backslash parts folders on other systems: rename it, or "
+                        "give fetch.archive the zip that it came from."
+                    )
+                if not path.is_file():
+                    raise SourceError(
+                        f"{shown} holds {shown_name(name)!r}, which is no plain file; remove it."
+                    )
+                size = path.stat().st_size
+                total += size
+                if size > limits.max_file_bytes or total > limits.max_total_bytes:
+                    raise SourceError(
+                        f"{shown} is larger than fetch.limits allows at {shown_name(name)!r}; {RAISE}."
+                    )
+                names.append(safe_name(name, name, shown))
+    except OSError as error:
+        raise storage_error(error, source, "read") from error
+    if not names:
+        raise SourceError(f"{shown} is empty; name another one.")
+    check_collisions(names, shown, limits)
+    return sorted(names)
+
+
+def _files_below(folder: Path, base: Path) -> list[str]:
+    return [
+        (Path(here) / name).relative_to(base).as_posix()
+        for here, _, files in os.walk(folder)
+        for name in files
+    ]
+
+
+def _leads_below(path: Path, base: Path) -> bool:
+    try:
+        return path.resolve().is_relative_to(base)
+    except RuntimeError:  # links in a circle
+        return False
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def copy_tree(source: Path, dest: Path, limits: ArchiveLimits, litter: list[str] | None = None) -> list[str]:
+    """Copy a local folder as if it were an unpacked archive; see `list_folder` for what is refused.
+
+    Parameters
+    ----------
+    source : pathlib.Path
+        The folder.
+    dest : pathlib.Path
+        Staging folder outside `source`; made if need be.
+    limits : ArchiveLimits
+        Most files and bytes accepted.
+    litter : list of str or None
+        Gets the names of the files left out.
+
+    Returns
+    -------
+    list of str
+        POSIX paths of the files written.
+
+    Raises
+    ------
+    SourceError
+        If the folder cannot be taken, or `dest` lies inside it.
+    StorageError
+        If a file cannot be read or written.
+    """
+    if dest.resolve().is_relative_to(source.resolve()):
+        raise SourceError(
+            f"The folder {shown_name(source)} holds the place its copy goes to ({shown_name(dest)}); name the data set's own folder."
+        )
+    names = list_folder(source, limits, litter)
+    for name in names:
+        target = dest / name
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source / name, target)
+        except OSError as error:
+            raise storage_error(error, target) from error
+    return names

@@ -1,0 +1,88 @@
+"""Which archive or folder on this machine is a data set's own."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from brainmri_core.errors import SourceError
+from brainmri_core.sources.names import compared, shown_name
+from brainmri_core.storage import storage_error
+
+_ENDINGS = (
+    ".zip",
+    "",
+    ".tar",
+    ".tar.gz",
+    ".tgz",
+    ".7z",
+    ".rar",
+)  # of the last, all that is said is what to do
+_BROWSER = re.compile(r"archive ?(\(\d+\))?\.zip")
+
+
+def find_archive(dataset: str, explicit: Path | None, archives: Path | None) -> Path | None:
+    """Return the local archive or folder to use for a data set, if there is one.
+
+    Parameters
+    ----------
+    dataset : str
+        Key, owner/slug.
+    explicit : pathlib.Path or None
+        What the configuration names, a file or a folder; it must exist.
+    archives : pathlib.Path or None
+        Folder that may hold ``<owner>__<slug>.zip`` or ``<slug>.zip``, or the same unpacked; the first goes before the
+        second, a zip before a folder.
+
+    Raises
+    ------
+    SourceError
+        If `explicit` or `archives` is named and is not there.
+    StorageError
+        If the system does not let it be looked at.
+    """
+    looked_at = explicit or archives
+    try:
+        if explicit is not None:
+            if not (explicit.is_file() or explicit.is_dir()):
+                what = "is neither a file nor a folder" if explicit.exists() else "does not exist"
+                raise SourceError(
+                    f"The archive {shown_name(explicit)} {what}; check fetch.archive or --archive."
+                )
+            return explicit
+        if archives is None:
+            return None
+        if not archives.is_dir():
+            raise SourceError(
+                f"BRAINMRI_ARCHIVES names {shown_name(archives)}, which is no folder; correct or unset it."
+            )
+        there = {compared(path.name): path for path in sorted(archives.iterdir(), reverse=True)}
+        candidates = [there.get(compared(name)) for name in names_looked_for(dataset)]
+        return next(
+            (path for path in candidates if path is not None and (path.is_file() or path.is_dir())), None
+        )
+    except OSError as error:
+        assert looked_at is not None
+        raise storage_error(error, looked_at, "read") from error
+
+
+def names_looked_for(dataset: str) -> list[str]:
+    """Return the names that a data set's archive or folder may have, the best first."""
+    owner, _, slug = dataset.partition("/")
+    return [f"{stem}{ending}" for ending in _ENDINGS for stem in (f"{owner}__{slug}", slug)]
+
+
+def is_browser_name(path: Path) -> bool:
+    """Say whether a file has the name under which a browser saves any data set, ``archive.zip``."""
+    return _BROWSER.fullmatch(compared(path.name)) is not None
+
+
+def saved_by_browser(archives: Path) -> Path | None:
+    """Return the one file of a folder that has the name under which a browser saves any data set, ``archive.zip``."""
+    try:
+        found = [
+            path for path in archives.iterdir() if _BROWSER.fullmatch(compared(path.name)) and path.is_file()
+        ]
+    except OSError as error:
+        raise storage_error(error, archives, "read") from error
+    return found[0] if len(found) == 1 else None
