@@ -55,7 +55,9 @@ def synthetic(n: int, folder: Path, rng: np.random.Generator) -> tuple[Fingerpri
         thumbs[copied] = np.clip(thumbs[copied - originals] + noise, 0, 255).astype(np.uint8)
         hashes[rows] = perceptual_hashes(np.asarray(thumbs[rows]))
     names = [str(row) for row in range(n)]
-    return FingerprintTable(names, np.zeros(n), hashes, hashes, thumbs, thumbs, {}), n - originals
+    return FingerprintTable(
+        names, np.zeros(n), hashes, hashes, thumbs, thumbs, {}, ["8-bit"] * n
+    ), n - originals
 
 
 def main() -> None:

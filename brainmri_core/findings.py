@@ -141,6 +141,20 @@ def _not_mri_like(evidence: Evidence) -> Finding | None:
     return _finding("not_mri_like", "warning", packed["path"][odd], message)
 
 
+def _mixed_depths(evidence: Evidence) -> Finding | None:
+    """Name the images whose depth is not that of most."""
+    packed = evidence.packed
+    if "depth" not in packed.columns:
+        return None
+    counts = packed["depth"].value_counts().sort_index().sort_values(ascending=False, kind="stable")
+    named = ", ".join(f"{n} of {depth}" for depth, n in counts.items())
+    message = (
+        f"The images come in different depths ({named}), so {{n}} {{were}} turned into gray levels in another way than "
+        "most; see that depth does not go with the class, or bring all to one depth."
+    )
+    return _finding("mixed_depths", "warning", packed["path"][packed["depth"] != counts.index[0]], message)
+
+
 def _burnt_in(evidence: Evidence) -> Finding | None:
     packed = evidence.packed
     rows = packed["row"].to_numpy(np.int64)
@@ -358,6 +372,7 @@ CHECKS: dict[str, tuple[str, Check]] = {
     "small_file": ("No file is suspiciously small.", _small_file),
     "blank": ("No image is nearly constant, black or white.", _blank),
     "not_mri_like": ("No image looks like a photograph or screenshot.", _not_mri_like),
+    "mixed_depths": ("All images have the same number of bits.", _mixed_depths),
     "burnt_in": ("No image has writing or a frame burnt in.", _burnt_in),
     "duplicates": ("How many images have a copy of the same class.", _duplicates),
     "label_conflicts": ("No copies with different labels are in use.", _label_conflicts),
@@ -402,6 +417,7 @@ def _finding(
     words = {
         "n": "1 image" if one else f"{len(named)} images",
         "are": "is" if one else "are",
+        "were": "was" if one else "were",
         "have": "has" if one else "have",
         "look": "looks" if one else "look",
         "carry": "carries" if one else "carry",

@@ -92,6 +92,12 @@ class PackPointer(Pointer):
     mapping_pointer: str
     classes: list[str]
     fit: Literal["letterbox", "stretch"]
+    gray_ranges: dict[str, tuple[float, float]] = Field(
+        {}, description="depth -> values of black and white, for files of more than 8 bits that declare none"
+    )
+    scaled_by: dict[str, int] = Field(
+        {}, description="what turned values of more than 8 bits into gray levels -> images"
+    )
 
 
 class ValidationPointer(Pointer):

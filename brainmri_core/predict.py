@@ -235,7 +235,12 @@ class Classifier:
                 yield index, self._array(index, names[index], item)
                 yield index, None
         wanted = self.meta.preprocessing
-        settings = {"size": wanted.pack_size, "fit": wanted.fit, "gray": not wanted.colour}
+        settings = {
+            "size": wanted.pack_size,
+            "fit": wanted.fit,
+            "gray": not wanted.colour,
+            "gray_ranges": wanted.gray_ranges,
+        }
         workers = min(cores(), max(1, -(-len(files) // _LEAST_SHARE)))
         answers = stream_answers(
             lambda number: _read(sources[files[number]]),

@@ -22,6 +22,8 @@ from brainmri_core.errors import DataError, IntegrityError
 from brainmri_core.images.decode import DecodeError
 from brainmri_core.images.fit import decode_fitted, image_part
 from brainmri_core.images.isolation import read_below
+from brainmri_core.images.levels import PLAIN_DEPTH, GrayRange
+from brainmri_core.images.measure import measure_ranges
 from brainmri_core.images.pack import write_pack
 from brainmri_core.job import Job
 from brainmri_core.layout import timestamp, utc_now
@@ -72,6 +74,8 @@ def resize(config: ResizeConfig, mapping: MappingPointer, job: Job) -> PackPoint
     root = job.layout.absolute(mapping.dataset_root)
     colour = (table["colourfulness"].to_numpy()[todo] > COLOUR_THRESHOLD).any()
     channels = 3 if config.color == "rgb" or (config.color == "auto" and colour) else 1
+    ranges = config.gray_ranges or _measured(root, table, todo)
+    config = config.model_copy(update={"gray_ranges": ranges})
     with staging_folder(target) as staging:
         table, pack_hash = _fill(staging / "pack.npy", root, table, todo, config, channels)
         write_samples(staging / "samples.parquet", table)
@@ -85,6 +89,9 @@ def resize(config: ResizeConfig, mapping: MappingPointer, job: Job) -> PackPoint
         channels=channels,
         size=config.size,
     )
+    scaled = table.loc[table["row"] >= 0, "scaled_by"].value_counts().drop(PLAIN_DEPTH, errors="ignore")
+    if len(scaled):
+        job.log.info("images of more than 8 bits", **_said(scaled), gray_ranges=ranges)
     return PackPointer(
         dataset=job.dataset,
         run_id=job.run_id,
@@ -99,7 +106,36 @@ def resize(config: ResizeConfig, mapping: MappingPointer, job: Job) -> PackPoint
         mapping_pointer=mapping.pointer_path or "",
         classes=mapping.classes,
         fit=config.fit,
+        gray_ranges=ranges,
+        scaled_by=_said(scaled),
     )
+
+
+def _said(scaled: pd.Series[int]) -> dict[str, int]:
+    return {str(name): int(n) for name, n in scaled.sort_index().items()}
+
+
+def _measured(root: Path, table: pd.DataFrame, todo: npt.NDArray[np.intp]) -> dict[str, GrayRange]:
+    """Return the ranges that files of more than 8 bits share; where an older split names no depths, endings say which."""
+    paths, hashes = table["path"].tolist(), table["file_sha256"].tolist()
+    read = read_below(root, paths)
+    deep = (
+        ~table["depth"].isin(("", PLAIN_DEPTH))
+        if "depth" in table
+        else table["path"].str.lower().str.endswith(_MAYBE_DEEP)
+    )
+    return measure_ranges(
+        lambda index: _unchanged(read(index), paths[index], hashes[index]),
+        paths,
+        todo[deep.to_numpy(np.bool_)[todo]].tolist(),
+    )
+
+
+def _unchanged(data: bytes, path: str, expected: str) -> bytes:
+    """Return the bytes of a file if they are those that the split saw in a process of their own."""
+    if hashlib.sha256(data).hexdigest() != expected:
+        raise IntegrityError(f"The image {path} was changed after it was fetched; fetch and split again.")
+    return data
 
 
 def _fill(
@@ -152,7 +188,9 @@ _EMPTY: dict[str, object] = {
     "mean": 0.0,
     "std": 0.0,
     "has_metadata": False,
+    "scaled_by": "",
 }
+_MAYBE_DEEP = (".png", ".tif", ".tiff")
 
 
 def _stream(
@@ -164,7 +202,9 @@ def _stream(
     workers = cores()
 
     def work(chunk: list[int]) -> list[_Resized]:
-        return [_resize_one(read(i), paths[i], hashes[i], config, channels) for i in chunk]
+        return [
+            _resize_one(_unchanged(read(i), paths[i], hashes[i]), paths[i], config, channels) for i in chunk
+        ]
 
     with (
         threads(workers) as pool,
@@ -180,12 +220,16 @@ def _stream(
             bar.update(len(chunk))
 
 
-def _resize_one(data: bytes, path: str, expected: str, config: ResizeConfig, channels: int) -> _Resized:
-    if hashlib.sha256(data).hexdigest() != expected:
-        raise IntegrityError(f"The image {path} was changed after it was fetched; fetch and split again.")
+def _resize_one(data: bytes, path: str, config: ResizeConfig, channels: int) -> _Resized:
     try:
         decoded, pixels = decode_fitted(
-            data, name=path, size=config.size, fit=config.fit, gray=channels == 1, colour_check=False
+            data,
+            name=path,
+            size=config.size,
+            fit=config.fit,
+            gray=channels == 1,
+            colour_check=False,
+            gray_ranges=config.gray_ranges,
         )
     except DecodeError as error:
         return _Resized(None, str(error), {})
@@ -202,6 +246,7 @@ def _resize_one(data: bytes, path: str, expected: str, config: ResizeConfig, cha
             "mean": mean,
             "std": std,
             "has_metadata": bool(decoded.has_metadata),
+            "scaled_by": decoded.scaled_by,
         },
     )
 

@@ -43,7 +43,8 @@ COLUMN_MEANING = {
     "file_sha256": "SHA-256 of the file",
     "found_label": "class folder as found",
     "class_index": "index of the class; -1 if excluded for an unknown class",
-    "pixel_sha256": "SHA-256 of the decoded gray pixels and their shape; of JPEG, at a reduced scale",
+    "pixel_sha256": "SHA-256 of the decoded gray pixels and their shape; of JPEG, at a reduced scale; of deeper files, of their values",
+    "depth": "depth of the file's samples: 8-bit, 12-bit, 16-bit, 32-bit or float",
     "colourfulness": "mean difference between the colour channels, in gray levels; 0 for gray",
     "phash": "64-bit perceptual hash",
     "phash_mirrored": "perceptual hash of the left-right mirror image",
@@ -58,6 +59,7 @@ COLUMN_MEANING = {
     "mode": "original pixel mode",
     "mean": "mean gray level after resizing, 0 to 255",
     "std": "standard deviation of the gray level after resizing",
+    "scaled_by": "what turned values of more than 8 bits into gray levels",
 }
 FOLD_REASON = "test side, kept for the ensemble of folds"
 """Why the sample table of a fold excludes the images of the whole split's test side."""

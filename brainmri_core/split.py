@@ -65,6 +65,7 @@ def split(config: SplitConfig, fetched: FetchPointer, job: Job) -> MappingPointe
     with tqdm(total=len(table), desc="fingerprints", unit="image", disable=None) as bar:
         prints = fingerprint_files(root, table["path"].tolist(), progress=bar.update)
     table["pixel_sha256"], table["colourfulness"] = prints.pixel_sha256, prints.colourfulness
+    table["depth"] = prints.depths
     table["phash"], table["phash_mirrored"] = prints.hashes[:, 0], prints.hashes[:, 1]
     for row, reason in prints.failures.items():
         table.loc[row, ["split", "reason"]] = ("excluded", reason)

@@ -303,6 +303,7 @@ def _loop(
         fit=pack.fit,
         mean=mean,
         std=std,
+        gray_ranges=pack.gray_ranges,
     )
     weights = None
     if config.optim.class_weights:

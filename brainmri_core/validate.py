@@ -60,6 +60,8 @@ class ValidationReport(BaseModel):
         Checks that ran; one without a finding passed.
     findings : list of Finding
         Worst first.
+    gray_ranges, scaled_by : dict
+        Of the pack: what turned values of more than 8 bits into gray levels.
     split : dict
         How the split was made and what came of it, as far as it was recorded.
     leak : LeakReport
@@ -80,6 +82,8 @@ class ValidationReport(BaseModel):
     size: int
     counts: dict[str, dict[str, int]]
     excluded: dict[str, int]
+    gray_ranges: dict[str, tuple[float, float]] = {}
+    scaled_by: dict[str, int] = {}
     split: dict[str, str | int | float | dict[str, float] | None]
     checks: list[str]
     findings: list[Finding]
@@ -211,6 +215,8 @@ def _report(evidence: Evidence, findings: list[Finding], job: Job) -> Validation
             for side in sorted(counts.index.get_level_values(0).unique(), reverse=True)
         },
         excluded={str(reason): int(n) for reason, n in reasons.items()},
+        gray_ranges=evidence.pack.gray_ranges,
+        scaled_by=evidence.pack.scaled_by,
         split=_split_facts(evidence.split_record),
         checks=checks_run(evidence.config),
         findings=findings,

@@ -151,6 +151,11 @@ def of_resize(layout: Layout, pointer: PackPointer) -> Metadata:
         "images": pointer.n_images,
         "size": pointer.size,
         "channels": pointer.channels,
+        **{f"scaled by {how}": count for how, count in pointer.scaled_by.items()},
+        **{
+            f"gray range {depth}": f"{low:g} to {high:g}"
+            for depth, (low, high) in pointer.gray_ranges.items()
+        },
         **_sample_table(layout, pointer.samples, "resize", None),
         "pack": path_of(layout, pointer.pack),
     }

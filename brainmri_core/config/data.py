@@ -9,6 +9,9 @@ from pydantic import Field, field_validator
 from brainmri_core.config.base import StageConfig
 from brainmri_core.config.formats import ENDINGS
 
+DEEP = ("16-bit", "32-bit", "float")
+"""Depths whose files need not say what is black and what is white."""
+
 Extensions = Annotated[
     Literal["all"] | list[str],
     Field(description="Endings of the files to use, or 'all' for every image that can be read."),
@@ -153,6 +156,19 @@ class ResizeConfig(_WithExtensions):
     color: Literal["auto", "gray", "rgb"] = Field(
         "auto", description="Channels of the pack; auto: gray unless an image has colour."
     )
+    gray_ranges: dict[str, tuple[float, float]] = Field(
+        {},
+        description="Values shown as black and white, by depth (16-bit, 32-bit, float), for files of more than 8 bits "
+        "that declare none; empty: measured on the data set.",
+    )
+
+    @field_validator("gray_ranges")
+    @classmethod
+    def _black_below_white(cls, value: dict[str, tuple[float, float]]) -> dict[str, tuple[float, float]]:
+        if not all(low < high for low, high in value.values()) or not set(value) <= set(DEEP):
+            raise ValueError(f"give [black, white] with black below white, for {', '.join(DEEP)}")
+        return value
+
     export_tree: str | None = Field(
         None, description="Also export the resized images as a class-folder tree."
     )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +20,20 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from brainmri_core.config.formats import FORMATS, readable_kinds
 from brainmri_core.errors import DataError
+from brainmri_core.images.levels import (
+    PLAIN_DEPTH,
+    GrayRange,
+    ScaledBy,
+    Values,
+    declared_range,
+    depth_of,
+    gray_levels,
+    is_deep,
+    is_whole,
+    own_range,
+    values_of,
+    white_is_zero,
+)
 from brainmri_core.text import printable
 
 U8 = npt.NDArray[np.uint8]
@@ -70,6 +85,12 @@ class Decoded:
         Mean absolute difference between the colour channels, in gray levels; 0 for gray images.
     has_metadata : bool
         Whether the file carries EXIF, XMP, ICC, Photoshop blocks or comments.
+    depth : str
+        Of the file's samples: ``8-bit``, ``12-bit``, ``16-bit``, ``32-bit`` or ``float``.
+    scaled_by : str
+        What turned values of more than 8 bits into gray levels; see `levels.ScaledBy`.
+    values : numpy.ndarray or None
+        ``(H, W)``: the values themselves where they are gray and have more than 8 bits.
     """
 
     pixels: U8
@@ -79,10 +100,19 @@ class Decoded:
     format: str
     colourfulness: float
     has_metadata: bool
+    depth: str = PLAIN_DEPTH
+    scaled_by: ScaledBy = "8-bit"
+    values: Values | None = None
 
 
 def decode(
-    data: bytes, *, name: str, gray: bool = True, reduce_to: int | None = None, colour_check: bool = True
+    data: bytes,
+    *,
+    name: str,
+    gray: bool = True,
+    reduce_to: int | None = None,
+    colour_check: bool = True,
+    gray_ranges: Mapping[str, GrayRange] | None = None,
 ) -> Decoded:
     """Decode one image file.
 
@@ -98,6 +128,9 @@ def decode(
         Decode JPEG at the smallest scale of libjpeg (n/8) whose shorter side is still at least this long.
     colour_check : bool
         Measure colourfulness; False leaves it 0 and saves time.
+    gray_ranges : mapping or None
+        Depth to the values of black and white, for files of more than 8 bits that declare no range themselves. Without
+        one for its depth such a file is shown between its own percentiles.
 
     Returns
     -------
@@ -114,7 +147,7 @@ def decode(
             and (found := _jpeg(data, name, gray, reduce_to, colour_check)) is not None
         ):
             return found
-        return _pillow(data, name, gray)
+        return _pillow(data, name, gray, gray_ranges or {})
     except DecodeError:
         raise
     except MemoryError:
@@ -232,7 +265,7 @@ def _upright(pixels: U8, orientation: int) -> U8:
     return np.ascontiguousarray(pixels)
 
 
-def _pillow(data: bytes, name: str, gray: bool) -> Decoded:
+def _pillow(data: bytes, name: str, gray: bool, gray_ranges: Mapping[str, GrayRange]) -> Decoded:
     kinds = readable_kinds()
     try:
         image = Image.open(io.BytesIO(data), formats=list(FORMATS))
@@ -256,7 +289,14 @@ def _pillow(data: bytes, name: str, gray: bool) -> Decoded:
         has_metadata = bool(
             _METADATA_KEYS & set(image.info) or (tags & _TELLING_TAGS if file_format == "TIFF" else tags)
         )
-        plain = _to_plain(ImageOps.exif_transpose(image))
+        depth = depth_of(image, data)
+        upright = ImageOps.exif_transpose(image)
+        values: Values | None = None
+        scaled_by: ScaledBy = "8-bit" if depth == PLAIN_DEPTH else "full depth"
+        if is_deep(mode):
+            plain, values, scaled_by = _deep(image, upright, data, gray_ranges.get(depth))
+        else:
+            plain = _to_plain(upright)
     array = np.asarray(plain)
     colour = colourfulness(array) if array.ndim == 3 else 0.0
     if gray and array.ndim == 3:
@@ -264,13 +304,36 @@ def _pillow(data: bytes, name: str, gray: bool) -> Decoded:
     elif not gray and array.ndim == 2:
         array = np.repeat(array[..., None], 3, axis=2)
     height, width = array.shape[:2]
-    return Decoded(np.ascontiguousarray(array), width, height, mode, file_format, colour, has_metadata)
+    return Decoded(
+        np.ascontiguousarray(array),
+        width,
+        height,
+        mode,
+        file_format,
+        colour,
+        has_metadata,
+        depth,
+        scaled_by,
+        values,
+    )
+
+
+def _deep(
+    image: Image.Image, upright: Image.Image, data: bytes, common: GrayRange | None
+) -> tuple[Image.Image, Values, ScaledBy]:
+    """Return a deep image in 8 bits, its values, and what scaled them."""
+    values = values_of(image, upright)
+    scaled_by: ScaledBy = "declared depth"
+    limits = declared_range(image, data, values)
+    if limits is None:
+        scaled_by = "file" if common is None else "data set"
+        limits = common or own_range(values, whole=is_whole(image.mode))
+    levels = gray_levels(values, limits)
+    return Image.fromarray(255 - levels if white_is_zero(image) else levels), values, scaled_by
 
 
 def _to_plain(image: Image.Image) -> Image.Image:
-    """Bring any pixel mode to 8-bit L or RGB: deep pixels are rescaled, transparency is laid over black."""
-    if image.mode.startswith(("I", "F")):
-        return Image.fromarray(_rescaled(np.asarray(image).astype(np.float64), image.mode))
+    """Bring any pixel mode of 8 bits to L or RGB; transparency is laid over black."""
     if image.mode == "1":
         return image.convert("L")
     if image.mode in ("L", "RGB"):
@@ -286,21 +349,6 @@ def _to_plain(image: Image.Image) -> Image.Image:
         black.alpha_composite(image)
         return black.convert("RGB")
     return image.convert("RGB")
-
-
-def _rescaled(values: npt.NDArray[np.float64], mode: str) -> U8:
-    """Bring pixels of more than 8 bits to 0..255.
-
-    Whole numbers keep their zero and are measured against the least of 8, 12, 16 or 32 bits that holds them all (scanners
-    deliver 12 bits in 16); negative and fractional ones are stretched from their minimum to their maximum.
-    """
-    values = np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
-    bottom, top = float(values.min()), float(values.max())
-    if mode.startswith("I") and bottom >= 0:
-        bottom = 0.0
-        top = next((limit for limit in (255.0, 4095.0, 65535.0) if top <= limit), float(2**31 - 1))
-    scale = 255.0 / (top - bottom) if top > bottom else 0.0
-    return np.clip((values - bottom) * scale + 0.5, 0, 255).astype(np.uint8)
 
 
 def colourfulness(pixels: U8) -> float:

@@ -26,6 +26,7 @@ U64 = npt.NDArray[np.uint64]
 THUMB_SIDE = 64
 _HASH_SIDE = 8
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+_DEPTH = re.compile(r"[0-9]{1,2}-bit|float")
 _SHRUNK = 128
 _DARK = 20  # gray levels above the darkest pixel that still count as background
 _BRIGHT = 40  # least level of a frame
@@ -46,9 +47,11 @@ class Fingerprint:
     pixel_sha256 : str
         SHA-256 of the decoded gray pixels and their shape. JPEG is decoded at the smallest scale whose shorter side is
         still 128 pixels: two files that differ in their finest detail only may share it, and a JPEG does not share it with
-        a PNG of the same pixels.
+        a PNG of the same pixels. Of more than 8 bits it is the hash of the values themselves.
     colourfulness : float
         Mean absolute difference between the colour channels, in gray levels; 0 for gray images.
+    depth : str
+        Of the file's samples, as `decode.Decoded` has it.
     thumb : numpy.ndarray
         uint8, ``(64, 64)``: the whole image scaled down, the aspect ratio not kept.
     trimmed_thumb : numpy.ndarray
@@ -57,6 +60,7 @@ class Fingerprint:
 
     pixel_sha256: str
     colourfulness: float
+    depth: str
     thumb: U8
     trimmed_thumb: U8
 
@@ -77,6 +81,8 @@ class FingerprintTable:
         uint8, ``(N, 64, 64)``.
     failures : dict
         Row to the reason, for images that could not be read.
+    depths : list of str
+        Of the files' samples; empty text where the image could not be read.
     """
 
     pixel_sha256: list[str]
@@ -86,6 +92,7 @@ class FingerprintTable:
     thumbs: U8
     trimmed_thumbs: U8
     failures: dict[int, str]
+    depths: list[str]
 
 
 @cache
@@ -209,6 +216,9 @@ def thumbnails(pixels: U8) -> tuple[U8, U8]:
 def fingerprint(data: bytes, name: str) -> Fingerprint:
     """Fingerprint one image file.
 
+    One of more than 8 bits is looked at between its own percentiles: correlation asks for no brightness in common, and
+    what a file's copies are must not change when others are added to the data set.
+
     Raises
     ------
     DecodeError
@@ -216,8 +226,15 @@ def fingerprint(data: bytes, name: str) -> Fingerprint:
     """
     decoded = decode(data, name=name, reduce_to=_SHRUNK)
     digest = hashlib.sha256(f"{decoded.pixels.shape}".encode())
-    digest.update(decoded.pixels.data)
-    return Fingerprint(digest.hexdigest(), float(decoded.colourfulness), *thumbnails(decoded.pixels))
+    if decoded.values is None:
+        digest.update(decoded.pixels.data)
+    else:
+        digest.update(b"values")
+        for start in range(0, len(decoded.values), _CHUNK):
+            digest.update(decoded.values[start : start + _CHUNK].astype("<f8").tobytes())
+    return Fingerprint(
+        digest.hexdigest(), float(decoded.colourfulness), decoded.depth, *thumbnails(decoded.pixels)
+    )
 
 
 def fingerprint_files(
@@ -259,6 +276,7 @@ def fingerprint_files(
         _thumbs_array(n),
         _thumbs_array(n),
         {},
+        [""] * n,
     )
     most = max(1, -(-n // _LEAST_SHARE))
     answers = stream_answers(
@@ -274,12 +292,14 @@ def fingerprint_files(
                 try:
                     both = np.frombuffer(body, np.uint8).reshape(2, THUMB_SIDE, THUMB_SIDE)
                     colourfulness, digest = finite(header["colourfulness"]), str(header["pixel_sha256"])
-                    if not _DIGEST.fullmatch(digest):
+                    depth = str(header["depth"])
+                    if not _DIGEST.fullmatch(digest) or not _DEPTH.fullmatch(depth):
                         raise ValueError(digest)
                     table.colourfulness[index], table.pixel_sha256[index] = colourfulness, digest
                 except (KeyError, TypeError, ValueError, OverflowError):
                     table.failures[index] = no_answer(paths[index])
                 else:
+                    table.depths[index] = depth
                     table.thumbs[index], table.trimmed_thumbs[index] = both
             if progress is not None:
                 progress(1)

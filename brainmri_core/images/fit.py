@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
@@ -9,19 +10,27 @@ import numpy.typing as npt
 from PIL import Image
 
 from brainmri_core.images.decode import Decoded, decode
+from brainmri_core.images.levels import GrayRange
 
 U8 = npt.NDArray[np.uint8]
 Fit = Literal["letterbox", "stretch"]
 
 
 def decode_fitted(
-    data: bytes, *, name: str, size: int, fit: Fit, gray: bool, colour_check: bool = True
+    data: bytes,
+    *,
+    name: str,
+    size: int,
+    fit: Fit,
+    gray: bool,
+    colour_check: bool = True,
+    gray_ranges: Mapping[str, GrayRange] | None = None,
 ) -> tuple[Decoded, U8]:
     """Decode one image file and bring it to ``size x size``.
 
     Parameters
     ----------
-    data, name, gray, colour_check
+    data, name, gray, colour_check, gray_ranges
         As `decode.decode` has them.
     size, fit
         As `fit_image` has them.
@@ -38,7 +47,9 @@ def decode_fitted(
     DecodeError
         If the file is no readable image.
     """
-    decoded = decode(data, name=name, gray=gray, reduce_to=size, colour_check=colour_check)
+    decoded = decode(
+        data, name=name, gray=gray, reduce_to=size, colour_check=colour_check, gray_ranges=gray_ranges
+    )
     return decoded, fit_image(decoded.pixels, size, fit)
 
 

@@ -12,17 +12,22 @@ import numpy as np
 from brainmri_core.images.decode import DecodeError
 from brainmri_core.images.fit import Fit, decode_fitted, fit_image
 from brainmri_core.images.isolation import message
+from brainmri_core.images.levels import GrayRange
 from brainmri_core.images.medical import medical_kind, medical_slices
 from brainmri_core.images.worker import serve
 from brainmri_core.text import printable
 
 
-def answers(data: bytes, name: str, size: int, fit: Fit, gray: bool) -> Iterator[bytes]:
+def answers(
+    data: bytes, name: str, size: int, fit: Fit, gray: bool, gray_ranges: dict[str, GrayRange]
+) -> Iterator[bytes]:
     """Encode the fitted pixels of each slice of a file (an ordinary image has one), or the reason why there are none."""
     try:
         kind = medical_kind(data, name)
         if kind is None:
-            decoded, pixels = decode_fitted(data, name=name, size=size, fit=fit, gray=gray)
+            decoded, pixels = decode_fitted(
+                data, name=name, size=size, fit=fit, gray=gray, gray_ranges=gray_ranges
+            )
             yield message({"slices": 1, "colourfulness": decoded.colourfulness}, pixels.tobytes())
             return
         header: dict[str, Any] = {"reason": f"{printable(name)} holds no image."}

@@ -94,7 +94,8 @@ def _dicom(data: bytes, title: str) -> Iterator[tuple[int, U8]]:
             pixels = np.asarray(Image.fromarray(frame.astype(np.uint8)).convert("L"))
         else:
             values = np.asarray(apply_modality_lut(frame, dataset), np.float32)
-            pixels = _scaled(values, *(_window(dataset) or _range(values)))
+            declared = _window(dataset) or _declared(frame.dtype, dataset)
+            pixels = _scaled(values, *(declared or _range(values)))
             if dataset.get("PhotometricInterpretation") == "MONOCHROME1":
                 pixels = 255 - pixels
         yield count, _square(pixels, *spacing)
@@ -109,6 +110,18 @@ def _window(dataset: Any) -> tuple[float, float] | None:
     if width <= 1:
         return None
     return centre - 0.5 - (width - 1) / 2, centre - 0.5 + (width - 1) / 2
+
+
+def _declared(dtype: np.dtype[Any], dataset: Any) -> tuple[float, float] | None:
+    """Return the range of the bits that are stored where they are fewer than fit, or None; all bits declare nothing."""
+    from pydicom.pixels.processing import apply_modality_lut
+
+    bits = int(dataset.BitsStored)
+    if not 8 < bits < int(dataset.BitsAllocated):
+        return None
+    ends = np.array([0, 2**bits - 1]) - (2 ** (bits - 1) if int(dataset.PixelRepresentation) else 0)
+    low, high = sorted(float(x) for x in np.asarray(apply_modality_lut(ends.astype(dtype), dataset)))
+    return low, high
 
 
 def _nifti(data: bytes, title: str) -> Iterator[tuple[int, U8]]:

@@ -65,7 +65,7 @@ def answer(data: bytes, name: str) -> bytes:
         found = fingerprint(data, name)
     except DecodeError as error:
         return message({"reason": str(error)})
-    header = {"pixel_sha256": found.pixel_sha256, "colourfulness": found.colourfulness}
+    header = {"pixel_sha256": found.pixel_sha256, "colourfulness": found.colourfulness, "depth": found.depth}
     return message(header, found.thumb.tobytes(), found.trimmed_thumb.tobytes())
 
 

@@ -38,6 +38,9 @@ class Preprocessing(BaseModel):
         Whether images are decoded in colour.
     mean, std : list of float
         Of the training pixels, scaled to [0, 1], per channel.
+    gray_ranges : dict
+        Depth (``16-bit``, ``float`` ...) to the values shown as black and white in files that declare none themselves.
+        Empty where the training images had no such files, or were prepared before this was recorded.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -49,6 +52,7 @@ class Preprocessing(BaseModel):
     fit: Literal["letterbox", "stretch"]
     mean: list[float]
     std: list[float]
+    gray_ranges: dict[str, tuple[float, float]] = Field(default_factory=dict)
 
 
 class CheckpointMeta(BaseModel):

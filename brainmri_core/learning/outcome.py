@@ -117,7 +117,9 @@ def _weights_hash(path: Path) -> str:
     """Return a hash of weights and preprocessing that does not depend on the run that made them."""
     meta, weights = load_checkpoint(path)
     digest = hashlib.sha256(
-        sha256_json([meta.model_name, meta.classes, meta.preprocessing.model_dump()]).encode()
+        sha256_json(
+            [meta.model_name, meta.classes, meta.preprocessing.model_dump(exclude_defaults=True)]
+        ).encode()
     )
     for name, tensor in sorted(weights.items()):
         digest.update(name.encode())

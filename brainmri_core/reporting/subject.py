@@ -101,6 +101,13 @@ def load_subject(
             trained_on=meta.data_hash[:12],
             evaluated_on=pack.content_hash[:12],
         )
+    trained = meta.preprocessing.gray_ranges
+    if any(pack.gray_ranges.get(depth, limits) != limits for depth, limits in trained.items()):
+        job.log.warning(
+            "values of more than 8 bits have another gray range than in training; set resize.gray_ranges to the model's",
+            model=trained,
+            pack=pack.gray_ranges,
+        )
     seen = 0 if own else _seen_in_training(packed[test], meta, job)
     chosen = packed[test | validation].reset_index(drop=True)
     chosen["split"] = np.where(chosen["split"] == "test", "test", "validation")

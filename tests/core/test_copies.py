@@ -82,7 +82,9 @@ def smooth(n: int, seed: int = 0) -> np.ndarray:
 def as_table(thumbs: np.ndarray, digests: list[str] | None = None) -> FingerprintTable:
     hashes = perceptual_hashes(thumbs)
     names = digests or [str(n) for n in range(len(thumbs))]
-    return FingerprintTable(names, np.zeros(len(names)), hashes, hashes, thumbs, thumbs, {})
+    return FingerprintTable(
+        names, np.zeros(len(names)), hashes, hashes, thumbs, thumbs, {}, ["8-bit"] * len(names)
+    )
 
 
 @pytest.mark.parametrize(("turn", "slices"), [(0, (1, 1)), (1, (1, -1)), (2, (-1, 1)), (3, (-1, -1))])

@@ -104,7 +104,12 @@ def test_dicom_window_inversion_frames_and_spacing() -> None:
     assert np.array_equal(inverted, 255 - pixels)
     (plain,) = slices(dicom(ramp))
     assert plain[0, 0] == 0
-    assert plain[0, -1] == 255
+    assert plain[0, -1] == round(990 / 4095 * 255), "12 bits are stored"
+    (signed,) = slices(dicom(ramp, PixelRepresentation=1, RescaleSlope=2, RescaleIntercept=-1024))
+    assert signed[0, 0] == 128, "zero lies in the middle of what 12 signed bits hold"
+    (undeclared,) = slices(dicom(ramp, BitsStored=16, HighBit=15))
+    assert undeclared[0, 0] == 0
+    assert undeclared[0, -1] == 255
     both = slices(dicom(np.concatenate([ramp, ramp[:, ::-1, ::-1]])))
     assert np.array_equal(both[0][0], both[1][0][::-1])
     (square,) = slices(dicom(ramp, PixelSpacing=[2.0, 1.0]))

@@ -74,6 +74,7 @@ class Project:
             known.thumbs[rows],
             known.trimmed_thumbs[rows],
             {},
+            [known.depths[row] for row in rows],
         )
 
     def of(self, paths: Sequence[str]) -> FetchPointer:

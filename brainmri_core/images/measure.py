@@ -1,0 +1,47 @@
+"""The gray range that all deep files of a data set share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from brainmri_core.cores import cores, threads
+from brainmri_core.images.decode import DecodeError, decode
+from brainmri_core.images.isolation import Reader
+from brainmri_core.images.levels import GrayRange, common_range, is_whole, own_range
+
+
+def measure_ranges(read: Reader, names: Sequence[str], wanted: Sequence[int]) -> dict[str, GrayRange]:
+    """Decode some files and return a range for each depth whose files declare none themselves.
+
+    Parameters
+    ----------
+    read : callable
+        Returns the bytes of a file by its position.
+    names : sequence of str
+        What the files are called.
+    wanted : sequence of int
+        Positions of the files to look at; only a few are in memory at a time.
+
+    Returns
+    -------
+    dict
+        Depth (``16-bit``, ``float`` ...) to the values of black and white. It does not depend on the order of the files.
+    """
+
+    def measure(index: int) -> tuple[str, GrayRange] | None:
+        try:
+            found = decode(read(index), name=names[index], colour_check=False)
+        except DecodeError:  # resizing leaves it out and says why
+            return None
+        if found.values is None or found.scaled_by != "file":
+            return None
+        limits = own_range(found.values, whole=is_whole(found.mode))
+        return (found.depth, limits) if limits else None
+
+    with threads(cores()) as pool:
+        found = [item for item in pool.map(measure, wanted) if item is not None]
+    shared = {
+        depth: common_range(limits for other, limits in found if other == depth)
+        for depth in sorted({depth for depth, _ in found})
+    }
+    return {depth: limits for depth, limits in shared.items() if limits is not None}
