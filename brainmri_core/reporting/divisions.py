@@ -80,14 +80,14 @@ def divisions(samples: pd.DataFrame, thumbs: U8, copies: pd.DataFrame, *, seed: 
 
     none = np.zeros(len(samples), np.bool_)
     known = bool((known_patients(samples)[usable] != "").any())
-    by_patients = whole(lambda: patient_groups(samples, copies, thumbs)) if known else (none, none)
+    by_patients = whole(lambda: groups_by("auto", samples, copies, thumbs)) if known else (none, none)
     return [
         made("this split", (train, test)),
         made(
             "official folders", (usable & (origin == "training"), usable & (origin == "testing")), _NO_FOLDERS
         ),
         made("random split", random_split(classes, usable, int(test.sum()), seed)),
-        made("by copies alone", whole(lambda: copy_groups(samples, copies))),
+        made("by copies alone", whole(lambda: groups_by("near_duplicate", samples, copies, thumbs))),
         made("by patients", by_patients, _ONE_SIDE if known else _NO_PATIENTS),
     ]
 
@@ -109,16 +109,19 @@ def random_split(class_index: I64, usable: Mask, n_test: int, seed: int) -> tupl
     return usable & ~test, test
 
 
-def copy_groups(samples: pd.DataFrame, copies: pd.DataFrame) -> npt.NDArray[np.object_]:
-    """Return the group of each image as ``split.group_by: near_duplicate`` makes it: object ``(N,)``."""
-    pixels = samples["pixel_sha256"].to_numpy(object)
-    return group_names(samples, joined(pixels, pairs=[_listed(samples, copies)]))
-
-
-def patient_groups(samples: pd.DataFrame, copies: pd.DataFrame, thumbs: U8) -> npt.NDArray[np.object_]:
-    """Return the group of each image as ``split.group_by: auto`` makes it: object ``(N,)``."""
+def groups_by(
+    kind: Literal["near_duplicate", "subject", "auto"],
+    samples: pd.DataFrame,
+    copies: pd.DataFrame,
+    thumbs: U8,
+) -> npt.NDArray[np.object_]:
+    """Return the group of each image as ``split.group_by`` makes it: object ``(N,)``."""
     patients, pixels = known_patients(samples), samples["pixel_sha256"].to_numpy(object)
+    if kind == "near_duplicate":
+        return group_names(samples, joined(pixels, pairs=[_listed(samples, copies)]))
     first, second = neighbour_pairs(samples, thumbs)
+    if kind == "subject":
+        return group_names(samples, joined(pixels, pairs=[_listed(samples, copies), (first, second)]))
     guessed = (patients[first] == "") | (patients[second] == "")
     pairs = [_listed(samples, copies), (first[guessed], second[guessed])]
     return group_names(samples, joined(pixels, patients, pairs=pairs))

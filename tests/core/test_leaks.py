@@ -10,7 +10,7 @@ from PIL import Image
 
 from brainmri_core.grouping import assign_side
 from brainmri_core.reporting import leaks
-from brainmri_core.reporting.divisions import SPLIT_NAMES, divisions, patient_groups, random_split
+from brainmri_core.reporting.divisions import SPLIT_NAMES, divisions, groups_by, random_split
 from brainmri_core.reporting.leaks import leak_report
 from brainmri_core.reporting.lookup import nearest_neighbour_baseline, nearest_neighbours, unit_vectors
 from brainmri_core.reporting.validation_html import render_leak_section
@@ -255,10 +255,10 @@ def test_the_division_by_patients_is_the_split_that_auto_makes() -> None:
 def test_neighbours_stand_for_patients_only_where_these_are_unknown() -> None:
     samples, thumbs, copies = patient_set()
     samples["path"] = [f"glioma/image ({i}).jpg" for i in range(len(samples))]
-    groups = patient_groups(samples, copies, thumbs)
+    groups = groups_by("auto", samples, copies, thumbs)
     assert len(set(groups[:4])) == 1, "unknown, but alike and in a row"
     samples.loc[[4, 5], "patient"] = "p0"
-    groups = patient_groups(samples, copies, thumbs)
+    groups = groups_by("auto", samples, copies, thumbs)
     assert groups[4] == groups[5] != groups[6] == groups[7]
 
 
