@@ -95,13 +95,13 @@ def measure(classifier: Classifier, files: list[str], rounds: int) -> None:
 
     def bare() -> None:
         predict_evenly(
-            classifier.model,
+            classifier.inference.model,
             pixels,
             rows,
             classifier.meta.preprocessing,
-            device=classifier.device,
-            batch_size=classifier.batch_size,
-            precision=classifier.precision,
+            device=classifier.inference.device,
+            batch_size=classifier.inference.batch_size,
+            precision=classifier.inference.precision,
             progress=False,
         )
 

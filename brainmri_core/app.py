@@ -107,7 +107,7 @@ class _Page:
             return _refusal("The file is empty.", 422)
         found = await run_in_threadpool(self.predict, data)
         if found.error is not None:
-            return _refusal(found.error.replace("image 1", "This file", 1), 422)
+            return _refusal(found.error.replace("bytes 0", "This file", 1), 422)
         return _html("app_result.html.j2", **self.shown(found))
 
     def predict(self, data: bytes) -> Prediction:
@@ -120,7 +120,8 @@ class _Page:
 
     def shown(self, found: Prediction) -> dict[str, Any]:
         """Collect what the result shows."""
-        assert found.pixels is not None and found.heatmap is not None
+        assert found.pixels is not None
+        heat = found.heatmap
         ranked = sorted(found.probabilities.items(), key=lambda item: -item[1])
         near = self.neighbours.nearest(found.pixels, _NEAREST) if self.neighbours else []
         return {
@@ -129,8 +130,8 @@ class _Page:
             "calibrated": self.classifier.temperature is not None,
             "threshold": self.classifier.outliers.threshold if self.classifier.outliers else None,
             "image": data_uri(resized(found.pixels, _PICTURE), 90),
-            "overlay": data_uri(resized(overlay(found.pixels, found.heatmap), _PICTURE), 90),
-            "unsupported": not found.heatmap.any(),
+            "overlay": None if heat is None else data_uri(resized(overlay(found.pixels, heat), _PICTURE), 90),
+            "unsupported": heat is not None and not heat.any(),
             "bar": data_uri(colour_bar(240, 12), 90),
             "near": [(item, data_uri(resized(item.pixels, _THUMB))) for item in near],
             "is_copy": bool(near) and near[0].similarity > COPY,

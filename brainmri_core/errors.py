@@ -26,6 +26,10 @@ class ConfigError(BrainMRIError):
     exit_code = 2
 
 
+class InputTypeError(ConfigError, TypeError):
+    """A function was given something of a type it does not take."""
+
+
 class SourceError(BrainMRIError):
     """A data set could not be fetched or its archive cannot be used."""
 

@@ -24,6 +24,7 @@ from brainmri_core.reporting.evidence import Evidence, gather_evidence
 from brainmri_core.reporting.explanations import Explained, explain
 from brainmri_core.reporting.figures import write_confusion
 from brainmri_core.reporting.galleries import select_galleries, write_overlays, write_sheets
+from brainmri_core.reporting.gradcam import MapError
 from brainmri_core.reporting.label_issues import label_issues, split_without
 from brainmri_core.reporting.outliers import OutlierModel, fit_outliers
 from brainmri_core.reporting.predictions import logits_of, prediction_table
@@ -198,7 +199,11 @@ def _pictures(
     if not config.io.make_gradcam:
         metrics["explanations"] = {"reason": "evaluate.io.make_gradcam is false"}
         return galleries, None
-    explained = explain(subject, galleries, test, evidence, config.data.seed)
+    try:
+        explained = explain(subject, galleries, test, evidence, config.data.seed)
+    except MapError as error:
+        metrics["explanations"] = {"reason": str(error)}
+        return galleries, None
     metrics["explanations"] = explained.scores
     write_overlays(folder / "gradcam.png", galleries, classes, subject.pixels, explained.rows, explained.maps)
     return galleries, explained

@@ -80,7 +80,7 @@ def predict(
     debug: Debug = False,
 ) -> None:
     """Classify images: calibrated probabilities, and a flag for images unlike the training images."""
-    failed = 0
+    failed, no_map = 0, None
     with _sentences(debug):
         from brainmri_core.images.listing import list_images
         from brainmri_core.reporting.prediction_output import Row, render, with_overlays
@@ -89,9 +89,10 @@ def predict(
         rows = with_overlays(classifier.stream(list_images(paths), maps=overlay is not None), overlay)
 
         def counted() -> Iterator[Row]:
-            nonlocal failed
+            nonlocal failed, no_map
             for row in rows:
                 failed += row[0].error is not None
+                no_map = row[0].no_heatmap or no_map
                 yield row
 
         if form is not PredictionFormat.TABLE:
@@ -99,6 +100,8 @@ def predict(
                 print(text, file=sys.stderr)
         for line in render(counted(), classifier, form.value):
             print(line, flush=True)
+    if no_map:
+        print(f"brainmri: no overlays were written: {no_map}.", file=sys.stderr)
     if failed:
         print(f"brainmri: {failed} of the images could not be predicted; see their errors.", file=sys.stderr)
         raise typer.Exit(1)

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from brainmri_core.errors import ModelError
 from brainmri_core.learning.batches import iterate
 from brainmri_core.learning.checkpoint import Preprocessing
 from brainmri_core.learning.models import gradcam_layer
@@ -22,6 +23,10 @@ from brainmri_core.learning.models import gradcam_layer
 U8 = npt.NDArray[np.uint8]
 F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
+
+
+class MapError(ModelError):
+    """A model's last feature map has one cell only: its map would colour the whole image alike and show nothing."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,11 @@ def activation_maps(model: nn.Module, name: str, batch: torch.Tensor, targets: t
         Model input, float ``(B, C, S, S)``.
     targets : torch.Tensor
         int64 ``(B,)``: the class each map is to explain.
+
+    Raises
+    ------
+    MapError
+        If the last feature map has one cell.
     """
     kept: list[torch.Tensor] = []
 
@@ -68,6 +78,11 @@ def activation_maps(model: nn.Module, name: str, batch: torch.Tensor, targets: t
             item.requires_grad_(False)
         with torch.enable_grad():
             logits = model(batch)
+            if kept[0].shape[2:].numel() == 1:
+                raise MapError(
+                    f"The last feature map of {name} is 1 x 1 for images of {batch.shape[-1]} px, so that Grad-CAM would "
+                    "colour the whole image alike; train with a larger train.data.image_size"
+                )
             chosen = logits.gather(1, targets.to(logits.device).view(-1, 1)).sum()
             (gradient,) = torch.autograd.grad(chosen, kept[0])
     finally:
@@ -111,6 +126,11 @@ def maps_of_rows(
         uint8 ``(N, P, P)`` or ``(N, P, P, 3)``.
     rows, targets : numpy.ndarray
         int64 ``(M,)``: rows of the pack and the class to explain in each.
+
+    Raises
+    ------
+    MapError
+        If the last feature map has one cell.
     """
     parts: list[Maps] = []
     done = 0

@@ -18,7 +18,7 @@ from brainmri_core.reporting.explanation_checks import (
     shrink_mask,
 )
 from brainmri_core.reporting.explanations import _others
-from brainmri_core.reporting.gradcam import activation_maps, maps_of_rows
+from brainmri_core.reporting.gradcam import MapError, activation_maps, maps_of_rows
 from brainmri_core.sources.phantom import write_phantom
 
 ARCHITECTURES = [
@@ -96,6 +96,18 @@ def test_maps_leave_the_model_as_it_was() -> None:
     assert all(item.grad is None for item in model.parameters())
     assert not gradcam_layer("resnet18", model)._forward_hooks
     assert torch.equal(model(batch), logits)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_a_map_of_one_cell_is_refused(name: str) -> None:
+    model, batch = ready(name, 32)
+    before = model(batch)
+    with pytest.raises(MapError, match=rf"last feature map of {name} is 1 x 1 for images of 32 px"):
+        activation_maps(model, name, batch, torch.tensor([0, 1]))
+    assert not gradcam_layer(name, model)._forward_hooks
+    assert all(item.requires_grad for item in model.parameters())
+    assert torch.equal(model(batch), before)
+    assert activation_maps(model, name, *ready(name, 40)[1:], torch.tensor([0, 1])).grid == 2
 
 
 def test_another_class_has_another_map() -> None:

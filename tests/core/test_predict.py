@@ -10,14 +10,18 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 from typer.testing import CliRunner
 
+from brainmri_core.app import _html, _Page
 from brainmri_core.catalogue import load_catalogue
 from brainmri_core.classifier_search import default_checkpoint
 from brainmri_core.config.data import FetchConfig
 from brainmri_core.errors import ConfigError, IntegrityError, MissingUpstreamError, ModelError
 from brainmri_core.layout import ROOT_VARIABLE, Layout
+from brainmri_core.learning.checkpoint import save_checkpoint
+from brainmri_core.learning.models import build_model
 from brainmri_core.neighbours import find_neighbours
 from brainmri_core.pointers import EvaluationPointer, write_pointer
 from brainmri_core.predict import NOTICE, Classifier
@@ -25,6 +29,7 @@ from brainmri_core.reporting.calibration import probabilities
 from brainmri_core.reporting.predictions import logits_of, read_predictions
 from brainmri_dagster.cli import app
 from tests.core.evaluation_case import Case, prepare
+from tests.core.test_models import META
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -53,7 +58,7 @@ class Model:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
-    """A small model with its evaluation: 32 px seen, 48 px packed, so that shrinking is in the chain, too."""
+    """A small model with its evaluation: 40 px seen, 48 px packed, so that shrinking is in the chain, too."""
     phantom = {"subjects_per_class": 7, "slices_per_subject": 3, "copies_per_kind": 1, "label_conflicts": 0}
     case = prepare(
         tmp_path_factory.mktemp("predict") / "project",
@@ -61,7 +66,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
         FetchConfig.model_validate({"phantom": phantom}),
         48,
         loop={"epochs": 1},
-        data={"batch_size": 16, "image_size": 32, "val_frac": 0.4},
+        data={"batch_size": 16, "image_size": 40, "val_frac": 0.4},
     )
     pointer = case.evaluate(
         "e1", bootstrap_resamples=0, io={"make_gradcam": False, "make_galleries": False, "top_per_class": 1}
@@ -120,19 +125,165 @@ def test_an_image_unlike_the_training_images_is_flagged(classifier: Classifier) 
     assert [item.outlier for item in classifier.predict([board, noise])] == [True, True]
 
 
-def test_arrays_bytes_and_files_are_one(model: Model, classifier: Classifier, tmp_path: Path) -> None:
+def test_one_image_is_the_same_in_whatever_form_it_comes(classifier: Classifier, tmp_path: Path) -> None:
     pixels = np.random.default_rng(1).integers(0, 255, (60, 80), np.uint8)
+    colour = np.repeat(pixels[..., None], 3, axis=2)
     (tmp_path / "a.png").write_bytes(png(pixels))
-    sources = [pixels, png(pixels), tmp_path / "a.png", np.repeat(pixels[..., None], 3, axis=2)]
-    found = classifier.predict(sources, maps=True)
-    assert [item.name for item in found] == ["image 1", "image 2", str(tmp_path / "a.png"), "image 4"]
+    sources = [
+        *(
+            pixels,
+            png(pixels),
+            tmp_path / "a.png",
+            str(tmp_path / "a.png"),
+            colour,
+            pixels.astype(np.float64) / 255,
+        ),
+        *(
+            torch.from_numpy(pixels),
+            torch.from_numpy(pixels)[None],
+            torch.from_numpy(colour).permute(2, 0, 1),
+        ),
+        *(torch.from_numpy(pixels)[None] / 255, (torch.from_numpy(pixels) / 255).double()),
+        *(Image.fromarray(pixels), Image.fromarray(colour), Image.open(tmp_path / "a.png")),
+        *(
+            Image.fromarray(pixels).convert("RGBA"),
+            bytearray(png(pixels)),
+            memoryview(png(pixels)),
+            pixels[::-1][::-1],
+        ),
+    ]
+    found = classifier.predict(iter(sources), maps=True)
+    assert [item.error for item in found] == [None] * len(sources)
     for item in found[1:]:
-        assert np.array_equal(item.logits, found[0].logits)
-        assert np.array_equal(item.pixels, found[0].pixels)
-    assert found[0].heatmap.shape == (32, 32)
+        assert np.array_equal(item.pixels, found[0].pixels), item.name
+        assert np.array_equal(item.logits, found[0].logits), item.name
+    names = [item.name for item in found]
+    assert names[:5] == ["array 0", "bytes 1", str(tmp_path / "a.png"), str(tmp_path / "a.png"), "array 4"]
+    assert names[6] == "tensor 6" and names[11] == "image 11"
+    assert found[0].heatmap.shape == (40, 40)
     assert found[0].pixels.shape == (48, 48)
-    with pytest.raises(ConfigError, match="image 1 is an array of float64"):
-        classifier.predict([pixels.astype(np.float64)])
+    for source in sources:
+        (alone,) = classifier.predict(source)
+        assert np.array_equal(alone.logits, found[0].logits), "one needs no list around it"
+
+
+def test_folders_patterns_and_batches_stand_for_all_they_hold(classifier: Classifier, tmp_path: Path) -> None:
+    rng = np.random.default_rng(2)
+    several = rng.integers(0, 255, (3, 60, 60, 3), np.uint8) // 255 * 90 + rng.integers(
+        0, 99, (3, 60, 60, 1), np.uint8
+    )
+    (tmp_path / "deep").mkdir()
+    files = [tmp_path / "a.png", tmp_path / "b.png", tmp_path / "deep" / "c.png"]
+    for path, pixels in zip(files, several, strict=True):
+        path.write_bytes(png(pixels))
+    (tmp_path / "notes.txt").write_text("no image")
+    expected = classifier.predict(list(several))
+    assert [item.name for item in expected] == ["array 0", "array 1", "array 2"]
+    for source in (
+        tmp_path,
+        str(tmp_path),
+        [tmp_path],
+        str(tmp_path / "**" / "*.png"),
+        np.array(list(map(str, files))),
+    ):
+        found = classifier.predict(source)
+        assert sorted(item.name for item in found) == [str(path) for path in files]
+        assert {item.name: item.predicted for item in found} == {
+            str(path): item.predicted for path, item in zip(files, expected, strict=True)
+        }
+    for batch in (several, torch.from_numpy(several).permute(0, 3, 1, 2)):
+        assert [item.predicted for item in classifier.predict(batch)] == [item.predicted for item in expected]
+    mixed = classifier.predict([several[0], tmp_path, png(several[1])])
+    assert [item.name for item in mixed] == ["array 0", *map(str, files), "bytes 2"]
+    assert classifier.predict([]) == []
+
+
+GRAY = np.zeros((9, 9), np.uint8)
+NO_SOURCES = {
+    "None": (None, "Item 0 is a NoneType"),
+    "a number": (7, "Item 0 is a int"),
+    "a number among arrays": ([GRAY, 7], "Item 1 is a int"),
+    "a table": ({"a.png": 1}, "Item 0 is a dict"),
+    "an open file": (io.BytesIO(b"x"), "Item 0 is a BytesIO: read it first"),
+    "rows of numbers": ([[0, 1], [1, 0]], "Item 0 is a list"),
+    "a line": (np.zeros(4, np.uint8), r"array 0 has the shape \(4,\)"),
+    "a stack": (np.zeros((5, 9, 9), np.uint8), r"array 0 has the shape .*as a list of arrays"),
+    "nothing": (np.zeros((0, 9), np.uint8), "array 0 has the shape"),
+    "whole numbers": (np.zeros((9, 9), np.int64), "array 0 is of int64; give uint8"),
+    "truths": (np.zeros((9, 9), bool), "array 0 is of bool"),
+    "channels last": (torch.zeros(9, 9, 3), r"tensor 0 .*\(3, H, W\)"),
+    "a long tensor": (torch.zeros(9, 9, dtype=torch.int64), r"tensor 0 has the type torch\.int64"),
+}
+
+
+@pytest.mark.parametrize("kind", NO_SOURCES)
+def test_anything_else_is_a_type_error_of_one_sentence(classifier: Classifier, kind: str) -> None:
+    source, words = NO_SOURCES[kind]
+    for call in (classifier.predict, classifier.stream):
+        with pytest.raises(TypeError, match=words) as caught:
+            call(source)
+        assert isinstance(caught.value, ConfigError) and "\n" not in str(caught.value)
+
+
+def test_pixels_that_mean_nothing_cost_no_other_image(classifier: Classifier, tmp_path: Path) -> None:
+    good = np.random.default_rng(1).integers(0, 255, (60, 80), np.uint8)
+    photo = np.zeros((40, 40, 3), np.uint8)
+    photo[..., 0], photo[:20, :, 2] = 200, 250
+    (tmp_path / "cut.png").write_bytes(png(good)[:900])
+    unread = Image.open(tmp_path / "cut.png")
+    normalised, missing = (good - 90.0) / 40, np.where(good > 9, good / 255, np.nan)
+    sources = [
+        good,
+        normalised,
+        missing,
+        photo,
+        Image.fromarray(photo),
+        GRAY,
+        unread,
+        tmp_path / "absent.png",
+        good,
+    ]
+    errors = [item.error for item in classifier.predict(sources)]
+    assert errors[0] is None and errors[-1] is None
+    wanted = ["array 1 has floats from -2.25", "array 2 has floats from nan", "array 3 is a colour picture"]
+    wanted += [
+        "image 4 is a colour picture",
+        "array 5 is blank",
+        "image 6 cannot be read",
+        "absent.png does not exist",
+    ]
+    for error, words in zip(errors[1:-1], wanted, strict=True):
+        assert words in str(error)
+
+
+def test_a_pillow_image_is_turned_as_its_exif_says(classifier: Classifier) -> None:
+    pixels = np.random.default_rng(3).integers(0, 255, (40, 60), np.uint8)
+    image = Image.fromarray(pixels)
+    image.getexif()[0x0112] = 6
+    found = classifier.predict([image, np.ascontiguousarray(np.rot90(pixels, -1))], maps=True)
+    assert np.array_equal(found[0].pixels, found[1].pixels)
+
+
+def test_a_map_of_one_cell_is_refused_with_the_reason(tmp_path: Path) -> None:
+    model = build_model("resnet18", num_classes=3, in_channels=1)
+    meta = META.model_copy(update={"classes": ["a", "b", "c"]})
+    save_checkpoint(tmp_path / "small.pth", model.state_dict(), meta)
+    noise = np.random.default_rng(0).integers(0, 255, (32, 32), np.uint8)
+    small = Classifier.load(tmp_path / "small.pth")
+    (found,) = small.predict(noise, maps=True)
+    assert found.predicted and found.pixels is not None
+    assert found.heatmap is None
+    assert "resnet18 is 1 x 1 for images of 32 px" in str(found.no_heatmap)
+    assert small.predict(noise)[0].no_heatmap is None, "nobody asked for one"
+    page = _Page(small)
+    shown = bytes(_html("app_result.html.j2", **page.shown(page.predict(png(noise)))).body).decode()
+    assert "No Grad-CAM map: The last feature map of resnet18 is 1 x 1" in shown and "overlay" not in shown
+    (tmp_path / "a.png").write_bytes(png(noise))
+    options = ["--checkpoint", str(tmp_path / "small.pth"), "--overlay", str(tmp_path / "maps")]
+    done = CliRunner().invoke(app, ["predict", str(tmp_path / "a.png"), *options])
+    assert done.exit_code == 0
+    assert "no overlays were written: The last feature map" in done.stderr
+    assert not (tmp_path / "maps").exists()
 
 
 def test_the_evaluation_is_found_by_any_way_to_its_checkpoint(model: Model, tmp_path: Path) -> None:

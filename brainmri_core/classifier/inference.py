@@ -1,0 +1,104 @@
+"""A model with all that makes its answers those of its evaluation: shapes, arithmetic, calibration and limits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from brainmri_core.classifier.intake import Fitted
+from brainmri_core.classifier.prediction import Prediction
+from brainmri_core.config.base import Precision
+from brainmri_core.learning.checkpoint import CheckpointMeta
+from brainmri_core.learning.inference import predict_evenly
+from brainmri_core.reporting.calibration import probabilities
+from brainmri_core.reporting.gradcam import MapError, maps_of_rows
+from brainmri_core.reporting.outliers import OutlierModel
+
+F32 = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Inference:
+    """What turns images at the model's size into predictions.
+
+    Attributes
+    ----------
+    temperature : float or None
+        Divides the logits; None: the probabilities are not calibrated.
+    outliers : OutlierModel or None
+        None: nothing is flagged.
+    batch_size, precision, mirror
+        Those of the evaluation, so that the same image gets the same bits.
+    """
+
+    model: nn.Module = field(repr=False)
+    meta: CheckpointMeta = field(repr=False)
+    device: torch.device
+    temperature: float | None
+    outliers: OutlierModel | None = field(repr=False)
+    batch_size: int
+    precision: Precision
+    mirror: bool
+
+    def predict(self, batch: Sequence[Fitted], *, maps: bool) -> list[Prediction]:
+        """Predict at most `batch_size` images, in their order."""
+        pixels, rows = np.stack([item.pixels for item in batch]), np.arange(len(batch))
+        found = predict_evenly(
+            self.model,
+            pixels,
+            rows,
+            self.meta.preprocessing,
+            device=self.device,
+            batch_size=self.batch_size,
+            precision=self.precision,
+            tta=self.mirror,
+            progress=False,
+        )
+        assert found.embeddings is not None
+        called = np.asarray(found.logits.argmax(axis=1), np.int64)
+        shares = probabilities(found.logits, self.temperature or 1.0)
+        scores, limit = None, 0.0
+        if self.outliers is not None:
+            scores, limit = self.outliers.score(found.embeddings), self.outliers.threshold
+        heat, reason = self._maps(pixels, called) if maps else (None, None)
+        classes = self.meta.classes
+        return [
+            Prediction(
+                item.name,
+                item.slice,
+                item.slices,
+                predicted=classes[called[row]],
+                probabilities=dict(zip(classes, shares[row].tolist(), strict=True)),
+                logits=found.logits[row],
+                outlier_score=None if scores is None else float(scores[row]),
+                outlier=None if scores is None else bool(scores[row] > limit),
+                pixels=item.pixels if maps else None,
+                heatmap=None if heat is None else heat[row],
+                no_heatmap=reason,
+            )
+            for row, item in enumerate(batch)
+        ]
+
+    def _maps(
+        self, pixels: npt.NDArray[np.uint8], called: npt.NDArray[np.int64]
+    ) -> tuple[F32 | None, str | None]:
+        """Return the Grad-CAM maps of a batch, or why there are none."""
+        try:
+            found = maps_of_rows(
+                self.model,
+                self.meta.model_name,
+                pixels,
+                np.arange(len(pixels)),
+                called,
+                self.meta.preprocessing,
+                device=self.device,
+                batch_size=self.batch_size,
+            )
+        except MapError as error:
+            return None, str(error)
+        return found.gradcam, None

@@ -1,0 +1,139 @@
+"""From what a classifier is asked about to images at the model's size, in whatever order they get done."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from brainmri_core.classifier.prediction import Prediction
+from brainmri_core.classifier.sources import Item, pixels_of, read_item
+from brainmri_core.cores import cores
+from brainmri_core.images.decode import DecodeError
+from brainmri_core.images.fit import fit_image
+from brainmri_core.images.isolation import Answer, finite, no_answer, stream_answers
+from brainmri_core.learning.checkpoint import Preprocessing
+from brainmri_core.resize import COLOUR_THRESHOLD
+from brainmri_core.text import printable
+
+U8 = npt.NDArray[np.uint8]
+
+_LEAST_SHARE = 32  # images that make another worker process worth its start
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """One image at the model's size, and where it belongs in the output."""
+
+    index: int
+    name: str
+    slice: int | None
+    slices: int | None
+    pixels: U8
+
+
+class Order:
+    """Brings results back into the order of their items: workers answer as they get done."""
+
+    def __init__(self) -> None:
+        self.turn = 0
+        self.expected: dict[int, int] = {}
+        self.found: dict[int, list[Prediction]] = {}
+        self.ended: set[int] = set()
+
+    def expect(self, index: int) -> None:
+        """Count one more result of an item."""
+        self.expected[index] = self.expected.get(index, 0) + 1
+
+    def add(self, index: int, result: Prediction) -> None:
+        """Keep a result until its item's turn."""
+        self.found.setdefault(index, []).append(result)
+
+    def end(self, index: int) -> None:
+        """Note that an item has no more results than expected by now."""
+        self.ended.add(index)
+
+    def ready(self) -> Iterator[Prediction]:
+        """Yield all results of the items whose turn it is."""
+        while self.turn in self.ended and len(self.found.get(self.turn, ())) == self.expected[self.turn]:
+            yield from self.found.pop(self.turn)
+            self.turn += 1
+
+
+def fitted(
+    items: Sequence[Item], wanted: Preprocessing
+) -> Generator[tuple[int, Fitted | Prediction | None], None, None]:
+    """Yield the images of items with their place, in no particular order, and None where an item has no more.
+
+    Files are decoded in worker processes. What cannot be asked about is a `Prediction` with its error.
+    """
+    files = [index for index, item in enumerate(items) if item.is_file]
+    for index, item in enumerate(items):
+        if not item.is_file:
+            yield index, _of_pixels(index, item, wanted)
+            yield index, None
+    settings = {
+        "size": wanted.pack_size,
+        "fit": wanted.fit,
+        "gray": not wanted.colour,
+        "gray_ranges": wanted.gray_ranges,
+    }
+    workers = min(cores(), max(1, -(-len(files) // _LEAST_SHARE)))
+    answers = stream_answers(
+        lambda number: read_item(items[files[number]]),
+        [items[index].name for index in files],
+        workers,
+        "brainmri_core.images.fit_worker",
+        json.dumps(settings),
+    )
+    done = [0] * len(files)
+    with closing(answers):
+        for number, answer in answers:
+            index, said = files[number], answer[0].get("slice", 1)
+            slice_number = said if isinstance(said, int) else 1
+            if slice_number > done[number] or "reason" in answer[0]:  # else seen before its worker died
+                done[number] = slice_number
+                yield index, _answered(index, items[index].name, answer, wanted)
+            if not answer[0].get("more"):
+                yield index, None
+
+
+def _of_pixels(index: int, item: Item, wanted: Preprocessing) -> Fitted | Prediction:
+    try:
+        pixels, colour = pixels_of(item, wanted)
+    except DecodeError as error:
+        return Prediction(item.name, error=str(error))
+    size = fit_image(pixels, wanted.pack_size, wanted.fit)
+    return _checked(Fitted(index, item.name, None, 1, size), colour, wanted)
+
+
+def _answered(index: int, name: str, answer: Answer, wanted: Preprocessing) -> Fitted | Prediction:
+    header, body = answer
+    if "reason" in header:
+        return Prediction(name, error=str(header["reason"]))
+    shape = (wanted.pack_size, wanted.pack_size, 3)[: 3 if wanted.colour else 2]
+    try:
+        pixels = np.frombuffer(body, np.uint8).reshape(shape)
+        slices, colour = int(header["slices"]), finite(header["colourfulness"])
+    except (KeyError, TypeError, ValueError, OverflowError):
+        return Prediction(name, error=no_answer(name))
+    return _checked(Fitted(index, name, header.get("slice"), slices, pixels), colour, wanted)
+
+
+def _checked(found: Fitted, colour: float, wanted: Preprocessing) -> Fitted | Prediction:
+    """Refuse what no model of MR slices can be asked about; number the slices of a file that has several."""
+    several = found.slice is not None and found.slices is not None and found.slices > 1
+    number, slices = (found.slice, found.slices) if several else (None, None)
+    shown = printable(found.name) if number is None else f"{printable(found.name)}, slice {number},"
+    error = None
+    if found.pixels.min() == found.pixels.max():
+        error = f"{shown} is blank; there is nothing to classify."
+    elif colour > COLOUR_THRESHOLD and not wanted.colour:
+        error = f"{shown} is a colour picture, and the model knows gray MR slices only; it was left out."
+    if error is not None:
+        return Prediction(found.name, number, slices, error)
+    return Fitted(found.index, found.name, number, slices, found.pixels)
