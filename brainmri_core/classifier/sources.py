@@ -18,6 +18,7 @@ from PIL import Image, ImageOps
 from brainmri_core.errors import InputTypeError
 from brainmri_core.images.decode import DecodeError, colourfulness, decode
 from brainmri_core.images.isolation import MAX_FILE_BYTES
+from brainmri_core.images.levels import GrayRange, gray_levels
 from brainmri_core.images.listing import list_images
 from brainmri_core.learning.checkpoint import Preprocessing
 from brainmri_core.text import printable
@@ -29,6 +30,7 @@ Source = (
 
 _WANTED = "a path, the bytes of a file, an array, a tensor, a Pillow image, or an iterable of them"
 _NO_LIST = (bytes, bytearray, memoryview, str, os.PathLike, Mapping, Image.Image, io.IOBase)
+_DEPTHS = {np.dtype(np.uint16): "16-bit", np.dtype(np.int32): "32-bit", np.dtype(np.uint32): "32-bit"}
 _TIFF_MODES = frozenset({"1", "L", "LA", "RGB", "RGBA", "CMYK", "YCbCr", "P"})
 
 
@@ -51,7 +53,7 @@ class Item:
         return isinstance(self.content, Path | bytes)
 
 
-def items_of(images: Source | Iterable[Source]) -> list[Item]:
+def items_of(images: Source | Iterable[Source], preprocessing: Preprocessing) -> list[Item]:
     """Return the items that an argument of `predict` stands for, in order.
 
     Folders are searched to any depth and patterns filled in, as on the command line.
@@ -66,7 +68,7 @@ def items_of(images: Source | Iterable[Source]) -> list[Item]:
         if isinstance(source, str | os.PathLike):
             found += _files(source)
         else:
-            found.append(_item(source, place))
+            found.append(_item(source, place, preprocessing))
     return found
 
 
@@ -91,7 +93,7 @@ def _files(name: str | os.PathLike[str]) -> list[Item]:
     return [Item(text, path)]
 
 
-def _item(source: Any, place: int) -> Item:
+def _item(source: Any, place: int, preprocessing: Preprocessing) -> Item:
     if isinstance(source, bytes | bytearray | memoryview):
         return Item(f"bytes {place}", bytes(source))
     if isinstance(source, Image.Image):
@@ -99,7 +101,7 @@ def _item(source: Any, place: int) -> Item:
     if isinstance(source, torch.Tensor):
         return Item(f"tensor {place}", _of_tensor(source, place))
     if isinstance(source, np.ndarray):
-        _check_array(source, f"array {place}")
+        _check_array(source, f"array {place}", preprocessing)
         return Item(f"array {place}", source)
     hint = ": read it first" if hasattr(source, "read") else ""
     raise InputTypeError(f"Item {place} is a {type(source).__name__}{hint}; give {_WANTED}.")
@@ -122,15 +124,27 @@ def _of_tensor(tensor: torch.Tensor, place: int) -> npt.NDArray[Any]:
     return array
 
 
-def _check_array(array: npt.NDArray[Any], name: str) -> None:
+def _check_array(array: npt.NDArray[Any], name: str, preprocessing: Preprocessing) -> None:
     if array.ndim < 2 or array.shape[2:] not in ((), (3,)) or 0 in array.shape:
         raise InputTypeError(
             f"{name} has the shape {array.shape}; give (H, W) or (H, W, 3), and several images as a list of arrays."
         )
-    if array.dtype != np.uint8 and array.dtype.kind != "f":
+    if array.dtype == np.uint8 or array.dtype.kind == "f" or _range_of(array, preprocessing) is not None:
+        return
+    if array.dtype in _DEPTHS and array.ndim == 2:
         raise InputTypeError(
-            f"{name} is of {array.dtype}; give uint8, or floats from 0 for black to 1 for white."
+            f"{name} is of {array.dtype}, and the training images of this checkpoint had no such files, so that black and "
+            "white are not known; scale it to uint8, or to floats from 0 to 1."
         )
+    raise InputTypeError(
+        f"{name} is of {array.dtype} and the shape {array.shape}; give uint8, or floats from 0 for black to 1 for white."
+    )
+
+
+def _range_of(array: npt.NDArray[Any], preprocessing: Preprocessing) -> GrayRange | None:
+    """Return the values of black and white that the training images of an array's depth had, None where it has no such."""
+    depth = "float" if array.dtype.kind == "f" else _DEPTHS.get(array.dtype, "")
+    return preprocessing.gray_ranges.get(depth) if array.ndim == 2 else None
 
 
 def pixels_of(item: Item, preprocessing: Preprocessing) -> tuple[U8, float]:
@@ -155,11 +169,11 @@ def pixels_of(item: Item, preprocessing: Preprocessing) -> tuple[U8, float]:
             return found.pixels, found.colourfulness
         content = np.asarray(ImageOps.exif_transpose(content))
         try:
-            _check_array(content, item.name)
+            _check_array(content, item.name, preprocessing)
         except InputTypeError as error:
             raise DecodeError(str(error)) from None
     assert isinstance(content, np.ndarray)
-    array = _in_8_bits(content, item.name)
+    array = _in_8_bits(content, item.name, preprocessing)
     colour = colourfulness(array) if array.ndim == 3 else 0.0
     if preprocessing.colour and array.ndim == 2:
         array = np.repeat(array[..., None], 3, axis=2)
@@ -168,9 +182,12 @@ def pixels_of(item: Item, preprocessing: Preprocessing) -> tuple[U8, float]:
     return np.ascontiguousarray(array), colour
 
 
-def _in_8_bits(array: npt.NDArray[Any], name: str) -> U8:
+def _in_8_bits(array: npt.NDArray[Any], name: str, preprocessing: Preprocessing) -> U8:
     if array.dtype == np.uint8:
         return array
+    limits = _range_of(array, preprocessing)
+    if limits is not None:
+        return gray_levels(array.astype(np.float64), limits)
     values = array.astype(np.float32)
     low, high = float(values.min()), float(values.max())
     if not (low >= 0 and high <= 1):  # which no comparison with NaN is

@@ -209,7 +209,8 @@ NO_SOURCES = {
     "a line": (np.zeros(4, np.uint8), r"array 0 has the shape \(4,\)"),
     "a stack": (np.zeros((5, 9, 9), np.uint8), r"array 0 has the shape .*as a list of arrays"),
     "nothing": (np.zeros((0, 9), np.uint8), "array 0 has the shape"),
-    "whole numbers": (np.zeros((9, 9), np.int64), "array 0 is of int64; give uint8"),
+    "whole numbers": (np.zeros((9, 9), np.int64), "array 0 is of int64 and the shape .*give uint8"),
+    "sixteen bits": (np.zeros((9, 9), np.uint16), "array 0 is of uint16, .*black and white are not known"),
     "truths": (np.zeros((9, 9), bool), "array 0 is of bool"),
     "channels last": (torch.zeros(9, 9, 3), r"tensor 0 .*\(3, H, W\)"),
     "a long tensor": (torch.zeros(9, 9, dtype=torch.int64), r"tensor 0 has the type torch\.int64"),
@@ -254,6 +255,26 @@ def test_pixels_that_mean_nothing_cost_no_other_image(classifier: Classifier, tm
     ]
     for error, words in zip(errors[1:-1], wanted, strict=True):
         assert words in str(error)
+
+
+def test_deep_arrays_are_shown_as_the_files_of_the_training_were(tmp_path: Path) -> None:
+    ranges = {"16-bit": (100.0, 3000.0), "float": (-50.0, 800.0)}
+    wanted = META.preprocessing.model_copy(update={"gray_ranges": ranges})
+    weights = build_model("resnet18", num_classes=3, in_channels=1).state_dict()
+    save_checkpoint(tmp_path / "deep.pth", weights, META.model_copy(update={"preprocessing": wanted}))
+    deep = Classifier.load(tmp_path / "deep.pth")
+    values = np.random.default_rng(4).integers(0, 4000, (40, 60), np.uint16)
+    floats = values.astype(np.float32) / 4 - 100
+    Image.fromarray(values).save(tmp_path / "whole.png")
+    Image.fromarray(floats).save(tmp_path / "floats.tif")
+    whole = [tmp_path / "whole.png", values, Image.fromarray(values)]
+    fractions = [tmp_path / "floats.tif", floats, torch.from_numpy(floats), Image.fromarray(floats)]
+    for sources in (whole, fractions):
+        found = deep.predict(sources, maps=True)
+        assert [item.error for item in found] == [None] * len(sources)
+        assert all(np.array_equal(item.pixels, found[0].pixels) for item in found)
+    with pytest.raises(TypeError, match="array 0 is of int32"):
+        deep.predict(values.astype(np.int32))
 
 
 def test_a_pillow_image_is_turned_as_its_exif_says(classifier: Classifier) -> None:
