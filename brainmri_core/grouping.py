@@ -202,10 +202,13 @@ def independent_units(table: pd.DataFrame) -> list[str]:
 def validation_mask(samples: pd.DataFrame, val_frac: float, seed: int) -> npt.NDArray[np.bool_]:
     """Choose the validation images among a sample table's training rows, in whole units (`independent_units`).
 
+    Where the split kept an official validation folder (its training rows have no fold), those are its images.
+
     Parameters
     ----------
     samples : pandas.DataFrame
-        With columns ``split``, ``group``, ``class_index`` and, where patients are known, ``patient``.
+        With columns ``split``, ``group``, ``class_index``, where patients are known ``patient``, and where official folders
+        are, ``origin`` and ``fold``.
 
     Returns
     -------
@@ -213,6 +216,10 @@ def validation_mask(samples: pd.DataFrame, val_frac: float, seed: int) -> npt.ND
         bool, one value per row of the table; False outside the training split.
     """
     mask = np.zeros(len(samples), np.bool_)
+    if {"origin", "fold"} <= set(samples.columns):
+        given = (samples["split"] == "train") & (samples["origin"] == "validation") & (samples["fold"] < 0)
+        if given.any():
+            return np.asarray(given, np.bool_)
     train = np.flatnonzero((samples["split"] == "train").to_numpy())
     if len(train):
         part = samples.iloc[train]

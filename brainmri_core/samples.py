@@ -51,7 +51,7 @@ COLUMN_MEANING = {
     "patient": "whose image it is, as a running number or a keyed hash; empty where unknown",
     "group": "images that must stay on one side share it",
     "split": "train, test or excluded",
-    "fold": "cross-validation fold of a training image; -1 elsewhere",
+    "fold": "cross-validation fold of a training image; -1 elsewhere, and where official folders give the validation side",
     "reason": "why an image is excluded or marked; empty otherwise",
     "row": "row in the pack; -1 if not packed",
     "width": "original width in pixels",

@@ -190,7 +190,9 @@ def _assign(config: SplitConfig, table: pd.DataFrame, found: Found, job: Job) ->
         table.loc[_included(table), "split"] = "test"
     elif config.strategy == "pooled":
         _assign_pooled(config, table, job)
-    train = np.flatnonzero((table["split"] == "train").to_numpy())
+    given = _keep_validation(config, table)
+    _check_losses(config, table, job)
+    train = np.flatnonzero((table["split"] == "train").to_numpy() & ~given)
     part = table.iloc[train]
     assert config.seed is not None
     table.loc[train, "fold"] = assign_folds(
@@ -200,6 +202,39 @@ def _assign(config: SplitConfig, table: pd.DataFrame, found: Found, job: Job) ->
         if not (table["split"] == side).any() and config.strategy in ("pooled", "official"):
             raise DataError(
                 f"The {side} split of {job.dataset} is empty; change split.test_frac or split.strategy."
+            )
+
+
+def _keep_validation(config: SplitConfig, table: pd.DataFrame) -> npt.NDArray[np.bool_]:
+    """Return which training images are a given validation side, and part the others from their groups.
+
+    They get no fold, by which `grouping.validation_mask` knows them.
+    """
+    train = (table["split"] == "train").to_numpy()
+    given: npt.NDArray[np.bool_] = train & (table["origin"] == "validation").to_numpy()
+    if config.strategy != "official" or not given.any():
+        return np.zeros(len(table), np.bool_)
+    if config.group_by != "none":
+        tied = train & ~given & table["group"].isin(set(table.loc[given, "group"])).to_numpy()
+        table.loc[tied, "reason"] = "an image of its group is in the official validation folder"
+        if config.official_copies == "drop":
+            table.loc[tied, "split"] = "excluded"
+        else:
+            table.loc[tied, "group"] = table.loc[tied, "group"] + "-official-copy"
+    return given
+
+
+def _check_losses(config: SplitConfig, table: pd.DataFrame, job: Job) -> None:
+    """Refuse a split that leaves out every image of a class, or of a class in one of the official folders."""
+    keys = ["label", "origin"] if config.strategy == "official" else ["label"]
+    for (label, *origin), part in table.groupby(keys):
+        if not _included(part).any():
+            counts = part["reason"].value_counts().head(3)
+            reasons = "; ".join(f"{count} x {reason}" for reason, count in counts.items())
+            where = f"{origin[0]} images" if origin else "images"
+            raise DataError(
+                f"All {len(part)} {where} of the class {label!r} of {job.dataset} are left out ({reasons}); change what "
+                "leaves them out, or remove the class."
             )
 
 
@@ -236,7 +271,7 @@ def _assign_official(config: SplitConfig, table: pd.DataFrame, found: Found, job
     if config.group_by == "none":
         return
     test_groups = set(table.loc[table["split"] == "test", "group"])
-    twins = included & (origin == "training") & table["group"].isin(test_groups).to_numpy()
+    twins = included & (origin != "testing") & table["group"].isin(test_groups).to_numpy()
     if config.official_copies == "drop":
         table.loc[twins, ["split", "reason"]] = ("excluded", "a copy of it is in the official test folder")
     else:
