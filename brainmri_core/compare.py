@@ -81,7 +81,7 @@ class Comparison:
     name_a, name_b : str
         What they were called.
     images, groups : int
-        Of the test split they share.
+        Of the test split they share; the groups are independent units (`grouping.independent_units`).
     resamples : int
         Of the bootstrap.
     differences : list of Difference

@@ -237,6 +237,7 @@ def _with_intervals(table: pd.DataFrame, classes: Sequence[str], config: Evaluat
     )
     logits = np.log(np.clip(predicted, 1e-12, None))
     drawn = bootstrap_metrics(labels, logits, number, weights, classes)
+    scored["n_units"] = weights.shape[1]
     return scored | {"intervals": {name: interval(drawn[name]) for name in HEADLINE if name in drawn}}
 
 

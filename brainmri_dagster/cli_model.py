@@ -127,7 +127,9 @@ def compare(
         Path | None,
         typer.Option("--html", metavar="FILE", help="Where the page goes; default: outputs/comparisons."),
     ] = None,
-    resamples: Annotated[int, typer.Option(min=100, max=100_000, help="Resamples of groups.")] = 2000,
+    resamples: Annotated[
+        int, typer.Option(min=100, max=100_000, help="Resamples of patients or groups.")
+    ] = 2000,
     config: Config = None,
     debug: Debug = False,
 ) -> None:

@@ -1,4 +1,4 @@
-"""95% intervals by resampling groups, not images: images of one group are not independent (Field and Welsh, JRSS B 2007).
+"""95% intervals by resampling patients or groups, not images: images of one are not independent (Field and Welsh, JRSS B 2007).
 
 All resamples are computed at once as weighted sums over groups, so that 2,000 of them take seconds.
 """
@@ -29,7 +29,7 @@ def group_weights(groups: Sequence[str], resamples: int, seed: int) -> tuple[I64
     Parameters
     ----------
     groups : sequence of str
-        Group of each of N images.
+        Independent unit of each of N images (`grouping.independent_units`), called a group here.
     resamples : int
         Number of resamples R.
     seed : int

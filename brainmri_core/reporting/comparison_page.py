@@ -21,7 +21,7 @@ def comparison_lines(found: Comparison) -> list[str]:
     lines = [
         f"A: {printable(found.name_a)}",
         f"B: {printable(found.name_b)}",
-        f"{found.images} test images in {found.groups} groups, {len(found.changed)} called differently",
+        f"{found.images} test images of {found.groups} independent patients or groups, {len(found.changed)} called differently",
         "",
         f"{'':{wide}}  {'A':>7}  {'B':>7}  {'B - A':>7}  95% interval of B - A",
     ]
@@ -39,7 +39,7 @@ def mcnemar_sentence(found: Comparison) -> str:
     p = f"p = {found.p_value:.3f}" if found.p_value >= 0.001 else "p < 0.001"
     return (
         f"Only A is right on {found.only_a} images, only B on {found.only_b}: McNemar's exact test {p}. It takes images as "
-        "independent, which those of one group are not; the intervals do not."
+        "independent, which those of one patient or group are not; the intervals do not."
     )
 
 

@@ -56,7 +56,7 @@ def fit_outliers(embeddings: F32, labels: I64, groups: Sequence[str], seed: int)
     labels : numpy.ndarray
         int64 ``(N,)``.
     groups : sequence of str
-        Group of each image: a fold never holds part of one.
+        Independent unit of each image: a fold never holds part of one.
     seed : int
         Seed of the folds.
 

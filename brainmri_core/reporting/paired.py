@@ -1,4 +1,4 @@
-"""Two models on the same test images: their macro F1, and the interval of the difference over resampled groups."""
+"""Two models on the same test images: their macro F1, and the interval of the difference over resampled patients or groups."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def paired_macro_f1(
     labels, ours, theirs : numpy.ndarray
         int64 ``(N,)``: the truth and the class index each model calls.
     groups : sequence of str
-        Group of each image; groups are resampled, not images.
+        Independent unit of each image (`grouping.independent_units`); these are resampled, not images.
     classes : sequence of str
         Class names by index.
     resamples, seed : int

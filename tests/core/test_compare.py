@@ -20,9 +20,17 @@ RIGHT, WRONG = 2.0, -2.0
 
 
 def make_folder(
-    folder: Path, right: list[bool], classes: list[str] = CLASSES, name: str = "i{}.png", groups: int = 1
+    folder: Path,
+    right: list[bool],
+    classes: list[str] = CLASSES,
+    name: str = "i{}.png",
+    groups: int = 1,
+    patients: int | None = None,
 ) -> Path:
-    """An evaluation of images that are called right or wrong as asked; every `groups` images form one group."""
+    """An evaluation of images that are called right or wrong as asked.
+
+    Every `groups` images form one group, and every `patients` are of one known patient.
+    """
     n = len(right)
     truth = np.arange(n) % 2
     margin = np.where(right, RIGHT, WRONG) * np.where(truth == 0, 1, -1)
@@ -37,6 +45,8 @@ def make_folder(
             "class_index": truth,
         }
     )
+    if patients is not None:
+        samples["patient"] = [f"p{number // patients}" for number in range(n)]
     folder.mkdir(parents=True)
     table = prediction_table(samples, logits, classes, np.full(n, np.nan))
     write_samples(folder / PREDICTIONS_NAME, table.sample(frac=1, random_state=len(str(folder))))
@@ -85,6 +95,15 @@ def test_groups_are_resampled_not_images(tmp_path: Path) -> None:
         assert item.interval is not None
         widths.append(item.interval[1] - item.interval[0])
     assert widths[1] > 2 * widths[0]
+
+
+@pytest.mark.parametrize(("known_a", "known_b"), [(20, 20), (20, None), (None, 20)])
+def test_patients_are_resampled_where_one_evaluation_knows_them(
+    tmp_path: Path, known_a: int | None, known_b: int | None
+) -> None:
+    a = make_folder(tmp_path / "a", [True] * 40 + [False] * 40, patients=known_a)
+    b = make_folder(tmp_path / "bb", [True] * 60 + [False] * 20, patients=known_b)
+    assert compare(a, b, ("a", "b"), resamples=100, seed=1).groups == 4
 
 
 @pytest.mark.parametrize(
