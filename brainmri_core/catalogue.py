@@ -12,6 +12,7 @@ from pydantic import Field
 from brainmri_core.config import configs_dir
 from brainmri_core.config.base import StageConfig, read_yaml, validate_config
 from brainmri_core.errors import ConfigError
+from brainmri_core.patients.tables import check_shipped, is_file, read_table
 from brainmri_core.sources.names import compared
 
 CLASSES = ("glioma", "meningioma", "pituitary", "notumor")
@@ -83,8 +84,8 @@ def load_catalogue(path: Path | None = None) -> dict[str, DatasetEntry]:
     Raises
     ------
     ConfigError
-        If a key is malformed or appears twice, an alias names no class, or class names cannot be folders beside each
-        other; the message gives the line.
+        If a key is malformed or appears twice, an alias or a corrected label names no class, class names cannot be
+        folders beside each other, or a table cannot be read; the message gives the line.
     """
     source = path or catalogue_path()
     value, lines = read_yaml(source)
@@ -102,7 +103,32 @@ def load_catalogue(path: Path | None = None) -> dict[str, DatasetEntry]:
             )
         seen[key.casefold()] = key
         _check_names(entry, where)
-    return {key: entry.model_copy(update={"key": key}) for key, entry in entries.items()}
+        entries[key] = _with_tables(entry.model_copy(update={"key": key}), source.parent, where)
+    return entries
+
+
+def _with_tables(entry: DatasetEntry, folder: Path, where: str) -> DatasetEntry:
+    """Find the entry's tables, and refuse one that cannot be read or corrects a label to none of the classes."""
+    found = {
+        field: str((folder / name).resolve()) if is_file(name) else name
+        for field in ("patients", "label_corrections")
+        if (name := getattr(entry, field)) is not None
+    }
+    try:
+        if is_file(found.get("patients", "")):
+            read_table(found["patients"], ("patient", "group"))
+        elif "patients" in found:
+            check_shipped(found["patients"])  # its content is tested where it is made
+        if "label_corrections" in found:
+            table = read_table(found["label_corrections"], ("label",))
+            unknown = [row["label"] for row in table.values if entry.canonical(row["label"]) is None]
+            if unknown:
+                raise ConfigError(
+                    f"{table.where} names the class {unknown[0]!r}, which is none of {', '.join(entry.classes)}."
+                )
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None
+    return entry.model_copy(update=found)
 
 
 def _check_names(entry: DatasetEntry, where: str) -> None:

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from brainmri_core.config.data import SplitConfig
 from brainmri_core.errors import ConfigError, DataError
 from brainmri_core.job import Job
 from brainmri_core.sources.names import stored_names
+from brainmri_core.storage import sha256_json
+from brainmri_core.subjects import connected
 
 SIDES = ("train", "test", "excluded")
+_GROUP = re.compile(r"[0-9a-f]{16}(?:-official-copy)?")
 
 
-def read_predefined(config: SplitConfig, table: pd.DataFrame, job: Job) -> None:
+def read_predefined(
+    config: SplitConfig, table: pd.DataFrame, patients: npt.NDArray[np.object_], job: Job
+) -> None:
     """Set split and group of a sample table from the CSV of ``split.predefined_csv``.
 
     Paths are compared as `sources.names.compared` says. The CSV needs the columns ``path`` and ``split`` (train, test or excluded); with a column ``group`` its groups are
@@ -59,18 +67,34 @@ def read_predefined(config: SplitConfig, table: pd.DataFrame, job: Job) -> None:
     left_out = open_rows & (rows["split"].to_numpy() == "excluded")
     table.loc[left_out, "reason"] = "excluded by the predefined split"
     if "group" in rows:
-        known_group = rows["group"].str.strip() != ""
-        # a blank cell joins nothing: the image keeps the group that was found for it
-        named = ("given:" + rows["group"]).where(known_group, "found:" + table["group"].to_numpy(object))
-        table["group"] = _joined(table["group"], named.to_numpy(object))
-    used = table[table["split"] != "excluded"]
-    sides = used.groupby("group")["split"].nunique()
-    if (sides > 1).any():
-        members = used[used["group"] == sides.index[sides > 1][0]]
-        pair = [members.loc[members["split"] == side, "path"].iloc[0] for side in ("train", "test")]
+        table["group"] = _joined(table["group"], rows["group"].str.strip().to_numpy(object))
+    _check_sides(path, table, patients)
+
+
+def _check_sides(path: Path, table: pd.DataFrame, patients: npt.NDArray[np.object_]) -> None:
+    """Refuse a group, or under whatever grouping a known patient, on two sides."""
+    used = (table["split"] != "excluded").to_numpy()
+    sides = table["split"].to_numpy(object)
+    for names, among in (
+        (patients, used & (patients != "")),
+        (table["group"].to_numpy(object), used),
+    ):
+        given = pd.Series(sides[among]).groupby(names[among]).nunique()
+        if not (given > 1).any():
+            continue
+        name = given.index[given > 1][0]
+        pair = [
+            table["path"].iloc[np.flatnonzero(among & (names == name) & (sides == side))[0]]
+            for side in SIDES[:2]
+        ]
+        what, why = (
+            (f"the patient {name}", "are of one patient")
+            if names is patients
+            else ("one group", "are copies or of one group")
+        )
         raise DataError(
-            f"The split file {path} puts one group on two sides: {pair[0]!r} in train and {pair[1]!r} in test are copies "
-            "or of one group; move one of them or exclude it."
+            f"The split file {path} puts {what} on two sides: {pair[0]!r} in train and {pair[1]!r} in test {why}; "
+            "move one of them or exclude it."
         )
 
 
@@ -91,12 +115,18 @@ def _read(path: Path) -> pd.DataFrame:
     return given
 
 
-def _joined(found: pd.Series, given: object) -> pd.Series:
-    """Join two groupings: rows that share either a found or a given group end up together."""
-    frame = pd.DataFrame({"found": found.to_numpy(), "given": given})
-    name = frame["found"]
-    while True:
-        nearer = name.groupby(frame["given"]).transform("min").groupby(frame["found"]).transform("min")
-        if (nearer == name).all():
-            return pd.Series(name.to_numpy(), index=found.index)
-        name = nearer
+def _joined(found: pd.Series, given: npt.NDArray[np.object_]) -> pd.Series:
+    """Join two groupings, so that rows which share a found or a given group are together; ``""`` joins nothing.
+
+    A group is called as the file calls it where that is a name this project gave, so that a split is replayed exactly.
+    """
+    named = np.where(given == "", "found " + found.to_numpy(object), "given " + given)
+    ids = pd.factorize(np.concatenate([found.to_numpy(object), named]))[0].astype(np.int64)
+    component = connected(int(ids.max(initial=-1)) + 1, (ids[: len(found)], ids[len(found) :]))[
+        ids[: len(found)]
+    ]
+    ours = [name if _GROUP.fullmatch(name) else sha256_json(f"given {name}")[:16] for name in given]
+    own = pd.Series(np.where(given == "", found.to_numpy(object), np.array(ours, object)), index=found.index)
+    # a name from the file goes before one that was found
+    order = pd.Series(np.where(given == "", "1", "0"), index=found.index) + own
+    return order.groupby(component).transform("min").str[1:]

@@ -12,10 +12,13 @@ from tqdm import tqdm
 from brainmri_core.config.data import SplitConfig, has_extension
 from brainmri_core.errors import DataError
 from brainmri_core.grouping import assign_folds, assign_side
-from brainmri_core.images.copies import CopyPairs, find_copies, group_copies
+from brainmri_core.groups import image_groups
+from brainmri_core.images.copies import find_copies, group_copies
 from brainmri_core.images.fingerprint import fingerprint_files
 from brainmri_core.job import Job
 from brainmri_core.layout import timestamp, utc_now
+from brainmri_core.patients.corrections import correct_labels
+from brainmri_core.patients.known import find_patients
 from brainmri_core.pointers import FetchPointer, MappingPointer
 from brainmri_core.predefined import read_predefined
 from brainmri_core.samples import FETCH_COLUMNS, content_hash, read_samples, write_samples
@@ -33,6 +36,7 @@ from brainmri_core.subjects import neighbour_pairs
 from brainmri_core.twins import label_conflicts
 
 NO_FOLD = -1
+OFFICIAL_COPY = "a copy of it is in the official test folder"
 
 
 def split(config: SplitConfig, fetched: FetchPointer, job: Job) -> MappingPointer:
@@ -61,6 +65,9 @@ def split(config: SplitConfig, fetched: FetchPointer, job: Job) -> MappingPointe
         policy is to fail, or a predefined split does not fit the data.
     """
     table = _labelled(config, fetched, job)
+    patients = find_patients(config, table, job)
+    table["patient"] = pd.Series(patients.names).replace("", None).astype("str")
+    corrections = correct_labels(config, table, job)
     root = job.layout.absolute(fetched.dataset_root)
     with tqdm(total=len(table), desc="fingerprints", unit="image", disable=None) as bar:
         prints = fingerprint_files(root, table["path"].tolist(), progress=bar.update)
@@ -72,8 +79,11 @@ def split(config: SplitConfig, fetched: FetchPointer, job: Job) -> MappingPointe
         job.log.warning("image excluded", path=table.loc[row, "path"], reason=reason)
     _readable_classes(table, job.dataset)
     pairs = find_copies(prints, config.copies)
-    found = Found(prints, pairs, group_copies(len(table), pairs))
-    table["group"] = _groups(config, table, found)
+    components, neighbours = group_copies(len(table), pairs), neighbour_pairs(table, prints.thumbs)
+    found = Found(prints, pairs, components, neighbours, patients, corrections)
+    table["group"] = image_groups(config, table, found)
+    for note in patients.notes:
+        job.log.warning(note)
     conflicts = _apply_conflicts(config, table, found, job)
     _assign(config, table, found, job)
     report = split_record(config, table, found, conflicts, previous_split(job))
@@ -97,8 +107,6 @@ def _labelled(config: SplitConfig, fetched: FetchPointer, job: Job) -> pd.DataFr
     table["class_index"] = (
         table["label"].map({name: n for n, name in enumerate(job.entry.classes)}).astype("int64")
     )
-    if "patient" not in table.columns:
-        table["patient"] = pd.Series(None, index=table.index, dtype="str")
     table["split"], table["reason"], table["fold"] = "train", "", NO_FOLD
     wrong = [not has_extension(path, config.exts) for path in table["path"]]
     table.loc[wrong, ["split", "reason"]] = ("excluded", "extension not in split.exts")
@@ -130,36 +138,6 @@ def _readable_classes(table: pd.DataFrame, dataset: str) -> None:
             )
 
 
-def _groups(config: SplitConfig, table: pd.DataFrame, found: Found) -> npt.NDArray[np.object_]:
-    """Name each image's group after its smallest member's pixels, so that the name survives added images."""
-    n = len(table)
-    digests = table["pixel_sha256"].to_numpy(object)
-    if config.group_by == "none":
-        component = np.arange(n)
-    elif config.group_by == "exact":
-        component = np.unique(digests.astype(str), return_inverse=True)[1]
-        component = np.where(digests == "", n + np.arange(n), component)
-    elif config.group_by == "near_duplicate":
-        component = found.components
-    else:
-        extra = neighbour_pairs(table, found.prints.thumbs)
-        joined = CopyPairs(
-            np.concatenate([found.pairs.first, extra[0]]),
-            np.concatenate([found.pairs.second, extra[1]]),
-            np.zeros(0),
-            np.zeros(0, np.int64),
-            np.zeros(0, np.bool_),
-        )
-        component = group_copies(n, joined)
-    own = np.array(
-        [digest or f"unreadable:{path}" for digest, path in zip(digests, table["path"], strict=True)], object
-    )
-    if config.group_by == "none":
-        own = own + ":" + table["path"].to_numpy(object)
-    smallest = pd.Series(own).groupby(component).transform("min")
-    return np.array([sha256_json(name)[:16] for name in smallest], object)
-
-
 def _apply_conflicts(config: SplitConfig, table: pd.DataFrame, found: Found, job: Job) -> list[str]:
     """Find confirmed copies with different labels and treat them as the policy says."""
     rows = np.flatnonzero(label_conflicts(table, copies_table(table, found.pairs), _included(table)))
@@ -183,13 +161,13 @@ def _apply_conflicts(config: SplitConfig, table: pd.DataFrame, found: Found, job
 def _assign(config: SplitConfig, table: pd.DataFrame, found: Found, job: Job) -> None:
     """Set split and fold of every image that is not excluded."""
     if config.strategy == "predefined":
-        read_predefined(config, table, job)
+        read_predefined(config, table, found.patients.names, job)
     elif config.strategy == "official":
         _assign_official(config, table, found, job)
     elif config.strategy == "all_test":
         table.loc[_included(table), "split"] = "test"
     elif config.strategy == "pooled":
-        _assign_pooled(config, table, job)
+        _assign_pooled(config, table, found, job)
     given = _keep_validation(config, table)
     _check_losses(config, table, job)
     train = np.flatnonzero((table["split"] == "train").to_numpy() & ~given)
@@ -238,26 +216,35 @@ def _check_losses(config: SplitConfig, table: pd.DataFrame, job: Job) -> None:
             )
 
 
-def _assign_pooled(config: SplitConfig, table: pd.DataFrame, job: Job) -> None:
+def _assign_pooled(config: SplitConfig, table: pd.DataFrame, found: Found, job: Job) -> None:
     rows = np.flatnonzero(_included(table))
     part = table.iloc[rows]
-    for label, count in part.groupby("label")["group"].nunique().items():
-        if count < 2:
+    remedy = "add images of other patients or raise split.copies.ncc_threshold"
+    for label, of_class in part.groupby("label"):
+        if of_class["group"].nunique() < 2:
+            who = _whose(found.patients.names[of_class.index], len(of_class))
             raise DataError(
-                f"The class {label!r} of {job.dataset} lives in one group of copies, so it cannot be on both sides; "
-                "add images or raise split.copies.ncc_threshold."
+                f"The class {label!r} of {job.dataset} lives in one group{who}, so it cannot be on both sides; {remedy}, "
+                "or remove the class."
             )
     largest = part["group"].value_counts()
     if len(largest) and largest.iloc[0] > max(config.test_frac, 1 - config.test_frac) * len(part):
+        who = _whose(found.patients.names[rows[part["group"] == largest.index[0]]], largest.iloc[0])
         raise DataError(
-            f"One group holds {largest.iloc[0]} of the {len(part)} images of {job.dataset}, more than a whole side; "
-            "raise split.copies.ncc_threshold or add images."
+            f"One group{who} holds {largest.iloc[0]} of the {len(part)} images of {job.dataset}, more than a whole side; "
+            f"{remedy}."
         )
     assert config.seed is not None
     test = assign_side(
         part["group"].tolist(), part["class_index"].to_numpy(np.int64), config.test_frac, config.seed, "test"
     )
     table.loc[rows[test], "split"] = "test"
+
+
+def _whose(names: npt.NDArray[np.object_], images: int) -> str:
+    """Say whose images a group holds, if all are known to be one patient's."""
+    one = set(names)
+    return f", the patient {names[0]} with {images} images" if len(one) == 1 and one != {""} else ""
 
 
 def _assign_official(config: SplitConfig, table: pd.DataFrame, found: Found, job: Job) -> None:
@@ -270,15 +257,26 @@ def _assign_official(config: SplitConfig, table: pd.DataFrame, found: Found, job
     table.loc[included & (origin == "testing"), "split"] = "test"
     if config.group_by == "none":
         return
-    test_groups = set(table.loc[table["split"] == "test", "group"])
-    twins = included & (origin != "testing") & table["group"].isin(test_groups).to_numpy()
+    test = (table["split"] == "test").to_numpy()
+    tied = included & ~test & table["group"].isin(set(table.loc[test, "group"])).to_numpy()
+    table.loc[tied, "reason"] = "an image of its group is in the official test folder"
+    names = found.patients.names
+    if config.group_by in ("auto", "patient"):
+        theirs = tied & np.isin(names.astype(str), list(set(names[test]) - {""}))
+        table.loc[theirs, "reason"] = "its patient is in the official test folder"
+    copies = tied & np.isin(found.components, found.components[test])
+    table.loc[copies, "reason"] = OFFICIAL_COPY
     if config.official_copies == "drop":
-        table.loc[twins, ["split", "reason"]] = ("excluded", "a copy of it is in the official test folder")
+        table.loc[tied, "split"] = "excluded"
     else:
-        table.loc[twins, "reason"] = "a copy of it is in the official test folder"
         # Marked copies stay in training by the user's wish; their own group name keeps the groups of a side whole.
-        table.loc[twins, "group"] = table.loc[twins, "group"] + "-official-copy"
-    job.log.info("official folders", copies_in_training=int(twins.sum()), policy=config.official_copies)
+        table.loc[tied, "group"] = table.loc[tied, "group"] + "-official-copy"
+    job.log.info(
+        "official folders",
+        copies_in_training=int(copies.sum()),
+        tied_in_training=int(tied.sum()),
+        policy=config.official_copies,
+    )
 
 
 def _write(

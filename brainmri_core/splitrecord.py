@@ -14,18 +14,23 @@ from brainmri_core.config.data import SplitConfig
 from brainmri_core.images.copies import ORIENTATIONS, CopyPairs
 from brainmri_core.images.fingerprint import FingerprintTable
 from brainmri_core.job import Job
+from brainmri_core.patients.known import KnownPatients
 from brainmri_core.pointers import MappingPointer, latest_pointer
 from brainmri_core.samples import read_samples
 from brainmri_core.storage import atomic_file
+from brainmri_core.subjects import Neighbours, proxy_quality
 
 
 @dataclass(frozen=True)
 class Found:
-    """What the search for copies found, row by row of the sample table."""
+    """What was found about the images, row by row of the sample table: copies, neighbours, patients, wrong labels."""
 
     prints: FingerprintTable
     pairs: CopyPairs
     components: npt.NDArray[np.int64]
+    neighbours: Neighbours
+    patients: KnownPatients
+    corrections: dict[str, dict[str, str]]
 
 
 def previous_split(job: Job) -> pd.DataFrame | None:
@@ -111,12 +116,30 @@ def split_record(
             },
         },
         "label_conflicts": conflicts,
+        "label_corrections": found.corrections,
+        "patients": _patients(table, found),
         "excluded": {
             path: reason
             for path, reason, side in zip(table["path"], table["reason"], table["split"], strict=True)
             if side == "excluded"
         },
         "moved_since_previous_split": None if before is None else moved_images(table, before),
+    }
+
+
+def _patients(table: pd.DataFrame, found: Found) -> dict[str, Any]:
+    """Say for how many images the patient is known, from where, what was odd, and how good the proxy for patients is."""
+    used = (table["split"] != "excluded").to_numpy()
+    names = found.patients.names
+    known = used & (names != "")
+    copies = (found.pairs.first, found.pairs.second)
+    return {
+        "patients": len(set(names[known])),
+        "images": int(known.sum()),
+        "images_unknown": int((used & ~known).sum()),
+        "sources": found.patients.sources,
+        "notes": found.patients.notes,
+        "proxy": proxy_quality(names, found.neighbours, copies),
     }
 
 

@@ -109,7 +109,7 @@ class SplitConfig(_WithExtensions):
     test_frac: float = Field(0.25, gt=0, lt=1, description="Share of each class in the test split.")
     seed: int | None = Field(None, ge=0, description="Seed of the split; empty means env.seed.")
     group_by: Literal["auto", "patient", "subject", "near_duplicate", "exact", "none"] = Field(
-        "near_duplicate",
+        "auto",
         description="What is kept on one side. auto: copies, the images of a known patient, and where the patient is "
         "unknown runs of neighbours that look alike; patient: copies and known patients; subject: copies and runs of "
         "neighbours; near_duplicate: copies; exact: exact copies; none: nothing. With exact and none copies may cross, "

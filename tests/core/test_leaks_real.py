@@ -109,7 +109,7 @@ def test_neighbouring_numbers_look_alike_as_the_subject_proxy_assumes(
     thumbs = np.load(job.layout.absolute(mapping.samples).with_name("thumbs.npy"))
     part = (table["origin"] == "training").to_numpy()
     table, thumbs = table[part].reset_index(drop=True), thumbs[part]
-    first, _ = neighbour_pairs(table, thumbs)
+    first = neighbour_pairs(table, thumbs).first
     alike = table["label"].iloc[first].value_counts() / table["label"].value_counts()
     named = ", ".join(f"{alike[name]:.0%} ({name})" for name in ("pituitary", "glioma"))
     assert (

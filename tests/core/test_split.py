@@ -29,7 +29,7 @@ from brainmri_core.logs import Record, StageLog
 from brainmri_core.pointers import FetchPointer, MappingPointer, write_pointer
 from brainmri_core.samples import FETCH_COLUMNS, read_samples, write_samples
 from brainmri_core.sources.phantom import PhantomTruth, read_truth
-from brainmri_core.split import split
+from brainmri_core.split import OFFICIAL_COPY, split
 from brainmri_core.storage import read_json
 from brainmri_core.twins import find_leaks
 from tests.security.corpus import PATIENT, encoded, personal_jpeg
@@ -45,7 +45,7 @@ from brainmri_core.job import Job
 from brainmri_core.layout import Layout
 from brainmri_core.logs import StageLog
 from brainmri_core.pointers import FetchPointer, latest_pointer
-from brainmri_core.split import split
+from brainmri_core.split import OFFICIAL_COPY, split
 layout = Layout(root=Path(sys.argv[1]))
 job = Job(layout, "other-process", load_catalogue()["brainmri/phantom"], StageLog("split", "x", "x", []))
 print(split(SplitConfig(seed=42), latest_pointer(layout, FetchPointer, job.dataset), job).content_hash)
@@ -124,7 +124,7 @@ configs = st.builds(
     test_frac=st.floats(0.1, 0.6),
     folds=st.integers(2, 6),
     strategy=st.sampled_from(["pooled", "official"]),
-    group_by=st.sampled_from(["near_duplicate", "exact", "subject"]),
+    group_by=st.sampled_from(["auto", "patient", "near_duplicate", "exact", "subject"]),
     conflicts=st.sampled_from(["exclude", "keep"]),
 )
 
@@ -200,9 +200,15 @@ def test_class_proportions_are_met_within_one_group_and_reported(
 
 
 @many
-@given(st.integers(0, 2**32 - 1), st.sets(st.integers(0, 150), max_size=5))
-def test_added_images_move_few_and_what_moved_is_said(project: Project, seed: int, missing: set[int]) -> None:
-    config = SplitConfig(seed=seed)
+@given(
+    st.integers(0, 2**32 - 1),
+    st.sets(st.integers(0, 150), max_size=5),
+    st.sampled_from(["auto", "near_duplicate"]),
+)
+def test_added_images_move_few_and_what_moved_is_said(
+    project: Project, seed: int, missing: set[int], group_by: Any
+) -> None:
+    config = SplitConfig(seed=seed, group_by=group_by)
     kept = [path for number, path in enumerate(project.row) if number not in missing]
     before_pointer, before = project.split(config, project.of(kept))
     write_pointer(project.layout, before_pointer)
@@ -216,7 +222,8 @@ def test_added_images_move_few_and_what_moved_is_said(project: Project, seed: in
             refolded[path] = f"fold {fold} to fold {now.loc[path, 'fold']}"
     assert project.record(pointer)["moved_since_previous_split"] == moved | refolded
     # an added copy may rename its group or bring a conflict to light, and each class's cut may shift by a group
-    assert len(moved) <= 4 * len(missing)
+    in_a_group = 4 if group_by == "near_duplicate" else 2 * int(after["group"].value_counts().iloc[0])
+    assert len(moved) <= in_a_group * len(missing)
     assert len(refolded) == 0 or missing
 
 
@@ -238,7 +245,7 @@ def test_official_folders_keep_their_sides_and_lose_the_training_copies(project:
     _, table = project.split(SplitConfig(seed=1, strategy="official"))
     used = table[table["split"] != "excluded"]
     assert (used["split"] == used["origin"].map({"training": "train", "testing": "test"})).all()
-    dropped = table[table["reason"] == "a copy of it is in the official test folder"]
+    dropped = table[table["reason"].str.endswith("is in the official test folder")]
     tested = set(table.loc[table["split"] == "test", "group"])
     training = table[table["origin"] == "training"]
     expected = training[
@@ -253,17 +260,21 @@ def test_official_folders_keep_their_sides_and_lose_the_training_copies(project:
         if path and other and path.startswith("Training") and other.startswith("Testing")
     }
     assert across
-    assert across <= set(dropped["path"])
+    copies = dropped[dropped["reason"] == OFFICIAL_COPY]
+    assert across <= set(copies["path"])
+    # the others only belong to a run of neighbours that has such a copy
+    _, by_copies = project.split(SplitConfig(seed=1, strategy="official", group_by="near_duplicate"))
+    assert copies["path"].tolist() == by_copies.loc[by_copies["reason"] == OFFICIAL_COPY, "path"].tolist()
+    assert set(dropped["path"]) > set(copies["path"])
 
 
 def test_official_copies_can_be_kept_and_are_marked(project: Project) -> None:
     _, dropped = project.split(SplitConfig(seed=1, strategy="official"))
     pointer, table = project.split(SplitConfig(seed=1, strategy="official", official_copies="keep"))
-    marked = table[table["reason"] == "a copy of it is in the official test folder"]
+    marked = table[table["reason"].str.endswith("is in the official test folder")]
     assert (marked["split"] == "train").all()
-    assert (
-        marked["path"].tolist() == dropped.loc[dropped["reason"] == marked["reason"].iloc[0], "path"].tolist()
-    )
+    assert marked[["path", "reason"]].equals(dropped.loc[marked.index, ["path", "reason"]])
+    assert set(marked["reason"]) == set(dropped["reason"]) - {"", "a copy carries another label"}
     copies = read_samples(project.layout.absolute(pointer.samples).with_name("copies.parquet"))
     side = table["split"].to_numpy(object)
     leaks = find_leaks(table, copies, side == "train", side == "test")
@@ -348,7 +359,7 @@ def write_csv(project: Project, table: pd.DataFrame, name: str) -> SplitConfig:
 
 
 def test_given_groups_are_joined_with_the_copies_found(project: Project) -> None:
-    _, table = project.split(SplitConfig(seed=3))
+    _, table = project.split(SplitConfig(seed=3, group_by="patient"))
     given = table[["path", "split"]].assign(group="")
     train = np.flatnonzero(table["split"] == "train")[:3]
     given.loc[train, "group"] = "patient 1"
@@ -481,7 +492,7 @@ def near(seed: int, shift: int) -> Image.Image:
         (
             {f"meningioma/{n}.png": near(900, n) for n in range(4)},
             {},
-            "class 'meningioma' of brainmri/phantom lives in one group of copies",
+            "class 'meningioma' of brainmri/phantom lives in one group, so it cannot be on both sides",
         ),
         ({f"glioma/copy{n}.png": picture(0) for n in range(60)}, {}, "One group holds 61 of the 72 images"),
         ({"meningioma/1.png": picture(900)}, {}, "class 'meningioma' of brainmri/phantom has a single image"),
