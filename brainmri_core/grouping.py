@@ -159,8 +159,12 @@ def joined(
     return np.asarray(connected_components(graph, directed=False)[1][:n], np.int64)
 
 
-def group_names(samples: pd.DataFrame, component: npt.NDArray[np.int64]) -> npt.NDArray[np.object_]:
-    """Name each image's group after its smallest member's pixels, so that the name survives added images.
+def group_names(
+    samples: pd.DataFrame,
+    component: npt.NDArray[np.int64],
+    patients: npt.NDArray[np.object_] | None = None,
+) -> npt.NDArray[np.object_]:
+    """Name each image's group after its patient or its smallest member's pixels, so that the name survives added images.
 
     Parameters
     ----------
@@ -168,9 +172,20 @@ def group_names(samples: pd.DataFrame, component: npt.NDArray[np.int64]) -> npt.
         N rows with path and pixel_sha256 (empty where an image could not be decoded).
     component : numpy.ndarray
         int64 ``(N,)``: number of each image's group.
+    patients : numpy.ndarray or None
+        object ``(N,)`` of str, ``""`` where unknown, if groups are to be named after patients. A keyed hash names none: it
+        is another one in each project.
+
+    Returns
+    -------
+    numpy.ndarray
+        object ``(N,)`` of 16 hexadecimal digits.
     """
     digests, paths = samples["pixel_sha256"].to_numpy(object), samples["path"].to_numpy(object)
     own = np.where(digests == "", "unreadable:" + paths, digests)
+    if patients is not None:
+        running = [bool(name) and not name.startswith("hashed:") for name in patients]
+        own = np.where(running, " patient " + patients, own)  # the blank sorts before all digits
     smallest = pd.Series(own).groupby(component).transform("min")
     return np.array([sha256_json(name)[:16] for name in smallest], object)
 

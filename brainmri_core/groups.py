@@ -7,97 +7,88 @@ import numpy.typing as npt
 import pandas as pd
 
 from brainmri_core.config.data import SplitConfig
+from brainmri_core.grouping import group_names, joined
 from brainmri_core.splitrecord import Found
 from brainmri_core.storage import sha256_json
 from brainmri_core.subjects import I64, Neighbours, connected
 
 
 def image_groups(config: SplitConfig, table: pd.DataFrame, found: Found) -> npt.NDArray[np.object_]:
-    """Name each image's group.
+    """Name each image's group, as ``split.group_by`` says: object ``(N,)`` of 16 hexadecimal digits.
 
-    A group is named after its patient where that is a running number, else after its smallest member's pixels, so that
-    the name mostly survives added images.
+    A predefined split is not judged by the neighbours of ``auto``, which are a guess.
 
     Parameters
     ----------
-    config : SplitConfig
-        What a group is. A predefined split is not judged by the proxy of ``auto``, which is a guess.
     table : pandas.DataFrame
-        N rows with ``path`` and ``pixel_sha256``.
+        N rows with ``path``, ``pixel_sha256``, ``label``, ``class_index`` and ``split``.
+    found : Found
+        What is known of the images; where neighbours say nothing about patients, a note on it is added.
+    """
+    n, digests, patients = len(table), table["pixel_sha256"].to_numpy(object), found.patients.names
+    copies = (found.pairs.first, found.pairs.second)
+    if config.group_by == "none":
+        names = [f"{digest}:{path}" for digest, path in zip(digests, table["path"], strict=True)]
+        return np.array([sha256_json(name)[:16] for name in names], object)
+    if config.group_by in ("exact", "near_duplicate"):
+        same = joined(digests, pairs=[copies] if config.group_by == "near_duplicate" else [])
+        return group_names(table, same)
+    if config.group_by == "subject":
+        pairs = (found.neighbours.first, found.neighbours.second)
+        return group_names(table, connected(n, copies, pairs))
+    if config.group_by == "patient" or config.strategy == "predefined":
+        return group_names(table, joined(patients, pairs=[copies]), patients)
+    component, notes = patient_components(table, patients, copies, found.neighbours, config.test_frac)
+    found.patients.notes.extend(notes)
+    return group_names(table, component, patients)
+
+
+def patient_components(
+    table: pd.DataFrame,
+    patients: npt.NDArray[np.object_],
+    copies: tuple[I64, I64],
+    neighbours: Neighbours,
+    test_frac: float,
+) -> tuple[I64, list[str]]:
+    """Join copies, the images of one patient, and, where the patient is unknown, neighbours that look alike.
+
+    Neighbours are a guess, and a guess must not make a data set unusable: those of a class that would then have no image
+    for one of the sides are not joined. They say nothing about patients where all images of a class look alike, as in a
+    small or a synthetic set.
 
     Returns
     -------
-    numpy.ndarray
-        object ``(N,)`` of 16 hexadecimal digits.
+    component : numpy.ndarray
+        int64 ``(N,)``.
+    notes : list of str
+        A sentence for each class whose neighbours were not joined.
     """
-    n = len(table)
-    digests, patients = table["pixel_sha256"].to_numpy(object), found.patients.names
-    copies, neighbours = (found.pairs.first, found.pairs.second), found.neighbours
-    if config.group_by == "none":
-        component = np.arange(n)
-    elif config.group_by == "exact":
-        component = np.unique(digests.astype(str), return_inverse=True)[1]
-        component = np.where(digests == "", n + np.arange(n), component)
-    elif config.group_by == "near_duplicate":
-        component = found.components
-    elif config.group_by == "subject":
-        component = connected(n, copies, (neighbours.first, neighbours.second))
-    else:
-        component = connected(n, copies, _of_one_patient(patients))
-        if config.group_by == "auto" and config.strategy != "predefined":
-            component = _as_far_as_classes_allow(component, table, found, config)
-    own = np.array(
-        [digest or f"unreadable:{path}" for digest, path in zip(digests, table["path"], strict=True)], object
-    )
-    if config.group_by == "none":
-        own = own + ":" + table["path"].to_numpy(object)
-    if config.group_by in ("auto", "patient"):
-        # the blank sorts before the digits of any other image; a keyed hash is another one in each project
-        running = [bool(name) and not name.startswith("hashed:") for name in patients]
-        own = np.where(running, " patient " + patients, own)
-    smallest = pd.Series(own).groupby(component).transform("min")
-    return np.array([sha256_json(name)[:16] for name in smallest], object)
-
-
-def _as_far_as_classes_allow(component: I64, table: pd.DataFrame, found: Found, config: SplitConfig) -> I64:
-    """Join the neighbours, but not those of a class that would then have no image for one of the sides.
-
-    The proxy is a guess, and a guess must not make a data set unusable: where all images of a class look alike, as in a
-    small or a synthetic set, it says nothing about patients.
-    """
+    certain = joined(patients, table["pixel_sha256"].to_numpy(object), pairs=[copies])
     classes = table["class_index"].to_numpy(np.int64)
-    hopeless = _unsplittable(component, table, config)
+    hopeless = _unsplittable(certain, table, test_frac)
     left_out: set[int] = set()
     while True:
-        pairs = found.neighbours.among(~np.isin(classes, list(left_out)))
-        joined = _with_neighbours(component, found.patients.names, pairs)
-        stuck = _unsplittable(joined, table, config) - hopeless
+        component = _with_neighbours(certain, patients, neighbours.among(~np.isin(classes, list(left_out))))
+        stuck = _unsplittable(component, table, test_frac) - hopeless
         if stuck <= left_out:
             break
         left_out |= stuck
-    for label in sorted(set(table["label"][np.isin(classes, list(left_out))])):
-        found.patients.notes.append(
-            f"Neighbouring images of the class {label!r} look so much alike that one group would hold all of them or more "
-            "than a side; there they were not taken for images of one patient."
-        )
-    return joined
+    notes = [
+        f"Neighbouring images of the class {label!r} look so much alike that one group would hold all of them or more than "
+        "a side; there they were not taken for images of one patient."
+        for label in sorted(set(table["label"][np.isin(classes, list(left_out))]))
+    ]
+    return component, notes
 
 
-def _unsplittable(component: I64, table: pd.DataFrame, config: SplitConfig) -> set[int]:
+def _unsplittable(component: I64, table: pd.DataFrame, test_frac: float) -> set[int]:
     """Return the classes with a single group, or with images in a group larger than any side."""
     included = (table["split"] != "excluded").to_numpy()
     used = pd.DataFrame({"group": component, "class": table["class_index"].to_numpy(np.int64)})[included]
     single = used.groupby("class")["group"].nunique() < 2
     sizes = used["group"].value_counts()
-    large = sizes.index[sizes > max(config.test_frac, 1 - config.test_frac) * len(used)]
+    large = sizes.index[sizes > max(test_frac, 1 - test_frac) * len(used)]
     return set(single.index[single]) | set(used.loc[used["group"].isin(large), "class"])
-
-
-def _of_one_patient(patients: npt.NDArray[np.object_]) -> tuple[I64, I64]:
-    """Pair each image of a known patient with the patient's first."""
-    rows = np.flatnonzero(patients != "")
-    _, first, number = np.unique(patients[rows].astype(str), return_index=True, return_inverse=True)
-    return rows[first[number]], rows
 
 
 def _with_neighbours(component: I64, patients: npt.NDArray[np.object_], neighbours: Neighbours) -> I64:

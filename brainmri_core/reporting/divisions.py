@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from brainmri_core.grouping import assign_side, group_names, joined
+from brainmri_core.groups import patient_components
 from brainmri_core.samples import known_patients
 from brainmri_core.subjects import neighbour_pairs
 
@@ -80,7 +81,7 @@ def divisions(samples: pd.DataFrame, thumbs: U8, copies: pd.DataFrame, *, seed: 
 
     none = np.zeros(len(samples), np.bool_)
     known = bool((known_patients(samples)[usable] != "").any())
-    by_patients = whole(lambda: groups_by("auto", samples, copies, thumbs)) if known else (none, none)
+    by_patients = whole(lambda: groups_by("auto", samples, copies, thumbs, frac)) if known else (none, none)
     return [
         made("this split", (train, test)),
         made(
@@ -114,17 +115,18 @@ def groups_by(
     samples: pd.DataFrame,
     copies: pd.DataFrame,
     thumbs: U8,
+    test_frac: float = 0.25,
 ) -> npt.NDArray[np.object_]:
     """Return the group of each image as ``split.group_by`` makes it: object ``(N,)``."""
     patients, pixels = known_patients(samples), samples["pixel_sha256"].to_numpy(object)
     if kind == "near_duplicate":
         return group_names(samples, joined(pixels, pairs=[_listed(samples, copies)]))
-    first, second = neighbour_pairs(samples, thumbs)
+    neighbours, listed = neighbour_pairs(samples, thumbs), _listed(samples, copies)
     if kind == "subject":
-        return group_names(samples, joined(pixels, pairs=[_listed(samples, copies), (first, second)]))
-    guessed = (patients[first] == "") | (patients[second] == "")
-    pairs = [_listed(samples, copies), (first[guessed], second[guessed])]
-    return group_names(samples, joined(pixels, patients, pairs=pairs))
+        alike = (neighbours.first, neighbours.second)
+        return group_names(samples, joined(pixels, pairs=[listed, alike]))
+    component, _ = patient_components(samples, patients, listed, neighbours, test_frac)
+    return group_names(samples, component, patients)
 
 
 def _listed(samples: pd.DataFrame, copies: pd.DataFrame) -> tuple[I64, I64]:
