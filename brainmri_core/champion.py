@@ -1,4 +1,7 @@
-"""Champion: the checkpoint in use, replaced only by one that is better beyond noise on images neither has learnt."""
+"""Champion: the checkpoint in use, replaced only by one that is better beyond noise on images neither was trained on.
+
+The test split plays no part: what is chosen by it could not be measured on it any more.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +14,11 @@ import numpy.typing as npt
 import pandas as pd
 
 from brainmri_core.config.evaluation import EvaluateConfig
+from brainmri_core.contender import Contender, packed_samples, trained_on
+from brainmri_core.errors import StorageError
 from brainmri_core.grouping import independent_units
-from brainmri_core.images.pack import open_pack
 from brainmri_core.job import Job
 from brainmri_core.layout import CHAMPION_FILE, timestamp, utc_now
-from brainmri_core.learning.checkpoint import load_model
-from brainmri_core.learning.device import choose_device
-from brainmri_core.learning.inference import predict
 from brainmri_core.locks import exclusive
 from brainmri_core.pointers import (
     ChampionPointer,
@@ -28,8 +29,8 @@ from brainmri_core.pointers import (
     latest_pointer,
 )
 from brainmri_core.reporting.paired import paired_macro_f1
-from brainmri_core.reporting.predictions import read_predictions
-from brainmri_core.samples import read_samples
+from brainmri_core.reporting.subject import validation_of
+from brainmri_core.selection import BASIS_NAMES, Basis, folds_of_both, predictions_for, same_images
 from brainmri_core.storage import atomic_file, check_sha256, sha256_file, sha256_json, write_json
 
 I64 = npt.NDArray[np.int64]
@@ -40,6 +41,7 @@ MARGIN = 0.0
 class _Comparison:
     """Macro F1 of both models on the same images, and the interval of the difference over resampled groups."""
 
+    basis: Basis
     images: int
     challenger: float | None = None
     champion: float | None = None
@@ -63,7 +65,7 @@ def crown(
     out_models : str
         Folder of models; the champion is ``<out_models>/<owner>/<slug>/champion.pth``.
     checkpoint, evaluation : pointers
-        The challenger and its evaluation on the newest test split.
+        The challenger and its evaluation, which must be there before it can become the champion.
     job : Job
         The run.
 
@@ -71,14 +73,15 @@ def crown(
     -------
     ChampionPointer
         ``crowned`` and ``reason`` say what was decided. A champion is replaced where the whole 95% interval of the
-        difference in macro F1 (paired bootstrap over test groups) lies above zero; only images whose group the
-        champion did not train on count.
+        difference in macro F1 (paired bootstrap over groups) lies above zero: by out-of-fold predictions where both
+        trainings have folds on the same data, else on the challenger's validation images whose group the champion was not
+        trained on. Both models then predict each image as they were trained to see it, in the same arithmetic.
     """
     layout = job.layout
     folder = layout.checkpoint_dir(out_models, job.dataset, CHAMPION_FILE).parent
     with exclusive(layout.lock("champion", job.dataset)):
         current = latest_pointer(layout, ChampionPointer, job.dataset)
-        crowned, reason, comparison = _decide(config, current, checkpoint, evaluation, job)
+        crowned, reason, comparison = _decide(config, current, checkpoint, job)
         holder = checkpoint.pointer_path if crowned or current is None else current.champion_checkpoint
         owner = checkpoint if crowned or current is None else follow(layout, CheckpointPointer, str(holder))
         weights = folder / CHAMPION_FILE
@@ -110,25 +113,22 @@ def crown(
 
 
 def _decide(
-    config: EvaluateConfig,
-    current: ChampionPointer | None,
-    checkpoint: CheckpointPointer,
-    evaluation: EvaluationPointer,
-    job: Job,
+    config: EvaluateConfig, current: ChampionPointer | None, checkpoint: CheckpointPointer, job: Job
 ) -> tuple[bool, str, _Comparison | None]:
     if current is None or not job.layout.absolute(current.champion_checkpoint).is_file():
         return True, "There was no champion yet.", None
     champion = follow(job.layout, CheckpointPointer, current.champion_checkpoint)
     if champion.checkpoint_sha256 == checkpoint.checkpoint_sha256:
         return False, "It is the champion already.", None
-    found = _compare(config, champion, checkpoint, evaluation, job)
+    found = _compare(config, champion, checkpoint, job)
+    images = f"{found.images} {BASIS_NAMES[found.basis]} images"
     if found.interval is None:
-        obstacle = found.obstacle or f"{found.images} test images new to both models are too few"
+        obstacle = found.obstacle or f"{images} are too few"
         return False, f"It was not compared with the champion: {obstacle}.", found
     low, high = found.interval
     figures = (
-        f"macro F1 {found.challenger:.3f} against {found.champion:.3f} on {found.images} test images; 95% interval of the "
-        f"difference {low:+.3f} to {high:+.3f}"
+        f"macro F1 {found.challenger:.3f} against {found.champion:.3f} on {images} that neither was trained on; 95% interval "
+        f"of the difference {low:+.3f} to {high:+.3f}"
     )
     if low > MARGIN:
         return True, f"It is better beyond noise: {figures}.", found
@@ -136,82 +136,61 @@ def _decide(
 
 
 def _compare(
-    config: EvaluateConfig,
-    champion: CheckpointPointer,
-    checkpoint: CheckpointPointer,
-    evaluation: EvaluationPointer,
-    job: Job,
+    config: EvaluateConfig, champion: CheckpointPointer, checkpoint: CheckpointPointer, job: Job
 ) -> _Comparison:
-    table, classes = read_predictions(job.layout.absolute(evaluation.predictions))
-    table = table[table["split"] == "test"].reset_index(drop=True)
-    table = table[~_learnt(table, champion, checkpoint, job)].reset_index(drop=True)
+    folds = folds_of_both(checkpoint, champion, job.layout)
+    if folds is None:
+        return _on_validation(config, champion, checkpoint, job)
+    (ours, classes), (theirs, known) = (predictions_for("out_of_fold", found, job.layout) for found in folds)
+    ours, theirs = same_images(ours, theirs)
+    if classes != known or not len(ours):
+        return _Comparison("out_of_fold", len(ours), obstacle="its folds have other classes or images")
+    calls = [table["predicted_index"].to_numpy(np.int64) for table in (ours, theirs)]
+    return _paired(config, "out_of_fold", ours, calls, classes)
+
+
+def _on_validation(
+    config: EvaluateConfig, champion: CheckpointPointer, checkpoint: CheckpointPointer, job: Job
+) -> _Comparison:
+    """Let both models predict the challenger's validation images that the champion was not trained on."""
+    pack = follow(job.layout, PackPointer, checkpoint.pack_pointer)
+    ours, theirs = (Contender.load(item, config, job) for item in (checkpoint, champion))
+    if set(ours.meta.classes) != set(theirs.meta.classes):
+        return _Comparison("validation", 0, obstacle="the champion knows other classes")
+    packed = packed_samples(pack, job)
+    table = packed[validation_of(packed, ours.meta)].reset_index(drop=True)
+    table = table[~trained_on(table, packed, champion, theirs.meta, job)].reset_index(drop=True)
     if not len(table):
-        return _Comparison(0, obstacle="the champion has learnt every test image or a copy of it")
-    if not config.bootstrap_resamples:
-        return _Comparison(len(table), obstacle="evaluate.bootstrap_resamples is 0")
-    theirs = _called_by(champion, checkpoint, table, config, classes, job)
-    if theirs is None:
         return _Comparison(
-            len(table), obstacle="the champion knows other classes or takes images of another size"
+            "validation",
+            0,
+            obstacle="the champion was trained on every validation image, or a relative of it",
         )
-    challenger, champion_f1, difference = paired_macro_f1(
+    try:
+        calls = [contender.calls(table, pack, ours.meta.classes) for contender in (ours, theirs)]
+    except StorageError as error:  # the files that the champion's way of preparing needs were deleted
+        return _Comparison("validation", len(table), obstacle=str(error).rstrip("."))
+    readable = (calls[0] >= 0) & (calls[1] >= 0)
+    table, calls = table[readable].reset_index(drop=True), [item[readable] for item in calls]
+    return _paired(config, "validation", table, calls, ours.meta.classes)
+
+
+def _paired(
+    config: EvaluateConfig, basis: Basis, table: pd.DataFrame, calls: list[I64], classes: list[str]
+) -> _Comparison:
+    if not len(table) or not config.bootstrap_resamples:
+        why = "evaluate.bootstrap_resamples is 0" if len(table) else None
+        return _Comparison(basis, len(table), obstacle=why)
+    challenger, champion, difference = paired_macro_f1(
         table["class_index"].to_numpy(np.int64),
-        table["predicted_index"].to_numpy(np.int64),
-        theirs,
+        calls[0],
+        calls[1],
         independent_units(table),
         classes,
         resamples=config.bootstrap_resamples,
         seed=int(config.data.seed or 0),
     )
-    return _Comparison(len(table), challenger, champion_f1, difference)
-
-
-def _learnt(
-    table: pd.DataFrame, champion: CheckpointPointer, checkpoint: CheckpointPointer, job: Job
-) -> npt.NDArray[np.bool_]:
-    """Mark test images that the champion trained on, or a group member of which it did: the split may have changed."""
-    if champion.pack_pointer == checkpoint.pack_pointer:
-        return np.zeros(len(table), np.bool_)
-    old = _samples(champion, job)
-    seen = set(old.loc[old["split"] == "train", "pixel_sha256"])
-    new = _samples(checkpoint, job)
-    groups = set(new.loc[new["pixel_sha256"].isin(seen), "group"])
-    return np.asarray(table["group"].isin(groups), np.bool_)
-
-
-def _samples(checkpoint: CheckpointPointer, job: Job) -> pd.DataFrame:
-    pack = follow(job.layout, PackPointer, checkpoint.pack_pointer)
-    return read_samples(
-        job.layout.absolute(pack.samples), {"split": "str", "group": "str", "pixel_sha256": "str"}
-    )
-
-
-def _called_by(
-    champion: CheckpointPointer,
-    checkpoint: CheckpointPointer,
-    table: pd.DataFrame,
-    config: EvaluateConfig,
-    classes: list[str],
-    job: Job,
-) -> I64 | None:
-    """Return the champion's class of each row, or None where it knows other classes or takes images of another size."""
-    pack = follow(job.layout, PackPointer, checkpoint.pack_pointer)
-    path = job.layout.absolute(champion.checkpoint)
-    check_sha256(path, champion.checkpoint_sha256, "champion")
-    device = choose_device(job.env)
-    model, meta = load_model(path, device)
-    if meta.classes != classes or meta.preprocessing.pack_size != pack.size:
-        return None
-    rows = table["row"].to_numpy(np.int64)
-    logits = predict(
-        model,
-        open_pack(job.layout, pack),
-        rows,
-        meta.preprocessing,
-        device=device,
-        batch_size=config.data.batch_size,
-    ).logits
-    return np.asarray(logits.argmax(axis=1), np.int64)
+    return _Comparison(basis, len(table), challenger, champion, difference)
 
 
 def _install(source: Path, expected: str, target: Path) -> None:

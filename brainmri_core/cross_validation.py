@@ -18,6 +18,7 @@ from brainmri_core.layout import FOLDS_FOLDER, timestamp, utc_now
 from brainmri_core.learning.checkpoint import load_model
 from brainmri_core.learning.device import choose_device
 from brainmri_core.learning.inference import predict
+from brainmri_core.ledger import looks_record, record_look
 from brainmri_core.pointers import (
     CheckpointPointer,
     CrossValidationPointer,
@@ -158,6 +159,7 @@ def cross_validate(
     ensemble = _ensemble(table, pack, checkpoints, config, job)
     issues = label_issues(pooled, _probabilities(pooled, pack.classes), pack.classes)
     metrics = _metrics(pooled, ensemble, pack.classes, config) | {"label_issues": len(issues)}
+    metrics["test_looks"] = _looks(ensemble, metrics, checkpoints, job)
     target = job.layout.root / "outputs" / "cross_validation" / job.dataset / job.run_id
     with staging_folder(target) as folder:
         write_json(folder / "metrics.json", metrics)
@@ -181,7 +183,33 @@ def cross_validate(
         headline=_headline(metrics),
         fold_checkpoints=[str(item.pointer_path) for item in checkpoints],
         pack_pointer=str(pack.pointer_path),
+        recipe=_common([item.recipe for item in checkpoints]),
+        inference=_common([item.inference for item in evaluations]),
+        test_split=metrics["test_looks"]["split"] if metrics["test_looks"] else None,
     )
+
+
+def _common(values: Sequence[str | None]) -> str | None:
+    """Return the one value that all folds share, else None."""
+    return values[0] if len(set(values)) == 1 else None
+
+
+def _looks(
+    ensemble: pd.DataFrame, metrics: dict[str, Any], checkpoints: Sequence[CheckpointPointer], job: Job
+) -> dict[str, Any] | None:
+    """Enter the ensemble into the ledger of the test split, if there is one."""
+    if not len(ensemble):
+        return None
+    found = record_look(
+        job.layout,
+        job.dataset,
+        job.run_id,
+        "cross_validation",
+        paths=ensemble["path"].tolist(),
+        checkpoint=sha256_json([item.content_hash for item in checkpoints]),
+        experiment=_common([item.experiment for item in checkpoints]),
+    )
+    return looks_record(found, metrics["ensemble"].get("intervals", {}).get("macro_f1"))
 
 
 def _metrics(

@@ -15,7 +15,8 @@ from brainmri_core.grouping import independent_units
 from brainmri_core.job import Job
 from brainmri_core.layout import timestamp, utc_now
 from brainmri_core.learning.inference import Predictions
-from brainmri_core.pointers import CheckpointPointer, EvaluationPointer, PackPointer
+from brainmri_core.ledger import looks_record, looks_warning, record_look
+from brainmri_core.pointers import CheckpointPointer, EvaluationPointer, FoldPackPointer, PackPointer
 from brainmri_core.reporting.baselines import make_baselines
 from brainmri_core.reporting.calibration import probabilities
 from brainmri_core.reporting.evaluation_metrics import Context, evaluation_metrics, headline
@@ -70,6 +71,7 @@ def evaluate(
     subject = load_subject(config, checkpoint, pack, job)
     found = forward(subject)
     clock.append(time.perf_counter())
+    weights = checkpoint.content_hash if checkpoint else sha256_file(subject.weights)
     evidence = gather_evidence(pack, subject.pixels, job)
     outliers = _outliers(config, subject, found)
     table = _table(subject, found, outliers)
@@ -84,10 +86,12 @@ def evaluate(
         write_samples(folder / "predictions.parquet", table)
         galleries, explained = _pictures(config, folder, table, subject, evidence, metrics)
         issues = _issues(folder, table, subject, evidence, metrics)
-        write_json(folder / "metrics.json", {**identity, **metrics})
+        looks = _looks(table, metrics, weights, checkpoint, pack, job)
+        document = {**identity, **metrics, **looks}
+        write_json(folder / "metrics.json", document)
         write_classifier(folder, ClassifierFile.of(subject, metrics, outliers, target), outliers)
         result = Evaluation(
-            {**identity, **metrics},
+            document,
             table,
             galleries,
             explained,
@@ -98,7 +102,7 @@ def evaluate(
             config,
         )
         write_pages(folder, result, job)
-    for warning in metrics["warnings"]:
+    for warning in document["warnings"]:
         job.log.warning(warning["text"], severity=warning["level"])
     clock.append(time.perf_counter())
     steps = ("forward_seconds", "metrics_seconds", "report_seconds")
@@ -109,10 +113,10 @@ def evaluate(
         **{name: end - start for name, start, end in zip(steps, clock[:-1], clock[1:], strict=True)},
     )
     relative = job.layout.relative
-    weights = checkpoint.content_hash if checkpoint else sha256_file(subject.weights)
     return EvaluationPointer(
         dataset=job.dataset,
         run_id=job.run_id,
+        # without the looks, which say what other runs did
         content_hash=sha256_json([weights, pack.content_hash, metrics]),
         written_at_utc=identity["written_at_utc"],
         folder=relative(target),
@@ -122,7 +126,35 @@ def evaluate(
         headline=headline(metrics),
         checkpoint_pointer=checkpoint.pointer_path if checkpoint else None,
         pack_pointer=pack.pointer_path,
+        inference=subject.inference,
+        test_split=looks["test_looks"]["split"] if looks["test_looks"] else None,
     )
+
+
+def _looks(
+    table: pd.DataFrame,
+    metrics: dict[str, Any],
+    weights: str,
+    checkpoint: CheckpointPointer | None,
+    pack: PackPointer,
+    job: Job,
+) -> dict[str, Any]:
+    """Enter the evaluation into the ledger of the test split; return the fields of ``metrics.json`` that speak of it."""
+    if isinstance(pack, FoldPackPointer):
+        told = metrics["reasons"] | {"test_looks": "a fold is measured, not the test split"}
+        return {"test_looks": None, "reasons": told}
+    found = record_look(
+        job.layout,
+        job.dataset,
+        job.run_id,
+        "evaluation",
+        paths=table.loc[table["split"] == "test", "path"].tolist(),
+        checkpoint=weights,
+        experiment=checkpoint.experiment if checkpoint else None,
+    )
+    record = looks_record(found, metrics["intervals"].get("macro_f1"))
+    warning = looks_warning(record)
+    return {"test_looks": record, "warnings": [*metrics["warnings"], *([warning] if warning else [])]}
 
 
 def _outliers(config: EvaluateConfig, subject: Subject, found: Predictions) -> OutlierModel | None:

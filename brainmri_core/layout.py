@@ -147,6 +147,10 @@ class Layout(BaseModel):
         """Folder of one evaluation."""
         return self.configured(eval_out) / dataset / run_id
 
+    def test_ledger(self, dataset: str) -> Path:
+        """File that says who has looked at a data set's test splits, a JSON object a line."""
+        return self.root / "outputs" / "test_ledger" / f"{dataset}.jsonl"
+
     def pointer_dir(self, kind: str, dataset: str) -> Path:
         """Folder of a stage's pointers for a data set: ``latest.json`` and ``history/``."""
         return self.root / "outputs" / "pointers" / kind / dataset

@@ -1,24 +1,31 @@
-"""Leaderboard: the newest evaluation of every experiment on one data set, ranked, as a table and a plot."""
+"""Leaderboard: the newest evaluation of every experiment on one data set, ranked without the test split, as a table and a plot."""
 
 from __future__ import annotations
 
 import csv
 import io
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
 
 from brainmri_core.errors import DataError
 from brainmri_core.job import Job
 from brainmri_core.layout import Layout, timestamp, utc_now
 from brainmri_core.pointers import (
     CheckpointPointer,
+    CrossValidationPointer,
     EvaluationPointer,
     LeaderboardPointer,
     PackPointer,
     follow,
 )
+from brainmri_core.reporting.metrics import classification_metrics
+from brainmri_core.selection import BASIS_NAMES, Basis, folds_of, predictions_for
 from brainmri_core.storage import atomic_file, sha256_json, staging_folder, write_bytes
 
-RANKED_BY = "macro_f1"
+Row = dict[str, str | float | None]
 
 
 @dataclass(frozen=True)
@@ -29,20 +36,39 @@ class Entry:
     evaluation: EvaluationPointer
 
 
+@dataclass(frozen=True)
+class _Candidate:
+    """An entry with the predictions that may rank it, and why it cannot be ranked (empty where it can)."""
+
+    entry: Entry
+    checkpoint: CheckpointPointer | None
+    predictions: pd.DataFrame
+    classes: list[str]
+    folds: CrossValidationPointer | None = None
+    left_out: str = ""
+
+    def images(self) -> str:
+        """Return what is the same for candidates that were scored on the same images."""
+        return sha256_json(self.predictions["path"].tolist())
+
+
 def rank(entries: list[Entry], job: Job) -> LeaderboardPointer:
-    """Rank evaluations of the same test images by macro F1.
+    """Rank experiments by macro F1 on images that none of them was trained on, and that are not the test split.
 
     Parameters
     ----------
     entries : list of Entry
-        Newest first; those that measured other images than the newest one are left out and named in the log.
+        Newest first. Those trained on other data than the newest one, or validated on other images than most, are
+        listed below the others with the reason.
     job : Job
         The run.
 
     Returns
     -------
     LeaderboardPointer
-        Its folder holds ``leaderboard.csv`` and ``leaderboard.png``.
+        Its folder holds ``leaderboard.csv`` and ``leaderboard.png``. ``ranked_by`` says what the order rests on: out-of-fold
+        predictions where all ranked experiments have folds, else those of the validation groups. The test score stands
+        beside it and plays no part.
 
     Raises
     ------
@@ -51,30 +77,74 @@ def rank(entries: list[Entry], job: Job) -> LeaderboardPointer:
     """
     if not entries:
         raise DataError(f"No evaluation of {job.dataset} is recorded; run `brainmri experiment NAME` first.")
-    data = {entry.experiment: measured_on(entry.evaluation, job.layout) for entry in entries}
-    newest = data[entries[0].experiment]
-    same = [entry for entry in entries if data[entry.experiment] == newest]
-    for entry in entries:
-        if entry not in same:
-            job.log.warning("measured on other images; left out", experiment=entry.experiment)
-    same.sort(key=lambda entry: -(entry.evaluation.headline.get(RANKED_BY) or 0.0))
-    rows = [_row(entry, job) for entry in same]
+    basis, candidates = _candidates(entries, job.layout)
+    rows = [_row(item, basis) for item in candidates]
+    rows.sort(key=lambda row: (bool(row["left_out"]), -float(row["macro_f1"] or 0.0)))
+    ranked = [row for row in rows if not row["left_out"]]
+    for row in rows[len(ranked) :]:
+        job.log.warning("not ranked", experiment=row["experiment"], reason=row["left_out"])
     target = job.layout.root / "outputs" / "leaderboard" / job.dataset / job.run_id
     with staging_folder(target) as folder:
         write_bytes(folder / "leaderboard.csv", as_csv(rows).encode())
         with atomic_file(folder / "leaderboard.png") as handle:
-            handle.write(_plot(rows))
-    job.log.info("ranked", experiments=len(rows), best=rows[0]["experiment"])
+            handle.write(_plot(ranked, basis))
+    job.log.info(
+        "ranked", experiments=len(ranked), by=basis, best=ranked[0]["experiment"] if ranked else None
+    )
     return LeaderboardPointer(
         dataset=job.dataset,
         run_id=job.run_id,
-        content_hash=sha256_json([entry.evaluation.content_hash for entry in same]),
+        content_hash=sha256_json([basis, [entry.evaluation.content_hash for entry in entries]]),
         written_at_utc=timestamp(utc_now()),
         folder=job.layout.relative(target),
         table=job.layout.relative(target / "leaderboard.csv"),
         plot=job.layout.relative(target / "leaderboard.png"),
-        experiments=len(rows),
+        experiments=len(ranked),
+        ranked_by=basis,
     )
+
+
+def _candidates(entries: list[Entry], layout: Layout) -> tuple[Basis, list[_Candidate]]:
+    """Read what each experiment may be ranked by, and say what all of them are ranked by."""
+    newest = measured_on(entries[0].evaluation, layout)[1]
+    found = [_candidate(entry, newest, layout) for entry in entries]
+    usable = [item for item in found if not item.left_out]
+    if usable and all(item.folds for item in usable):
+        return "out_of_fold", [
+            item if item.left_out or item.folds is None else _with_folds(item, item.folds, layout)
+            for item in found
+        ]
+    shared = Counter(item.images() for item in usable).most_common(1)
+    images = shared[0][0] if shared else None  # of equally many the newest come first
+    return "validation", [
+        item
+        if item.left_out or item.images() == images
+        else replace(
+            item, left_out="validated on other images: its train.data.val_frac, val_seed or seed differs"
+        )
+        for item in found
+    ]
+
+
+def _candidate(entry: Entry, newest: str, layout: Layout) -> _Candidate:
+    evaluation = entry.evaluation
+    checkpoint = None
+    if evaluation.checkpoint_pointer is not None:
+        checkpoint = follow(layout, CheckpointPointer, evaluation.checkpoint_pointer)
+    table, classes = predictions_for("validation", evaluation, layout)
+    trained = measured_on(evaluation, layout)[1]
+    reason = ""
+    if checkpoint is None or trained != newest:
+        reason = "trained on other data"
+    elif not len(table):
+        reason = "no predictions of its validation images"
+    folds = folds_of(checkpoint, layout) if checkpoint is not None and not reason else None
+    return _Candidate(entry, checkpoint, table, classes, folds, reason)
+
+
+def _with_folds(item: _Candidate, folds: CrossValidationPointer, layout: Layout) -> _Candidate:
+    table, classes = predictions_for("out_of_fold", folds, layout)
+    return replace(item, predictions=table, classes=classes)
 
 
 def measured_on(evaluation: EvaluationPointer, layout: Layout) -> tuple[str, str]:
@@ -91,20 +161,26 @@ def measured_on(evaluation: EvaluationPointer, layout: Layout) -> tuple[str, str
     return follow(layout, PackPointer, pack).content_hash if pack is not None else trained, trained
 
 
-def _row(entry: Entry, job: Job) -> dict[str, str | float | None]:
-    evaluation = entry.evaluation
-    model = ""
-    if evaluation.checkpoint_pointer is not None:
-        model = follow(job.layout, CheckpointPointer, evaluation.checkpoint_pointer).model_name
+def _row(item: _Candidate, basis: Basis) -> Row:
+    table, score = item.predictions, None
+    if not item.left_out:
+        shares = table[[f"prob_{name}" for name in item.classes]].to_numpy(np.float64)
+        score = classification_metrics(table["class_index"].to_numpy(np.int64), shares, item.classes)[
+            "macro_f1"
+        ]
     return {
-        "experiment": entry.experiment,
-        "model": model,
-        **evaluation.headline,
-        "run_id": evaluation.run_id,
+        "experiment": item.entry.experiment,
+        "model": item.checkpoint.model_name if item.checkpoint else "",
+        "ranked_by": "" if item.left_out else basis,
+        "macro_f1": score,
+        "images": None if item.left_out else len(table),
+        "test_macro_f1": item.entry.evaluation.headline.get("macro_f1"),
+        "left_out": item.left_out,
+        "run_id": item.entry.evaluation.run_id,
     }
 
 
-def as_csv(rows: list[dict[str, str | float | None]]) -> str:
+def as_csv(rows: list[Row]) -> str:
     """Return rows as CSV; a missing number is an empty cell."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
     buffer = io.StringIO()
@@ -114,19 +190,26 @@ def as_csv(rows: list[dict[str, str | float | None]]) -> str:
     return buffer.getvalue()
 
 
-def _plot(rows: list[dict[str, str | float | None]]) -> bytes:
+def _plot(rows: list[Row], basis: Basis) -> bytes:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 1.2 + 0.4 * len(rows)), layout="constrained")
+    figure = Figure(figsize=(7, 1.6 + 0.5 * len(rows)), layout="constrained")
     axes = figure.add_subplot()
-    names = [str(row["experiment"]) for row in rows]
-    scores = [float(row.get(RANKED_BY) or 0.0) for row in rows]
-    bars = axes.barh(names, scores, color="#4c72b0")
-    axes.bar_label(bars, fmt="%.3f", padding=3)
+    places = np.arange(len(rows))
+    for column, offset, height, colour, name in (
+        ("macro_f1", -0.12, 0.5, "#4c72b0", f"{BASIS_NAMES[basis]} images: the order rests on these"),
+        ("test_macro_f1", 0.3, 0.2, "#c4c4c4", "test split: not used for ranking"),
+    ):
+        scores = [float(row[column] or 0.0) for row in rows]
+        bars = axes.barh(places + offset, scores, height, color=colour, label=name)
+        ink = "#8a8a8a" if column == "test_macro_f1" else "black"
+        axes.bar_label(bars, fmt="%.3f", padding=3, color=ink, fontsize=7 if ink != "black" else 10)
+    axes.set_yticks(places, [str(row["experiment"]) for row in rows])
     axes.invert_yaxis()
     axes.set_xlim(0, 1.08)
-    axes.set_xlabel("macro F1 on the test split")
+    axes.set_xlabel(f"macro F1 on {BASIS_NAMES[basis]} images")
+    figure.legend(loc="outside upper left", fontsize=8, frameon=False, ncols=2)
     buffer = io.BytesIO()
     FigureCanvasAgg(figure)
     figure.savefig(buffer, format="png", dpi=100)

@@ -131,6 +131,9 @@ class CheckpointPointer(Pointer):
     )
     pack_pointer: str
     experiment: str = Field("default", description="experiment that the training was part of")
+    recipe: str | None = Field(
+        None, description="SHA-256 of the settings that decide the training; none where it was not recorded"
+    )
     tracking: str | None = Field(
         None, description="where an experiment tracker shows the training: folder or URL"
     )
@@ -149,6 +152,10 @@ class EvaluationPointer(Pointer):
     headline: dict[str, float | None]
     checkpoint_pointer: str | None
     pack_pointer: str | None = Field(None, description="the pack whose test images were measured")
+    inference: str | None = Field(
+        None, description="arithmetic of the forward pass, and whether mirror images were averaged"
+    )
+    test_split: str | None = Field(None, description="the test split in the ledger; none for a fold")
 
 
 class FoldPackPointer(PackPointer):
@@ -181,6 +188,9 @@ class CrossValidationPointer(Pointer):
     headline: dict[str, float | None]
     fold_checkpoints: list[str]
     pack_pointer: str
+    recipe: str | None = Field(None, description="that of every fold's checkpoint; none where they differ")
+    inference: str | None = Field(None, description="that of every fold's evaluation; none where they differ")
+    test_split: str | None = Field(None, description="the test split in the ledger that the ensemble called")
 
 
 class LeaderboardPointer(Pointer):
@@ -193,6 +203,9 @@ class LeaderboardPointer(Pointer):
     table: str
     plot: str
     experiments: int
+    ranked_by: Literal["out_of_fold", "validation"] | None = Field(
+        None, description="predictions that the order rests on; none: of an older version, the test split"
+    )
 
 
 class ChampionPointer(Pointer):

@@ -1,4 +1,4 @@
-"""Regression: is a checkpoint worse than the one before it, on the same test images and beyond noise?"""
+"""Regression: is a checkpoint worse than the one before it, beyond noise, on images that neither was trained on?"""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import numpy as np
 from brainmri_core.config.evaluation import EvaluateConfig
 from brainmri_core.grouping import independent_units
 from brainmri_core.layout import Layout
-from brainmri_core.pointers import EvaluationPointer
+from brainmri_core.pointers import CheckpointPointer, EvaluationPointer, follow
 from brainmri_core.reporting.paired import paired_macro_f1
-from brainmri_core.reporting.predictions import read_predictions
+from brainmri_core.selection import BASIS_NAMES, Basis, folds_of_both, predictions_for, same_images
 
 
 @dataclass(frozen=True)
@@ -22,45 +22,62 @@ class Regression:
     before: float
     interval: list[float] | None
     images: int
+    basis: Basis = "validation"
 
     @property
     def worse(self) -> bool:
         """Whether the whole interval lies below zero."""
         return self.interval is not None and self.interval[1] < 0
 
+    @property
+    def images_of(self) -> str:
+        """Which images these are, in words."""
+        return BASIS_NAMES[self.basis]
+
 
 def regression(
     config: EvaluateConfig, before: EvaluationPointer, now: EvaluationPointer, layout: Layout
 ) -> Regression | None:
-    """Compare two evaluations of the same test images.
+    """Compare two evaluated checkpoints of the same data, without the test split.
 
     Parameters
     ----------
     config : EvaluateConfig
         Resamples and seed.
     before, now : EvaluationPointer
-        Evaluations of two checkpoints.
+        Evaluations of two checkpoints that were trained on the same pack.
     layout : Layout
         The project root.
 
     Returns
     -------
     Regression or None
-        None where they measured other images or other classes.
+        By out-of-fold predictions where both trainings have folds, else on the validation images they share. None where
+        they share none, were predicted otherwise, or know other classes.
     """
-    table, classes = read_predictions(layout.absolute(now.predictions))
-    earlier, known = read_predictions(layout.absolute(before.predictions))
-    table, earlier = (item[item["split"] == "test"].sort_values("path") for item in (table, earlier))
-    same = ["path", "class_index", "group"]
-    if classes != known or not np.array_equal(table[same].to_numpy(), earlier[same].to_numpy()):
+    folds = None
+    if now.checkpoint_pointer is not None and before.checkpoint_pointer is not None:
+        new, old = (
+            follow(layout, CheckpointPointer, path)
+            for path in (now.checkpoint_pointer, before.checkpoint_pointer)
+        )
+        folds = folds_of_both(new, old, layout)
+    basis: Basis = "validation" if folds is None else "out_of_fold"
+    if folds is None and now.inference != before.inference:
+        return None
+    (ours, classes), (theirs, known) = (
+        predictions_for(basis, found, layout) for found in folds or (now, before)
+    )
+    ours, theirs = same_images(ours, theirs)
+    if classes != known or not len(ours):
         return None
     current, previous, difference = paired_macro_f1(
-        table["class_index"].to_numpy(np.int64),
-        table["predicted_index"].to_numpy(np.int64),
-        earlier["predicted_index"].to_numpy(np.int64),
-        independent_units(table),
+        ours["class_index"].to_numpy(np.int64),
+        ours["predicted_index"].to_numpy(np.int64),
+        theirs["predicted_index"].to_numpy(np.int64),
+        independent_units(ours),
         classes,
         resamples=config.bootstrap_resamples,
         seed=int(config.data.seed or 0),
     )
-    return Regression(current, previous, difference, len(table))
+    return Regression(current, previous, difference, len(ours), basis)

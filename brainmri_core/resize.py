@@ -20,7 +20,7 @@ from brainmri_core.config.data import ResizeConfig, has_extension
 from brainmri_core.cores import cores, threads
 from brainmri_core.errors import DataError, IntegrityError
 from brainmri_core.images.decode import DecodeError
-from brainmri_core.images.fit import decode_fitted, image_part
+from brainmri_core.images.fit import Fit, decode_fitted, image_part
 from brainmri_core.images.isolation import read_below
 from brainmri_core.images.levels import PLAIN_DEPTH, GrayRange
 from brainmri_core.images.measure import measure_ranges
@@ -218,6 +218,40 @@ def _stream(
             running.extend((chunk, pool.submit(work, chunk)) for chunk in islice(chunks, 1))
             yield from zip(chunk, done, strict=True)
             bar.update(len(chunk))
+
+
+def prepared_images(
+    root: Path, table: pd.DataFrame, *, size: int, fit: Fit, channels: int, gray_ranges: dict[str, GrayRange]
+) -> Iterator[tuple[int, U8]]:
+    """Yield images of a sample table as a pack made in this way would hold them.
+
+    Parameters
+    ----------
+    root : pathlib.Path
+        Folder of the data set.
+    table : pandas.DataFrame
+        Rows of its sample table.
+    size, fit, channels, gray_ranges
+        As a pack's pointer has them.
+
+    Yields
+    ------
+    position : int
+        Row of the table.
+    pixels : numpy.ndarray
+        uint8, ``(size, size)`` or ``(size, size, 3)``. Images that cannot be decoded are left out.
+
+    Raises
+    ------
+    IntegrityError
+        If a file was changed since it was fetched.
+    StorageError
+        If a file cannot be read.
+    """
+    config = ResizeConfig(size=size, fit=fit, gray_ranges=gray_ranges)
+    for position, result in _stream(root, table, np.arange(len(table)), config, channels):
+        if result.pixels is not None:
+            yield position, result.pixels
 
 
 def _resize_one(data: bytes, path: str, config: ResizeConfig, channels: int) -> _Resized:

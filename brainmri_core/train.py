@@ -42,6 +42,7 @@ from brainmri_core.storage import (
     make_dirs,
     remove_folder,
     remove_stale,
+    sha256_json,
     storage_error,
 )
 from brainmri_core.tracking import tracked
@@ -121,7 +122,7 @@ def train(config: TrainConfig, pack: PackPointer, job: Job, team: Team | None = 
         pointer = _run(config, loop, state, pack, job, lambda: save_state(resume, state, identity))
         if team.leads:
             remove_folder(resume.parent)
-    return pointer
+    return pointer.model_copy(update={"recipe": sha256_json([identity["train"], identity["weights_sha256"]])})
 
 
 def _run(
@@ -239,7 +240,8 @@ def _sides(config: TrainConfig, pack: PackPointer, job: Job) -> _Sides:
         "row", ignore_index=True
     )
     assert config.data.seed is not None
-    val = validation_mask(table, config.data.val_frac, config.data.seed)
+    seed = config.data.seed if config.data.val_seed is None else config.data.val_seed
+    val = validation_mask(table, config.data.val_frac, seed)
     side = np.where(val, "validation", table["split"].to_numpy(object).astype(str))
     groups = table["group"].to_numpy(object).astype(str)
     straddling = pd.Series(side).groupby(groups).nunique()

@@ -13,10 +13,13 @@ from brainmri_core.config.base import parse_yaml
 from brainmri_core.errors import BrainMRIError, IntegrityError
 from brainmri_core.images.pack import open_pack
 from brainmri_core.layout import RESUME_FOLDER, Layout
+from brainmri_core.ledger import identity, read_looks
 from brainmri_core.pointers import (
     PATH_FIELDS,
     ChampionPointer,
     CheckpointPointer,
+    CrossValidationPointer,
+    EvaluationPointer,
     FetchPointer,
     MappingPointer,
     PackPointer,
@@ -95,6 +98,7 @@ def _look(layout: Layout, progress: Callable[[], object]) -> Verification:
         _verify_run(check, folder)
         progress()
     _verify_weights(check)
+    _verify_ledgers(check)
     problems = [check.problems[path] for path in sorted(check.problems)]
     return Verification(pointers=pointers, runs=runs, files=len(check.digests), problems=problems)
 
@@ -253,6 +257,39 @@ def _verify_weights(check: _Check) -> None:
         for state in sorted(folder.glob(f"*/*/{RESUME_FOLDER}/*/last.pth")):
             with _reported(check, state):
                 _load_state(state)
+
+
+def _verify_ledgers(check: _Check) -> None:
+    """Check that the ledgers of the test splits can be read and name every evaluation that says it is in one.
+
+    What a ledger holds besides is of runs that ended before their result, or whose result was deleted.
+    """
+    layout = check.layout
+    entered: dict[str, set[tuple[str, str, str]]] = {}
+    for path in sorted((layout.root / "outputs" / "test_ledger").glob("*/*.jsonl")):
+        with _reported(check, path):
+            dataset = f"{path.parent.name}/{path.stem}"
+            looks = read_looks(path)
+            entered[dataset] = set(map(identity, looks))
+            if len(looks) != len(entered[dataset]):
+                raise IntegrityError(f"{path} holds a look twice; delete the second line.")
+    for pointer_type, file in pointer_files(layout):
+        with _reported(check, file):
+            pointer = read_pointer(layout, pointer_type, file)
+            if (
+                not isinstance(pointer, EvaluationPointer | CrossValidationPointer)
+                or pointer.test_split is None
+            ):
+                continue
+            ledger = layout.test_ledger(pointer.dataset)
+            if ledger.is_file() and pointer.dataset not in entered:
+                continue  # it cannot be read, which is said already
+            if (pointer.test_split, pointer.run_id, pointer.kind) not in entered.get(pointer.dataset, set()):
+                check.report(
+                    layout.relative(ledger),
+                    f"{layout.relative(ledger)} lacks the {pointer.kind} of run {pointer.run_id}; restore it, or move it "
+                    "away so that the next evaluation begins it anew from the evaluations on record.",
+                )
 
 
 def _models_of(layout: Layout, pointer: CheckpointPointer) -> Path:

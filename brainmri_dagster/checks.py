@@ -32,7 +32,7 @@ EVALUATION_CHECKS = [
     for name, description in {
         "beats_baselines": "Macro F1 is above that of every baseline, and so is the whole 95% interval of the gain.",
         "calibration": "The expected calibration error is at most evaluate.max_ece.",
-        "no_regression": "Macro F1 is not below that of the previous checkpoint on the same test images beyond noise.",
+        "no_regression": "Macro F1 is not below that of the previous checkpoint beyond noise, on the same images outside the test split.",
     }.items()
 ]
 
@@ -129,13 +129,13 @@ def _calibration(metrics: Mapping[str, Any], bound: float) -> dg.AssetCheckResul
 
 def _no_regression(metrics: Mapping[str, Any], found: Regression | None) -> dg.AssetCheckResult:
     if found is None:
-        told = "No other checkpoint was evaluated on these test images before."
+        told = "No other checkpoint with the same data and validation images was evaluated before."
         return _result("no_regression", metrics, told, None)
     between = (
         "none: too few resamples" if found.interval is None else "{:+.3f} to {:+.3f}".format(*found.interval)
     )
     told = (
-        f"Macro F1 {found.now:.3f} after {found.before:.3f} on the same {found.images} images; 95% interval of the "
+        f"Macro F1 {found.now:.3f} after {found.before:.3f} on the same {found.images} {found.images_of} images; 95% interval of the "
         f"difference: {between}."
     )
     severity = dg.AssetCheckSeverity.ERROR if found.worse else None

@@ -42,7 +42,7 @@ def fold_checkpoint(
 
         seen = fold_pack(pack, int(str(context.partition_key).partition("|")[2]), run.job)
         trained = run_training(_apart(run.config.train), seen, run, context)
-        pointer = FoldCheckpointPointer(**trained.model_dump())
+        pointer = FoldCheckpointPointer(**trained.model_dump() | {"experiment": run.experiment})
         score = {"val_macro_f1": pointer.val_macro_f1, "best_epoch": pointer.best_epoch}
         return run.result(pointer, metadata.of_train(run.job.layout, pointer), score)
 

@@ -18,12 +18,13 @@ from brainmri_dagster.launch_config import run_config_for
 from brainmri_dagster.resources import defaults
 from brainmri_dagster.stage_run import stage_run
 
+TITLES = {"test_macro_f1": "test_macro_f1 (not used for ranking)"}
 EXPERIMENT_ASSETS = ["model_checkpoint", "evaluation", "leaderboard"]
 
 
 @stage_asset("leaderboard", "model", {"python", "csv"}, ("evaluation",))
 def leaderboard(context: dg.AssetExecutionContext) -> dg.MaterializeResult[LeaderboardPointer]:
-    """The newest evaluation of every experiment, ranked on the same test images."""
+    """The newest evaluation of every experiment, ranked by out-of-fold or validation predictions, never by the test split."""
     with stage_run(context) as run:
         from brainmri_core.leaderboard import Entry, rank
 
@@ -35,10 +36,14 @@ def leaderboard(context: dg.AssetExecutionContext) -> dg.MaterializeResult[Leade
 def shown(layout: Layout, pointer: LeaderboardPointer) -> dict[str, Any]:
     """Return the table and the plot for the UI."""
     with layout.absolute(pointer.table).open(newline="", encoding="utf-8") as handle:
-        rows = {str(place): dict(row) for place, row in enumerate(csv.DictReader(handle), 1)}
+        rows = {
+            str(place): {TITLES.get(name, name): value for name, value in row.items()}
+            for place, row in enumerate(csv.DictReader(handle), 1)
+        }
     plot = metadata.picture(layout.absolute(pointer.plot), "leaderboard", 700)
     return {
         "experiments": pointer.experiments,
+        "ranked_by": pointer.ranked_by or "test",
         "leaderboard": metadata.table(rows, "place"),
         "table": metadata.path_of(layout, pointer.table),
         **({"plot": plot} if plot else {}),

@@ -214,9 +214,11 @@ def of_evaluate(layout: Layout, pointer: EvaluationPointer) -> Metadata:
         "confusion_picture": picture(folder / "confusion.png", "confusion matrix", 640),
         "gradcam": picture(found[0], "Grad-CAM overlays", 640) if found else None,
     }
+    looks = metrics.get("test_looks") or {}
     return {
         **numbers(pointer.headline),
         **_standing(metrics),
+        **numbers({name: looks.get(name) for name in ("looks", "checkpoints")}, "test_split_"),
         **_confusion(metrics),
         **_tables(metrics),
         **{name: item for name, item in pictures.items() if item},

@@ -35,6 +35,12 @@ class TrainDataConfig(StageConfig):
     seed: int | None = Field(
         None, ge=0, description="Seed of validation split, order and augmentation; empty: env.seed."
     )
+    val_seed: int | None = Field(
+        None,
+        ge=0,
+        description="Seed of the validation split alone, so that trainings with other seeds are compared on the same images; "
+        "empty: seed.",
+    )
 
 
 class ModelConfig(StageConfig):

@@ -16,6 +16,7 @@ from PIL import Image
 
 from brainmri_core.config.evaluation import EvaluateConfig
 from brainmri_core.job import Job
+from brainmri_core.ledger import looks_sentence
 from brainmri_core.pointers import CheckpointPointer
 from brainmri_core.records import read_plan
 from brainmri_core.reporting.calibration import probabilities
@@ -76,6 +77,7 @@ def write_pages(folder: Path, result: Evaluation, job: Job) -> None:
         "reproduce": _reproduce(result, job),
         "config": result.config,
         "standing": standing(result.metrics),
+        "looks": looks_sentence(looks) if (looks := result.metrics["test_looks"]) else "",
     }
     card = environment_of_templates().get_template("model_card.md.j2").render(**values)
     write_bytes(folder / "model_card.md", card.encode())

@@ -61,6 +61,11 @@ class Subject:
         return self.meta.classes
 
     @property
+    def inference(self) -> str:
+        """How its images are predicted: two models are compared only where this is the same."""
+        return f"{self.precision}, with mirror images" if self.mirror else self.precision
+
+    @property
     def preprocessing(self) -> Preprocessing:
         """How an image becomes the model's input."""
         return self.meta.preprocessing
@@ -94,7 +99,7 @@ def load_subject(
             f"The test split of {job.dataset} is empty; raise split.test_frac, or check split.strategy and its folders."
         )
     own = meta.data_hash == pack.content_hash
-    validation = _validation(packed, meta) if own else np.zeros(len(packed), np.bool_)
+    validation = validation_of(packed, meta) if own else np.zeros(len(packed), np.bool_)
     if not own:
         job.log.warning(
             "other data than the model was trained on",
@@ -185,11 +190,25 @@ def _described(size: int, fit: str, colour: bool) -> str:
     return f"{size} px ({fit}, {'colour' if colour else 'gray'})"
 
 
-def _validation(packed: pd.DataFrame, meta: CheckpointMeta) -> npt.NDArray[np.bool_]:
-    """Find the images the checkpoint was selected by: the same keyed choice that training made."""
+def validation_of(packed: pd.DataFrame, meta: CheckpointMeta) -> npt.NDArray[np.bool_]:
+    """Find the images the checkpoint was selected by: the same keyed choice that training made.
+
+    Parameters
+    ----------
+    packed : pandas.DataFrame
+        The packed images of the checkpoint's own pack, in pack order.
+    meta : CheckpointMeta
+        The checkpoint's record.
+
+    Returns
+    -------
+    numpy.ndarray
+        bool, one value per row; all False where the checkpoint does not say how it was trained.
+    """
     try:
         data = meta.train_config["data"]
-        return validation_mask(packed, float(data["val_frac"]), int(data["seed"]))
+        seed = data["seed"] if data.get("val_seed") is None else data["val_seed"]
+        return validation_mask(packed, float(data["val_frac"]), int(seed))
     except (KeyError, TypeError, ValueError):
         return np.zeros(len(packed), np.bool_)
 

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
 from dagster import AssetCheckSeverity
 
-from brainmri_core.regression import Regression
+from brainmri_core.regression import Regression, regression
 from brainmri_dagster.checks import evaluation_results
 from tests.dagster.conftest import PHANTOM, Workbench, checks_of
+from tests.dagster.test_champion import contender, pack_of
 
 ERROR, WARN = AssetCheckSeverity.ERROR, AssetCheckSeverity.WARN
 
@@ -69,15 +71,37 @@ def test_only_a_fall_beyond_noise_is_a_regression() -> None:
 
 def test_an_evaluation_is_compared_with_the_checkpoint_before_and_ranked(evaluated: Workbench) -> None:
     stages = ["model_checkpoint", "evaluation"]
-    first = checks_of(evaluated.done(stages, "train.data.seed=5"))
+    first = checks_of(evaluated.done(stages, "train.data.seed=5", "train.data.val_seed=42"))
     told = first["no_regression"].description
-    assert "on the same" in told, "the checkpoint of the first run is compared with"
+    assert re.search(r"on the same \d+ validation images", told), (
+        "the first run's checkpoint is compared with"
+    )
     again = checks_of(evaluated.done(["evaluation"]))
     assert again["no_regression"].description == told, "the same checkpoint is not compared with itself"
-    joined = evaluated.done([*stages, "leaderboard"], "train.data.seed=43", experiment="seed-43")
+    other = checks_of(evaluated.done(["evaluation"], "evaluate.mirror=true"))["no_regression"].description
+    assert other.startswith("No other checkpoint"), "what was predicted otherwise is not compared"
+    seeds = ("train.data.seed=43", "train.data.val_seed=42")
+    joined = evaluated.done([*stages, "leaderboard"], *seeds, experiment="seed-43")
     told = checks_of(joined)["no_regression"].description
     assert told.startswith("No other checkpoint"), "experiments go by themselves"
     shown = joined.asset_materializations_for_node("leaderboard")[0].metadata
-    assert shown["experiments"].value == 2
+    assert (shown["experiments"].value, shown["ranked_by"].value) == (2, "validation")
     assert {"default", "seed-43"} <= {cell.strip() for cell in str(shown["leaderboard"].value).split("|")}
     assert "data:image/jpeg;base64," in str(shown["plot"].value)
+    made = joined.asset_materializations_for_node("evaluation")[0].metadata
+    assert (made["test_split_looks"].value, made["test_split_checkpoints"].value) == (5, 3)
+
+
+def test_a_model_that_is_worse_on_validation_only_is_a_regression(packed: Workbench) -> None:
+    pack = pack_of(packed)
+    (_, good), (_, worse), (_, better) = (
+        contender(packed, f"fall-{place}", place, knows=True, pack=pack, wrong_on=wrong)
+        for place, wrong in enumerate([None, "validation", "test"])
+    )
+    config = packed.config("evaluate.data.seed=1", "evaluate.bootstrap_resamples=200").evaluate
+    fallen = regression(config, good, worse, packed.layout)
+    assert fallen is not None
+    assert (fallen.worse, fallen.now, fallen.before, fallen.basis) == (True, 0.0, 1.0, "validation")
+    kept = regression(config, good, better, packed.layout)
+    assert kept is not None
+    assert not kept.worse

@@ -8,13 +8,13 @@ import pytest
 from brainmri_core.config import load_config
 from brainmri_core.errors import ConfigError, DataError
 from brainmri_core.leaderboard import Entry, rank
-from brainmri_core.logs import Record
-from brainmri_core.pointers import LeaderboardPointer, write_pointer
+from brainmri_core.pointers import CrossValidationPointer, LeaderboardPointer, write_pointer
 from brainmri_dagster.code_location import defs
 from brainmri_dagster.evaluations import recorded_evaluations
 from brainmri_dagster.experiments import apply_experiment, experiment_files, find_experiment
+from brainmri_dagster.leaderboard import shown as of_leaderboard
 from tests.dagster.conftest import PHANTOM, Workbench
-from tests.dagster.test_champion import contender, pack_of
+from tests.dagster.test_champion import contender, cross_validated, pack_of
 
 
 def write(folder: Path, text: str, name: str = "try.yaml") -> Path:
@@ -100,36 +100,79 @@ def test_an_evaluation_by_itself_counts_for_the_experiment_that_trained_the_mode
     assert name == "seed-43"
 
 
-def test_the_leaderboard_ranks_what_measured_the_same_images(packed: Workbench) -> None:
-    pack = pack_of(packed)
-    elsewhere = write_pointer(
-        packed.layout, pack.model_copy(update={"content_hash": "x"}), update_latest=False
-    )
-    entries = []
-    for place, (name, score, data) in enumerate(
-        [
-            ("fair", 0.6, pack),
-            ("best", 0.8, pack),
-            ("apart", 0.9, elsewhere),
-            ("none", None, pack),
-            ("seen", 1.0, elsewhere),  # trained on another split, measured on this one
-        ]
-    ):
-        _, evaluation = contender(packed, f"rank-{name}", place, knows=True, pack=data)
-        measured = pack if name == "seen" else data
-        changes = {"headline": {"macro_f1": score}, "pack_pointer": measured.pointer_path}
-        entries.append(Entry(name, evaluation.model_copy(update=changes)))
-    records: list[Record] = []
-    pointer = rank(entries, packed.job("ranking", records))
-    assert isinstance(pointer, LeaderboardPointer)
-    with packed.layout.absolute(pointer.table).open(newline="") as handle:
-        rows = list(csv.DictReader(handle))
-    assert [(row["experiment"], row["macro_f1"]) for row in rows] == [
-        ("best", "0.8"),
-        ("fair", "0.6"),
-        ("none", ""),
+@pytest.fixture
+def race(packed: Workbench) -> Workbench:
+    """No cross-validation on record."""
+    for path in packed.layout.pointer_dir(CrossValidationPointer.kind, PHANTOM).rglob("*.json"):
+        path.unlink()
+    return packed
+
+
+def ranking(bench: Workbench, entries: list[Entry], run_id: str) -> tuple[LeaderboardPointer, list[dict]]:
+    pointer = rank(entries, bench.job(run_id))
+    assert bench.layout.absolute(pointer.plot).read_bytes().startswith(b"\x89PNG")
+    with bench.layout.absolute(pointer.table).open(newline="") as handle:
+        return pointer, list(csv.DictReader(handle))
+
+
+def test_the_leaderboard_ranks_by_validation_and_shows_the_test_score(race: Workbench) -> None:
+    pack = pack_of(race)
+    sides: list[tuple[str, str | None]] = [("lucky", "validation"), ("true", "test"), ("both", None)]
+    entries = [
+        Entry(name, contender(race, f"rank-{name}", place, knows=True, pack=pack, wrong_on=wrong)[1])
+        for place, (name, wrong) in enumerate(sides)
     ]
-    assert packed.layout.absolute(pointer.plot).read_bytes().startswith(b"\x89PNG")
-    assert [item["experiment"] for item in records if item["level"] == "WARNING"] == ["apart", "seen"]
+    pointer, rows = ranking(race, entries, "ranking")
+    assert (pointer.experiments, pointer.ranked_by) == (3, "validation")
+    shown = [(row["experiment"], row["macro_f1"], row["test_macro_f1"]) for row in rows]
+    assert shown == [("true", "1.0", "0.0"), ("both", "1.0", "1.0"), ("lucky", "0.0", "1.0")]
+    names = of_leaderboard(race.layout, pointer)["leaderboard"].value
+    assert "(not used for ranking)" in str(names)
+
+
+def test_what_cannot_be_ranked_on_the_same_images_is_listed_with_its_reason(race: Workbench) -> None:
+    pack = pack_of(race)
+    elsewhere = write_pointer(race.layout, pack.model_copy(update={"content_hash": "x"}), update_latest=False)
+    cases = [
+        ("fair", pack, {}),
+        ("apart", elsewhere, {}),
+        ("seed", pack, {"seed": 43}),
+        ("same", pack, {"seed": 43, "val_seed": 42}),
+    ]
+    entries = [
+        Entry(name, contender(race, f"list-{name}", place, knows=True, pack=data, training=training)[1])
+        for place, (name, data, training) in enumerate(cases)
+    ]
+    pointer, rows = ranking(race, entries, "listing")
+    assert pointer.experiments == 2
+    assert {row["experiment"]: row["left_out"].partition(":")[0] for row in rows} == {
+        "fair": "",
+        "same": "",
+        "apart": "trained on other data",
+        "seed": "validated on other images",
+    }
+    assert [bool(row["left_out"]) for row in rows] == [False, False, True, True]
+    foreign = entries[0].evaluation.model_copy(update={"checkpoint_pointer": None})
+    pointer, rows = ranking(race, [*entries[3:], Entry("foreign", foreign)], "listing-foreign")
+    assert (pointer.experiments, rows[1]["left_out"]) == (1, "trained on other data")
     with pytest.raises(DataError, match="run `brainmri experiment NAME` first"):
-        rank([], packed.job("nothing"))
+        rank([], race.job("nothing"))
+
+
+def test_out_of_fold_predictions_rank_where_all_have_folds(race: Workbench) -> None:
+    pack = pack_of(race)
+    entries = []
+    for place, (name, wrong) in enumerate([("worse", None), ("better", "validation")]):
+        checkpoint, evaluation = contender(race, f"oof-{name}", place, knows=True, pack=pack, wrong_on=wrong)
+        stored = write_pointer(
+            race.layout, checkpoint.model_copy(update={"recipe": str(place) * 64}), update_latest=False
+        )
+        changed = evaluation.model_copy(update={"checkpoint_pointer": stored.pointer_path})
+        entries.append(Entry(name, changed))
+    cross_validated(race, pack, "0" * 64, right=False, inference="a")
+    pointer, rows = ranking(race, entries, "half")
+    assert (pointer.ranked_by, rows[0]["experiment"]) == ("validation", "worse"), "one of two has folds"
+    cross_validated(race, pack, "1" * 64, right=True, inference="a")
+    pointer, rows = ranking(race, entries, "whole")
+    assert (pointer.ranked_by, rows[0]["experiment"]) == ("out_of_fold", "better")
+    assert {row["ranked_by"] for row in rows} == {"out_of_fold"}
