@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -110,6 +110,11 @@ class ValidationPointer(Pointer):
     passed: bool
     severities: dict[str, int]
     pack_pointer: str
+
+    @property
+    def page(self) -> str:
+        """The report as a page to read, beside the one for programs."""
+        return PurePosixPath(self.report).with_name("report.html").as_posix()
 
 
 class CheckpointPointer(Pointer):

@@ -179,8 +179,8 @@ def load_report(layout: Layout, pointer: ValidationPointer) -> ValidationReport:
     return report.model_copy(update={"leak": leak})
 
 
-def failure_sentence(report: ValidationReport) -> str:
-    """Say in one sentence why validation failed, or that it passed."""
+def failure_sentence(report: ValidationReport, page: Path = Path("report.html")) -> str:
+    """Say in one sentence why validation failed and where its page lies, or that it passed."""
     if report.passed:
         return f"The validation of {report.dataset} passed."
     grave = [item for item in report.findings if item.fails(report.fail_on)]
@@ -191,9 +191,7 @@ def failure_sentence(report: ValidationReport) -> str:
         if any(item.blocking for item in grave)
         else f"mend the data or relax validate.fail_on, now {report.fail_on!r}"
     )
-    return (
-        f"The validation of {report.dataset} failed ({named}{more}); report.html names every file; {remedy}."
-    )
+    return f"The validation of {report.dataset} failed ({named}{more}); {page} names every file; {remedy}."
 
 
 def _report(evidence: Evidence, findings: list[Finding], job: Job) -> ValidationReport:

@@ -124,7 +124,7 @@ def validation_report(
         shown = metadata.of_validate(run.job.layout, pointer)
         yield run.result(pointer, shown, pointer.severities, validation_results(report))
         if not report.passed:
-            raise DataError(failure_sentence(report))
+            raise DataError(failure_sentence(report, run.job.layout.absolute(pointer.page)))
 
 
 @stage_asset("model_checkpoint", "model", {"pytorch"}, deps=("validation_report",))

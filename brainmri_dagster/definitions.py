@@ -10,10 +10,12 @@ from brainmri_dagster.io_managers import pointer_io_manager
 from brainmri_dagster.jobs import JOBS
 from brainmri_dagster.leaderboard import EXPERIMENT_JOBS, leaderboard
 from brainmri_dagster.pools import install
+from brainmri_dagster.refused_partitions import word_refusals
 from brainmri_dagster.resources import project_resource
 from brainmri_dagster.sensors import SCHEDULES, SENSORS
 
 install()
+word_refusals()
 defs = dg.Definitions(
     assets=[*GRAPH, champion, leaderboard],
     jobs=[*JOBS, *EXPERIMENT_JOBS],

@@ -20,7 +20,13 @@ from brainmri_core.config import STAGES, PipelineConfig, Stage, load_config
 from brainmri_core.errors import BrainMRIError, ConfigError
 from brainmri_core.layout import Layout, utc_now
 from brainmri_core.locks import exclusive
-from brainmri_core.pointers import CheckpointPointer, EvaluationPointer, Pointer, ValidationPointer
+from brainmri_core.pointers import (
+    CheckpointPointer,
+    EvaluationPointer,
+    LeaderboardPointer,
+    Pointer,
+    ValidationPointer,
+)
 from brainmri_core.records import Plan, read_manifest
 from brainmri_core.runs import CANCELLED_EXIT_CODE, make_plan, new_run_id, refuse_existing, write_plan
 from brainmri_core.storage import make_dirs, write_bytes
@@ -210,17 +216,31 @@ def _report_failure(result: dg.ExecuteInProcessResult) -> int:
 
 
 def _print_result(layout: Layout, run_id: str, pointers: list[Pointer]) -> None:
-    last = pointers[-1]
-    if isinstance(last, EvaluationPointer):
-        for name, value in last.headline.items():
-            print(f"{name:<20} {'-' if value is None else format(value, '.4f')}")
-        print(f"report: {layout.absolute(last.report)}")
-    elif isinstance(last, CheckpointPointer):
-        print(f"val_macro_f1         {last.val_macro_f1:.4f} (epoch {last.best_epoch})")
-        print(f"checkpoint: {layout.absolute(last.checkpoint)}")
-    elif isinstance(last, ValidationPointer):
-        print(f"report: {layout.absolute(last.report)}")
+    """Print where the run lies, then what its last stage found; the file to open stands at the end."""
     print(f"run: {layout.run_dir(run_id)}")
+    last = pointers[-2:] if isinstance(pointers[-1], LeaderboardPointer) else pointers[-1:]
+    for pointer in last:
+        for line in _result_lines(layout, pointer):
+            print(line)
+
+
+def _result_lines(layout: Layout, pointer: Pointer) -> list[str]:
+    if isinstance(pointer, EvaluationPointer):
+        return [
+            *(
+                f"{name:<20} {'-' if value is None else format(value, '.4f')}"
+                for name, value in pointer.headline.items()
+            ),
+            f"report: {layout.absolute(pointer.report)}",
+        ]
+    if isinstance(pointer, CheckpointPointer):
+        score = f"val_macro_f1         {pointer.val_macro_f1:.4f} (epoch {pointer.best_epoch})"
+        return [score, f"checkpoint: {layout.absolute(pointer.checkpoint)}"]
+    if isinstance(pointer, ValidationPointer):
+        return [f"report: {layout.absolute(pointer.page)}"]
+    if isinstance(pointer, LeaderboardPointer):
+        return [f"leaderboard: {layout.absolute(pointer.plot)}"]
+    return []
 
 
 def _dry_plan(

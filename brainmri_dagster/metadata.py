@@ -180,7 +180,7 @@ def of_validate(layout: Layout, pointer: ValidationPointer) -> Metadata:
         **({"findings": table(rows, "check")} if rows else {}),
         **({"leaks": table(leaks, "split")} if leaks else {}),
         "report": path_of(layout, pointer.report),
-        "page": path_of(layout, layout.relative(report.with_name("report.html"))),
+        "page": path_of(layout, pointer.page),
     }
 
 

@@ -124,6 +124,10 @@ def stage_run(context: dg.AssetExecutionContext) -> Iterator[StageRun]:
         In place of any `BrainMRIError`: its one sentence, without retries.
     """
     asset = context.asset_key.to_user_string()
+    if not context.has_partition_key:
+        raise failure(
+            ConfigError(f"The run of {asset} has no partition; choose a data set: {', '.join(catalogue())}.")
+        )
     with _open(
         context.op_execution_context.get_step_execution_context(), asset, context.partition_key
     ) as run:
