@@ -12,6 +12,7 @@ from brainmri_core.storage import write_bytes
 from brainmri_core.text import printable
 
 CHANGED_SHOWN = 100
+NOT_FOR_CHOOSING = "These are test images: report the difference, but choose by validation or out-of-fold scores, as the leaderboard does."
 _UNDRAWN = frozenset({"calibration.before.nll"})  # it has no bound, and would squeeze the others into a point
 
 
@@ -29,7 +30,7 @@ def comparison_lines(found: Comparison) -> list[str]:
         span = "undefined" if item.interval is None else f"{item.interval[0]:+.3f} to {item.interval[1]:+.3f}"
         values = f"{item.a:7.3f}  {item.b:7.3f}  {item.difference:+7.3f}"
         lines.append(f"{printable(item.name):{wide}}  {values}  {span}  {item.verdict}")
-    return [*lines, "", mcnemar_sentence(found)]
+    return [*lines, "", mcnemar_sentence(found), NOT_FOR_CHOOSING]
 
 
 def mcnemar_sentence(found: Comparison) -> str:
@@ -54,6 +55,7 @@ def write_comparison(path: Path, found: Comparison) -> None:
         undrawn=_UNDRAWN,
         lower=LOWER_IS_BETTER,
         mcnemar=mcnemar_sentence(found),
+        purpose=NOT_FOR_CHOOSING,
         changed=found.changed.head(CHANGED_SHOWN).to_dict("records"),
         style=Markup(templates.get_template("evaluation.css").render()),
     )

@@ -80,7 +80,9 @@ def test_both_are_scored_on_the_same_draws(tmp_path: Path) -> None:
     for item in found.differences:
         assert item.interval == [0.0, 0.0], item.key
         assert item.verdict == "no difference beyond noise"
-    assert "nothing to count" in comparison_lines(found)[-1]
+    *_, mcnemar, purpose = comparison_lines(found)
+    assert "nothing to count" in mcnemar
+    assert "choose by validation or out-of-fold scores" in purpose
 
 
 def test_groups_are_resampled_not_images(tmp_path: Path) -> None:
