@@ -156,9 +156,16 @@ def test_a_corrupt_image_is_left_out_with_its_reason_and_the_run_goes_on(root: P
     (folder / "glioma" / "0.png").write_bytes(b"\x89PNG\r\n\x1a\n cut short")
     done = run("pipeline", "--skip", "train", "--skip", "evaluate", "--archive", str(folder))
     assert done.exit_code == 0, done.output
-    report = json.loads(next((root / "outputs/validation").rglob("report.json")).read_text())
+    last = done.stdout.splitlines()[-1]
+    page = Path(last.removeprefix("report: "))
+    assert page.name == "report.html" and page.is_file(), "a command ends with what there is to read"
+    report = json.loads(page.with_name("report.json").read_text())
     finding = next(item for item in report["findings"] if item["check"] == "unreadable")
     assert finding["files"] == ["glioma/0.png"]
+    failed = run("validate", "-o", "validate.fail_on=warning")
+    assert failed.exit_code == 4
+    (named,) = [word for word in failed.stderr.split() if word.endswith("report.html")]
+    assert Path(named).is_file() and named != str(page), "so does one that fails"
 
 
 def test_a_project_folder_can_be_moved(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
