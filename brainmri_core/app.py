@@ -21,6 +21,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
+from brainmri_core.config.formats import READABLE
 from brainmri_core.errors import ConfigError
 from brainmri_core.neighbours import COPY, Neighbours, find_neighbours
 from brainmri_core.predict import NOTICE, Classifier, Prediction
@@ -81,6 +82,7 @@ class _Page:
             meta=self.classifier.meta,
             caveats=self.classifier.caveats()[1:],
             max_bytes=MAX_UPLOAD_BYTES,
+            readable=READABLE,
             has_neighbours=self.neighbours is not None,
         )
 

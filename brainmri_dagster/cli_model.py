@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from brainmri_core.config.formats import READABLE
 from brainmri_core.errors import BrainMRIError
 
 if TYPE_CHECKING:
@@ -63,9 +64,7 @@ def _sentences(debug: bool) -> Iterator[None]:
 def predict(
     paths: Annotated[
         list[str],
-        typer.Argument(
-            metavar="PATH...", help="Images, folders or patterns; JPEG, PNG, TIFF, BMP, WebP, DICOM, NIfTI."
-        ),
+        typer.Argument(metavar="PATH...", help=f"Images, folders or patterns; {READABLE}."),
     ],
     checkpoint: Checkpoint = None,
     overlay: Annotated[

@@ -13,6 +13,9 @@ FORMATS: dict[str, tuple[str, ...]] = {
 """Name of each format (as Pillow has it) and the endings its files usually have."""
 
 ENDINGS = tuple(ending for endings in FORMATS.values() for ending in endings)
+READABLE = ", ".join((*FORMATS, "DICOM", "NIfTI"))
+"""What a model can be asked about, for people."""
+
 HEAD = 560
 """Bytes of a file that tell what it is."""
 
