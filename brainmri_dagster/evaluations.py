@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import dagster as dg
 
 from brainmri_core.layout import Layout
-from brainmri_core.leaderboard import measured_on
 from brainmri_core.pointers import CheckpointPointer, EvaluationPointer, follow, read_pointer
 from brainmri_dagster.stage_run import StageRun
 
@@ -61,6 +60,8 @@ def regression_of(instance: dg.DagsterInstance, run: StageRun, now: EvaluationPo
 
 def _compared(layout: Layout, evaluation: EvaluationPointer) -> tuple[str, tuple[str, str]] | None:
     """Return what was measured and on what: the hashes of the checkpoint and of the packs; None if that is gone."""
+    from brainmri_core.leaderboard import measured_on  # pandas, which loading the graph need not wait for
+
     stored = evaluation.checkpoint_pointer
     if stored is None or not all(
         layout.absolute(path).is_file() for path in (stored, evaluation.predictions)
