@@ -11,6 +11,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
 from brainmri_core.config.data import ValidateConfig
+from brainmri_core.patients.findings import Remark, large_patients, two_classes, wrong_labels
 from brainmri_core.pointers import MappingPointer, PackPointer
 
 if TYPE_CHECKING:
@@ -193,17 +194,48 @@ def _label_conflicts(evidence: Evidence) -> Finding | None:
     )
 
 
-def _large_group(evidence: Evidence) -> Finding | None:
-    used = evidence.samples[~evidence.excluded]
-    sizes = used["group"].value_counts()
-    limit = max(LARGE_GROUP_LEAST, LARGE_GROUP_SHARE * len(used))
-    if sizes.empty or sizes.iloc[0] <= limit:
+def _remarked(check: str, remark: Remark | None) -> Finding | None:
+    return _finding(check, *remark) if remark else None
+
+
+def _label_corrections(evidence: Evidence) -> Finding | None:
+    return _remarked("label_corrections", wrong_labels(evidence.samples, evidence.split_record))
+
+
+def _patient_classes(evidence: Evidence) -> Finding | None:
+    return _remarked("patient_classes", two_classes(evidence.samples))
+
+
+def _large_patient(evidence: Evidence) -> Finding | None:
+    return _remarked("large_patient", large_patients(evidence.samples, evidence.split_record))
+
+
+def _patient_source(evidence: Evidence) -> Finding | None:
+    notes = (evidence.split_record.get("patients") or {}).get("notes") or []
+    if not notes:
         return None
+    return Finding(check="patient_source", severity="warning", count=len(notes), message=" ".join(notes))
+
+
+def _large_group(evidence: Evidence) -> Finding | None:
+    from brainmri_core.samples import (
+        known_patients,
+    )  # pandas, which the names of the checks need not wait for
+
+    used = evidence.samples[~evidence.excluded]
+    patients = known_patients(used)
+    # the images of a known patient belong together, however many they are
+    apart = used["path"].where(patients == "", patients).groupby(used["group"]).nunique()
+    limit = max(LARGE_GROUP_LEAST, LARGE_GROUP_SHARE * len(used))
+    if apart.empty or apart.max() <= limit:
+        return None
+    files = used["path"][used["group"] == apart.idxmax()]
     message = (
-        f"The largest group holds {{n}}, {sizes.iloc[0] / len(used):.1%} of all; if these are no copies of each other, "
-        "the search chained unlike images together: raise split.copies.ncc_threshold."
+        f"The largest group holds {{n}}, {len(files) / len(used):.1%} of all; if these are no copies of each other and not "
+        "of one patient, the search chained unlike images together: raise split.copies.ncc_threshold, or set "
+        "split.group_by to patient where neighbouring numbers say nothing about patients."
     )
-    return _finding("large_group", "warning", used["path"][used["group"] == sizes.index[0]], message)
+    return _finding("large_group", "warning", files, message)
 
 
 def _class_imbalance(evidence: Evidence) -> Finding | None:
@@ -267,7 +299,7 @@ def _class_shares(evidence: Evidence) -> Finding | None:
     wanted = evidence.split_record["config"]["test_frac"]
     named = ", ".join(f"{wanted + value:.0%} of {name}" for name, value in far.items())
     message = (
-        f"The test split holds {named}, but split.test_frac asks for {wanted:.0%}: groups of copies are kept whole; "
+        f"The test split holds {named}, but split.test_frac asks for {wanted:.0%}: groups are kept whole; "
         "try another split.seed or add images."
     )
     return Finding(check="class_shares", severity="warning", count=len(far), message=message)
@@ -376,7 +408,11 @@ CHECKS: dict[str, tuple[str, Check]] = {
     "burnt_in": ("No image has writing or a frame burnt in.", _burnt_in),
     "duplicates": ("How many images have a copy of the same class.", _duplicates),
     "label_conflicts": ("No copies with different labels are in use.", _label_conflicts),
-    "large_group": ("No group of copies holds a large share of the images.", _large_group),
+    "label_corrections": ("No image whose label is known to be wrong is in use.", _label_corrections),
+    "patient_source": ("What names the patients fits the data set.", _patient_source),
+    "patient_classes": ("No known patient has images of two classes.", _patient_classes),
+    "large_patient": ("No known patient holds more of a class than the test split's share.", _large_patient),
+    "large_group": ("No group of copies or neighbours holds a large share of the images.", _large_group),
     "class_imbalance": ("The classes are of comparable size.", _class_imbalance),
     "class_missing_from_split": ("Every class is in training and in test.", _class_missing),
     "class_missing_from_fold": ("Every class is in every fold.", _class_missing_from_fold),

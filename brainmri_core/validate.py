@@ -335,7 +335,10 @@ def _split_facts(record: dict[str, Any]) -> dict[str, str | int | float | dict[s
     facts |= {name: record.get(name) for name in ("groups", "largest_group", "test_share")}
     moved = record.get("moved_since_previous_split")
     refolded = sum(" to fold" in change for change in (moved or {}).values())
+    patients = record.get("patients") or {}
+    facts |= {f"patients_{name}": patients.get(name) for name in ("images", "images_unknown", "proxy")}
     return facts | {
+        "patients": patients.get("patients"),
         "moved": None if moved is None else len(moved) - refolded,
         "refolded": None if moved is None else refolded,
     }
