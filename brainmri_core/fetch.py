@@ -19,7 +19,7 @@ from brainmri_core.pointers import FetchPointer
 from brainmri_core.samples import FETCH_COLUMNS, content_hash, read_samples, write_samples
 from brainmri_core.sources.archive import extract_archive, unpack_inner
 from brainmri_core.sources.folder import copy_tree, list_folder
-from brainmri_core.sources.index import index_files
+from brainmri_core.sources.index import LEFT_OUT, QUIET_KINDS, index_files
 from brainmri_core.sources.local import find_archive, is_browser_name, names_looked_for, saved_by_browser
 from brainmri_core.sources.names import shown_name
 from brainmri_core.sources.tree import split_of
@@ -35,10 +35,6 @@ from brainmri_core.storage import (
 if TYPE_CHECKING:
     import pandas as pd
 
-LEFT_OUT = "left_out.parquet"
-"""Beside the samples: every file of the source that is no image of theirs, with kind, reason and remedy."""
-
-QUIET_KINDS = frozenset({"litter", "repeat", "truth"})
 _RULES = 2  # of reading folders; a data set that was read by others is unpacked anew
 
 

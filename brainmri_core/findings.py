@@ -17,6 +17,7 @@ from brainmri_core.pointers import MappingPointer, PackPointer
 if TYPE_CHECKING:
     import pandas as pd
 
+    from brainmri_core.account import Account
     from brainmri_core.images.statistics import PackScan
     from brainmri_core.reporting.leaks import LeakReport
     from brainmri_core.reporting.shortcuts import ShortcutScore
@@ -77,6 +78,7 @@ class Evidence:
     leaks: pd.DataFrame
     leak: LeakReport
     shortcuts: list[ShortcutScore]
+    account: Account
 
     @property
     def packed(self) -> pd.DataFrame:
@@ -104,6 +106,17 @@ def _unreadable(evidence: Evidence) -> Finding | None:
     return _finding(
         "unreadable", "warning", files, f"{{n}} could not be decoded and {{are}} left out ({named})."
     )
+
+
+def _left_out(evidence: Evidence) -> Finding | None:
+    account = evidence.account
+    if not account.surprises:
+        return None
+    message = (
+        f"{len(account.missed)} files that may be images are left out: {', '.join(account.surprises)}. The table "
+        "from the archive to the pack gives each reason and what to do."
+    )
+    return _finding("left_out", "warning", account.missed, message)
 
 
 def _wrong_size(evidence: Evidence) -> Finding | None:
@@ -400,6 +413,7 @@ def _shortcuts(evidence: Evidence) -> Finding | None:
 
 CHECKS: dict[str, tuple[str, Check]] = {
     "unreadable": ("Every image could be decoded.", _unreadable),
+    "left_out": ("No folder, ending or share of the images was left out on the way.", _left_out),
     "wrong_size": ("The resized images have the expected size.", _wrong_size),
     "small_file": ("No file is suspiciously small.", _small_file),
     "blank": ("No image is nearly constant, black or white.", _blank),

@@ -11,6 +11,7 @@ import pandas as pd
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from brainmri_core.account import Account, read_account
 from brainmri_core.config.data import ValidateConfig
 from brainmri_core.cores import threads
 from brainmri_core.errors import ConfigError, IntegrityError, MissingUpstreamError
@@ -19,7 +20,13 @@ from brainmri_core.images.pack import open_pack
 from brainmri_core.images.statistics import scan_pack, to_gray
 from brainmri_core.job import Job
 from brainmri_core.layout import Layout, timestamp, utc_now
-from brainmri_core.pointers import MappingPointer, PackPointer, ValidationPointer, follow, read_mapping
+from brainmri_core.pointers import (
+    MappingPointer,
+    PackPointer,
+    ValidationPointer,
+    follow,
+    read_mapping,
+)
 from brainmri_core.reporting.leaks import (
     NCC_THRESHOLD,
     LeakReport,
@@ -66,6 +73,8 @@ class ValidationReport(BaseModel):
         How the split was made and what came of it, as far as it was recorded.
     leak : LeakReport
         Without the gallery, which lies in ``leak.json``.
+    account : Account or None
+        Where every file of the source is; None in a report of an earlier version.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -89,6 +98,7 @@ class ValidationReport(BaseModel):
     findings: list[Finding]
     shortcuts: list[ShortcutScore]
     leak: LeakReport
+    account: Account | None = None
 
     def finding(self, check: str) -> Finding | None:
         """Return what a check found, or None if it found nothing or did not run."""
@@ -220,6 +230,7 @@ def _report(evidence: Evidence, findings: list[Finding], job: Job) -> Validation
         findings=findings,
         shortcuts=evidence.shortcuts,
         leak=evidence.leak,
+        account=evidence.account,
     )
 
 
@@ -271,6 +282,7 @@ def _gather(config: ValidateConfig, pack: PackPointer, job: Job) -> tuple[Eviden
         leaks=find_leaks(samples, copies, side == "train", side == "test"),
         leak=leak,
         shortcuts=shortcuts,
+        account=read_account(samples, mapping, job),
     )
     return evidence, thumbs, pixels
 

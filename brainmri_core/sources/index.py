@@ -19,8 +19,14 @@ from brainmri_core.sources.names import compared, shown_name
 from brainmri_core.sources.tree import Tree, read_trees, split_of
 from brainmri_core.storage import sha256_file
 
+LEFT_OUT = "left_out.parquet"
+"""Beside the samples of fetch: every file of the source that is no image of theirs."""
+
 LEFT_OUT_COLUMNS = {"path": "str", "kind": "str", "reason": "str", "remedy": "str"}
 """A row per file left out; paths are those of the source."""
+
+QUIET_KINDS = frozenset({"litter", "repeat", "truth"})
+"""Kinds of files left out that nobody misses."""
 
 _NOTES = {
     ".txt", ".md", ".rst", ".csv", ".tsv", ".xml", ".json", ".jsonl", ".yaml", ".yml", ".html", ".htm", ".pdf", ".doc",

@@ -8,9 +8,10 @@ import pytest
 from brainmri_core.catalogue import DatasetEntry
 from brainmri_core.config.data import FetchConfig
 from brainmri_core.errors import DataError
-from brainmri_core.fetch import LEFT_OUT, fetch
+from brainmri_core.fetch import fetch
 from brainmri_core.job import Job
 from brainmri_core.samples import FETCH_COLUMNS, read_samples
+from brainmri_core.sources.index import LEFT_OUT
 from tests.cases.build import CASES, Case, packed
 
 
