@@ -131,8 +131,8 @@ class Classifier:
             Paths name files, folders (searched to any depth) or patterns; bytes are the content of a file. Arrays are
             ``(H, W)`` or ``(H, W, 3)``, tensors ``(H, W)``, ``(1, H, W)`` or ``(3, H, W)``; both are uint8, or floats from
             0 for black to 1 for white. A 4-dimensional array or tensor is several images.
-            Gray arrays of other depths (uint16, 32 bits, floats beyond 1) are taken where the checkpoint's training images
-            had such files, by the same range.
+            Where the training images were files of floats, 16 or 32 bits, gray arrays of that depth are on the scale of
+            those files instead.
         maps : bool
             Add the fitted pixels and the Grad-CAM map of the predicted class.
 

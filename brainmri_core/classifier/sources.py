@@ -104,7 +104,7 @@ def _item(source: Any, place: int, preprocessing: Preprocessing) -> Item:
         _check_array(source, f"array {place}", preprocessing)
         return Item(f"array {place}", source)
     hint = ": read it first" if hasattr(source, "read") else ""
-    raise InputTypeError(f"Item {place} is a {type(source).__name__}{hint}; give {_WANTED}.")
+    raise InputTypeError(f"Item {place} is of the type {type(source).__name__}{hint}; give {_WANTED}.")
 
 
 def _of_tensor(tensor: torch.Tensor, place: int) -> npt.NDArray[Any]:

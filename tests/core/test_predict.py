@@ -200,12 +200,12 @@ def test_folders_patterns_and_batches_stand_for_all_they_hold(classifier: Classi
 
 GRAY = np.zeros((9, 9), np.uint8)
 NO_SOURCES = {
-    "None": (None, "Item 0 is a NoneType"),
-    "a number": (7, "Item 0 is a int"),
-    "a number among arrays": ([GRAY, 7], "Item 1 is a int"),
-    "a table": ({"a.png": 1}, "Item 0 is a dict"),
-    "an open file": (io.BytesIO(b"x"), "Item 0 is a BytesIO: read it first"),
-    "rows of numbers": ([[0, 1], [1, 0]], "Item 0 is a list"),
+    "None": (None, "Item 0 is of the type NoneType"),
+    "a number": (7, "Item 0 is of the type int"),
+    "a number among arrays": ([GRAY, 7], "Item 1 is of the type int"),
+    "a table": ({"a.png": 1}, "Item 0 is of the type dict"),
+    "an open file": (io.BytesIO(b"x"), "Item 0 is of the type BytesIO: read it first"),
+    "rows of numbers": ([[0, 1], [1, 0]], "Item 0 is of the type list"),
     "a line": (np.zeros(4, np.uint8), r"array 0 has the shape \(4,\)"),
     "a stack": (np.zeros((5, 9, 9), np.uint8), r"array 0 has the shape .*as a list of arrays"),
     "nothing": (np.zeros((0, 9), np.uint8), "array 0 has the shape"),
