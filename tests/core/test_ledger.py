@@ -5,11 +5,13 @@ import multiprocessing
 import os
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from brainmri_core.cross_validation import fold_pack
 from brainmri_core.errors import IntegrityError
 from brainmri_core.gc import collect_garbage
 from brainmri_core.layout import Layout
@@ -143,6 +145,17 @@ def test_an_evaluation_says_how_often_its_test_split_was_looked_at(
     again = read_json(case.file(case.evaluate("e-look"), "metrics.json"))["test_looks"]
     assert again["looks"] == len([item for item in recorded if item.split == own.split]) + 1
     assert again["checkpoints"] == looks["checkpoints"]
+
+
+def test_a_fold_is_no_look_at_the_test_split(case: Case, pointer: EvaluationPointer) -> None:
+    path = case.job.layout.test_ledger(PHANTOM)
+    before = path.read_bytes()
+    fold = case.evaluate("e-fold", fold_pack(case.pack, 0, replace(case.job, run_id="fold-look")))
+    found = read_json(case.file(fold, "metrics.json"))
+    assert (found["test_looks"], fold.test_split) == (None, None)
+    assert found["reasons"]["test_looks"] == "a fold is measured, not the test split"
+    assert "has been looked at" not in case.file(fold, "report.html").read_text()
+    assert path.read_bytes() == before
 
 
 def test_verify_misses_an_evaluation_in_the_ledger_and_gc_leaves_it(tmp_path: Path) -> None:

@@ -25,7 +25,8 @@ from brainmri_core.learning.inference import predict
 from brainmri_core.learning.models import build_model
 from brainmri_core.learning.state import Data, Loop, freeze, new_state
 from brainmri_core.logs import Record
-from brainmri_core.samples import write_samples
+from brainmri_core.reporting.subject import validation_of
+from brainmri_core.samples import read_samples, write_samples
 from brainmri_core.train import train
 from tests.core.training_pack import CLASSES, config, make_pack
 
@@ -76,10 +77,28 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_does_not(job: Job
 
 def test_threads_that_read_ahead_change_nothing_in_the_result(job: Job) -> None:
     pack = make_pack(job, per_class=8)
-    hashes = {
-        train(config(loop={"epochs": 1}, data={"num_workers": n}), pack, job).content_hash for n in (0, 3)
-    }
-    assert len(hashes) == 1
+    made = [
+        train(
+            config(loop={"epochs": 1}, data={"num_workers": n}, io={"out_models": f"models/{n}"}), pack, job
+        )
+        for n in (0, 3)
+    ]
+    assert made[0].content_hash == made[1].content_hash
+    assert made[0].recipe == made[1].recipe, "the folds of one stand for the other"
+    other = train(config(loop={"epochs": 1}, optim={"lr": 1e-3}), pack, job)
+    assert other.recipe not in (None, made[0].recipe)
+
+
+def test_trainings_with_other_seeds_can_be_judged_by_the_same_images(job: Job) -> None:
+    pack = make_pack(job, per_class=16)
+    seeds: list[dict[str, int]] = [{"seed": 1}, {"seed": 2}, {"seed": 2, "val_seed": 1}]
+    chosen = [train_module._sides(config(data=item), pack, job).val.tolist() for item in seeds]
+    assert chosen[0] == chosen[2] != chosen[1]
+    table = read_samples(job.layout.absolute(pack.samples))
+    for item, rows in zip(seeds, chosen, strict=True):
+        trained = train(config(loop={"epochs": 1}, data=item), pack, job)
+        meta, _ = load_checkpoint(job.layout.absolute(trained.checkpoint))
+        assert np.flatnonzero(validation_of(table, meta)).tolist() == rows, "evaluation finds them again"
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from PIL import Image
 
 from brainmri_core.cross_validation import cross_validate, fold_pack
 from brainmri_core.errors import ConfigError, IntegrityError
+from brainmri_core.ledger import read_looks
 from brainmri_core.pointers import EvaluationPointer, PackPointer
 from brainmri_core.reporting.label_issues import split_without
 from brainmri_core.reporting.predictions import prediction_table
@@ -72,6 +73,14 @@ def test_the_report_pools_the_folds_and_lets_them_vote_on_the_test_split(packed:
     shares = ensemble[[f"prob_{name}" for name in pack.classes]].to_numpy()
     assert np.allclose(shares.sum(axis=1), 1)
     assert pointer.headline["pooled_accuracy"] == metrics["pooled"]["accuracy"]
+    assert pointer.inference == "fp32"
+    (look,) = (
+        item
+        for item in read_looks(packed.layout.test_ledger(pointer.dataset))
+        if item.run_id == pointer.run_id
+    )
+    assert (look.what, look.split, look.images) == ("cross_validation", pointer.test_split, testing.sum())
+    assert metrics["test_looks"]["split"] == look.split
     folder = packed.layout.absolute(pointer.folder)
     issues = pd.read_csv(folder / "label_issues.csv")
     assert len(issues) == metrics["label_issues"] > 0
