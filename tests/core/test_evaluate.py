@@ -17,7 +17,7 @@ from brainmri_core.errors import ConfigError, DataError, IntegrityError, ModelEr
 from brainmri_core.evaluate import evaluate
 from brainmri_core.images.pack import open_pack
 from brainmri_core.learning.batches import to_input
-from brainmri_core.learning.checkpoint import load_model
+from brainmri_core.learning.checkpoint import load_checkpoint, load_model, save_safetensors
 from brainmri_core.logs import Record, StageLog
 from brainmri_core.pointers import EvaluationPointer, PackPointer, write_pointer
 from brainmri_core.reporting.calibration import probabilities
@@ -218,6 +218,24 @@ def test_without_pictures_and_resamples_the_report_says_so(case: Case) -> None:
     assert found["intervals"] == {}
     assert list(nulls(found)) == []
     assert "No maps: evaluate.io.make_gradcam is false" in (folder / "report.html").read_text()
+
+
+def test_maps_of_one_cell_are_left_out_and_the_report_says_why(case: Case, tmp_path: Path) -> None:
+    meta, weights = load_checkpoint(case.job.layout.absolute(case.checkpoint.checkpoint))
+    small = meta.model_copy(
+        update={"preprocessing": meta.preprocessing.model_copy(update={"image_size": 32})}
+    )
+    save_safetensors(tmp_path / "small.safetensors", weights, small, "0" * 64)
+    config = evaluate_config(
+        model={"weights_path": str(tmp_path / "small.safetensors")}, bootstrap_resamples=0
+    )
+    folder = case.job.layout.absolute(
+        evaluate(config, None, case.pack, replace(case.job, run_id="small")).folder
+    )
+    assert {path.name for path in folder.iterdir()} == FILES - {"gradcam.png"}
+    reason = read_json(folder / "metrics.json")["explanations"]["reason"]
+    assert f"{meta.model_name} is 1 x 1 for images of 32 px" in reason
+    assert f"No maps: {reason}." in (folder / "report.html").read_text()
 
 
 def refused(case: Case, run_id: str) -> bool:
