@@ -203,12 +203,13 @@ def _plot(rows: list[Row], basis: Basis) -> bytes:
     ):
         scores = [float(row[column] or 0.0) for row in rows]
         bars = axes.barh(places + offset, scores, height, color=colour, label=name)
-        ink = "#8a8a8a" if column == "test_macro_f1" else "black"
-        axes.bar_label(bars, fmt="%.3f", padding=3, color=ink, fontsize=7 if ink != "black" else 10)
+        ink, points = ("#8a8a8a", 7) if column == "test_macro_f1" else ("black", 10)
+        labels = ["undefined" if row[column] is None else f"{row[column]:.3f}" for row in rows]
+        axes.bar_label(bars, labels, padding=3, color=ink, fontsize=points)
     axes.set_yticks(places, [str(row["experiment"]) for row in rows])
     axes.invert_yaxis()
     axes.set_xlim(0, 1.08)
-    axes.set_xlabel(f"macro F1 on {BASIS_NAMES[basis]} images")
+    axes.set_xlabel("macro F1")
     figure.legend(loc="outside upper left", fontsize=8, frameon=False, ncols=2)
     buffer = io.BytesIO()
     FigureCanvasAgg(figure)

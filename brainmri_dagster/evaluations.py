@@ -54,7 +54,9 @@ def regression_of(instance: dg.DagsterInstance, run: StageRun, now: EvaluationPo
         if theirs is not None and theirs[0] != ours[0] and theirs[1] == ours[1]:
             from brainmri_core.regression import regression
 
-            return regression(run.config.evaluate, before, now, layout)
+            found = regression(run.config.evaluate, before, now, layout)
+            if found is not None:
+                return found
     return None
 
 

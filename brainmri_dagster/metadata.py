@@ -214,11 +214,10 @@ def of_evaluate(layout: Layout, pointer: EvaluationPointer) -> Metadata:
         "confusion_picture": picture(folder / "confusion.png", "confusion matrix", 640),
         "gradcam": picture(found[0], "Grad-CAM overlays", 640) if found else None,
     }
-    looks = metrics.get("test_looks") or {}
     return {
         **numbers(pointer.headline),
         **_standing(metrics),
-        **numbers({name: looks.get(name) for name in ("looks", "checkpoints")}, "test_split_"),
+        **_looks(metrics),
         **_confusion(metrics),
         **_tables(metrics),
         **{name: item for name, item in pictures.items() if item},
@@ -267,6 +266,7 @@ def of_cross_validation(layout: Layout, pointer: CrossValidationPointer) -> Meta
     metrics = read_json(layout.absolute(pointer.metrics))
     return {
         **numbers(pointer.headline),
+        **_looks(metrics),
         "folds": table(metrics["folds"], "fold"),
         **_confusion(metrics["pooled"]),
         "label_issues": dg.MetadataValue.int(metrics["label_issues"]),
@@ -274,6 +274,12 @@ def of_cross_validation(layout: Layout, pointer: CrossValidationPointer) -> Meta
         "metrics": path_of(layout, pointer.metrics),
         "predictions": path_of(layout, pointer.predictions),
     }
+
+
+def _looks(metrics: Mapping[str, Any]) -> Metadata:
+    """How often the test split was looked at, and with how many checkpoints; nothing for a fold or an older version."""
+    looks = metrics.get("test_looks") or {}
+    return numbers({name: looks.get(name) for name in ("looks", "checkpoints")}, "test_split_")
 
 
 def _confusion(metrics: Mapping[str, Any]) -> Metadata:

@@ -86,7 +86,9 @@ def test_the_report_pools_the_folds_and_lets_them_vote_on_the_test_split(packed:
     assert len(issues) == metrics["label_issues"] > 0
     with Image.open(folder / "label_issues.png") as sheet:
         assert sheet.width > 176 * min(len(issues), 8)
-    assert {"label_issues", "label_issue_pictures"} <= of_cross_validation(packed.layout, pointer).keys()
+    assert {"label_issues", "label_issue_pictures", "test_split_looks"} <= of_cross_validation(
+        packed.layout, pointer
+    ).keys()
     cleaned = pd.read_csv(folder / "split_without_label_issues.csv")
     of_path = cleaned.set_index("path")["split"]
     assert set(of_path[whole.loc[testing, "path"]]) == {"test"}
