@@ -38,6 +38,8 @@ class DatasetEntry(StageConfig):
         Labels known to be wrong: a table of `brainmri_core.patients`, or a CSV file beside the catalogue.
     modality : str
         What images the data set holds; any: other modalities than MR are let in.
+    archives : list of str
+        Further names that its archive or folder may have.
     """
 
     key: str = ""
@@ -51,6 +53,7 @@ class DatasetEntry(StageConfig):
     patients: str | None = None
     label_corrections: str | None = None
     modality: Literal["MR", "any"] = "MR"
+    archives: list[str] = Field(default_factory=list)
 
     @property
     def owner(self) -> str:

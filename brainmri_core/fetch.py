@@ -20,8 +20,11 @@ from brainmri_core.samples import FETCH_COLUMNS, content_hash, read_samples, wri
 from brainmri_core.sources.archive import extract_archive, unpack_inner
 from brainmri_core.sources.folder import copy_tree, list_folder
 from brainmri_core.sources.index import LEFT_OUT, QUIET_KINDS, index_files
+from brainmri_core.sources.labels import read_labels
 from brainmri_core.sources.local import find_archive, is_browser_name, names_looked_for, saved_by_browser
+from brainmri_core.sources.masks import MASKS
 from brainmri_core.sources.names import shown_name
+from brainmri_core.sources.scans import expand_scans
 from brainmri_core.sources.tree import split_of
 from brainmri_core.storage import (
     read_json,
@@ -35,7 +38,7 @@ from brainmri_core.storage import (
 if TYPE_CHECKING:
     import pandas as pd
 
-_RULES = 2  # of reading folders; a data set that was read by others is unpacked anew
+_RULES = 3  # of reading folders; a data set that was read by others is unpacked anew
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,7 @@ class _Facts(BaseModel):
     last_updated: str | None = None
     archive_sha256: str | None = None
     n_files: int | None = None
+    n_slices: int = 0
     left_out: dict[str, int] = Field(default_factory=dict)
     formats: dict[str, int] = Field(default_factory=dict)
 
@@ -101,18 +105,28 @@ def fetch(config: FetchConfig, job: Job) -> FetchPointer:
 
 def _reading(config: FetchConfig, job: Job) -> str:
     """Return a hash of what decides how folders are read, so that another reading has a folder of its own."""
-    classes, aliases = job.entry.classes, job.entry.aliases
-    return sha256_json([_RULES, config.subset, classes, aliases])[:8]
+    entry = job.entry
+    slices = config.slices.model_dump(mode="json")
+    table = job.layout.configured(config.labels_csv) if config.labels_csv is not None else None
+    labels = sha256_file(table) if table is not None and table.is_file() else config.labels_csv
+    return sha256_json([_RULES, config.subset, entry.classes, entry.aliases, entry.modality, slices, labels])[
+        :8
+    ]
 
 
 def _local(config: FetchConfig, job: Job) -> Path | None:
     """Return the local archive or folder; where a folder of archives has none, that is said before the network is used."""
     folder = os.environ.get(ARCHIVES_VARIABLE)
     archives = Path(folder).expanduser() if folder and job.entry.source != "phantom" else None
-    path = find_archive(job.dataset, Path(config.archive).expanduser() if config.archive else None, archives)
+    path = find_archive(
+        job.dataset,
+        Path(config.archive).expanduser() if config.archive else None,
+        archives,
+        job.entry.archives,
+    )
     if path is not None or archives is None:
         return path
-    names = ", ".join(names_looked_for(job.dataset))
+    names = ", ".join(names_looked_for(job.dataset, job.entry.archives))
     path = saved_by_browser(archives)
     if path is None:
         job.log.warning(
@@ -146,7 +160,7 @@ def _locate(config: FetchConfig, job: Job) -> _Source:
     if job.entry.source == "archive":
         raise SourceError(
             f"The data set {job.dataset} is only had as a local archive: give fetch.archive (or --archive PATH), or set "
-            f"{ARCHIVES_VARIABLE} to a folder that holds {job.entry.slug}.zip."
+            f"{ARCHIVES_VARIABLE} to a folder that holds {[f'{job.entry.slug}.zip', *job.entry.archives][-1]}."
         )
     return _from_kaggle(config, job)
 
@@ -203,19 +217,27 @@ def _unpack(config: FetchConfig, source: _Source, target: Path, job: Job) -> Non
         else:
             assert source.path is not None
             _bring(source.path, files, config, litter)
-        index = index_files(files, job.entry, config.subset, litter)
-        write_samples(staging / "samples.parquet", index.images)
+        scans = expand_scans(files, config, job)
+        index = index_files(files, job.entry, config.subset, litter, scans, read_labels(config, files, job))
+        images = scans.described(index.images, index.root) if scans.slices else index.images
+        write_samples(staging / "samples.parquet", images)
+        if scans.masks:
+            below = f"{index.root}/" if index.root else ""
+            scans.masks.write(staging / MASKS, {f"{below}{path}": path for path in images["path"]})
         write_samples(staging / LEFT_OUT, index.left_out)
         left_out = {str(kind): int(n) for kind, n in index.left_out["kind"].value_counts().items()}
         facts = {
             "root": f"files/{index.root}".rstrip("/"),
             "kind": source.kind,
             "n_files": len(index.images) + len(index.left_out),
+            "n_slices": len(scans.slices),
             "left_out": left_out,
             "formats": index.formats,
         }
         write_json(staging / "source.json", {**facts, **source.facts})
     job.log.info("unpacked", images=len(index.images), classes=int(index.images["label"].nunique()))
+    for note in index.notes:
+        job.log.warning(note)
     _say_what_is_left_out(index.left_out, index.formats, job)
 
 
@@ -304,5 +326,6 @@ def _pointer(source: _Source, target: Path, job: Job) -> FetchPointer:
         last_updated=facts.last_updated,
         archive_sha256=facts.archive_sha256,
         n_files=facts.n_files,
+        n_slices=facts.n_slices,
         left_out=facts.left_out,
     )

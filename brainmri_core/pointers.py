@@ -56,7 +56,10 @@ class FetchPointer(Pointer):
     last_updated: str | None = None
     archive_sha256: str | None = None
     validation_dir: str | None = None
-    n_files: int | None = Field(None, description="files of the source, images or not")
+    n_files: int | None = Field(
+        None, description="files of the source, images or not, and the slices of its scans"
+    )
+    n_slices: int = Field(0, description="slices that scans were taken apart into; each is an image")
     left_out: dict[str, int] = Field(default_factory=dict, description="kind of file left out -> files")
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator
 
 from brainmri_core.config.base import StageConfig
-from brainmri_core.config.formats import ENDINGS
+from brainmri_core.config.formats import ENDINGS, SCAN_ENDINGS, SLICE
 
 DEEP = ("16-bit", "32-bit", "float")
 """Depths whose files need not say what is black and what is white."""
@@ -20,7 +20,8 @@ Extensions = Annotated[
 
 def has_extension(path: str, wanted: Literal["all"] | list[str]) -> bool:
     """Say whether an `exts` setting lets a file through; 'all' lets every file through, whatever its ending."""
-    return wanted == "all" or path.lower().endswith(tuple(item.lower() for item in wanted))
+    file = SLICE.sub("", path)
+    return wanted == "all" or file.lower().endswith(tuple(item.lower() for item in wanted))
 
 
 class _WithExtensions(StageConfig):
@@ -30,9 +31,9 @@ class _WithExtensions(StageConfig):
     @classmethod
     def _known_extensions(cls, value: Literal["all"] | list[str]) -> Literal["all"] | list[str]:
         if value != "all":
-            unknown = [item for item in value if item.lower() not in ENDINGS]
-            if unknown or not value:
-                raise ValueError(f"use 'all' or a list out of {', '.join(ENDINGS)}")
+            known = (*ENDINGS, *SCAN_ENDINGS)
+            if not value or not {item.lower() for item in value} <= set(known):
+                raise ValueError(f"use 'all' or a list out of {', '.join(known)}")
         return value
 
 
@@ -71,6 +72,22 @@ class PhantomConfig(StageConfig):
     label_conflicts: int = Field(6, ge=0, le=1000, description="Planted copies filed under another class.")
 
 
+class SlicesConfig(StageConfig):
+    """Which slices of a DICOM, NIfTI or MATLAB file become images: the outermost mostly show no brain."""
+
+    share: float = Field(0.5, gt=0, le=1, description="Central share of a file's slices; 1 takes all.")
+    every: int = Field(1, ge=1, le=4096, description="Take every n-th of them.")
+    whole_up_to: int = Field(
+        10, ge=0, le=4096, description="Take a file of up to this many slices whole, whatever the share."
+    )
+
+    def chosen(self, count: int) -> range:
+        """Return the positions, from 0, of the slices to take out of `count`."""
+        taken = count if count <= self.whole_up_to else max(1, round(self.share * count))
+        first = (count - taken) // 2
+        return range(first, first + taken, self.every)
+
+
 class FetchConfig(StageConfig):
     """Bring a data set to the local disk."""
 
@@ -80,6 +97,12 @@ class FetchConfig(StageConfig):
     archive: str | None = Field(None, description="Local zip or folder to use as if Kaggle had delivered it.")
     subset: str | None = Field(
         None, description="Folder inside the data set to use where it holds several trees of class folders."
+    )
+    slices: SlicesConfig = SlicesConfig()
+    labels_csv: str | None = Field(
+        None,
+        description="CSV with path and label of each image or scan, instead of class folders; a path of the project, or "
+        "of a file inside the data set.",
     )
     version: int | None = Field(None, ge=1, description="Kaggle version to pin; empty means the current one.")
     offline: bool = Field(False, description="Never use the network; take what the cache holds.")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 FORMATS: dict[str, tuple[str, ...]] = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
     "PNG": (".png",),
@@ -13,8 +15,14 @@ FORMATS: dict[str, tuple[str, ...]] = {
 """Name of each format (as Pillow has it) and the endings its files usually have."""
 
 ENDINGS = tuple(ending for endings in FORMATS.values() for ending in endings)
-READABLE = ", ".join((*FORMATS, "DICOM", "NIfTI"))
+READABLE = ", ".join((*FORMATS, "DICOM", "NIfTI", "MATLAB"))
 """What a model can be asked about, for people."""
+
+SCAN_ENDINGS = (".dcm", ".dicom", ".nii", ".nii.gz", ".mat")
+"""Endings that files of slices usually have: DICOM, NIfTI and MATLAB, which are known by their content first."""
+
+SLICE = re.compile(r"#[0-9]+$")
+"""End of the name of an image that is a slice of a file."""
 
 HEAD = 560
 """Bytes of a file that tell what it is."""

@@ -8,11 +8,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from brainmri_core.images.decode import DecodeError
 from brainmri_core.images.fit import Fit, decode_fitted, fit_image
 from brainmri_core.images.isolation import message
-from brainmri_core.images.levels import GrayRange
+from brainmri_core.images.levels import GrayRange, gray_levels, own_range
 from brainmri_core.images.medical import medical_kind, medical_slices
 from brainmri_core.images.worker import serve
 from brainmri_core.text import printable
@@ -32,17 +33,27 @@ def answers(
             return
         header: dict[str, Any] = {"reason": f"{printable(name)} holds no image."}
         body = b""
-        for number, (count, flat) in enumerate(medical_slices(data, name, kind), 1):
+        for number, found in enumerate(medical_slices(data, name, kind), 1):
             if (
                 number > 1
             ):  # a file may hold fewer slices than it says: only the last one found ends the answer
                 yield message({**header, "more": True}, body)
-            pixels = fit_image(flat, size, fit)
+            pixels = fit_image(_levels(found.pixels, gray_ranges), size, fit)
             body = (pixels if gray else np.repeat(pixels[..., None], 3, axis=2)).tobytes()
-            header = {"slices": count, "slice": number, "colourfulness": 0.0}
+            header = {"slices": found.count, "slice": number, "colourfulness": 0.0}
         yield message(header, body)
     except DecodeError as error:
         yield message({"reason": str(error)})
+
+
+def _levels(
+    pixels: npt.NDArray[np.uint8] | npt.NDArray[np.uint16], gray_ranges: dict[str, GrayRange]
+) -> npt.NDArray[np.uint8]:
+    """Return the gray levels of a slice; values of 16 bits have the range that resizing measured for such files."""
+    if pixels.dtype == np.uint8:
+        return pixels.astype(np.uint8, copy=False)
+    values = pixels.astype(np.float32)
+    return gray_levels(values, gray_ranges.get("16-bit") or own_range(values, whole=True))
 
 
 if __name__ == "__main__":

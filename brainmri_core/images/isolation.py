@@ -37,7 +37,8 @@ from brainmri_core.text import printable
 SECONDS_PER_IMAGE = 60.0
 MAX_FILE_BYTES = 256 << 20
 MAX_ANSWERS = 4096  # slices of one file
-_MAX_HEADER, _MAX_ANSWER = 1 << 16, 4 << 20
+MAX_ANSWER = 32 << 20  # bytes after a header
+_MAX_HEADER = 1 << 16
 _LONGEST_REASON = 1000
 BATCH_BYTES = 1 << 20
 _BATCH = 16  # files in a request: one by one, passing them on costs half as much as decoding them
@@ -128,7 +129,7 @@ class _Worker:
             start = 0
             while len(self.received) >= start + 8:
                 head, body = struct.unpack_from("<II", self.received, start)
-                if head > _MAX_HEADER or body > _MAX_ANSWER:
+                if head > _MAX_HEADER or body > MAX_ANSWER:
                     raise _WorkerGone
                 middle = start + 8 + head
                 if len(self.received) < middle + body:

@@ -7,8 +7,10 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from brainmri_core.config.formats import ENDINGS, HEAD, image_format
-from brainmri_core.images.medical import SUFFIXES
+from brainmri_core.config.formats import ENDINGS, image_format
+from brainmri_core.images.medical import is_dicomdir, medical_kind
+
+_HEAD = 1024
 
 
 def list_images(names: Sequence[str]) -> list[str]:
@@ -18,7 +20,7 @@ def list_images(names: Sequence[str]) -> list[str]:
     ----------
     names : sequence of str
         Files (whatever their ending), folders, and patterns with ``*``, ``?``, ``[...]`` and ``**``. In folders, files
-        count by their ending, and others if they begin as a picture or as DICOM does.
+        count by their ending, and others if they begin as a picture or a scan does; an index of a DICOM medium does not.
 
     Returns
     -------
@@ -47,13 +49,15 @@ def _below(folder: Path) -> list[Path]:
 
 
 def _counts(path: Path) -> bool:
-    if path.name.lower().endswith((*ENDINGS, *SUFFIXES)):
+    if path.name.lower().endswith(ENDINGS):
         return True
     if not path.is_file():
         return False
     try:
         with path.open("rb") as handle:
-            head = handle.read(HEAD)
-        return image_format(head) is not None or head[128:132] == b"DICM"
+            head = handle.read(_HEAD)
+        if is_dicomdir(head):
+            return False
+        return image_format(head) is not None or medical_kind(head, path.name) is not None
     except PermissionError:
         return True  # so that it is reported, not passed over

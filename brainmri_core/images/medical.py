@@ -1,7 +1,7 @@
-"""Slices of DICOM and NIfTI files, through pydicom and nibabel where the ``medical`` extra is installed.
+"""Slices of DICOM, NIfTI and MATLAB files, through the libraries of the ``medical`` extra where it is installed.
 
-Only pixels, and what is needed to show them upright and at the right brightness, are read. Header text may name a patient:
-none of it reaches a result or an error message.
+Of a header, only what is needed to show the pixels upright and at the right brightness is read, and for training whose
+images belong together. It may name a patient: none of its text reaches a file, a message or a log.
 """
 
 from __future__ import annotations
@@ -9,21 +9,23 @@ from __future__ import annotations
 import io
 import zlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from brainmri_core.config.formats import HEAD
 from brainmri_core.images.decode import MAX_PIXELS, MAX_SIDE, DecodeError
 from brainmri_core.images.isolation import MAX_ANSWERS
+from brainmri_core.images.matlab import is_matlab, matlab_image
 from brainmri_core.text import printable
 
 U8 = npt.NDArray[np.uint8]
 F32 = npt.NDArray[np.float32]
-Kind = Literal["dicom", "nifti"]
+Kind = Literal["dicom", "nifti", "matlab"]
 
-SUFFIXES = (".dcm", ".dicom", ".nii", ".nii.gz")
 MAX_SLICES = MAX_ANSWERS
 _MAX_BYTES = 1 << 30
 _NIFTI_MAGIC = (b"n+1\0", b"ni1\0")
@@ -34,25 +36,102 @@ _UNEQUAL = 0.02
 _EXTRA = "reading it needs the `medical` extra: pip install 'brainmri[medical]'"
 
 
+_SHOWN = {"dicom": "DICOM", "nifti": "NIfTI", "matlab": "MATLAB"}
+_LIBRARIES = ("pydicom", "nibabel", "h5py")
+_DIRECTORY = b"1.2.840.10008.1.3.10"  # storage class of a DICOMDIR
+_FIRST_GROUPS = (2, 8)  # that a DICOM file without preamble begins with
+_LONGEST_FIRST = 400
+_SHORT_VRS = b"AE AS AT CS DA DS DT FL FD IS LO LT PN SH SL SS ST TM UI UL US".split()
+_NO_PATIENT = {
+    "anon",
+    "anonym",
+    "anonymous",
+    "anonymized",
+    "anonymised",
+    "unknown",
+    "none",
+    "null",
+    "na",
+    "patient",
+    "",
+}
+
+
+@dataclass(frozen=True)
+class Slice:
+    """One slice of a file.
+
+    Attributes
+    ----------
+    count : int
+        Number of slices in the file.
+    pixels : numpy.ndarray
+        uint8 ``(H, W)``, square pixels, NIfTI in radiological orientation; of MATLAB files uint16, the values as stored.
+    volumes : int
+        Volumes in the file; the slices are those of the first.
+    patient, study : str or None
+        Ids as they are in the file: they are for hashing only.
+    label : str or None
+        Class that the file names.
+    mask : numpy.ndarray or None
+        bool ``(H, W)``: where the tumour is.
+    """
+
+    count: int
+    pixels: npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
+    volumes: int = 1
+    patient: str | None = None
+    study: str | None = None
+    label: str | None = None
+    mask: npt.NDArray[np.bool_] | None = None
+
+
 def medical_kind(data: bytes, name: str) -> Kind | None:
-    """Tell from content, else from its name, whether a file is DICOM or NIfTI."""
+    """Tell from content, its first `formats.HEAD` bytes, else from its name, what kind of scan a file is; None: of none."""
     lower = name.lower()
-    if data[128:132] == b"DICM":
+    if data[128:132] == b"DICM" or _is_bare_dicom(data):
         return "dicom"
-    if data[344:348] in _NIFTI_MAGIC or data[:2] == _GZIP or lower.endswith((".nii", ".nii.gz")):
+    if is_matlab(data):
+        return "matlab"
+    head = _unpacked_head(data) if data[:2] == _GZIP else data
+    if head[344:348] in _NIFTI_MAGIC or lower.endswith((".nii", ".nii.gz")):
         return "nifti"
     return "dicom" if lower.endswith((".dcm", ".dicom")) else None
 
 
-def medical_slices(data: bytes, name: str, kind: Kind) -> Iterator[tuple[int, U8]]:
+def _unpacked_head(data: bytes) -> bytes:
+    try:
+        return zlib.decompressobj(wbits=31).decompress(data[:HEAD], 400)
+    except zlib.error:
+        return b""
+
+
+def is_dicomdir(data: bytes) -> bool:
+    """Say whether a file is the index of a DICOM medium, which lists images and holds none, by its first kilobyte."""
+    return data[128:132] == b"DICM" and _DIRECTORY in data[:1024]
+
+
+def _is_bare_dicom(data: bytes) -> bool:
+    """Say whether a file begins with two elements of a DICOM data set, as files without preamble do."""
+    group, element = int.from_bytes(data[:2], "little"), int.from_bytes(data[2:4], "little")
+    if group not in _FIRST_GROUPS:
+        return False
+    explicit = data[4:6] in _SHORT_VRS
+    length = int.from_bytes(data[6:8] if explicit else data[4:8], "little")
+    after = data[8 + length : 12 + length]
+    if length % 2 or length > _LONGEST_FIRST or len(after) < 4:
+        return False
+    next_group, next_element = int.from_bytes(after[:2], "little"), int.from_bytes(after[2:], "little")
+    return (group, element) < (next_group, next_element) < (_FIRST_GROUPS[-1] + 1, 0)
+
+
+def medical_slices(data: bytes, name: str, kind: Kind, *, any_modality: bool = False) -> Iterator[Slice]:
     """Yield the slices of a file.
 
-    Yields
-    ------
-    count : int
-        Number of slices in the file.
-    pixels : numpy.ndarray
-        uint8 ``(H, W)``, square pixels; NIfTI in radiological orientation.
+    Parameters
+    ----------
+    any_modality : bool
+        Let DICOM images of other modalities than MR in.
 
     Raises
     ------
@@ -61,30 +140,41 @@ def medical_slices(data: bytes, name: str, kind: Kind) -> Iterator[tuple[int, U8
     """
     title = printable(name)
     try:
-        yield from (_dicom if kind == "dicom" else _nifti)(data, title)
+        if kind == "dicom":
+            yield from _dicom(data, title, any_modality)
+        elif kind == "nifti":
+            yield from _nifti(data, title)
+        else:
+            found = matlab_image(data, title)
+            yield Slice(1, found.values, patient=found.patient, label=found.label, mask=found.mask)
     except (DecodeError, GeneratorExit):
         raise
     except ModuleNotFoundError as error:
-        if error.name not in ("pydicom", "nibabel"):
+        if error.name not in _LIBRARIES:
             raise
-        shown = "DICOM" if kind == "dicom" else "NIfTI"
-        raise DecodeError(f"{title} is a {shown} file; {_EXTRA}.") from None
+        raise DecodeError(f"{title} is a {_SHOWN[kind]} file; {_EXTRA}.") from None
     except MemoryError:
         raise DecodeError(f"{title} needs more memory to decode than there is; it was left out.") from None
-    except Exception as error:  # noqa: BLE001 - both libraries raise anything on damaged files, with header text in it
+    except Exception as error:  # noqa: BLE001 - the libraries raise anything on damaged files, with header text in it
         raise DecodeError(
-            f"{title} cannot be read as {kind.upper() if kind == 'dicom' else 'NIfTI'} ({type(error).__name__}); "
-            "it is damaged or compressed in a way that needs another library."
+            f"{title} cannot be read as {_SHOWN[kind]} ({type(error).__name__}); it is damaged or compressed in a way that "
+            "needs another library."
         ) from None
 
 
-def _dicom(data: bytes, title: str) -> Iterator[tuple[int, U8]]:
+def _dicom(data: bytes, title: str, any_modality: bool) -> Iterator[Slice]:
     import pydicom
     from pydicom.pixels.processing import apply_modality_lut
     from pydicom.pixels.utils import iter_pixels
 
-    dataset = pydicom.dcmread(io.BytesIO(data))
-    if str(dataset.get("Modality", "MR")) != "MR":
+    if is_dicomdir(data):
+        raise DecodeError(f"{title} is the index of a DICOM medium and no image; give the files it lists.")
+    dataset: Any = pydicom.dcmread(io.BytesIO(data), force=_is_bare_dicom(data))
+    if "TransferSyntaxUID" not in dataset.file_meta:
+        dataset.file_meta.TransferSyntaxUID = _syntax(dataset)
+    if "Rows" not in dataset or "Columns" not in dataset:
+        raise DecodeError(f"{title} is a DICOM file without an image, such as a report; it was left out.")
+    if str(dataset.get("Modality", "MR")) != "MR" and not any_modality:
         raise DecodeError(f"{title} is a DICOM file of another modality than MR; it was left out.")
     count = int(dataset.get("NumberOfFrames") or 1)
     _check(int(dataset.Columns), int(dataset.Rows), count, title)
@@ -98,7 +188,26 @@ def _dicom(data: bytes, title: str) -> Iterator[tuple[int, U8]]:
             pixels = _scaled(values, *(declared or _range(values)))
             if dataset.get("PhotometricInterpretation") == "MONOCHROME1":
                 pixels = 255 - pixels
-        yield count, _square(pixels, *spacing)
+        yield Slice(
+            count,
+            _square(pixels, *spacing),
+            patient=_identity(dataset.get("PatientID"), _NO_PATIENT),
+            study=_identity(dataset.get("StudyInstanceUID"), {""}),
+        )
+
+
+def _syntax(dataset: Any) -> str:
+    """Return the transfer syntax of a data set that does not name it, which is told from how it is written."""
+    from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
+
+    return str(ImplicitVRLittleEndian if dataset.original_encoding[0] else ExplicitVRLittleEndian)
+
+
+def _identity(value: Any, nobody: set[str]) -> str | None:
+    """Return an id of a header, or None for the words that anonymising writes in its place."""
+    text = str(value or "").strip()
+    plain = "".join(char for char in text.casefold() if char.isalnum())
+    return None if plain.rstrip("0") in nobody else text
 
 
 def _window(dataset: Any) -> tuple[float, float] | None:
@@ -124,7 +233,7 @@ def _declared(dtype: np.dtype[Any], dataset: Any) -> tuple[float, float] | None:
     return low, high
 
 
-def _nifti(data: bytes, title: str) -> Iterator[tuple[int, U8]]:
+def _nifti(data: bytes, title: str) -> Iterator[Slice]:
     import nibabel
 
     library: Any = nibabel
@@ -142,8 +251,9 @@ def _nifti(data: bytes, title: str) -> Iterator[tuple[int, U8]]:
     if len(stored.shape) == 2:
         stored = library.Nifti1Image(np.asanyarray(stored.dataobj)[..., None], stored.affine)
     canonical = library.as_closest_canonical(stored)
-    volume = np.asarray(canonical.dataobj, np.float32)
-    volume = volume[..., 0] if volume.ndim == 4 else volume
+    volumes = canonical.shape[3] if len(canonical.shape) == 4 else 1
+    proxy = canonical.dataobj[..., 0] if len(canonical.shape) == 4 else canonical.dataobj
+    volume = np.asarray(proxy, np.float32)
     spacing = [float(value) for value in canonical.header.get_zooms()[:3]]
     axis = _slice_axis(volume.shape, spacing)
     first, second_axis = (number for number in range(3) if number != axis)
@@ -153,7 +263,8 @@ def _nifti(data: bytes, title: str) -> Iterator[tuple[int, U8]]:
     for plane in planes:
         # rows from head to foot (or front to back), columns from the patient's right to left (or front to back)
         upright = plane[::-1, ::-1].T
-        yield len(planes), _square(_scaled(upright, low, high), spacing[second_axis], spacing[first])
+        pixels = _square(_scaled(upright, low, high), spacing[second_axis], spacing[first])
+        yield Slice(len(planes), pixels, volumes)
 
 
 def _slice_axis(shape: tuple[int, ...], spacing: list[float]) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from brainmri_core.job import Job
 from brainmri_core.pointers import FetchPointer, MappingPointer, PackPointer, follow
 from brainmri_core.reporting.leaks import LeakReport, leak_report
 from brainmri_core.samples import FETCH_COLUMNS, RESIZE_COLUMNS, SPLIT_COLUMNS, read_samples
+from brainmri_core.sources.masks import MASKS, MaskStore
 from brainmri_core.sources.phantom import read_truth
 from brainmri_core.storage import read_json
 from brainmri_core.twins import read_copies
@@ -43,7 +44,9 @@ class Evidence:
     leak : LeakReport
         Copies across this split and others, and what a 1-nearest-neighbour look-up scores.
     planes, masks : dict
-        Path to image plane, and to the file of its tumour mask, where known.
+        Path to image plane, and to the file of its tumour mask, where the generator of a synthetic set knows them.
+    stored_masks : MaskStore
+        Tumour masks that came with the images themselves.
     split_record : dict
         How the split was made.
     """
@@ -58,6 +61,7 @@ class Evidence:
     planes: dict[str, str]
     masks: dict[str, Path]
     split_record: dict[str, Any]
+    stored_masks: MaskStore = field(default_factory=MaskStore)
 
     def positions(self, side: str) -> I64:
         """Return the positions in `samples` of a split's packed images, in pack order."""
@@ -65,10 +69,17 @@ class Evidence:
         chosen = np.flatnonzero((self.samples["split"].to_numpy(object) == side) & (rows >= 0))
         return chosen[np.argsort(rows[chosen], kind="stable")]
 
+    def has_mask(self, path: str) -> bool:
+        """Say whether it is known where the tumour is on an image."""
+        return path in self.masks or path in self.stored_masks
+
     def mask(self, path: str) -> U8:
         """Return an image's tumour mask, fitted as its pixels are: uint8 ``(P, P)``."""
-        file = self.masks[path]
-        drawn = decode(file.read_bytes(), name=file.name).pixels
+        if path in self.masks:
+            file = self.masks[path]
+            drawn = decode(file.read_bytes(), name=file.name).pixels
+        else:
+            drawn = np.where(self.stored_masks[path], 255, 0).astype(np.uint8)
         return fit_image(drawn, self.pack.size, self.pack.fit)
 
 
@@ -104,6 +115,9 @@ def gather_evidence(pack: PackPointer, pixels: U8, job: Job) -> Evidence:
         planes=planes,
         masks=masks,
         split_record=_record(layout.absolute(mapping.split_json)),
+        stored_masks=MaskStore.read(layout.absolute(fetched.samples).parent / MASKS)
+        if fetched
+        else MaskStore(),
     )
 
 

@@ -113,7 +113,7 @@ def _maps(subject: Subject, rows: I64, targets: I64) -> Maps:
 
 def _localisation(subject: Subject, test: pd.DataFrame, evidence: Evidence) -> dict[str, Any]:
     """Score the maps of the true class against the known tumour masks, on up to `MAX_MASKED` test images."""
-    known = test[test["path"].isin(evidence.masks.keys())]
+    known = test[test["path"].map(evidence.has_mask).astype(bool)]
     if known.empty:
         return {"images": 0, "reason": "no test image has a known tumour mask"}
     step = -(-len(known) // MAX_MASKED)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
@@ -14,8 +14,11 @@ from brainmri_core.catalogue import DatasetEntry
 from brainmri_core.config.formats import ENDINGS, HEAD, foreign_content, image_format, readable_kinds
 from brainmri_core.cores import cores, threads
 from brainmri_core.errors import DataError, IntegrityError
+from brainmri_core.patients.tables import ImageTable
 from brainmri_core.samples import FETCH_COLUMNS
+from brainmri_core.sources.labels import labelled_by_data, labelled_by_table
 from brainmri_core.sources.names import compared, shown_name
+from brainmri_core.sources.scans import DIRECTORY_REASON, Scans
 from brainmri_core.sources.tree import Tree, read_trees, split_of
 from brainmri_core.storage import sha256_file
 
@@ -25,7 +28,7 @@ LEFT_OUT = "left_out.parquet"
 LEFT_OUT_COLUMNS = {"path": "str", "kind": "str", "reason": "str", "remedy": "str"}
 """A row per file left out; paths are those of the source."""
 
-QUIET_KINDS = frozenset({"litter", "repeat", "truth"})
+QUIET_KINDS = frozenset({"litter", "opened", "repeat", "truth"})
 """Kinds of files left out that nobody misses."""
 
 _NOTES = {
@@ -51,12 +54,15 @@ class Index:
         The columns of `LEFT_OUT_COLUMNS`; with the files of `images` they are all files of the source.
     formats : dict
         Format of the content to number of images.
+    notes : list of str
+        What was odd about the labels.
     """
 
     root: str
     images: pd.DataFrame
     left_out: pd.DataFrame
     formats: dict[str, int]
+    notes: list[str] = field(default_factory=list)
 
 
 class _LeftOut:
@@ -74,7 +80,14 @@ class _LeftOut:
         return pd.DataFrame(rows, columns=list(LEFT_OUT_COLUMNS)).astype(LEFT_OUT_COLUMNS)
 
 
-def index_files(files: Path, entry: DatasetEntry, subset: str | None, litter: Sequence[str]) -> Index:
+def index_files(
+    files: Path,
+    entry: DatasetEntry,
+    subset: str | None,
+    litter: Sequence[str],
+    scans: Scans | None = None,
+    labels: ImageTable | None = None,
+) -> Index:
     """Find the images of an unpacked data set and say of every other file why it is left out.
 
     Parameters
@@ -87,6 +100,10 @@ def index_files(files: Path, entry: DatasetEntry, subset: str | None, litter: Se
         Folder to use where there are several trees of class folders.
     litter : sequence of str
         Files of the source that were not unpacked.
+    scans : Scans or None
+        Scans that were taken apart; their slices lie beside them.
+    labels : ImageTable or None
+        Labels by path; without them folders are classes, or the scans themselves name theirs.
 
     Raises
     ------
@@ -104,21 +121,59 @@ def index_files(files: Path, entry: DatasetEntry, subset: str | None, litter: Se
     left_out.add(planted, "truth", "ground truth of the synthetic data set", "none is needed")
     hidden = [name for name in names if any(part.startswith(".") for part in name.split("/"))]
     left_out.add(hidden, "litter", *_LITTER)
+    scans = scans or Scans()
+    left_out.add(scans.opened, "opened", "its slices are used, each as an image", "none is needed")
+    left_out.add(scans.directories, "litter", DIRECTORY_REASON, "none is needed")
+    for name, reason in scans.refused.items():
+        left_out.add([name], "unread", reason, "replace it by a whole one, or remove it")
     looked_at = [name for name in names if name not in left_out.rows]
     heads = dict(zip(looked_at, _each(_head, [files / name for name in looked_at]), strict=True))
     formats = {name: image_format(head) for name, head in heads.items()}
     images = [name for name, found in formats.items() if found or name.lower().endswith(ENDINGS)]
     _leave_out_others(left_out, {name: head for name, head in heads.items() if name not in set(images)})
     hashes: dict[str, str] = {}
-    tree = _choose(files, images, entry, subset, left_out, hashes)
-    _check_classes(tree, looked_at, entry)
+    notes: list[str] = []
+    tree = _labelled_tree(images, entry, scans, labels, left_out, notes)
+    if tree is None:
+        tree = _choose(files, images, entry, subset, left_out, hashes)
+    _check_classes(tree, [*looked_at, *scans.refused], entry)
     table = _table(files, tree, hashes)
     _check_account([*names, *litter], [image.path for image in tree.images], left_out)
     counts = Counter(formats[image.path] or "none" for image in tree.images)
-    return Index(tree.root, table, left_out.table(), dict(sorted(counts.items())))
+    return Index(tree.root, table, left_out.table(), dict(sorted(counts.items())), notes)
 
 
 _LITTER = ("no image, and nothing that one needs", "none is needed")
+
+
+def _labelled_tree(
+    images: list[str],
+    entry: DatasetEntry,
+    scans: Scans,
+    labels: ImageTable | None,
+    left_out: _LeftOut,
+    notes: list[str],
+) -> Tree | None:
+    """Return the images whose labels a CSV or the scans themselves give, or None where folders are the classes."""
+    if labels is None:
+        tree = labelled_by_data(scans.labels(), entry)
+        reason, remedy = (
+            "its file names no class and it lies in no class folder",
+            "move it into a class folder",
+        )
+    else:
+        found = labelled_by_table(labels, images, entry.key)
+        tree = found.tree
+        reason, remedy = "fetch.labels_csv gives it no label", "add it to the CSV, or remove it"
+        if found.missing:
+            notes.append(
+                f"{labels.where} names {len(found.missing)} images that the data set does not hold, the first "
+                f"{shown_name(found.missing[0])!r}"
+            )
+    if tree is not None:
+        used = {image.path for image in tree.images}
+        left_out.add([path for path in images if path not in used], "outside", reason, remedy)
+    return tree
 
 
 def _leave_out_others(left_out: _LeftOut, heads: dict[str, bytes]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from brainmri_core.errors import SourceError
@@ -21,7 +22,9 @@ _ENDINGS = (
 _BROWSER = re.compile(r"archive ?(\(\d+\))?\.zip")
 
 
-def find_archive(dataset: str, explicit: Path | None, archives: Path | None) -> Path | None:
+def find_archive(
+    dataset: str, explicit: Path | None, archives: Path | None, further: Sequence[str] = ()
+) -> Path | None:
     """Return the local archive or folder to use for a data set, if there is one.
 
     Parameters
@@ -33,6 +36,8 @@ def find_archive(dataset: str, explicit: Path | None, archives: Path | None) -> 
     archives : pathlib.Path or None
         Folder that may hold ``<owner>__<slug>.zip`` or ``<slug>.zip``, or the same unpacked; the first goes before the
         second, a zip before a folder.
+    further : sequence of str
+        Other names that the data set's archive has, as its catalogue entry lists them.
 
     Raises
     ------
@@ -57,7 +62,7 @@ def find_archive(dataset: str, explicit: Path | None, archives: Path | None) -> 
                 f"BRAINMRI_ARCHIVES names {shown_name(archives)}, which is no folder; correct or unset it."
             )
         there = {compared(path.name): path for path in sorted(archives.iterdir(), reverse=True)}
-        candidates = [there.get(compared(name)) for name in names_looked_for(dataset)]
+        candidates = [there.get(compared(name)) for name in names_looked_for(dataset, further)]
         return next(
             (path for path in candidates if path is not None and (path.is_file() or path.is_dir())), None
         )
@@ -66,10 +71,10 @@ def find_archive(dataset: str, explicit: Path | None, archives: Path | None) -> 
         raise storage_error(error, looked_at, "read") from error
 
 
-def names_looked_for(dataset: str) -> list[str]:
+def names_looked_for(dataset: str, further: Sequence[str] = ()) -> list[str]:
     """Return the names that a data set's archive or folder may have, the best first."""
     owner, _, slug = dataset.partition("/")
-    return [f"{stem}{ending}" for ending in _ENDINGS for stem in (f"{owner}__{slug}", slug)]
+    return [*(f"{stem}{ending}" for ending in _ENDINGS for stem in (f"{owner}__{slug}", slug)), *further]
 
 
 def is_browser_name(path: Path) -> bool:

@@ -57,8 +57,8 @@ def slices(data: bytes, name: str = "x") -> list[np.ndarray]:
     kind = medical_kind(data, name)
     assert kind is not None
     found = list(medical_slices(data, name, kind))
-    assert {count for count, _ in found} == {len(found)}
-    return [pixels for _, pixels in found]
+    assert {item.count for item in found} == {len(found)}
+    return [item.pixels for item in found]
 
 
 @pytest.mark.parametrize("codes", ["RAS", "LPS", "LAS", "ASR", "SPL"])

@@ -1,0 +1,135 @@
+"""Images in MATLAB 7.3 files of the layout that the Figshare brain tumour set has.
+
+Such a file is HDF5 behind a header of 512 bytes. Its group ``cjdata`` holds ``image``, ``label``, ``PID``, ``tumorMask``
+and ``tumorBorder``, each as MATLAB stores arrays, column by column. HDF5 can point to other files, load filters and claim
+any size: everything is looked at before a value is read, and only plain datasets are.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from brainmri_core.images.decode import MAX_PIXELS, MAX_SIDE, MIN_SIDE, DecodeError
+
+LABELS = {1: "meningioma", 2: "glioma", 3: "pituitary"}
+"""What the numbers of ``cjdata.label`` mean."""
+
+_GROUP = "cjdata"
+_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+_HEADER = 512
+_FILTERS = {1, 2, 3}  # deflate, shuffle, checksum: what MATLAB writes
+_LARGEST_CHUNK = 64 << 20
+_LONGEST_ID = 64
+_REPEAT = re.compile(r"(.*\d)[A-Za-z]+")
+
+
+@dataclass(frozen=True)
+class MatlabImage:
+    """One image and what its file says of it.
+
+    Attributes
+    ----------
+    values : numpy.ndarray
+        uint16 ``(H, W)``; values below zero count as zero.
+    label : str or None
+        Class, where the file names one of `LABELS`.
+    patient : str or None
+        As in the file, without the letters at its end that mark a repeated exam.
+    mask : numpy.ndarray or None
+        bool ``(H, W)``: where the tumour is.
+    """
+
+    values: npt.NDArray[np.uint16]
+    label: str | None
+    patient: str | None
+    mask: npt.NDArray[np.bool_] | None
+
+
+def is_matlab(data: bytes) -> bool:
+    """Tell from its first bytes whether a file is a MATLAB file of any version."""
+    return data.startswith(b"MATLAB ") and data[126:128] in (b"IM", b"MI")
+
+
+def matlab_image(data: bytes, title: str) -> MatlabImage:
+    """Read one file.
+
+    Raises
+    ------
+    DecodeError
+        If it is of an older version, has another layout, or is not plain HDF5.
+    Exception
+        Whatever the library raises on damaged files.
+    """
+    if data[_HEADER : _HEADER + len(_SIGNATURE)] != _SIGNATURE:
+        raise DecodeError(
+            f"{title} is a MATLAB file of a version before 7.3; save it again with save(..., '-v7.3'), or as PNG."
+        )
+    import h5py
+
+    with h5py.File(io.BytesIO(data), "r") as file:
+        group = _hard(file, _GROUP, title, h5py) if _GROUP in file.keys() else None  # noqa: SIM118 - `in` resolves links
+        if not isinstance(group, h5py.Group) or "image" not in group.keys():  # noqa: SIM118
+            raise DecodeError(f"{title} is a MATLAB file without an image in {_GROUP}.image.")
+        parts = {
+            name: _array(_hard(group, name, title, h5py), f"{title}, {_GROUP}.{name},", h5py)
+            for name in ("image", "label", "PID", "tumorMask")
+            if name in group.keys()  # noqa: SIM118
+        }
+    image = parts["image"]
+    if image.ndim != 2 or min(image.shape) < MIN_SIDE:
+        raise DecodeError(f"{title} holds an image of shape {image.shape[::-1]}; give one of two dimensions.")
+    if image.max() > np.iinfo(np.uint16).max:
+        raise DecodeError(f"{title} holds values above 65,535, which are not read.")
+    values = np.ascontiguousarray(np.clip(image, 0, None).T.astype(np.uint16))
+    mask = parts.get("tumorMask")
+    return MatlabImage(
+        values,
+        LABELS.get(int(parts["label"].flat[0])) if parts.get("label", _NOTHING).size else None,
+        _patient(parts.get("PID", _NOTHING)),
+        None if mask is None or mask.shape != image.shape else np.ascontiguousarray(mask.T != 0),
+    )
+
+
+_NOTHING = np.zeros(0, np.uint16)
+
+
+def _hard(group: Any, name: str, title: str, h5py: Any) -> Any:
+    """Return a member that lies in this very file; a link of another kind may lead to any file of the machine."""
+    if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+        raise DecodeError(f"{title} has in place of {name} a link to elsewhere, which is not followed.")
+    return group[name]
+
+
+def _array(found: Any, title: str, h5py: Any) -> npt.NDArray[Any]:
+    """Read a dataset of whole numbers once its size, storage and filters are known to be harmless."""
+    if not isinstance(found, h5py.Dataset):
+        raise DecodeError(f"{title} is no array.")
+    if found.dtype.kind not in "iub" and not (found.dtype.kind == "f" and found.size == 1):
+        raise DecodeError(f"{title} is of type {found.dtype}; whole numbers are read.")
+    if max(found.shape, default=0) > MAX_SIDE or found.size > MAX_PIXELS:
+        raise DecodeError(
+            f"{title} is larger than {MAX_SIDE} x {MAX_SIDE} or {MAX_PIXELS // 1_000_000} million."
+        )
+    plan = found.id.get_create_plist()
+    filters = {plan.get_filter(number)[0] for number in range(plan.get_nfilters())}
+    chunk = int(np.prod(found.chunks, dtype=np.float64)) * found.dtype.itemsize if found.chunks else 0
+    if found.external or found.is_virtual or not filters <= _FILTERS or plan.get_nfilters() > len(_FILTERS):
+        raise DecodeError(f"{title} is stored outside of its file or through a filter that is not read.")
+    if chunk > _LARGEST_CHUNK:
+        raise DecodeError(f"{title} is stored in pieces of {chunk >> 20} MiB, which are too large.")
+    return np.asarray(found[()])
+
+
+def _patient(codes: npt.NDArray[Any]) -> str | None:
+    """Return the patient of ``PID``, which holds the codes of its letters."""
+    if codes.dtype.kind not in "iu" or not 0 < codes.size <= _LONGEST_ID:
+        return None
+    text = "".join(chr(int(code)) for code in codes.flat if 32 <= code < 0xD800).strip()
+    repeated = _REPEAT.fullmatch(text)
+    return (repeated[1] if repeated else text) or None
