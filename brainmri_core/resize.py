@@ -17,6 +17,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from brainmri_core.config.data import ResizeConfig, has_extension
+from brainmri_core.config.formats import FORMATS
 from brainmri_core.cores import cores, threads
 from brainmri_core.errors import DataError, IntegrityError
 from brainmri_core.images.decode import DecodeError
@@ -190,7 +191,7 @@ _EMPTY: dict[str, object] = {
     "has_metadata": False,
     "scaled_by": "",
 }
-_MAYBE_DEEP = (".png", ".tif", ".tiff")
+_MAYBE_DEEP = (*FORMATS["PNG"], *FORMATS["TIFF"])
 
 
 def _stream(
