@@ -3,7 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 export DAGSTER_HOME ?= $(CURDIR)/.dagster
 
-.PHONY: help install demo test test-all audit docs ui clean
+PYTEST := $(BIN)/pytest -n 2 --dist loadgroup --no-loadscope-reorder
+.PHONY: help install demo static check test test-rest test-all audit docs ui clean
 export NO_MKDOCS_2_WARNING = 1
 
 help:  ## list the commands
@@ -27,16 +28,24 @@ install: .venv/.runtime  ## install into .venv
 demo: .venv/.runtime $(DAGSTER_HOME)/dagster.yaml  ## run the whole graph on the built-in synthetic data set
 	$(BIN)/brainmri pipeline --config configs/demo.yaml
 
-test: .venv/.test  ## lint, types, import contract, documentation and tests
+static: .venv/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/mkdocs build --strict --quiet
-	$(BIN)/pytest
 
-test-all: .venv/.test  ## the tests, the long ones included
-	BRAINMRI_LONG_TESTS=1 $(BIN)/pytest
+check: static  ## lint, types, import contract and the tests that train nothing
+	$(PYTEST) -m "not training and not e2e and not full and not slow"
+
+test: static  ## the same, the documentation, and tests of every part, the real UI included
+	$(BIN)/mkdocs build --strict --quiet
+	$(PYTEST) -m "not full and not slow"
+
+test-rest: .venv/.test  ## what test leaves out, with few trials of each fault
+	$(PYTEST) -m "full or journey"
+
+test-all: .venv/.test  ## all tests, with many trials of each fault
+	BRAINMRI_LONG_TESTS=1 $(PYTEST)
 
 audit: .venv/.test  ## ask for known vulnerabilities of the pinned packages
 	$(BIN)/python -m scripts.audit

@@ -32,6 +32,8 @@ from brainmri_core.split import split
 from brainmri_core.validate import load_report, validate
 from tests.core.evaluation_case import Case, prepare
 
+pytestmark = pytest.mark.training
+
 PHOTOMETRIC, MIN, MAX, FORMAT, SMIN, SMAX = 262, 280, 281, 339, 340, 341
 
 

@@ -30,6 +30,8 @@ from brainmri_core.pointers import PackPointer
 from brainmri_core.train import train
 from tests.core.training_pack import config, make_pack
 
+pytestmark = pytest.mark.training
+
 # No dropout: its masks cannot be the same in one process and in two. Batches are odd, so that the parts differ. The rate
 # is low: rounding grows from step to step as it does between any two machines, the faster the higher the rate.
 RECIPE: dict[str, dict[str, Any]] = {

@@ -30,6 +30,8 @@ from brainmri_core.storage import read_json
 from tests.core.evaluation_case import Case, evaluate_config
 from tests.core.test_metrics import nulls
 
+pytestmark = pytest.mark.training
+
 FILES = {
     "metrics.json", "predictions.parquet", "report.html", "model_card.md", "confusion.png", "gradcam.png", "galleries",
     "label_issues.csv", "split_without_label_issues.csv", "classifier.json", "outliers.npz",

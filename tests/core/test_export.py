@@ -23,6 +23,8 @@ from brainmri_core.learning.checkpoint import (
 from brainmri_core.learning.models import build_model
 from brainmri_dagster.cli import app
 
+pytestmark = pytest.mark.training
+
 CPU = torch.device("cpu")
 
 

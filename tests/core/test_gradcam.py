@@ -21,6 +21,8 @@ from brainmri_core.reporting.explanations import _others
 from brainmri_core.reporting.gradcam import MapError, activation_maps, maps_of_rows
 from brainmri_core.sources.phantom import write_phantom
 
+pytestmark = pytest.mark.training
+
 ARCHITECTURES = [
     "resnet18",
     "densenet121",

@@ -32,6 +32,8 @@ from brainmri_core.storage import read_json
 from brainmri_core.subjects import neighbour_pairs
 from brainmri_core.validate import ValidationReport, load_report, validate
 
+pytestmark = pytest.mark.full
+
 REAL = "sartajbhuvaji/brain-tumor-classification-mri"
 
 

@@ -15,6 +15,8 @@ from brainmri_core.logs import Record
 from brainmri_core.train import train
 from tests.core.training_pack import config, make_pack
 
+pytestmark = pytest.mark.training
+
 CPU = torch.device("cpu")
 
 

@@ -31,7 +31,7 @@ from brainmri_dagster.cli import app
 from tests.core.evaluation_case import Case, prepare
 from tests.core.test_models import META
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+pytestmark = [pytest.mark.training, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
 
 
 @dataclass(frozen=True)

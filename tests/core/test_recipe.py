@@ -22,6 +22,8 @@ from brainmri_core.logs import Record
 from brainmri_core.train import train
 from tests.core.training_pack import config, make_pack
 
+pytestmark = pytest.mark.training
+
 CPU = torch.device("cpu")
 PLAIN = {"rotate_deg": 0.0, "hflip_prob": 0.0, "jitter_brightness": 0.0, "jitter_contrast": 0.0}
 

@@ -11,6 +11,8 @@ from brainmri_core.pointers import EvaluationPointer
 from brainmri_core.reporting.predictions import read_predictions
 from tests.core.evaluation_case import HOSTILE_CLASSES, HOSTILE_FILE, Case, hostile_case
 
+pytestmark = pytest.mark.training
+
 SECTIONS = {
     "summary", "purpose", "data", "model", "results", "baselines", "subsets", "errors", "explanations", "limits", "reproduce",
 }  # fmt: skip

@@ -31,6 +31,8 @@ from brainmri_core.pointers import PackPointer
 from brainmri_core.train import train
 from tests.core.training_pack import config, make_pack
 
+pytestmark = pytest.mark.training
+
 # Dropout, momentum, an average and random augmentation: all that could be forgotten when continuing.
 RECIPE: dict[str, dict[str, Any]] = {
     "data": {"start_size": 24},

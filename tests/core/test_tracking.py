@@ -16,6 +16,8 @@ from brainmri_core.logs import Record
 from brainmri_core.train import train
 from tests.core.training_pack import config, make_pack
 
+pytestmark = pytest.mark.training
+
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:

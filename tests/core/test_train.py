@@ -30,6 +30,8 @@ from brainmri_core.samples import read_samples, write_samples
 from brainmri_core.train import train
 from tests.core.training_pack import CLASSES, config, make_pack
 
+pytestmark = pytest.mark.training
+
 CPU = torch.device("cpu")
 
 

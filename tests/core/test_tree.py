@@ -22,6 +22,8 @@ from brainmri_core.pointers import (
 from brainmri_core.samples import read_samples
 from brainmri_core.tree import pack_tree
 
+pytestmark = pytest.mark.training
+
 
 def make_tree(folder: Path, seed: int = 0, classes: tuple[str, ...] = CLASSES) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)

@@ -15,6 +15,8 @@ from brainmri_dagster.cli import app
 from brainmri_dagster.code_location import defs
 from tests.dagster.conftest import PHANTOM, Workbench
 
+pytestmark = pytest.mark.training
+
 OTHER = "masoudnickparvar/brain-tumor-mri-dataset"
 DAEMONS = ("BACKFILL", "QUEUED_RUN_COORDINATOR", "SENSOR")
 FOLDS = [f"{PHANTOM}|{fold}" for fold in range(5)]

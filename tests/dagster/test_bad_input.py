@@ -16,6 +16,8 @@ from brainmri_core.catalogue import CLASSES
 from brainmri_core.layout import ROOT_VARIABLE
 from brainmri_dagster.cli import app
 
+pytestmark = pytest.mark.training
+
 DATASET = "sartajbhuvaji/brain-tumor-classification-mri"
 
 

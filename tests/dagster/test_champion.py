@@ -35,6 +35,8 @@ from brainmri_core.samples import read_samples, write_samples
 from brainmri_core.storage import read_json, sha256_file
 from tests.dagster.conftest import PHANTOM, Workbench
 
+pytestmark = pytest.mark.training
+
 MODEL = "mobilenet_v3_small"
 
 

@@ -13,6 +13,8 @@ import brainmri_dagster
 from brainmri_core.layout import ROOT_VARIABLE
 from brainmri_dagster.cli import app
 
+pytestmark = pytest.mark.training
+
 HEAVY = ("torch", "torchvision", "sklearn", "matplotlib", "kaggle", "pandas", "pyarrow")
 
 

@@ -17,6 +17,8 @@ from brainmri_dagster.metadata import of_cross_validation
 from tests.dagster.conftest import Workbench, failure_of
 from tests.dagster.test_champion import contender, pack_of
 
+pytestmark = pytest.mark.training
+
 
 def test_a_fold_is_the_test_side_and_the_real_test_side_is_left_out(packed: Workbench) -> None:
     pack = pack_of(packed)

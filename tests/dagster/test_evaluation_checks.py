@@ -11,6 +11,8 @@ from brainmri_dagster.checks import evaluation_results
 from tests.dagster.conftest import PHANTOM, Workbench, checks_of
 from tests.dagster.test_champion import contender, pack_of
 
+pytestmark = pytest.mark.training
+
 ERROR, WARN = AssetCheckSeverity.ERROR, AssetCheckSeverity.WARN
 
 

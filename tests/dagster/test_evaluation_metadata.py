@@ -14,6 +14,8 @@ from brainmri_core.storage import write_json
 from brainmri_dagster.metadata import of_evaluate, of_train, of_validate
 from tests.core.test_metrics import CLASSES, Baseline, made_up, table_of, votes
 
+pytestmark = pytest.mark.training
+
 
 def test_the_ui_shows_numbers_tables_pictures_and_warnings(tmp_path: Path) -> None:
     labels, logits = made_up(n=90, k=2)

@@ -16,6 +16,8 @@ from brainmri_dagster.leaderboard import shown as of_leaderboard
 from tests.dagster.conftest import PHANTOM, Workbench
 from tests.dagster.test_champion import contender, cross_validated, pack_of
 
+pytestmark = pytest.mark.training
+
 
 def write(folder: Path, text: str, name: str = "try.yaml") -> Path:
     path = folder / name

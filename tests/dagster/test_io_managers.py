@@ -9,6 +9,8 @@ from brainmri_core.layout import Layout
 from brainmri_core.pointers import FetchPointer, latest_pointer, write_pointer
 from brainmri_dagster.upstream import recorded_pointer
 
+pytestmark = pytest.mark.training
+
 PARTITION = "brainmri/phantom"
 
 

@@ -36,6 +36,8 @@ from brainmri_dagster.stage_run import run_id_of
 from tests.core.test_kaggle import SETTINGS
 from tests.kaggle_server import DATASET, KaggleServer, serving
 
+pytestmark = pytest.mark.training
+
 REAL = "sartajbhuvaji/brain-tumor-classification-mri"
 OTHER = "masoudnickparvar/brain-tumor-mri-dataset"
 

@@ -13,6 +13,8 @@ from brainmri_dagster.sensors import retrain
 from brainmri_dagster.staleness import stale_assets
 from tests.dagster.conftest import PHANTOM, Workbench, checks_of, failure_of
 
+pytestmark = pytest.mark.training
+
 MODEL = dg.AssetSelection.assets("model_checkpoint", "evaluation")
 
 

@@ -22,6 +22,8 @@ from brainmri_dagster.code_location import defs
 from brainmri_dagster.launch_config import run_config_for
 from tests.dagster.conftest import PHANTOM, TINY, Workbench, failure_of
 
+pytestmark = pytest.mark.training
+
 TRAIN = ["model_checkpoint"]
 TWO = ("train.distributed.nproc=2", "train.loop.precision=fp32")
 WORKER = b"brainmri_dagster.train_worker"

@@ -9,6 +9,8 @@ from brainmri_dagster.upstream import pack_for
 from tests.dagster.conftest import Workbench
 from tests.dagster.test_champion import pack_of
 
+pytestmark = pytest.mark.training
+
 
 def test_a_mapping_is_named_by_its_pointer_or_by_its_index_remap(packed: Workbench) -> None:
     pack, mapping = pack_of(packed), packed.pointer("dataset_split")

@@ -35,6 +35,7 @@ def test_a_partition_that_is_not_in_the_catalogue_is_refused_by_name(project: Pr
     assert not project.root.exists()
 
 
+@pytest.mark.full
 def test_one_dagster_command_goes_from_the_source_to_the_evaluation(project: Project) -> None:
     config = {"ops": {"model_checkpoint": {"config": {"loop": {"epochs": 1}, "optim": {"lr": 0.002}}}}}
     done = project.dagster(
@@ -118,6 +119,7 @@ def test_a_killed_run_is_settled_and_does_not_hold_up_the_next(project: Project)
     assert "process of the run died" in manifest["stages"]["fetch"]["error"]
 
 
+@pytest.mark.full
 def test_an_interrupted_training_ends_soon_and_says_so(project: Project) -> None:
     prepared = project.brainmri("pipeline", "--skip", "train", "--skip", "evaluate")
     assert prepared.returncode == 0, prepared.stderr

@@ -19,7 +19,7 @@ from brainmri_core.sources.phantom import write_phantom
 from brainmri_dagster.backfill import DaemonError, require_daemon
 from tests.e2e.conftest import PHANTOM, ROOT, Project, make_project
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.full, pytest.mark.e2e]
 
 REAL = "sartajbhuvaji/brain-tumor-classification-mri"
 OTHER = "masoudnickparvar/brain-tumor-mri-dataset"

@@ -75,6 +75,7 @@ def in_checkout(reader: Server, *command: str) -> subprocess.CompletedProcess[st
     )
 
 
+@pytest.mark.full
 @pytest.mark.timeout(1800)
 def test_every_command_of_the_documentation_works(reader: Server) -> None:
     """One after the other, as a reader would; those of make are checked without running them."""

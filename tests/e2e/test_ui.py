@@ -15,7 +15,7 @@ from brainmri_dagster.checks import VALIDATION_CHECKS
 from brainmri_dagster.graph import PIPELINE
 from tests.e2e.conftest import PHANTOM, SCREENSHOTS, Server
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.journey, pytest.mark.e2e]
 
 OTHERS = ["champion", "leaderboard", "fold_checkpoint", "fold_evaluation"]
 EXPANDED = "global@global:data,global@global:model,global@global:cross_validation"
@@ -149,6 +149,7 @@ def test_a_partition_is_materialised_by_clicking(server: Server, browser: Any) -
     assert [item["asset"] for item in manifest["stages"].values()] == list(PIPELINE)
 
 
+@pytest.mark.full
 def test_a_backfill_of_folds_is_launched_by_clicking(server: Server, browser: Any) -> None:
     browser.get(f"{server.url}{JOBS}/folds")
     click(browser, "//button[contains(., 'Materialize all')]")
@@ -189,6 +190,7 @@ def test_the_evaluation_shows_its_pictures_and_numbers(server: Server, browser: 
     screenshot(browser, "evaluation-plots")
 
 
+@pytest.mark.full
 def test_the_backfill_of_folds_finishes(server: Server, browser: Any) -> None:
     deadline = time.monotonic() + 3000
     while (found := backfills(server)[0])["status"] not in (
@@ -206,6 +208,7 @@ def test_the_backfill_of_folds_finishes(server: Server, browser: Any) -> None:
     assert len(list(pointers.iterdir())) == 2
 
 
+@pytest.mark.full
 def test_another_seed_of_the_split_makes_all_downstream_out_of_date(server: Server, browser: Any) -> None:
     assert staleness(server) == dict.fromkeys(PIPELINE, "FRESH")
     config = Path(server.project.env["BRAINMRI_CONFIG"])
@@ -229,6 +232,7 @@ def staleness(server: Server) -> dict[str, str]:
     return {name: found[name][0] for name in PIPELINE}
 
 
+@pytest.mark.full
 def test_stopping_a_training_in_the_ui_keeps_what_was_learnt(server: Server, browser: Any) -> None:
     run_id = launch(server, "retrain", model_checkpoint={"loop": {"epochs": 1000}})
     browser.get(f"{server.url}/runs/{run_id}")
@@ -253,6 +257,7 @@ def test_stopping_a_training_in_the_ui_keeps_what_was_learnt(server: Server, bro
         time.sleep(0.2)
 
 
+@pytest.mark.full
 def test_a_leak_stops_training_and_is_shown(server: Server, browser: Any) -> None:
     run_id = launch(server, "pipeline", dataset_split={"group_by": "none"})
     assert wait_for_status(server, run_id, "SUCCESS", "FAILURE", "CANCELED") == "FAILURE"

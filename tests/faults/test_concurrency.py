@@ -3,6 +3,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from brainmri_core.config import STAGES
 from brainmri_core.gc import collect_garbage
 from brainmri_core.layout import Layout
@@ -14,6 +16,8 @@ from tests.faults.test_crash import tally
 from tests.faults.test_signals import PIPELINE, manifest
 from tests.faults.tiny import POINTERS, launch_file
 from tests.faults.warm import Warm
+
+pytestmark = pytest.mark.training
 
 TOGETHER = 50 if LONG else 5
 WHOLE = 5 if LONG else 1
@@ -98,6 +102,7 @@ def test_two_runs_of_one_partition_started_together_mix_nothing(warm: Warm, tmp_
     assert collect_garbage(layout).results == []
 
 
+@pytest.mark.full
 def test_runs_of_two_partitions_started_together_mix_nothing(warm: Warm, tmp_path: Path) -> None:
     make_home(tmp_path)
     layout = Layout(root=tmp_path / "project")
@@ -117,6 +122,7 @@ def test_runs_of_two_partitions_started_together_mix_nothing(warm: Warm, tmp_pat
     )
 
 
+@pytest.mark.full
 def test_two_whole_pipelines_of_one_partition_started_together(warm: Warm, tmp_path: Path) -> None:
     make_home(tmp_path)
     layout = Layout(root=tmp_path / "project")

@@ -14,6 +14,8 @@ from brainmri_core.errors import StorageError
 from tests.faults.conftest import LONG
 from tests.faults.warm import Warm
 
+pytestmark = pytest.mark.training
+
 # Trials by stage, reduced and long: killed before the N-th file operation, power cut there, killed at a random time.
 KILLS = {
     "fetch": (5, 60),
@@ -83,6 +85,7 @@ def test_killed_before_a_file_operation(
     assert all(item["status"] == -9 for item in results)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("stage", STAGES)
 def test_power_cut_before_a_file_operation(
     warm: Warm, prepared: tuple[str, dict[str, list[str]]], stage: str
@@ -98,6 +101,7 @@ def test_power_cut_before_a_file_operation(
     assert any(item["lost"] for item in results), "nothing unsynced was ever lost: the trial shows nothing"
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("stage", STAGES)
 def test_killed_at_a_random_time(warm: Warm, prepared: tuple[str, dict[str, list[str]]], stage: str) -> None:
     folder, hashes = prepared
@@ -121,6 +125,7 @@ def test_killed_at_a_random_time(warm: Warm, prepared: tuple[str, dict[str, list
     assert all(item["status"] in (-9, 0) for item in results)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", ERRORS)
 @pytest.mark.parametrize("stage", STAGES if LONG else ("fetch", "resize"))
 def test_every_operation_fails_from_some_point_on(

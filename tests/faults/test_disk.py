@@ -13,6 +13,8 @@ from tests.faults.conftest import LONG
 from tests.faults.test_crash import problems, tally
 from tests.faults.warm import Warm
 
+pytestmark = pytest.mark.training
+
 TRIALS = "tests.faults.trials"
 SLACK_KIB = (8, 64, 256, 1024, 4096, 8192) if LONG else (64, 1024)
 
@@ -51,6 +53,7 @@ def test_a_full_disk_leaves_the_old_state_and_says_so(
     assert "no space left" in results[0]["said"]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("stage", ["fetch", "resize"])
 def test_a_read_only_disk_leaves_the_old_state_and_says_so(
     warm: Warm, prepared: tuple[str, dict[str, list[str]]], mounted: Path, stage: str
@@ -74,6 +77,7 @@ def test_a_full_temporary_folder(
     assert result["status"] == (StorageError.exit_code if stage == "split" else 0)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("stage", ["resize", "train"] if LONG else ["resize"])
 def test_under_a_memory_limit(warm: Warm, prepared: tuple[str, dict[str, list[str]]], stage: str) -> None:
     folder, hashes = prepared
@@ -89,6 +93,7 @@ def test_under_a_memory_limit(warm: Warm, prepared: tuple[str, dict[str, list[st
         assert item["status"] == 0 or "Error: " in item["said"], item
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("stage", ["split", "resize"])
 def test_the_clock_goes_backwards(warm: Warm, prepared: tuple[str, dict[str, list[str]]], stage: str) -> None:
     folder, hashes = prepared

@@ -20,6 +20,8 @@ from tests.faults.test_signals import PIPELINE, children_of, manifest
 from tests.faults.tiny import launch_file
 from tests.faults.warm import Warm
 
+pytestmark = pytest.mark.training
+
 STAGES = ["fetch", "split", "resize", "validate", "train", "evaluate"]
 LAUNCH = """
 mutation Launch($params: ExecutionParams!) {
@@ -40,6 +42,7 @@ def newest_change(root: Path) -> float:
     return max(path.lstat().st_mtime for path in root.rglob("*"))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("stage", STAGES if LONG else ["split", "train"])
 def test_a_killed_run_leaves_no_process_and_its_pool_slot_does_not_block_the_next(
     warm: Warm, tmp_path: Path, stage: str
@@ -54,7 +57,7 @@ def test_a_killed_run_leaves_no_process_and_its_pool_slot_does_not_block_the_nex
     )
     os.kill(started[0], signal.SIGKILL)
     assert warm.wait(started) == -signal.SIGKILL
-    until(lambda: not children_of(started[0]), "the end of the killed run's processes", 20)
+    until(lambda: not children_of(started[0]), "the end of the killed run's processes")
     with dg.DagsterInstance.from_config(str(tmp_path / "home")) as instance:
         pool = "accelerator" if stage in ("train", "evaluate") else "dataset"
         slots = instance.event_log_storage.get_concurrency_info(pool)
@@ -91,7 +94,7 @@ def test_under_the_daemon_run_and_step_are_one_process_and_its_death_is_settled(
     stage_pid = server.project.manifests()[0]["stages"]["train"]["pid"]
     assert stage_pid == worker, "the step runs in the process of its run"
     os.kill(worker, signal.SIGKILL)
-    until(lambda: not Path(f"/proc/{worker}").exists() or "Z" in state(worker), "the end of the worker", 20)
+    until(lambda: not Path(f"/proc/{worker}").exists() or "Z" in state(worker), "the end of the worker")
     before = newest_change(root / "models")
     time.sleep(5)
     assert newest_change(root / "models") == before, "something goes on writing"

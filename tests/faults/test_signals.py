@@ -20,6 +20,8 @@ from tests.faults.test_crash import tally
 from tests.faults.tiny import PHANTOM, POINTERS, launch_file
 from tests.faults.warm import Warm
 
+pytestmark = pytest.mark.training
+
 TRIALS = 40 if LONG else 4
 PIPELINE = "tests.faults.launches:pipeline"
 
@@ -87,6 +89,7 @@ def test_interrupted_at_any_time_it_says_cancelled_and_can_go_on(
     assert [text for item in results for text in item["problems"]] == []
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
 @pytest.mark.parametrize("stage", ["split", "validate"])
 def test_interrupted_between_pointer_and_end_of_stage_it_says_cancelled(
