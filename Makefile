@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export DAGSTER_HOME ?= $(CURDIR)/.dagster
 
-PYTEST := $(BIN)/pytest -n 2 --dist loadgroup --no-loadscope-reorder
+PYTEST := $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 .PHONY: help install demo static check test test-rest test-all audit docs ui clean
 export NO_MKDOCS_2_WARNING = 1
 

@@ -13,30 +13,23 @@ from brainmri_core.job import Job
 from brainmri_core.layout import ARCHIVES_VARIABLE, ROOT_VARIABLE, Layout
 from brainmri_core.logs import Record, StageLog
 
-TESTS = Path(__file__).parent
 REAL = "sartajbhuvaji/brain-tumor-classification-mri"
 # A test must not fail because the machine is busy.
 settings.register_profile("brainmri", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("brainmri")
 LONG = bool(os.environ.get("BRAINMRI_LONG_TESTS"))
 # Beside each other, the folders whose files take longest come first, so that no worker is left with one at the end.
-FOLDERS = ("e2e", "faults", "dagster", "security", "core")
-# What takes long to prepare and serves several files: their tests stay in one worker.
-SHARED = ("case", "packed")
+FOLDERS = ("e2e", "faults", "dagster")
 _ARCHIVES = os.environ.get(ARCHIVES_VARIABLE)
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave the long tests to ``make test-all``; keep together, in one worker, what shares a preparation."""
+    """Leave the long tests to ``make test-all``; begin with what takes long."""
     for item in items:
         if not LONG and item.get_closest_marker("slow"):
             item.add_marker(pytest.mark.skip(reason="a long test: make test-all runs it"))
-        file = item.nodeid.partition("::")[0]
-        shared = [name for name in SHARED if name in getattr(item, "fixturenames", ())]
-        item.add_marker(pytest.mark.xdist_group(shared[0] if shared else file))
     if os.environ.get("PYTEST_XDIST_WORKER"):
-        items.sort(key=lambda item: FOLDERS.index(item.path.relative_to(TESTS).parts[0]))
+        items.sort(key=lambda item: [item.path.parent.name != name for name in FOLDERS])
 
 
 def pytest_configure() -> None:
