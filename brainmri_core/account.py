@@ -17,7 +17,7 @@ from brainmri_core.pointers import FetchPointer, MappingPointer, follow
 from brainmri_core.samples import SPLIT_COLUMNS, read_samples
 from brainmri_core.sources.index import LEFT_OUT, LEFT_OUT_COLUMNS, QUIET_KINDS
 from brainmri_core.sources.tree import split_of
-from brainmri_core.text import printable
+from brainmri_core.text import printable, shared_reason
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -184,8 +184,7 @@ def _of_stage(stage: Stage, left_out: pd.DataFrame) -> list[LeftOut]:
     """Put rows of one reason together, whatever file it names."""
     reasons: dict[str, list[str]] = {}
     for path, text in zip(left_out["path"], left_out["reason"], strict=True):
-        reason = text.removeprefix(printable(path)).strip() or "no reason given"
-        reasons.setdefault(reason, []).append(path)
+        reasons.setdefault(shared_reason(path, text), []).append(path)
     return [
         LeftOut(stage=stage, files=len(paths), reason=reason, remedy=_remedy(reason), example=paths[0])
         for reason, paths in sorted(reasons.items(), key=lambda item: -len(item[1]))

@@ -17,3 +17,8 @@ def printable(text: str) -> str:
 def markdown(text: str) -> str:
     """Escape text for one line or table cell of Markdown, so that it makes no link, picture, HTML or column."""
     return _MARKDOWN.sub(r"\\\1", printable(text))
+
+
+def shared_reason(path: str, reason: str) -> str:
+    """Return the reason why a file is left out without the file's name, so that files of one reason can be counted."""
+    return reason.removeprefix(printable(path)).strip() or "no reason given"

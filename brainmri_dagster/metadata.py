@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import math
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +23,7 @@ from brainmri_core.pointers import (
     ValidationPointer,
 )
 from brainmri_core.storage import read_json
-from brainmri_core.text import markdown
+from brainmri_core.text import markdown, shared_reason
 
 Metadata = dict[str, Any]
 _PICTURE_SIDE = 480
@@ -130,6 +131,17 @@ def of_fetch(layout: Layout, pointer: FetchPointer) -> Metadata:
         ),
         **_sample_table(layout, pointer.samples, "fetch", pointer.n_images),
         "dataset_root": path_of(layout, pointer.dataset_root),
+        **({"files": pointer.n_files} if pointer.n_files is not None else {}),
+        **_left_out(pointer.left_out),
+    }
+
+
+def _left_out(counts: Mapping[str, int]) -> Metadata:
+    """Return how many files or images a stage left out, and why."""
+    rows = {name: {"left out": count} for name, count in counts.items()}
+    return {
+        "left_out": sum(counts.values()),
+        **({"left_out_by_reason": table(rows, "reason")} if rows else {}),
     }
 
 
@@ -142,7 +154,15 @@ def of_split(layout: Layout, pointer: MappingPointer) -> Metadata:
         "classes": ", ".join(pointer.classes),
         **_sample_table(layout, pointer.samples, "split", sum(images.values())),
         "split_json": path_of(layout, pointer.split_json),
+        **_left_out(_split_reasons(layout, pointer)),
     }
+
+
+def _split_reasons(layout: Layout, pointer: MappingPointer) -> dict[str, int]:
+    """Count the images that a split excluded by reason, without the file that a reason names."""
+    record = read_json(layout.absolute(pointer.split_json))
+    excluded: dict[str, str] = record.get("excluded", {})
+    return dict(Counter(shared_reason(path, reason) for path, reason in excluded.items()).most_common())
 
 
 def of_resize(layout: Layout, pointer: PackPointer) -> Metadata:
