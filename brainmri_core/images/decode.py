@@ -40,6 +40,7 @@ U8 = npt.NDArray[np.uint8]
 MIN_SIDE = 2
 MAX_SIDE = 16_384
 MAX_PIXELS = 80_000_000  # below the size from which Pillow warns
+_BLOCK = 8  # pixels along a side of what JPEG transforms as one
 MAX_SCANS = 500  # of a progressive JPEG: a small file with more of them is made to keep a decoder busy
 _HARMLESS = ("extraneous bytes before marker", "unknown JFIF revision")
 # of a TIFF: description, maker, model, software, date, artist, host; XMP, copyright, IPTC, Photoshop, EXIF, ICC, GPS
@@ -125,7 +126,9 @@ def decode(
     gray : bool
         Gray pixels (luma) instead of RGB.
     reduce_to : int or None
-        Decode JPEG at the smallest scale of libjpeg (n/8) whose shorter side is still at least this long.
+        Decode JPEG at the smallest scale of libjpeg (n/8) whose shorter side is still at least this long, where both
+        sides are whole blocks of eight pixels. In a block that lies partly outside the image, whatever the encoder put
+        there would be averaged into the edge; such a file is decoded in full.
     colour_check : bool
         Measure colourfulness; False leaves it 0 and saves time.
     gray_ranges : mapping or None
@@ -207,7 +210,8 @@ def _jpeg(data: bytes, name: str, gray: bool, reduce_to: int | None, colour_chec
         raise DecodeError(
             f"{printable(name)} has more than {MAX_SCANS} JPEG scans; save it anew or remove it."
         )
-    least = min(reduce_to, width, height) if reduce_to else 0
+    whole_blocks = width % _BLOCK == 0 == height % _BLOCK
+    least = min(reduce_to, width, height) if reduce_to and whole_blocks else 0
     colour = 0.0
     if gray and colour_check and space != "Gray":
         pixels, colour = _luma(data, least)

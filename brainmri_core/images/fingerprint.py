@@ -27,10 +27,11 @@ THUMB_SIDE = 64
 _HASH_SIDE = 8
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _DEPTH = re.compile(r"[0-9]{1,2}-bit|float")
-_SHRUNK = 128
+_LEAST_DECODED = 128
+_SHRUNK = 192
 _DARK = 20  # gray levels above the darkest pixel that still count as background
-_BRIGHT = 40  # least level of a frame
 _SAME = 16  # gray levels by which a frame may vary
+_STRAY = 0.02  # share of its pixels that may vary more
 _TAIL = 0.01
 _LEAST_CONTENT = 8.0
 _CHUNK = 256
@@ -45,9 +46,10 @@ class Fingerprint:
     Attributes
     ----------
     pixel_sha256 : str
-        SHA-256 of the decoded gray pixels and their shape. JPEG is decoded at the smallest scale whose shorter side is
-        still 128 pixels: two files that differ in their finest detail only may share it, and a JPEG does not share it with
-        a PNG of the same pixels. Of more than 8 bits it is the hash of the values themselves.
+        SHA-256 of the decoded gray pixels and their shape. JPEG whose sides are multiples of eight is decoded at the
+        smallest scale whose shorter side is still 128 pixels: two files that differ in their finest detail only may share
+        it, and a JPEG does not share it with a PNG of the same pixels. Of more than 8 bits it is the hash of the values
+        themselves.
     colourfulness : float
         Mean absolute difference between the colour channels, in gray levels; 0 for gray images.
     depth : str
@@ -150,7 +152,7 @@ def perceptual_hashes(thumbs: U8) -> U64:
 
 
 def shrink(pixels: U8) -> Image.Image:
-    """Average a gray image over whole pixels down to sides of 128 to 255; smaller sides stay as they are."""
+    """Average a gray image over whole pixels down to sides of 192 to 383; smaller sides stay as they are."""
     image = Image.fromarray(pixels)
     factors = max(1, image.width // _SHRUNK), max(1, image.height // _SHRUNK)
     return image.reduce(factors) if factors != (1, 1) else image
@@ -189,26 +191,38 @@ def _percentile_range(profile: npt.NDArray[np.float32]) -> tuple[float, float] |
 
 
 def _inside_frame(pixels: U8) -> tuple[int, int, int, int]:
-    """Return left, top, right and bottom of what a bright frame of one level encloses."""
+    """Return left, top, right and bottom of what remains without bright lines of one level along any of the edges.
+
+    Scans cut from web pages and slides often have such a line on one, two or all sides.
+    """
+    bright = int(pixels.min()) + _DARK
     height, width = pixels.shape
-    corners = sorted((int(pixels[0, 0]), int(pixels[0, -1]), int(pixels[-1, 0]), int(pixels[-1, -1])))
-    level = (corners[1] + corners[2]) // 2
-    if level > _BRIGHT:
-        differs = np.abs(pixels.astype(np.int16) - level) > _SAME
-        rows = np.flatnonzero(differs.mean(axis=1) > 0.02)
-        columns = np.flatnonzero(differs.mean(axis=0) > 0.02)
-        if len(rows) >= _LEAST_CONTENT and len(columns) >= _LEAST_CONTENT:
-            left, top, right, bottom = columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
+    left, top, right, bottom = before = 0, 0, width, height
+    while right - left > _LEAST_CONTENT and bottom - top > _LEAST_CONTENT:
+        inside = pixels[top:bottom, left:right]
+        left += _is_line(inside[:, 0], bright)
+        right -= _is_line(inside[:, -1], bright)
+        top += _is_line(inside[0], bright)
+        bottom -= _is_line(inside[-1], bright)
+        if (left, top, right, bottom) == before:
             # one pixel more, because shrinking has mixed the innermost one of the frame with the content
             return left + (left > 0), top + (top > 0), right - (right < width), bottom - (bottom < height)
+        before = left, top, right, bottom
     return 0, 0, width, height
+
+
+def _is_line(pixels: U8, bright: int) -> bool:
+    level = float(pixels.mean())
+    return level > bright and np.count_nonzero(np.abs(pixels - level) > _SAME) <= _STRAY * len(pixels)
 
 
 def thumbnails(pixels: U8) -> tuple[U8, U8]:
     """Return the ``(64, 64)`` versions of a gray image ``(H, W)``: of all of it, and of its content alone."""
     image = shrink(pixels)
     size, bilinear = (THUMB_SIDE, THUMB_SIDE), Image.Resampling.BILINEAR
-    whole = np.asarray(image.resize(size, bilinear))
+    # the last row and column of the shrunk image may stand for fewer pixels than the others
+    height, width = (side / max(1, side // _SHRUNK) for side in pixels.shape)
+    whole = np.asarray(image.resize(size, bilinear, box=(0, 0, width, height)))
     box = content_box(np.asarray(image))
     return whole, np.asarray(image.resize(size, bilinear, box=box)) if box else whole
 
@@ -224,7 +238,7 @@ def fingerprint(data: bytes, name: str) -> Fingerprint:
     DecodeError
         If the file is no readable image.
     """
-    decoded = decode(data, name=name, reduce_to=_SHRUNK)
+    decoded = decode(data, name=name, reduce_to=_LEAST_DECODED)
     digest = hashlib.sha256(f"{decoded.pixels.shape}".encode())
     if decoded.values is None:
         digest.update(decoded.pixels.data)
