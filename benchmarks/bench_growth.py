@@ -22,6 +22,7 @@ import numpy.typing as npt
 from brainmri_core.config.data import CopySearchConfig
 from brainmri_core.images.copies import find_copies, group_copies
 from brainmri_core.images.fingerprint import FingerprintTable, perceptual_hashes
+from brainmri_core.images.likeness import ORIENTATIONS
 
 SIDE = 64
 CHUNK = 2048
@@ -44,7 +45,7 @@ def heads(n: int, rng: np.random.Generator) -> npt.NDArray[np.float32]:
 def synthetic(n: int, folder: Path, rng: np.random.Generator) -> tuple[FingerprintTable, int]:
     """Return n fingerprints, the last tenth of them noisy copies of earlier ones."""
     thumbs = np.lib.format.open_memmap(folder / f"{n}.npy", mode="w+", dtype=np.uint8, shape=(n, SIDE, SIDE))
-    hashes = np.zeros((n, 4), np.uint64)
+    hashes = np.zeros((n, len(ORIENTATIONS)), np.uint64)
     originals = n - n // 10
     for start in range(0, n, CHUNK):
         rows = np.arange(start, min(start + CHUNK, n))

@@ -11,8 +11,9 @@ import numpy.typing as npt
 import pandas as pd
 
 from brainmri_core.config.data import SplitConfig
-from brainmri_core.images.copies import ORIENTATIONS, CopyPairs
+from brainmri_core.images.copies import CopyPairs
 from brainmri_core.images.fingerprint import FingerprintTable
+from brainmri_core.images.likeness import ORIENTATIONS
 from brainmri_core.job import Job
 from brainmri_core.patients.known import KnownPatients
 from brainmri_core.pointers import MappingPointer, latest_pointer

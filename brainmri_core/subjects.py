@@ -16,7 +16,7 @@ import pandas as pd
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
-from brainmri_core.images.copies import correlation
+from brainmri_core.images.likeness import correlation
 
 I64 = npt.NDArray[np.int64]
 

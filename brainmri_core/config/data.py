@@ -112,12 +112,20 @@ class FetchConfig(StageConfig):
 
 
 class CopySearchConfig(StageConfig):
-    """When two images count as copies of each other: the hash proposes, the correlation confirms."""
+    """When two images count as copies of each other: the hash proposes, the pixels confirm."""
 
     hash_radius: int = Field(8, ge=0, le=16, description="Hamming radius of the 64-bit perceptual hash.")
-    ncc_threshold: float = Field(0.98, gt=0, le=1, description="Least correlation of the 64x64 versions.")
+    ncc_threshold: float = Field(0.975, gt=0, le=1, description="Least correlation of the 64x64 versions.")
+    max_difference: float = Field(
+        0.22,
+        gt=0,
+        description="What may remain between two copies after their gray levels are matched, in standard deviations; "
+        "neighbouring slices differ by more.",
+    )
     orientations: Literal["identity", "mirror", "all"] = Field(
-        "mirror", description="Flips tried: none, left-right, or up-down and 180 degrees too."
+        "all",
+        description="Orientations tried: as it is, mirrored left-right too, or all eight: mirrored and turned by 0, "
+        "90, 180 and 270 degrees.",
     )
 
 

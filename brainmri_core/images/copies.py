@@ -1,14 +1,13 @@
-"""The search for copies: perceptual hashes propose, correlation of the pixels confirms.
+"""The search for copies: perceptual hashes propose, a comparison of the pixels confirms.
 
 Hashes alone have a precision of .34 to .84 on brain MRI, where neighbouring slices and similar skulls look alike; the
-normalised cross-correlation of 64 x 64 versions decides.
+64 x 64 versions decide (`brainmri_core.images.likeness`).
 """
 
 from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,16 +18,21 @@ from brainmri_core.config.data import CopySearchConfig
 from brainmri_core.cores import cores, threads
 from brainmri_core.images.fingerprint import FingerprintTable
 from brainmri_core.images.hamming import candidate_pairs
+from brainmri_core.images.likeness import (
+    PIXELS,
+    SEARCHED,
+    correlation_of,
+    difference,
+    moments,
+    turned,
+    turned_back,
+)
 
 U8 = npt.NDArray[np.uint8]
 U64 = npt.NDArray[np.uint64]
 I64 = npt.NDArray[np.int64]
 F32 = npt.NDArray[np.float32]
-F64 = npt.NDArray[np.float64]
-Images = TypeVar("Images", U8, F32)
-ORIENTATIONS = ("identity", "mirrored", "flipped", "turned")
 _CONFIRM = 512
-_PIXELS = 64 * 64
 _ALL_PAIRS = 64
 
 
@@ -43,7 +47,7 @@ class CopyPairs:
     ncc : numpy.ndarray
         float64, ``(P,)``: correlation in the best orientation; 1 for exact copies.
     orientation : numpy.ndarray
-        int64, ``(P,)``: index into `ORIENTATIONS`.
+        int64, ``(P,)``: index into `likeness.ORIENTATIONS`; brought into it, `first` looks like `second`.
     exact : numpy.ndarray
         bool, ``(P,)``: identical decoded pixels.
     """
@@ -55,53 +59,13 @@ class CopyPairs:
     exact: npt.NDArray[np.bool_]
 
 
-def _flip(thumbs: Images, orientation: int) -> Images:
-    return thumbs[:, :: -1 if orientation & 2 else 1, :: -1 if orientation & 1 else 1]
-
-
-def correlation(first: U8, second: U8) -> F64:
-    """Return the normalised cross-correlation of image pairs, 0 where an image is constant.
-
-    It is made of whole numbers until the last division, so it is the same on every machine.
-
-    Parameters
-    ----------
-    first, second : numpy.ndarray
-        uint8, ``(P, 64, 64)``.
-
-    Returns
-    -------
-    numpy.ndarray
-        float64, ``(P,)``, in [-1, 1].
-    """
-    return _correlation(first, second, _moments(first), _moments(second))
-
-
-def _moments(thumbs: U8) -> I64:
-    """Return the sum of each image's pixels, and its variance times the squared number of pixels: ``(2, N)``."""
-    values = thumbs.astype(np.int32)
-    total = values.sum(axis=(1, 2), dtype=np.int64)
-    squares = np.einsum("ijk,ijk->i", values, values).astype(
-        np.int64
-    )  # below 2**31, as is any product of two
-    return np.stack([total, _PIXELS * squares - total**2])
-
-
-def _correlation(first: U8, second: U8, of_first: I64, of_second: I64) -> F64:
-    products = np.einsum("ijk,ijk->i", first.astype(np.int32), second.astype(np.int32)).astype(np.int64)
-    covariance = _PIXELS * products - of_first[0] * of_second[0]
-    deviations = np.sqrt(of_first[1].astype(np.float64) * of_second[1])
-    correlations: F64 = np.divide(covariance, deviations, out=np.zeros(len(first)), where=deviations > 0)
-    return correlations
-
-
 @dataclass(frozen=True)
 class _Version:
     """One version of the images (whole, or without margins), with what is computed once for all comparisons."""
 
     thumbs: U8
     hashes: U64
-    moments: I64
+    sums: I64
     coarse: F32
 
 
@@ -111,25 +75,25 @@ def _prepare(thumbs: U8, hashes: U64, rows: I64) -> _Version:
     The block sums are an orthonormal projection, so two of them are never further apart than the thumbnails themselves.
     """
     blocks = np.kron(np.eye(8, dtype=np.float32), np.ones((8, 1), np.float32))
-    moments, coarse = np.zeros((2, len(thumbs)), np.int64), np.zeros((len(thumbs), 8, 8), np.float32)
+    sums, coarse = np.zeros((2, len(thumbs)), np.int64), np.zeros((len(thumbs), 8, 8), np.float32)
     for start in range(0, len(rows), _CONFIRM):
         part = rows[start : start + _CONFIRM]
         images = thumbs[part]
-        moments[:, part] = _moments(images)
-        sums = (images.reshape(-1, 64).astype(np.float32) @ blocks).reshape(-1, 8, 8, 8).sum(axis=2)
-        mean, norm = moments[0, part] / _PIXELS, np.sqrt(moments[1, part] / _PIXELS)
-        coarse[part] = (sums / 8 - 8 * mean[:, None, None]) / np.maximum(norm, 1e-3)[:, None, None]
-    return _Version(thumbs, hashes, moments, coarse)
+        sums[:, part] = moments(images)
+        squares = (images.reshape(-1, 64).astype(np.float32) @ blocks).reshape(-1, 8, 8, 8).sum(axis=2)
+        mean, norm = sums[0, part] / PIXELS, np.sqrt(sums[1, part] / PIXELS)
+        coarse[part] = (squares / 8 - 8 * mean[:, None, None]) / np.maximum(norm, 1e-3)[:, None, None]
+    return _Version(thumbs, hashes, sums, coarse)
 
 
 def _confirmed(
     version: _Version, rows: I64, turn: int, config: CopySearchConfig, stopped: threading.Event
 ) -> list[tuple[int, int, float]]:
-    """Return the pairs of `rows` that the hashes propose and the correlation confirms in one orientation.
+    """Return the pairs of `rows` that the hashes propose and the pixels confirm in one orientation.
 
     Where nobody waits for them any more, it ends with those it has.
     """
-    turned = _flip(version.coarse, turn)
+    coarse = turned(version.coarse, turn)
     # unit vectors with correlation c are sqrt(2 - 2c) apart
     furthest = 2 - 2 * config.ncc_threshold + 1e-4
     found: list[tuple[int, int, float]] = []
@@ -139,16 +103,13 @@ def _confirmed(
             break
         for start in range(0, len(first), _CONFIRM):
             a, b = rows[first[start : start + _CONFIRM]], rows[second[start : start + _CONFIRM]]
-            gap = turned[a] - version.coarse[b]
+            gap = coarse[a] - version.coarse[b]
             close = np.einsum("ijk,ijk->i", gap, gap) <= furthest
             a, b = a[close], b[close]
-            ncc = _correlation(
-                _flip(version.thumbs[a], turn),
-                version.thumbs[b],
-                version.moments[:, a],
-                version.moments[:, b],
-            )
+            images, others = np.ascontiguousarray(turned(version.thumbs[a], turn)), version.thumbs[b]
+            ncc = correlation_of(images, others, version.sums[:, a], version.sums[:, b])
             right = ncc >= config.ncc_threshold
+            right[right] = difference(images[right], others[right]) <= config.max_difference
             found += zip(a[right].tolist(), b[right].tolist(), ncc[right].tolist(), strict=True)
     return found
 
@@ -163,7 +124,8 @@ def find_copies(table: FingerprintTable, config: CopySearchConfig) -> CopyPairs:
     members = _exact_groups(table)
     of = {group[0]: group for group in members}
     rows = np.array(sorted(of), np.int64)
-    turns = {"identity": (0,), "mirror": (0, 1), "all": (0, 1, 2, 3)}[config.orientations]
+    # a quarter turn to the left is one to the right of the pair's other image
+    turns = [turn for turn in SEARCHED[config.orientations] if turned_back(turn) >= turn]
     versions = ((table.thumbs, table.hashes), (table.trimmed_thumbs, table.trimmed_hashes))
     best: dict[tuple[int, int], tuple[float, int]] = {}
     stopped = threading.Event()
@@ -179,12 +141,15 @@ def find_copies(table: FingerprintTable, config: CopySearchConfig) -> CopyPairs:
                 for one, other, score in search.result():
                     pair = (min(one, other), max(one, other))
                     if score > best.get(pair, (0.0, 0))[0]:
-                        best[pair] = (score, turn)
+                        best[pair] = (score, turn if one < other else turned_back(turn))
         finally:
             stopped.set()
     found = [(one, other, 1.0, 0, True) for group in members for one, other in _within(group)]
     for (one, other), (score, turn) in best.items():
-        found += [(min(pair), max(pair), score, turn, False) for pair in _between(of[one], of[other])]
+        found += [
+            (a, b, score, turn, False) if a < b else (b, a, score, turned_back(turn), False)
+            for a, b in _between(of[one], of[other])
+        ]
     found.sort()
     columns = list(zip(*found, strict=True)) if found else [(), (), (), (), ()]
     return CopyPairs(

@@ -19,6 +19,7 @@ from PIL import Image
 from brainmri_core.cores import cores
 from brainmri_core.images.decode import decode
 from brainmri_core.images.isolation import finite, no_answer, read_below, stream_answers
+from brainmri_core.images.likeness import ORIENTATIONS
 from brainmri_core.storage import storage_error
 
 U8 = npt.NDArray[np.uint8]
@@ -78,7 +79,7 @@ class FingerprintTable:
     colourfulness : numpy.ndarray
         float64, ``(N,)``; 0 where the image could not be read.
     hashes, trimmed_hashes : numpy.ndarray
-        uint64, ``(N, 4)``: identity, left-right, up-down, 180 degrees.
+        uint64, ``(N, 8)``: in the order of `likeness.ORIENTATIONS`.
     thumbs, trimmed_thumbs : numpy.ndarray
         uint8, ``(N, 64, 64)``.
     failures : dict
@@ -126,7 +127,7 @@ def half_size(images: U8 | npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
 
 
 def perceptual_hashes(thumbs: U8) -> U64:
-    """Return the 64-bit DCT hashes of thumbnails in four orientations, from one transform each.
+    """Return the 64-bit DCT hashes of thumbnails in all eight orientations, from one transform each.
 
     A bit says whether one of the 8 x 8 lowest frequencies lies above their median (Zauner, Implementation and
     benchmarking of perceptual image hash functions, 2010). A constant image has the hash 0.
@@ -139,13 +140,15 @@ def perceptual_hashes(thumbs: U8) -> U64:
     Returns
     -------
     numpy.ndarray
-        uint64, ``(N, 4)``: as it is, mirrored left-right, flipped up-down, turned by 180 degrees.
+        uint64, ``(N, 8)``: in the order of `likeness.ORIENTATIONS`.
     """
     small = half_size(thumbs)
     matrix = _dct_matrix()
-    low = (matrix @ small @ matrix.T)[:, None] * _flips()
+    low = (matrix @ small @ matrix.T)[:, None]
+    # the DCT of a transposed image is the transposed DCT
+    low = np.concatenate([low * _flips(), low.swapaxes(2, 3) * _flips()], axis=1)
     low[:, :, 0, 0] = 0  # brightness alone decides the first coefficient
-    flat = low.reshape(-1, 4, 64)
+    flat = low.reshape(-1, len(ORIENTATIONS), _HASH_SIDE**2)
     bits = flat > np.median(flat, axis=2, keepdims=True)
     bits &= np.ptp(flat, axis=2, keepdims=True) > 2**-8  # else a constant image and its rounding errors
     return np.packbits(bits, axis=2).view(">u8")[..., 0].astype(np.uint64)
@@ -213,7 +216,9 @@ def _inside_frame(pixels: U8) -> tuple[int, int, int, int]:
 
 def _is_line(pixels: U8, bright: int) -> bool:
     level = float(pixels.mean())
-    return level > bright and np.count_nonzero(np.abs(pixels - level) > _SAME) <= _STRAY * len(pixels)
+    if level <= bright:
+        return False
+    return int(np.count_nonzero(np.abs(pixels - level) > _SAME)) <= _STRAY * len(pixels)
 
 
 def thumbnails(pixels: U8) -> tuple[U8, U8]:
@@ -285,8 +290,8 @@ def fingerprint_files(
     table = FingerprintTable(
         [""] * n,
         np.zeros(n),
-        np.zeros((n, 4), np.uint64),
-        np.zeros((n, 4), np.uint64),
+        np.zeros((n, len(ORIENTATIONS)), np.uint64),
+        np.zeros((n, len(ORIENTATIONS)), np.uint64),
         _thumbs_array(n),
         _thumbs_array(n),
         {},

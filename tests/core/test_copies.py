@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from unittest import mock
 
@@ -16,7 +16,7 @@ from PIL import Image
 
 from brainmri_core.config.data import CopySearchConfig, PhantomConfig
 from brainmri_core.images import copies, hamming
-from brainmri_core.images.copies import CopyPairs, correlation, find_copies, group_copies
+from brainmri_core.images.copies import CopyPairs, find_copies, group_copies
 from brainmri_core.images.fingerprint import (
     FingerprintTable,
     fingerprint_files,
@@ -24,6 +24,7 @@ from brainmri_core.images.fingerprint import (
     thumbnails,
 )
 from brainmri_core.images.hamming import candidate_pairs
+from brainmri_core.images.likeness import SEARCHED, correlation, difference, turned, turned_back
 from brainmri_core.sources.phantom import PhantomTruth, write_phantom
 from brainmri_core.sources.planted import score_copies
 
@@ -87,27 +88,52 @@ def as_table(thumbs: np.ndarray, digests: list[str] | None = None) -> Fingerprin
     )
 
 
-@pytest.mark.parametrize(("turn", "slices"), [(0, (1, 1)), (1, (1, -1)), (2, (-1, 1)), (3, (-1, -1))])
-def test_hashes_of_a_flipped_image_are_those_of_the_image_in_another_order(
-    turn: int, slices: tuple[int, int]
-) -> None:
+# numpy's own words for the eight orientations, in the order of ORIENTATIONS
+BY_NUMPY: list[Callable[[np.ndarray], np.ndarray]] = [
+    lambda image: image,
+    np.fliplr,
+    np.flipud,
+    lambda image: np.rot90(image, 2),
+    lambda image: np.rot90(np.fliplr(image)),
+    lambda image: np.rot90(image, -1),
+    np.rot90,
+    lambda image: np.rot90(np.fliplr(image), -1),
+]
+
+
+@pytest.mark.parametrize("turn", range(8))
+def test_hashes_of_a_turned_image_are_those_of_the_image_in_another_order(turn: int) -> None:
     thumbs = smooth(20)
-    flipped = np.ascontiguousarray(thumbs[:, :: slices[0], :: slices[1]])
-    assert (perceptual_hashes(flipped)[:, 0] == perceptual_hashes(thumbs)[:, turn]).all()
+    moved = np.stack([BY_NUMPY[turn](image) for image in thumbs])
+    assert (turned(thumbs, turn) == moved).all()
+    assert (perceptual_hashes(moved)[:, 0] == perceptual_hashes(thumbs)[:, turn]).all()
+    assert (turned(moved, turned_back(turn)) == thumbs).all()
 
 
-@pytest.mark.parametrize(
-    ("orientations", "found"),
-    [("identity", [0]), ("mirror", [0, 1]), ("all", [0, 1, 2, 3])],
-)
-def test_orientations_follow_the_config(orientations: str, found: list[int]) -> None:
+@pytest.mark.parametrize("orientations", ["identity", "mirror", "all"])
+@pytest.mark.parametrize("first", [True, False])
+def test_orientations_follow_the_config_whichever_comes_first(orientations: str, first: bool) -> None:
+    """The original stands before or behind its turned copies; the orientation is that of the earlier image."""
     one = smooth(1)
-    turned = [one[:, :: -1 if turn & 2 else 1, :: -1 if turn & 1 else 1] for turn in range(4)]
-    thumbs = np.concatenate([one, *turned])
+    copies_of_it = [turned(one, turn) for turn in range(8)]
+    thumbs = np.concatenate([one, *copies_of_it] if first else [*copies_of_it, one])
     pairs = find_copies(as_table(thumbs), CopySearchConfig(orientations=orientations, hash_radius=4))
-    first = pairs.first == 0
-    assert sorted(pairs.orientation[first].tolist()) == found
-    assert (pairs.ncc[first] > 0.999).all()
+    with_it = (pairs.first if first else pairs.second) == (0 if first else 8)
+    found = pairs.orientation[with_it].tolist()
+    expected = SEARCHED[orientations]
+    assert sorted(found) == list(expected)
+    assert (pairs.ncc[with_it] > 0.999).all()
+    for a, b, turn in zip(pairs.first, pairs.second, pairs.orientation, strict=True):
+        assert (turned(thumbs[a : a + 1], int(turn)) == thumbs[b]).all()
+
+
+def test_every_pair_of_turned_copies_is_found_once() -> None:
+    one = smooth(1, 4)
+    thumbs = np.concatenate([turned(one, turn) for turn in range(8)])
+    pairs = find_copies(as_table(thumbs), CopySearchConfig())
+    assert sorted(zip(pairs.first.tolist(), pairs.second.tolist(), strict=True)) == [
+        (a, b) for a in range(8) for b in range(a + 1, 8)
+    ]
 
 
 def test_a_mirrored_copy_is_found_whichever_comes_first() -> None:
@@ -120,7 +146,8 @@ def test_a_mirrored_copy_is_found_whichever_comes_first() -> None:
     back = np.bitwise_count(hashes[0][:, 0] ^ hashes[1][:, 1])
     (row,) = np.flatnonzero((np.minimum(forth, back) == 0) & (np.maximum(forth, back) > 2))[:1]
     for thumbs in (np.stack([one[row], other[row]]), np.stack([other[row], one[row]])):
-        pairs = find_copies(as_table(thumbs), CopySearchConfig(hash_radius=1, ncc_threshold=0.9))
+        config = CopySearchConfig(hash_radius=1, ncc_threshold=0.9, max_difference=1, orientations="mirror")
+        pairs = find_copies(as_table(thumbs), config)
         assert (pairs.first.tolist(), pairs.second.tolist(), pairs.orientation.tolist()) == ([0], [1], [1])
 
 
@@ -133,7 +160,8 @@ def test_the_threshold_decides_and_constant_images_resemble_nothing() -> None:
     exact = [correlation(thumbs[:1], thumbs[row : row + 1])[0] for row in (1, 2)]
     assert exact[0] > 0.98 > exact[1]
     for threshold, expected in ((0.98, [(0, 1)]), (float(exact[1]) - 1e-3, [(0, 1), (0, 2)])):
-        pairs = find_copies(table, CopySearchConfig(ncc_threshold=threshold, hash_radius=16))
+        config = CopySearchConfig(ncc_threshold=threshold, max_difference=1, hash_radius=16)
+        pairs = find_copies(table, config)
         assert list(zip(pairs.first.tolist(), pairs.second.tolist(), strict=True)) == expected
 
 
@@ -187,6 +215,36 @@ def test_groups_are_the_connected_components(n: int, edges: list[tuple[int, int]
     assert [[groups[i] == groups[j] for j in range(n)] for i in range(n)] == [
         [parent[i] == parent[j] for j in range(n)] for i in range(n)
     ]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda image, rng: 255 * (image / 255) ** 0.7,
+        lambda image, rng: 255 * (image / 255) ** 1.3,
+        lambda image, rng: np.clip(1.3 * image + 10, 0, 255),
+        lambda image, rng: np.clip(image + rng.normal(0, 6, image.shape), 0, 255),
+        lambda image, rng: np.where(np.add.outer(np.arange(64), np.arange(64)) < 12, 230, image),
+    ],
+    ids=["darker gamma", "brighter gamma", "contrast", "noise", "writing"],
+)
+def test_what_a_copy_went_through_is_no_difference(
+    change: Callable[[np.ndarray, np.random.Generator], np.ndarray],
+) -> None:
+    rng = np.random.default_rng(2)
+    images = np.stack([np.asarray(Image.fromarray(low[::8, ::8]).resize((64, 64))) for low in smooth(30)])
+    changed = change(images.astype(float), rng).astype(np.uint8)
+    assert difference(images, changed).max() < CopySearchConfig().max_difference
+    assert (difference(images, changed) == difference(changed, images)).all()
+    moved = np.roll(images, 2, axis=2)
+    assert difference(images, moved).min() > CopySearchConfig().max_difference
+
+
+def test_a_constant_image_differs_from_everything_and_no_image_from_itself() -> None:
+    images = np.concatenate([smooth(2), np.full((1, 64, 64), 7, np.uint8), np.zeros((1, 64, 64), np.uint8)])
+    assert difference(images[:2], images[:2]).max() < 0.2
+    assert np.isinf(difference(images[[0, 2, 2, 3]], images[[2, 0, 2, 3]])).all()
+    assert difference(images[:0], images[:0]).shape == (0,)
 
 
 @pytest.mark.parametrize("frame", [0, 3])
@@ -244,6 +302,8 @@ def test_confirmation_is_what_makes_the_hash_usable(
     wide = CopySearchConfig(hash_radius=16)
     confirmed = score_copies(truth, paths, find_copies(prints, wide))
     proposed = score_copies(
-        truth, paths, find_copies(prints, wide.model_copy(update={"ncc_threshold": 1e-6}))
+        truth,
+        paths,
+        find_copies(prints, wide.model_copy(update={"ncc_threshold": 1e-6, "max_difference": 1e6})),
     )
     assert proposed.loc["all", "precision"] < 0.8 < confirmed.loc["all", "precision"]

@@ -18,8 +18,9 @@ from brainmri_core.config.data import (
     ValidateConfig,
 )
 from brainmri_core.fetch import fetch
-from brainmri_core.images.copies import correlation, find_copies, group_copies
+from brainmri_core.images.copies import find_copies, group_copies
 from brainmri_core.images.fingerprint import fingerprint_files
+from brainmri_core.images.likeness import correlation
 from brainmri_core.job import Job
 from brainmri_core.layout import Layout
 from brainmri_core.logs import StageLog
