@@ -11,8 +11,10 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
 from brainmri_core.config.data import ValidateConfig
+from brainmri_core.images.likeness import ORIENTATIONS, SEARCHED, orientation_words
 from brainmri_core.patients.findings import Remark, large_patients, two_classes, wrong_labels
 from brainmri_core.pointers import MappingPointer, PackPointer
+from brainmri_core.text import printable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -373,11 +375,34 @@ _LEAK_WORDS = {"exact": "pixel-identical", "near copy": "near copies", "same gro
 
 
 def _unlisted_copies(evidence: Evidence) -> Finding | None:
+    pairs = evidence.leak.unlisted_pairs
+    if not pairs:
+        return None
+    first = pairs[0]
+    turned = f" {orientation_words(first.orientation)}" if first.orientation != "identity" else ""
+    subject = "1 test image is a copy" if len(pairs) == 1 else f"{len(pairs)} test images are copies"
     message = (
-        "{n} of the test split {correlate} with a training image as highly as confirmed copies do, yet the search by "
-        "fingerprint listed no pair; raise split.copies.hash_radius to keep them together."
+        f"{subject} of a training image, though the search by fingerprint listed no pair: {printable(first.test_path)} "
+        f"is {printable(first.train_path)}{turned}, with a correlation of {first.ncc:.3f}"
+        + (", and so on" if len(pairs) > 1 else "")
+        + f"; {_remedy(evidence)}. This check looks in all eight orientations at any setting."
     )
-    return _finding("unlisted_copies", "error", evidence.leak.unlisted, message, blocking=True)
+    files = sorted({path for pair in pairs for path in (pair.test_path, pair.train_path)})
+    finding = _finding("unlisted_copies", "error", files, message, blocking=True)
+    return finding.model_copy(update={"count": len(pairs)}) if finding else None
+
+
+def _remedy(evidence: Evidence) -> str:
+    """Say which settings of the search find the unlisted pairs: what was not looked for, and what was missed."""
+    searched = evidence.split_record.get("config", {}).get("copies", {}).get("orientations", "all")
+    known = {ORIENTATIONS[turn] for turn in SEARCHED[searched]}
+    remedies = []
+    missed = [pair.orientation in known for pair in evidence.leak.unlisted_pairs]
+    if not all(missed):
+        remedies.append("set split.copies.orientations to all")
+    if any(missed):
+        remedies.append("raise split.copies.hash_radius (at most 16) or remove one file of each pair")
+    return ", and ".join(remedies) + ", and split again"
 
 
 def _embedded_metadata(evidence: Evidence) -> Finding | None:
@@ -435,7 +460,7 @@ CHECKS: dict[str, tuple[str, Check]] = {
     "leak": ("No test image has a copy or a group member in training.", _leak),
     "patient_leak": ("No test image shows a patient who is known to be in training.", _patient_leak),
     "unlisted_copies": (
-        "No looked-up test image resembles a training image as copies do, though the search listed no pair.",
+        "No looked-up test image is a copy of a training image, in any orientation, that the search did not list.",
         _unlisted_copies,
     ),
     "embedded_metadata": ("No file carries metadata that could hold personal data.", _embedded_metadata),
@@ -471,7 +496,6 @@ def _finding(
         "have": "has" if one else "have",
         "look": "looks" if one else "look",
         "carry": "carries" if one else "carry",
-        "correlate": "correlates" if one else "correlate",
     }
     for word, text in words.items():
         message = message.replace(f"{{{word}}}", text)

@@ -23,6 +23,9 @@ COPY_COLUMNS = {
     "same_label": "bool",
 }
 
+# every other orientation undoes itself
+_QUARTER_TURNS = {"turned right": "turned left", "turned left": "turned right"}
+
 
 def read_copies(folder: Path) -> pd.DataFrame:
     """Read the confirmed copies beside a split; a class-folder tree has none, and exact ones still show by their hashes.
@@ -56,8 +59,8 @@ def find_twins(samples: pd.DataFrame, copies: pd.DataFrame, train: Mask, test: M
     -------
     pandas.DataFrame
         One row per such test image: ``test`` and ``train`` (positions in `samples`), ``kind`` (``exact`` or
-        ``near copy``), ``ncc`` and ``orientation``; in the order of `samples`. The twin is an exact copy where there is one, else the
-        near copy of highest correlation.
+        ``near copy``), ``ncc`` and ``orientation`` (brought into it, the test image looks like the training image); in
+        the order of `samples`. The twin is an exact copy where there is one, else the near copy of highest correlation.
     """
     pixels = _pixel_ids(samples)
     listed = _pairs(samples, copies, pixels)
@@ -66,11 +69,15 @@ def find_twins(samples: pd.DataFrame, copies: pd.DataFrame, train: Mask, test: M
     ncc = np.full(len(in_training), np.nan)
     orientation = np.full(len(in_training), "identity", object)
     # pairs come sorted by correlation, and of several assignments to one place the last stays
-    for one, other in ((listed.first, listed.second), (listed.second, listed.first)):
+    back = np.array([_QUARTER_TURNS.get(name, name) for name in listed.orientation], object)
+    for one, other, names in (
+        (listed.first, listed.second, listed.orientation),
+        (listed.second, listed.first, back),
+    ):
         usable = (in_training[other] >= 0) & ~(listed.ncc < ncc[one])
         partner[one[usable]] = in_training[other[usable]]
         ncc[one[usable]] = listed.ncc[usable]
-        orientation[one[usable]] = listed.orientation[usable]
+        orientation[one[usable]] = names[usable]
     tested = np.flatnonzero(test)
     exact = in_training[pixels[tested]]
     identical = exact >= 0

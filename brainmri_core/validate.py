@@ -12,7 +12,7 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from brainmri_core.account import Account, read_account
-from brainmri_core.config.data import ValidateConfig
+from brainmri_core.config.data import CopySearchConfig, ValidateConfig
 from brainmri_core.cores import threads
 from brainmri_core.errors import ConfigError, IntegrityError, MissingUpstreamError
 from brainmri_core.findings import SEVERITIES, Evidence, Finding, checks_run, run_checks
@@ -28,7 +28,6 @@ from brainmri_core.pointers import (
     read_mapping,
 )
 from brainmri_core.reporting.leaks import (
-    NCC_THRESHOLD,
     LeakReport,
     leak_report,
     thumbnail,
@@ -265,8 +264,7 @@ def _gather(config: ValidateConfig, pack: PackPointer, job: Job) -> tuple[Eviden
             copies,
             seed=job.env.seed,
             pack=pixels,
-            ncc_threshold=float(searched.get("ncc_threshold", NCC_THRESHOLD)),
-            mirrored=searched.get("orientations") != "identity",
+            search=CopySearchConfig.model_validate(searched),
         )
         shortcuts = scores.result()
     evidence = Evidence(

@@ -117,7 +117,7 @@ class CopySearchConfig(StageConfig):
     hash_radius: int = Field(8, ge=0, le=16, description="Hamming radius of the 64-bit perceptual hash.")
     ncc_threshold: float = Field(0.975, gt=0, le=1, description="Least correlation of the 64x64 versions.")
     max_difference: float = Field(
-        0.22,
+        0.35,
         gt=0,
         description="What may remain between two copies after their gray levels are matched, in standard deviations; "
         "neighbouring slices differ by more.",

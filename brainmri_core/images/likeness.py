@@ -16,6 +16,7 @@ U8 = npt.NDArray[np.uint8]
 I64 = npt.NDArray[np.int64]
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
+Mask = npt.NDArray[np.bool_]
 Images = TypeVar("Images", U8, F32)
 
 # The bits of a number: 1 mirrored left-right, 2 flipped up-down, both after 4, transposed. Turned is by 180 degrees,
@@ -31,6 +32,16 @@ ORIENTATIONS = (
     "mirrored and turned right",
 )
 SEARCHED = {"identity": (0,), "mirror": (0, 1), "all": tuple(range(len(ORIENTATIONS)))}
+_WORDS = {
+    "identity": "as it is",
+    "mirrored": "mirrored left-right",
+    "flipped": "flipped upside down",
+    "turned": "turned by 180 degrees",
+    "mirrored and turned left": "mirrored and turned by 90 degrees to the left",
+    "turned right": "turned by 90 degrees to the right",
+    "turned left": "turned by 90 degrees to the left",
+    "mirrored and turned right": "mirrored and turned by 90 degrees to the right",
+}
 PIXELS = 64 * 64
 _BACK = (0, 1, 2, 3, 4, 6, 5, 7)
 _LEVELS = 32  # into which gray levels are sorted
@@ -50,9 +61,9 @@ def turned_back(orientation: int) -> int:
     return _BACK[orientation]
 
 
-def turned_back_name(orientation: str) -> str:
-    """Return the name of the orientation that undoes a named one."""
-    return ORIENTATIONS[_BACK[ORIENTATIONS.index(orientation)]]
+def orientation_words(orientation: str) -> str:
+    """Say the name of an orientation in words for a reader."""
+    return _WORDS.get(orientation, orientation)
 
 
 def correlation(first: U8, second: U8) -> F64:
@@ -107,13 +118,11 @@ def difference(first: U8, second: U8) -> F64:
     Returns
     -------
     numpy.ndarray
-        float64, ``(P,)``, in standard deviations of the image's pixels; infinite where an image is constant.
+        float64, ``(P,)``, in standard deviations of an image's pixels that count, which are taken to be at least a
+        quarter of those of all its pixels; infinite where an image is constant.
     """
-    gap = np.maximum(_unexpected(first, second), _unexpected(second, first))
-    content = np.zeros(gap.shape, np.bool_)
-    for images in (first, second):
-        flat = images.reshape(len(images), PIXELS)
-        content |= flat > np.minimum(flat.min(axis=1, keepdims=True, initial=255), 255 - _DARK) + _DARK
+    content = _content(first) | _content(second)
+    gap = np.maximum(_unexpected(first, second, content), _unexpected(second, first, content))
     gap[~content] = -1  # sorted first
     dark = np.count_nonzero(~content, axis=1)
     place = dark + np.ceil(_MOST * (PIXELS - dark)).astype(np.int64) - 1
@@ -122,7 +131,14 @@ def difference(first: U8, second: U8) -> F64:
     return np.where(dark < PIXELS, result, np.inf)
 
 
-def _unexpected(first: U8, second: U8) -> F32:
+def _content(images: U8) -> Mask:
+    flat = images.reshape(len(images), PIXELS)
+    background = np.minimum(flat.min(axis=1, keepdims=True), 255 - _DARK) + _DARK
+    content: Mask = flat > background
+    return content
+
+
+def _unexpected(first: U8, second: U8, content: Mask) -> F32:
     """Return how far the pixels of `second` are from the mean at their level in `first`: float32 ``(P, 4096)``."""
     n = len(first)
     level = first.reshape(n, PIXELS) // (256 // _LEVELS) + np.arange(0, n * _LEVELS, _LEVELS)[:, None]
@@ -130,9 +146,13 @@ def _unexpected(first: U8, second: U8) -> F32:
     total = np.bincount(level.ravel(), values.ravel(), n * _LEVELS)
     count = np.bincount(level.ravel(), minlength=n * _LEVELS)
     expected = (total / np.maximum(count, 1)).astype(np.float32)
-    deviation = np.sqrt(moments(second)[1].astype(np.float64)) / PIXELS
+    whole = np.sqrt(moments(second)[1].astype(np.float64)) / PIXELS
+    counted = np.maximum(np.count_nonzero(content, axis=1), 1)
+    wide = values.astype(np.int64) * content
+    squares = (wide**2).sum(axis=1) * counted - wide.sum(axis=1) ** 2
+    deviation = np.maximum(np.sqrt(squares.astype(np.float64)) / counted, whole / 4)
     gap: F32 = (
-        np.abs(values - expected[level]) / np.where(deviation > 0, deviation, 1).astype(np.float32)[:, None]
+        np.abs(values - expected[level]) / np.where(whole > 0, deviation, 1).astype(np.float32)[:, None]
     )
-    gap[deviation == 0] = np.inf
+    gap[whole == 0] = np.inf
     return gap

@@ -14,9 +14,10 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
 from brainmri_core.config.data import CopySearchConfig
-from brainmri_core.images.fingerprint import half_size
+from brainmri_core.images.likeness import ORIENTATIONS
 from brainmri_core.reporting.divisions import Division, SplitName, divisions
-from brainmri_core.reporting.lookup import nearest_neighbours, unit_vectors
+from brainmri_core.reporting.lookup import nearest_neighbours
+from brainmri_core.reporting.unlisted import best_copies
 from brainmri_core.samples import known_patients
 from brainmri_core.twins import find_leaks, find_twins, patient_twins
 
@@ -25,7 +26,7 @@ I64 = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 
 MAX_LOOKUPS = 4_000
-NCC_THRESHOLD = float(CopySearchConfig().ncc_threshold)
+SEARCH = CopySearchConfig()
 
 
 class SplitLeak(BaseModel):
@@ -85,6 +86,23 @@ class LeakPair(BaseModel):
     train_image: str = Field(repr=False)
 
 
+class UnlistedCopy(BaseModel):
+    """A test image and a training image of the same picture that the search for copies did not pair.
+
+    Attributes
+    ----------
+    orientation : str
+        One of `likeness.ORIENTATIONS`: brought into it, the test image looks like the training image.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    test_path: str
+    train_path: str
+    ncc: float
+    orientation: str
+
+
 class LeakReport(BaseModel):
     """Leaks of this split beside those of other ways to divide the same images.
 
@@ -93,8 +111,10 @@ class LeakReport(BaseModel):
     rows : list of SplitLeak
         One for each of `divisions.SPLIT_NAMES`; a report of an earlier version has fewer.
     unlisted : list of str
-        Test images of this split that correlate with a training image, direct or mirrored, at the threshold that
-        confirms copies, though the search by fingerprint listed no pair: found by the look-up among all training images.
+        Test images of this split that show what a training image shows, in any orientation and by the measure that
+        confirms copies, though the search by fingerprint listed no pair: found by a look-up among all training images.
+    unlisted_pairs : list of UnlistedCopy
+        The same with the training image of highest correlation; empty in a report of an earlier version.
     gallery : list of LeakPair
         Some pairs of each split.
     """
@@ -103,6 +123,7 @@ class LeakReport(BaseModel):
 
     rows: list[SplitLeak]
     unlisted: list[str] = []
+    unlisted_pairs: list[UnlistedCopy] = []
     gallery: list[LeakPair] = []
 
     def row(self, split: SplitName) -> SplitLeak:
@@ -117,8 +138,7 @@ def leak_report(
     *,
     seed: int,
     pack: U8 | None = None,
-    ncc_threshold: float = NCC_THRESHOLD,
-    mirrored: bool = True,
+    search: CopySearchConfig = SEARCH,
     pairs_per_split: int = 6,
 ) -> LeakReport:
     """Compare this split with other ways to divide the images.
@@ -135,10 +155,8 @@ def leak_report(
         Seed of the divisions made here and of the sample of look-ups in large sets.
     pack : numpy.ndarray or None
         Pixels for the gallery; thumbnails are shown where an image is not packed.
-    ncc_threshold : float
-        Correlation that confirms a copy.
-    mirrored : bool
-        Whether a left-right mirrored image counts as a copy.
+    search : CopySearchConfig
+        What confirms a copy; the look-up for unlisted copies is made in all eight orientations, whichever it names.
     pairs_per_split : int
         Pairs shown of each split.
 
@@ -150,7 +168,7 @@ def leak_report(
     """
     rows: list[SplitLeak] = []
     gallery: list[LeakPair] = []
-    unlisted: list[str] = []
+    unlisted: list[UnlistedCopy] = []
     for division in divisions(samples, thumbs, copies, seed=seed):
         name, train, test = division.name, division.train, division.test
         if division.reason is not None:
@@ -163,30 +181,28 @@ def leak_report(
         rows.append(_measure(samples, division, found, twins))
         gallery += _gallery(name, samples, thumbs, pack, twins, pairs_per_split)
         if name == "this split":
-            similarity = found.similarity
-            if mirrored:
-                similarity = np.maximum(similarity, _mirrored(thumbs, np.flatnonzero(train), found.rows))
-            unlisted = _unlisted(samples, found.rows, similarity, twins, ncc_threshold)
-    return LeakReport(rows=rows, unlisted=unlisted, gallery=gallery)
+            others = np.setdiff1d(found.rows, twins["test"].to_numpy(np.int64))
+            unlisted = _unlisted(samples, thumbs, others, np.flatnonzero(train), search)
+    paths = [copy.test_path for copy in unlisted]
+    return LeakReport(rows=rows, unlisted=paths, unlisted_pairs=unlisted, gallery=gallery)
 
 
 @dataclass(frozen=True)
 class _Lookup:
-    """Test rows looked up, their class, the class and the correlation of their most similar training image."""
+    """Test rows looked up, their class, and the class of their most similar training image."""
 
     rows: npt.NDArray[np.intp]
     truth: I64
     predicted: I64
-    similarity: npt.NDArray[np.float32]
 
 
 def _look_up(samples: pd.DataFrame, thumbs: U8, train: Mask, test: Mask, seed: int) -> _Lookup:
     train_rows, rows = np.flatnonzero(train), np.flatnonzero(test)
     if len(rows) > MAX_LOOKUPS:
         rows = np.sort(np.random.default_rng([seed, 0x100C]).choice(rows, MAX_LOOKUPS, replace=False))
-    nearest, similarity = nearest_neighbours(thumbs, thumbs, train_rows=train_rows, test_rows=rows)
+    nearest, _ = nearest_neighbours(thumbs, thumbs, train_rows=train_rows, test_rows=rows)
     labels = samples["class_index"].to_numpy(np.int64)
-    return _Lookup(rows, labels[rows], labels[train_rows[nearest]], similarity)
+    return _Lookup(rows, labels[rows], labels[train_rows[nearest]])
 
 
 def _measure(samples: pd.DataFrame, division: Division, found: _Lookup, twins: pd.DataFrame) -> SplitLeak:
@@ -226,39 +242,22 @@ def _measure(samples: pd.DataFrame, division: Division, found: _Lookup, twins: p
 
 def _unlisted(
     samples: pd.DataFrame,
-    rows: npt.NDArray[np.intp],
-    similarity: npt.NDArray[np.float32],
-    twins: pd.DataFrame,
-    threshold: float,
-) -> list[str]:
-    # 1e-4: two routes to one correlation differ in the last float32 digits
-    missed = rows[(similarity >= threshold + 1e-4) & ~np.isin(rows, twins["test"].to_numpy(np.int64))]
-    return sorted(samples["path"].to_numpy(object)[missed].tolist())
-
-
-def _mirrored(
-    thumbs: U8, train_rows: npt.NDArray[np.intp], rows: npt.NDArray[np.intp]
-) -> npt.NDArray[np.float32]:
-    """Correlate each image's mirror image with the training image that resembles it most at a quarter of the scale.
-
-    A copy stays a copy when four by four pixels become one, and the search among them costs a sixteenth.
-    """
-    small = np.concatenate([_quarter(thumbs[start : start + 1024]) for start in range(0, len(thumbs), 1024)])
-    nearest, _ = nearest_neighbours(small, small, train_rows=train_rows, test_rows=rows, mirror=True)
-    return np.concatenate(
-        [
-            np.einsum(
-                "ij,ij->i",
-                unit_vectors(thumbs[rows[start : start + 1024], :, ::-1]),
-                unit_vectors(thumbs[train_rows[nearest[start : start + 1024]]]),
-            )
-            for start in range(0, len(rows), 1024)
-        ]
-    )
-
-
-def _quarter(images: U8) -> U8:
-    return half_size(half_size(images)).astype(np.uint8)
+    thumbs: U8,
+    rows: I64,
+    others: I64,
+    search: CopySearchConfig,
+) -> list[UnlistedCopy]:
+    paths = samples["path"].to_numpy(object)
+    found = [
+        UnlistedCopy(
+            test_path=paths[copy.row],
+            train_path=paths[copy.other],
+            ncc=round(copy.ncc, 4),
+            orientation=ORIENTATIONS[copy.orientation],
+        )
+        for copy in best_copies(thumbs, rows, others, search)
+    ]
+    return sorted(found, key=lambda copy: copy.test_path)
 
 
 def _gallery(

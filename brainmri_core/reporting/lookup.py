@@ -40,7 +40,6 @@ def nearest_neighbours(
     *,
     train_rows: Sequence[int] | npt.NDArray[np.integer] | None = None,
     test_rows: Sequence[int] | npt.NDArray[np.integer] | None = None,
-    mirror: bool = False,
 ) -> tuple[I64, F32]:
     """Find the most similar training image of each test image, by exhaustive search in blocks.
 
@@ -50,8 +49,6 @@ def nearest_neighbours(
         uint8 ``(N, H, W)`` and ``(M, H, W)``; may be memory maps, and may be one array with row selections.
     train_rows, test_rows : sequence of int or None
         Rows to use; all by default.
-    mirror : bool
-        Compare the left-right mirrored test images.
 
     Returns
     -------
@@ -74,7 +71,7 @@ def nearest_neighbours(
     similarity = np.full(len(tested), -2.0, np.float32)
     for low in range(0, len(tested), _BLOCK):
         images = test_thumbs[tested[low : low + _BLOCK]]
-        queries = unit_vectors(images[:, :, ::-1] if mirror else images)
+        queries = unit_vectors(images)
         part = slice(low, low + len(queries))
         for start in range(0, len(trained), _BLOCK):
             scores = queries @ unit_vectors(train_thumbs[trained[start : start + _BLOCK]]).T

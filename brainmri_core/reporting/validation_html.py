@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from brainmri_core.images.likeness import orientation_words
+
 if TYPE_CHECKING:
     from brainmri_core.reporting.leaks import LeakReport
     from brainmri_core.reporting.shortcuts import ShortcutScore
@@ -75,5 +77,6 @@ def _environment() -> Environment:
     )
     environment.filters["percent"] = lambda value: "–" if value is None else f"{100 * value:.1f}%"
     environment.filters["figure"] = lambda value: "–" if value is None else f"{value:.3f}"
+    environment.filters["orientation"] = orientation_words
     environment.filters["count"] = lambda value: "–" if value is None else f"{value:,}"
     return environment

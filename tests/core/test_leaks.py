@@ -8,11 +8,14 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from brainmri_core.config.data import CopySearchConfig
 from brainmri_core.grouping import assign_side
+from brainmri_core.images.likeness import ORIENTATIONS, turned, turned_back
 from brainmri_core.reporting import leaks
 from brainmri_core.reporting.divisions import SPLIT_NAMES, divisions, groups_by, random_split
-from brainmri_core.reporting.leaks import leak_report
+from brainmri_core.reporting.leaks import LeakReport, leak_report
 from brainmri_core.reporting.lookup import nearest_neighbour_baseline, nearest_neighbours, unit_vectors
+from brainmri_core.reporting.unlisted import best_copies
 from brainmri_core.reporting.validation_html import render_leak_section
 from brainmri_core.twins import find_leaks, find_twins, patient_twins
 
@@ -125,13 +128,10 @@ def test_look_up_in_blocks_finds_what_one_block_finds(monkeypatch: pytest.Monkey
     assert np.allclose(whole[1], parts[1], atol=1e-6)
 
 
-def test_look_up_is_blind_to_brightness_and_finds_mirrors_when_asked() -> None:
+def test_look_up_is_blind_to_brightness() -> None:
     train = noise(5, 3)
     brighter = (train // 2 + 100).astype(np.uint8)
     assert nearest_neighbours(train, brighter)[0].tolist() == [0, 1, 2, 3, 4]
-    index, similarity = nearest_neighbours(train, train[:, :, ::-1], mirror=True)
-    assert index.tolist() == [0, 1, 2, 3, 4]
-    assert (similarity > 0.999).all()
     assert nearest_neighbour_baseline(train, np.array([4, 3, 2, 1, 0]), train[1:3]).tolist() == [3, 2]
 
 
@@ -193,12 +193,51 @@ def test_report_scores_the_look_up_with_and_without_copies() -> None:
     assert official.accuracy_without_copy == right[2:].mean()
 
 
-def test_a_copy_that_the_search_missed_is_found_by_looking() -> None:
+@pytest.mark.parametrize("turn", range(8))
+def test_a_copy_that_the_search_missed_is_found_by_looking_in_any_orientation(turn: int) -> None:
     samples, thumbs, _ = copied_set()
+    thumbs[9] = turned(thumbs[1:2], turned_back(turn))[0]
     samples.loc[9, ["split", "group"]] = ["test", "9"]
-    report = leak_report(samples, thumbs, pairs(), seed=0)
+    report = leak_report(samples, thumbs, pairs(), seed=0, search=CopySearchConfig(orientations="identity"))
     assert report.unlisted == ["p9.jpg"]
-    assert leak_report(samples, thumbs, pairs(("p1.jpg", "p9.jpg", 0.999)), seed=0).unlisted == []
+    (pair,) = report.unlisted_pairs
+    assert (pair.test_path, pair.train_path, pair.ncc) == ("p9.jpg", "p1.jpg", 1)
+    assert pair.orientation == ORIENTATIONS[turn]
+    listed = leak_report(samples, thumbs, pairs(("p1.jpg", "p9.jpg", 0.999)), seed=0)
+    assert (listed.unlisted, listed.unlisted_pairs) == ([], [])
+
+
+def test_a_look_up_in_blocks_finds_the_best_copy_of_every_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    thumbs = noise(40, 7)
+    thumbs[30:] = np.stack([turned(thumbs[row : row + 1], row % 8)[0] for row in range(10)])
+    thumbs[20] = np.clip(thumbs[3].astype(int) + 4, 0, 255)  # a worse copy of 33 than row 3 is
+    whole = best_copies(thumbs, np.arange(28, 40), np.arange(28), CopySearchConfig())
+    monkeypatch.setattr("brainmri_core.reporting.unlisted._BLOCK", 3)
+    monkeypatch.setattr("brainmri_core.reporting.unlisted._CONFIRM", 1)
+    assert best_copies(thumbs, np.arange(28, 40), np.arange(28), CopySearchConfig()) == whole
+    assert [(copy.row, copy.other) for copy in whole] == [(30 + row, row) for row in range(10)]
+    assert [turned_back(copy.orientation) for copy in whole] == [row % 8 for row in range(10)]
+    assert best_copies(thumbs, np.arange(28, 40), np.arange(0), CopySearchConfig()) == []
+
+
+def test_a_report_of_an_earlier_version_is_read() -> None:
+    stored = {"rows": [], "unlisted": ["p9.jpg"], "gallery": []}
+    report = LeakReport.model_validate(stored)
+    assert (report.unlisted, report.unlisted_pairs) == (["p9.jpg"], [])
+    assert "1 test" in render_leak_section(report)
+
+
+@pytest.mark.parametrize(("first", "name"), [("p1.jpg", "turned left"), ("p9.jpg", "turned right")])
+def test_a_quarter_turn_is_told_from_the_side_of_the_test_image(first: str, name: str) -> None:
+    samples = copied_set()[0]
+    samples.loc[9, ["split", "group"]] = ["test", "9"]
+    copies = pairs((first, "p9.jpg" if first == "p1.jpg" else "p1.jpg", 0.99)).assign(
+        orientation="turned right"
+    )
+    train, test = ((samples["split"] == side).to_numpy() for side in ("train", "test"))
+    assert find_twins(samples, copies, train, test)["orientation"].tolist() == [name]
+    section = render_leak_section(leak_report(samples, copied_set()[1], copies, seed=0))
+    assert f"turned by 90 degrees to the {name.split()[1]}" in section
 
 
 def test_without_official_folders_the_row_says_why() -> None:

@@ -14,6 +14,7 @@ from brainmri_core.config.data import FetchConfig, ResizeConfig, SplitConfig, Va
 from brainmri_core.errors import ConfigError, IntegrityError, MissingUpstreamError, StorageError
 from brainmri_core.fetch import fetch
 from brainmri_core.findings import BLOCKING_CHECKS, CHECKS, Finding
+from brainmri_core.images.likeness import ORIENTATIONS, correlation, orientation_words, turned, turned_back
 from brainmri_core.job import Job
 from brainmri_core.logs import Record
 from brainmri_core.pointers import MappingPointer, PackPointer, write_pointer
@@ -402,19 +403,52 @@ def test_a_copy_that_the_search_missed_blocks(job: Job) -> None:
     np.save(path, thumbs)
     report = load_report(job.layout, validate(ValidateConfig(fail_on="never"), pointer, job))
     finding = only(report)
-    assert (finding.check, finding.files, report.passed) == ("unlisted_copies", [samples["path"][44]], False)
+    assert (finding.check, report.passed) == ("unlisted_copies", False)
+    assert finding.files == sorted([samples["path"][0], samples["path"][44]])
 
 
-@pytest.mark.parametrize(("orientations", "missed"), [("mirror", 1), ("identity", 0)])
-def test_a_mirror_image_counts_as_the_search_was_told(job: Job, orientations: str, missed: int) -> None:
+@pytest.mark.parametrize(
+    ("orientations", "turn", "advice"),
+    [
+        ("identity", 1, "set split.copies.orientations to all"),
+        ("mirror", 1, "raise split.copies.hash_radius"),
+        ("mirror", 3, "set split.copies.orientations to all"),
+        ("all", 5, "raise split.copies.hash_radius"),
+    ],
+)
+def test_a_turned_copy_counts_whatever_the_search_was_told(
+    job: Job, orientations: str, turn: int, advice: str
+) -> None:
     config = SPLIT_RECORD["config"] | {"copies": {"ncc_threshold": 0.9, "orientations": orientations}}
-    pointer = stored_pack(job, clean_samples(), record=SPLIT_RECORD | {"config": config})
+    samples = clean_samples()
+    pointer = stored_pack(job, samples, record=SPLIT_RECORD | {"config": config})
     path = job.layout.mapping_dir(job.dataset, job.run_id) / "thumbs.npy"
     thumbs = np.load(path)
-    thumbs[44] = thumbs[0][:, ::-1]
+    thumbs[44] = turned(thumbs[:1], turned_back(turn))[0]
     np.save(path, thumbs)
-    report = load_report(job.layout, validate(ValidateConfig(), pointer, job))
-    assert [finding.count for finding in report.findings] == [1] * missed
+    report = load_report(job.layout, validate(ValidateConfig(fail_on="never"), pointer, job))
+    finding = only(report)
+    assert (finding.check, finding.count, finding.blocking) == ("unlisted_copies", 1, True)
+    assert finding.files == sorted([samples["path"][0], samples["path"][44]])
+    words = f"{samples['path'][44]} is {samples['path'][0]} {orientation_words(ORIENTATIONS[turn])}, with"
+    assert words in finding.message
+    assert advice in finding.message
+    assert "hash_radius" not in finding.message or "orientations to all" not in finding.message
+
+
+def test_a_neighbouring_slice_that_correlates_like_a_copy_is_none(job: Job) -> None:
+    pointer = stored_pack(job, clean_samples())
+    path = job.layout.mapping_dir(job.dataset, job.run_id) / "thumbs.npy"
+    thumbs = np.load(path)
+    y, x = np.mgrid[:64, :64] / 32 - 1
+    rng = np.random.default_rng(4)
+    tissue = [np.kron(rng.integers(0, 40, (16, 16)), np.ones((4, 4))) for _ in range(2)]
+    thumbs[0], thumbs[44] = (
+        np.where(np.hypot(x, y) < 0.9, 150 + part, 0).astype(np.uint8) for part in tissue
+    )
+    assert correlation(thumbs[:1], thumbs[44:45])[0] > 0.98
+    np.save(path, thumbs)
+    assert load_report(job.layout, validate(ValidateConfig(), pointer, job)).findings == []
 
 
 def test_a_lost_table_of_copies_is_no_split_without_copies(job: Job) -> None:
@@ -545,12 +579,12 @@ def test_a_copy_missed_by_the_search_warns(job: Job) -> None:
     path = job.layout.mapping_dir(job.dataset, job.run_id) / "thumbs.npy"
     thumbs = np.load(path)
     fresh = np.random.default_rng(1).integers(0, 256, (64, 64), dtype=np.uint8)
-    thumbs[40] = (0.75 * thumbs[3] + 0.25 * fresh).astype(
-        np.uint8
-    )  # correlation .95, the threshold on record is .9
+    # correlation .99, the threshold on record is .9
+    thumbs[40] = (0.9 * thumbs[3] + 0.1 * fresh).astype(np.uint8)
     np.save(path, thumbs)
     finding = only(load_report(job.layout, validate(ValidateConfig(), pack, job)))
-    assert (finding.check, finding.files) == ("unlisted_copies", [clean_samples()["path"][40]])
+    paths = clean_samples()["path"]
+    assert (finding.check, finding.files) == ("unlisted_copies", sorted([paths[3], paths[40]]))
 
 
 def test_configured_mapping_pointer(job: Job) -> None:
