@@ -39,7 +39,7 @@ def main() -> None:
         prints = fingerprint_files(root, paths)
     whole = replace(prints, trimmed_thumbs=prints.thumbs, trimmed_hashes=prints.hashes)
     search = CopySearchConfig()
-    alone = search.model_copy(update={"ncc_threshold": 1e-6})
+    alone = search.model_copy(update={"ncc_threshold": 1e-6, "max_difference": 1e6})
     print(f"{len(paths)} images of {4 * options.subjects} subjects, seed {options.seed}")
     for title, table, settings in (
         (f"hash within {search.hash_radius}, correlation >= {search.ncc_threshold}", prints, search),
