@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -68,6 +68,29 @@ def label_issues(table: pd.DataFrame, probabilities: F64, classes: Sequence[str]
     found = found.sort_values(["margin", "path"], ignore_index=True)
     found["rank"] = np.arange(1, len(found) + 1)
     return found[list(ISSUE_COLUMNS)]
+
+
+def known_error_ranks(issues: pd.DataFrame, known: Mapping[str, str]) -> pd.DataFrame:
+    """Return where a list of candidates has the images whose label is known to be wrong.
+
+    Parameters
+    ----------
+    issues : pandas.DataFrame
+        From `label_issues`.
+    known : mapping
+        Path to the right label, of images that were among those judged.
+
+    Returns
+    -------
+    pandas.DataFrame
+        A row per known error, the highest first: ``path``, ``right``, ``rank`` (missing where it is no candidate) and
+        ``suggested`` label.
+    """
+    table = pd.DataFrame({"path": list(known), "right": list(known.values())})
+    found = table.merge(issues[["path", "rank", "suggested"]], on="path", how="left").astype(
+        {"rank": "Int64"}
+    )
+    return found.sort_values(["rank", "path"], ignore_index=True)
 
 
 def issue_sheet(issues: pd.DataFrame, samples: pd.DataFrame, pack: U8) -> Image.Image:

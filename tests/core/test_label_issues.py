@@ -4,7 +4,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from brainmri_core.reporting.label_issues import ISSUE_COLUMNS, label_issues, split_without
+from brainmri_core.reporting.label_issues import (
+    ISSUE_COLUMNS,
+    known_error_ranks,
+    label_issues,
+    split_without,
+)
 from tests.core.test_metrics import CLASSES, table_of
 
 
@@ -69,3 +74,12 @@ def test_the_split_without_them_changes_nothing_else() -> None:
         "group": ["1", "2", "3"],
     }
     assert samples["split"].tolist() == ["train", "test", "excluded"]
+
+
+def test_the_ranks_of_known_errors_are_told_and_what_is_no_candidate_has_none() -> None:
+    issues = pd.DataFrame({"path": ["b", "x", "a"], "rank": [1, 2, 3], "suggested": ["u", "v", "w"]})
+    ranks = known_error_ranks(issues, {"a": "w", "c": "w", "b": "w"})
+    assert ranks["path"].tolist() == ["b", "a", "c"]
+    assert ranks["rank"].isna().tolist() == [False, False, True]
+    assert ranks["rank"].tolist()[:2] == [1, 3]
+    assert (ranks["suggested"] == ranks["right"]).tolist() == [False, True, False]
