@@ -81,7 +81,7 @@ def test_copies_groups_and_conflicts_are_those_of_the_docs(
         "meningioma_tumor",
         "glioma_tumor",
     }
-    assert max(map(abs, record["test_share_deviation"].values())) < 0.005
+    assert max(map(abs, record["test_share_deviation"].values())) < 0.01
     for label in ("glioma", "meningioma", "pituitary", "notumor"):
         counts = [fold[label] for fold in record["folds"].values()]
         assert max(counts) - min(counts) <= 14, "whole patients, of up to 60 images"
