@@ -8,6 +8,7 @@ import pandas as pd
 
 from brainmri_core.config.data import SplitConfig
 from brainmri_core.grouping import group_names, joined
+from brainmri_core.samples import known_scans
 from brainmri_core.splitrecord import Found
 from brainmri_core.storage import sha256_json
 from brainmri_core.subjects import I64, Neighbours, connected
@@ -16,7 +17,8 @@ from brainmri_core.subjects import I64, Neighbours, connected
 def image_groups(config: SplitConfig, table: pd.DataFrame, found: Found) -> npt.NDArray[np.object_]:
     """Name each image's group, as ``split.group_by`` says: object ``(N,)`` of 16 hexadecimal digits.
 
-    A predefined split is not judged by the neighbours of ``auto``, which are a guess.
+    Slices of one file or study stay together, unless ``exact`` or ``none`` is asked for. A predefined split is not judged
+    by the neighbours of ``auto``, which are a guess.
 
     Parameters
     ----------
@@ -25,19 +27,24 @@ def image_groups(config: SplitConfig, table: pd.DataFrame, found: Found) -> npt.
     found : Found
         What is known of the images; where neighbours say nothing about patients, a note on it is added.
     """
-    n, digests, patients = len(table), table["pixel_sha256"].to_numpy(object), found.patients.names
+    digests, patients, scans = (
+        table["pixel_sha256"].to_numpy(object),
+        found.patients.names,
+        known_scans(table),
+    )
     copies = (found.pairs.first, found.pairs.second)
     if config.group_by == "none":
         names = [f"{digest}:{path}" for digest, path in zip(digests, table["path"], strict=True)]
         return np.array([sha256_json(name)[:16] for name in names], object)
     if config.group_by in ("exact", "near_duplicate"):
-        same = joined(digests, pairs=[copies] if config.group_by == "near_duplicate" else [])
+        near = config.group_by == "near_duplicate"
+        same = joined(digests, scans, pairs=[copies]) if near else joined(digests)
         return group_names(table, same)
     if config.group_by == "subject":
         pairs = (found.neighbours.first, found.neighbours.second)
-        return group_names(table, connected(n, copies, pairs))
+        return group_names(table, joined(scans, pairs=[copies, pairs]))
     if config.group_by == "patient" or config.strategy == "predefined":
-        return group_names(table, joined(patients, pairs=[copies]), patients)
+        return group_names(table, joined(patients, scans, pairs=[copies]), patients)
     component, notes = patient_components(table, patients, copies, found.neighbours, config.test_frac)
     found.patients.notes.extend(notes)
     return group_names(table, component, patients)
@@ -63,7 +70,7 @@ def patient_components(
     notes : list of str
         A sentence for each class whose neighbours were not joined.
     """
-    certain = joined(patients, table["pixel_sha256"].to_numpy(object), pairs=[copies])
+    certain = joined(patients, table["pixel_sha256"].to_numpy(object), known_scans(table), pairs=[copies])
     classes = table["class_index"].to_numpy(np.int64)
     hopeless = _unsplittable(certain, table, test_frac)
     left_out: set[int] = set()

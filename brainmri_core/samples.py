@@ -49,6 +49,7 @@ COLUMN_MEANING = {
     "phash": "64-bit perceptual hash",
     "phash_mirrored": "perceptual hash of the left-right mirror image",
     "patient": "whose image it is, as a running number or a keyed hash; empty where unknown",
+    "scan": "the same for the slices of one file or study, the latter as a keyed hash; empty for other images",
     "group": "images that must stay on one side share it",
     "split": "train, test or excluded",
     "fold": "cross-validation fold of a training image; -1 elsewhere, and where official folders give the validation side",
@@ -111,6 +112,14 @@ def read_samples(path: Path, columns: dict[str, str] | None = None) -> pd.DataFr
             "run its stage again."
         )
     return table
+
+
+def known_scans(table: pd.DataFrame) -> npt.NDArray[np.object_]:
+    """Return the file or study that each image is a slice of, object ``(N,)`` of str; ``""`` for ordinary images."""
+    if "scan" not in table.columns:
+        return np.full(len(table), "", object)
+    scans: npt.NDArray[np.object_] = table["scan"].astype(object).fillna("").astype(str).to_numpy(object)
+    return scans
 
 
 def known_patients(table: pd.DataFrame) -> npt.NDArray[np.object_]:

@@ -40,6 +40,7 @@ _SHOWN = {"dicom": "DICOM", "nifti": "NIfTI", "matlab": "MATLAB"}
 _LIBRARIES = ("pydicom", "nibabel", "h5py")
 _DIRECTORY = b"1.2.840.10008.1.3.10"  # storage class of a DICOMDIR
 _FIRST_GROUPS = (2, 8)  # that a DICOM file without preamble begins with
+_LAST_GROUP = 0x28  # that its second element is of at most
 _LONGEST_FIRST = 400
 _SHORT_VRS = b"AE AS AT CS DA DS DT FL FD IS LO LT PN SH SL SS ST TM UI UL US".split()
 _NO_PATIENT = {
@@ -122,7 +123,7 @@ def _is_bare_dicom(data: bytes) -> bool:
     if length % 2 or length > _LONGEST_FIRST or len(after) < 4:
         return False
     next_group, next_element = int.from_bytes(after[:2], "little"), int.from_bytes(after[2:], "little")
-    return (group, element) < (next_group, next_element) < (_FIRST_GROUPS[-1] + 1, 0)
+    return (group, element) < (next_group, next_element) < (_LAST_GROUP + 1, 0) and next_group % 2 == 0
 
 
 def medical_slices(data: bytes, name: str, kind: Kind, *, any_modality: bool = False) -> Iterator[Slice]:

@@ -4,6 +4,7 @@ import gzip
 import io
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -126,6 +127,28 @@ def test_damage_is_one_sentence_without_header_text(make: str, cut: float) -> No
     assert "scan" in str(caught.value)
     assert "Doe" not in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "syntax", ["JPEGLosslessProcess14_1", "JPEGLSLossless", "JPEG2000Lossless", "RLELossless"]
+)
+def test_compressed_dicom_has_the_pixels_of_the_plain_file(tmp_path: Path, syntax: str) -> None:
+    gdcm = pytest.importorskip("gdcm", reason="the extra `medical` is not installed")
+    plain = dicom(np.random.default_rng(0).integers(0, 4000, (1, 8, 8)).repeat(6, 1).repeat(6, 2))
+    (tmp_path / "plain").write_bytes(plain)
+    reader, change, writer = gdcm.ImageReader(), gdcm.ImageChangeTransferSyntax(), gdcm.ImageWriter()
+    reader.SetFileName(str(tmp_path / "plain"))
+    assert reader.Read()
+    change.SetTransferSyntax(gdcm.TransferSyntax(getattr(gdcm.TransferSyntax, syntax)))
+    change.SetInput(reader.GetImage())
+    assert change.Change()
+    writer.SetFile(reader.GetFile())
+    writer.SetImage(change.GetOutput())
+    writer.SetFileName(str(tmp_path / "packed"))
+    assert writer.Write()
+    packed = (tmp_path / "packed").read_bytes()
+    assert packed != plain
+    assert np.array_equal(slices(packed)[0], slices(plain)[0])
 
 
 def test_another_modality_is_refused() -> None:
