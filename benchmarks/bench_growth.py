@@ -2,8 +2,11 @@
 
     OMP_NUM_THREADS=1 python benchmarks/bench_growth.py
 
+The last column is the time of a search in all eight orientations, which the others are of, against one that tries the
+mirror image alone, on the same fingerprints.
+
 Thumbnails are smooth random heads, a tenth of them planted copies with noise. They lie in a file that is mapped, as
-those of a large data set do. Seconds are the processor's, in which a second BLAS thread would count while it waits. Last
+those of a large data set do. Seconds are the processor's, in which a second BLAS thread would count while it waits. Next
 columns: time per image against the first row, and the exponent of growth since the row before (1: linear, 2: quadratic).
 """
 
@@ -67,7 +70,7 @@ def main() -> None:
     options = parser.parse_args()
     print(
         f"{'images':>8}{'seconds':>10}{'us/image':>10}{'pairs':>9}{'planted':>9}{'largest':>9}{'peak MiB':>10}"
-        f"{'per image':>11}{'exponent':>10}"
+        f"{'per image':>11}{'exponent':>10}{'all/mirror':>12}"
     )
     first = before = None
     with tempfile.TemporaryDirectory() as folder:
@@ -76,13 +79,16 @@ def main() -> None:
             start = time.process_time()
             pairs = find_copies(table, CopySearchConfig())
             seconds = time.process_time() - start
+            start = time.process_time()
+            find_copies(table, CopySearchConfig(orientations="mirror"))
+            mirror = time.process_time() - start
             sizes = np.bincount(group_copies(n, pairs))
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
             first = first or (seconds / n)
             growth = math.log(seconds / before[1]) / math.log(n / before[0]) if before else float("nan")
             print(
                 f"{n:8d}{seconds:10.2f}{seconds / n * 1e6:10.1f}{len(pairs.first):9d}{planted:9d}{sizes.max():9d}"
-                f"{peak:10.0f}{seconds / n / first:11.2f}{growth:10.2f}",
+                f"{peak:10.0f}{seconds / n / first:11.2f}{growth:10.2f}{seconds / mirror:12.2f}",
                 flush=True,
             )
             before = (n, seconds)
