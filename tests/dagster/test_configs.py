@@ -40,6 +40,7 @@ def test_every_shipped_file_loads(path):
             "brainmri/phantom",
             "sartajbhuvaji/brain-tumor-classification-mri",
             "masoudnickparvar/brain-tumor-mri-dataset",
+            "figshare/1512427",
         ]
     else:
         assert isinstance(load_config(path), PipelineConfig)
