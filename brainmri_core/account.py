@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from brainmri_core.errors import IntegrityError
 from brainmri_core.job import Job
+from brainmri_core.patients.corrections import WRONG_LABEL
 from brainmri_core.pointers import FetchPointer, MappingPointer, follow
 from brainmri_core.samples import SPLIT_COLUMNS, read_samples
 from brainmri_core.sources.index import LEFT_OUT, LEFT_OUT_COLUMNS, QUIET_KINDS
@@ -31,6 +32,7 @@ _REMEDIES = {
     "extension not in resize.exts": "set resize.exts to all",
     "a copy carries another label": "correct the labels, or set split.conflicts to keep",
     "excluded by the predefined split": "change split.predefined_csv",
+    WRONG_LABEL: "set split.corrections to apply, which uses the right label",
 }
 _OFFICIAL = ("official test folder", "official validation folder")
 
