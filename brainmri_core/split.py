@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from brainmri_core.config.data import SplitConfig, has_extension
 from brainmri_core.errors import DataError
-from brainmri_core.grouping import assign_folds, assign_side
+from brainmri_core.grouping import assign_folds, assign_side, independent_units
 from brainmri_core.groups import image_groups
 from brainmri_core.images.copies import find_copies, group_copies
 from brainmri_core.images.fingerprint import fingerprint_files
@@ -174,7 +174,7 @@ def _assign(config: SplitConfig, table: pd.DataFrame, found: Found, job: Job) ->
     part = table.iloc[train]
     assert config.seed is not None
     table.loc[train, "fold"] = assign_folds(
-        part["group"].tolist(), part["class_index"].to_numpy(np.int64), config.folds, config.seed
+        independent_units(part), part["class_index"].to_numpy(np.int64), config.folds, config.seed
     )
     for side in ("train", "test"):
         if not (table["split"] == side).any() and config.strategy in ("pooled", "official"):

@@ -510,3 +510,14 @@ def test_validation_reports_patients_and_wrong_labels(job: Job, tmp_path: Path) 
     ) == (14, 48, 0)
     page = own.layout.absolute(validated.report).with_suffix(".html").read_text()
     assert "Patients: 14 are known, on 48 images; of 0 images the patient is unknown." in page
+
+
+def test_folds_keep_a_patient_whole_though_the_groups_are_smaller(job: Job) -> None:
+    pointer = fetched(job)
+    name = patients_csv(job, pointer)
+    table = table_of(
+        job, pointer, patients_csv=name, group_by="near_duplicate", strategy="all_train", folds=4
+    )
+    assert table["group"].nunique() == len(table), "no image has a copy here"
+    assert set(table["fold"]) == {0, 1, 2, 3}
+    assert table.groupby("true")["fold"].nunique().max() == 1
