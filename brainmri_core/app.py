@@ -23,7 +23,7 @@ from starlette.routing import Route
 
 from brainmri_core.config.formats import READABLE
 from brainmri_core.errors import ConfigError
-from brainmri_core.neighbours import COPY, Neighbours, find_neighbours
+from brainmri_core.neighbours import Neighbours, find_neighbours
 from brainmri_core.predict import NOTICE, Classifier, Prediction
 from brainmri_core.reporting.evaluation_page import environment_of_templates
 from brainmri_core.reporting.pictures import colour_bar, data_uri, overlay, resized
@@ -136,7 +136,7 @@ class _Page:
             "unsupported": heat is not None and not heat.any(),
             "bar": data_uri(colour_bar(240, 12), 90),
             "near": [(item, data_uri(resized(item.pixels, _THUMB))) for item in near],
-            "is_copy": bool(near) and near[0].similarity > COPY,
+            "is_copy": bool(near) and near[0].is_copy,
         }
 
 

@@ -9,7 +9,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from brainmri_core.config.data import CopySearchConfig
 from brainmri_core.errors import ConfigError, IntegrityError
+from brainmri_core.images.likeness import difference
 from brainmri_core.images.pack import open_pack
 from brainmri_core.layout import Layout
 from brainmri_core.learning.checkpoint import CheckpointMeta
@@ -21,18 +23,19 @@ U8 = npt.NDArray[np.uint8]
 F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
 
-COPY = 0.98
 _SIDE = 64
+_COPIES = CopySearchConfig()
 
 
 @dataclass(frozen=True)
 class Neighbour:
-    """A training image and its normalised cross-correlation with the image asked about, -1 to 1."""
+    """A training image, its normalised cross-correlation with the image asked about, and whether it is a copy of it."""
 
     path: str
     label: str
     similarity: float
     mirrored: bool
+    is_copy: bool
     pixels: U8
 
 
@@ -67,18 +70,19 @@ class Neighbours:
             How many.
         """
         thumb = _thumb(pixels)
-        scores = self.vectors @ unit_vectors(np.stack([thumb, thumb[:, ::-1]])).T
+        turns = np.stack([thumb, thumb[:, ::-1]])
+        scores = self.vectors @ unit_vectors(turns).T
         best = scores.max(axis=1)
-        return [
-            Neighbour(
-                self.paths[position],
-                self.labels[position],
-                float(best[position]),
-                bool(scores[position].argmax() == 1),
-                np.asarray(self.pixels[self.rows[position]]),
+        found = []
+        for position in np.argsort(-best, kind="stable")[:count].tolist():
+            turn, similarity = int(scores[position].argmax()), float(best[position])
+            image = np.asarray(self.pixels[self.rows[position]])
+            unlike = float(difference(turns[turn : turn + 1], _thumb(image)[None])[0])
+            is_copy = similarity >= _COPIES.ncc_threshold and unlike <= _COPIES.max_difference
+            found.append(
+                Neighbour(self.paths[position], self.labels[position], similarity, turn == 1, is_copy, image)
             )
-            for position in np.argsort(-best, kind="stable")[:count].tolist()
-        ]
+        return found
 
 
 def find_neighbours(weights: Path, meta: CheckpointMeta) -> Neighbours | None:
