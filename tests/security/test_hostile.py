@@ -29,7 +29,7 @@ from brainmri_core.samples import read_samples
 from brainmri_core.sources.archive import extract_archive
 from brainmri_core.sources.phantom import PhantomImage, PhantomTruth
 from brainmri_core.split import split
-from tests.security.corpus import LIMITS, archives, encoded, exif, images, png_of_size, slice_image
+from tests.security.corpus import LIMITS, PATIENT, archives, encoded, exif, images, png_of_size, slice_image
 
 ARCHIVES, IMAGES = archives(), images()
 STORED_AS = {  # Exif 2.3, tag 0x0112: how the stored picture comes from the upright one
@@ -277,9 +277,14 @@ def test_split_excludes_the_corpus_with_reasons_and_goes_on(job: Job, tmp_path: 
     pointer = fetch(FetchConfig(archive=str(tmp_path / "set.zip")), own)
     mapping = split(SplitConfig(seed=1), pointer, own)
     table = read_samples(job.layout.absolute(mapping.samples)).set_index("path")
-    for name, item in REFUSED.items():
+    left_out = read_samples(job.layout.absolute(pointer.samples).with_name("left_out.parquet")).set_index(
+        "path"
+    )
+    assert left_out.index.tolist() == ["glioma/dicom.jpg"], "a scan by its content, opened by fetch"
+    assert "DICOM" in left_out["reason"].iloc[0] and PATIENT not in left_out["reason"].iloc[0]
+    for name in REFUSED.keys() - {"dicom.jpg"}:
         row = table.loc[f"glioma/{name}"]
-        assert row["split"] == "excluded" and str(item.refusal) in row["reason"], name
+        assert row["split"] == "excluded" and str(REFUSED[name].refusal) in row["reason"], name
     used = table[table["split"] != "excluded"]
     assert {f"glioma/{name}" for name in REFUSED}.isdisjoint(used.index)
     assert len(used) >= 24
