@@ -306,6 +306,7 @@ def _loop(
         mean=mean,
         std=std,
         gray_ranges=pack.gray_ranges,
+        modality=job.entry.modality,
     )
     weights = None
     if config.optim.class_weights:

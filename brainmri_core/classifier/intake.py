@@ -81,6 +81,7 @@ def fitted(
         "fit": wanted.fit,
         "gray": not wanted.colour,
         "gray_ranges": wanted.gray_ranges,
+        "any_modality": wanted.modality == "any",
     }
     workers = min(cores(), max(1, -(-len(files) // _LEAST_SHARE)))
     answers = stream_answers(
@@ -125,7 +126,7 @@ def _answered(index: int, name: str, answer: Answer, wanted: Preprocessing) -> F
 
 
 def _checked(found: Fitted, colour: float, wanted: Preprocessing) -> Fitted | Prediction:
-    """Refuse what no model of MR slices can be asked about; number the slices of a file that has several."""
+    """Refuse what no model of such slices can be asked about; number the slices of a file that has several."""
     several = found.slice is not None and found.slices is not None and found.slices > 1
     number, slices = (found.slice, found.slices) if several else (None, None)
     shown = printable(found.name) if number is None else f"{printable(found.name)}, slice {number},"
@@ -133,7 +134,8 @@ def _checked(found: Fitted, colour: float, wanted: Preprocessing) -> Fitted | Pr
     if found.pixels.min() == found.pixels.max():
         error = f"{shown} is blank; there is nothing to classify."
     elif colour > COLOUR_THRESHOLD and not wanted.colour:
-        error = f"{shown} is a colour picture, and the model knows gray MR slices only; it was left out."
+        known = "gray MR slices" if wanted.modality == "MR" else "gray slices"
+        error = f"{shown} is a colour picture, and the model knows {known} only; it was left out."
     if error is not None:
         return Prediction(found.name, number, slices, error)
     return Fitted(found.index, found.name, number, slices, found.pixels)

@@ -20,7 +20,13 @@ from brainmri_core.text import printable
 
 
 def answers(
-    data: bytes, name: str, size: int, fit: Fit, gray: bool, gray_ranges: dict[str, GrayRange]
+    data: bytes,
+    name: str,
+    size: int,
+    fit: Fit,
+    gray: bool,
+    gray_ranges: dict[str, GrayRange],
+    any_modality: bool = False,
 ) -> Iterator[bytes]:
     """Encode the fitted pixels of each slice of a file (an ordinary image has one), or the reason why there are none."""
     try:
@@ -33,7 +39,7 @@ def answers(
             return
         header: dict[str, Any] = {"reason": f"{printable(name)} holds no image."}
         body = b""
-        for number, found in enumerate(medical_slices(data, name, kind), 1):
+        for number, found in enumerate(medical_slices(data, name, kind, any_modality=any_modality), 1):
             if (
                 number > 1
             ):  # a file may hold fewer slices than it says: only the last one found ends the answer

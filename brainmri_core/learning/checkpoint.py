@@ -41,6 +41,8 @@ class Preprocessing(BaseModel):
     gray_ranges : dict
         Depth (``16-bit``, ``float`` ...) to the values shown as black and white in files that declare none themselves.
         Empty where the training images had no such files, or were prepared before this was recorded.
+    modality : str
+        What the model may be asked about: MR, or any where the catalogue let others into the training data.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -53,6 +55,7 @@ class Preprocessing(BaseModel):
     mean: list[float]
     std: list[float]
     gray_ranges: dict[str, tuple[float, float]] = Field(default_factory=dict)
+    modality: Literal["MR", "any"] = "MR"
 
 
 class CheckpointMeta(BaseModel):

@@ -11,11 +11,14 @@ from brainmri_core.errors import DataError
 from brainmri_core.fetch import fetch
 from brainmri_core.images.listing import list_images
 from brainmri_core.job import Job
+from brainmri_core.learning.checkpoint import CheckpointMeta, load_checkpoint, save_checkpoint
 from brainmri_core.pointers import FetchPointer
+from brainmri_core.predict import Classifier
 from brainmri_core.resize import resize
 from brainmri_core.samples import read_samples
 from brainmri_core.sources.index import LEFT_OUT
 from brainmri_core.split import split
+from tests.core.evaluation_case import prepare
 from tests.core.test_medical import SECRET, dicom, nifti
 
 CLASSES = ("glioma", "notumor")
@@ -147,6 +150,28 @@ def test_another_modality_is_let_in_where_the_catalogue_says_so(tmp_path: Path, 
         fetch(FetchConfig(archive=str(tmp_path / "ct")), job)
     wide = replace(job, entry=job.entry.model_copy(update={"modality": "any"}))
     assert fetch(FetchConfig(archive=str(tmp_path / "ct")), wide).n_images == 4
+
+
+@pytest.mark.training
+def test_a_model_answers_for_the_modalities_it_was_trained_on(tmp_path: Path, job: Job) -> None:
+    for number, label in enumerate(CLASSES):
+        (tmp_path / "ct" / label).mkdir(parents=True)
+        for one in range(8):
+            data = dicom(frames(20 * number + one), Modality="CT", PatientID=f"{label}{one}")
+            (tmp_path / "ct" / label / f"{one}.dcm").write_bytes(data)
+    entry = job.entry.model_copy(update={"modality": "any", "classes": list(CLASSES)})
+    archive = FetchConfig(archive=str(tmp_path / "ct"))
+    case = prepare(tmp_path / "project", entry, archive, 32, loop={"epochs": 1}, data={"val_frac": 0.4})
+    path = case.job.layout.absolute(case.checkpoint.checkpoint)
+    for stored in (path, path.with_name("best.safetensors")):
+        (found,) = Classifier.load(stored).predict(data)
+        assert found.error is None and found.predicted in CLASSES
+    meta, weights = load_checkpoint(path)
+    preprocessing = meta.preprocessing.model_dump(exclude={"modality"})
+    older = CheckpointMeta.model_validate(meta.model_dump() | {"preprocessing": preprocessing})
+    save_checkpoint(tmp_path / "older.pth", weights, older)
+    (refused,) = Classifier.load(tmp_path / "older.pth").predict(data)
+    assert "another modality than MR" in str(refused.error)
 
 
 def test_a_folder_lists_scans_by_content_and_no_index(tmp_path: Path) -> None:
