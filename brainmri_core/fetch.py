@@ -38,7 +38,7 @@ from brainmri_core.storage import (
 if TYPE_CHECKING:
     import pandas as pd
 
-_RULES = 3  # of reading folders; a data set that was read by others is unpacked anew
+_RULES = 4  # of reading folders; a data set that was read by others is unpacked anew
 
 
 @dataclass(frozen=True)

@@ -136,7 +136,8 @@ def index_files(
     tree = _labelled_tree(images, entry, scans, labels, left_out, notes)
     if tree is None:
         tree = _choose(files, images, entry, subset, left_out, hashes)
-    _check_classes(tree, [*looked_at, *scans.refused], entry)
+    elsewhere = {name for name, (kind, *_) in left_out.rows.items() if kind in ("other tree", "repeat")}
+    _check_classes(tree, [name for name in (*looked_at, *scans.refused) if name not in elsewhere], entry)
     table = _table(files, tree, hashes)
     _check_account([*names, *litter], [image.path for image in tree.images], left_out)
     counts = Counter(formats[image.path] or "none" for image in tree.images)

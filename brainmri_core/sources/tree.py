@@ -19,15 +19,15 @@ Origin = Literal["training", "testing", "validation", "none"]
 Parts = tuple[str, ...]
 
 SPLIT_WORDS: dict[Origin, tuple[str, ...]] = {
-    "training": ("train", "training", "trainset", "entrenamiento", "entrainement", "treino", "treinamento"),
+    "training": ("train", "training", "trainings", "trainset", "entrenamiento", "entrainement", "treino", "treinamento"),
     "testing": ("test", "testing", "tests", "testset", "prueba", "pruebas", "teste"),
-    "validation": ("val", "valid", "validation", "validate", "validating", "dev", "validierung", "validacion", "validacao"),
+    "validation": ("val", "valid", "validation", "validate", "validating", "dev", "validierung", "validierungs", "validacion", "validacao"),
 }  # fmt: skip
 """Words that name a split folder, alone or beside one of `COMPANIONS` or a number."""
 
 COMPANIONS = (
     "set sets data dataset datasets image images img imgs picture pictures pic pics folder files file scans slices split "
-    "samples mri new"
+    "samples mri new daten datensatz bild bilder"
 )
 _COMPANION = "|".join(COMPANIONS.split())
 _PATTERNS: dict[Origin, re.Pattern[str]] = {

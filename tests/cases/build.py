@@ -107,6 +107,16 @@ def split_in_wrapper() -> Case:
     return Case(files, {"training": 12, "testing": 12})
 
 
+def german_split_in_wrappers() -> Case:
+    """Three wrappers with decomposed umlauts and trailing blanks around split folders in German."""
+    above = unicodedata.normalize("NFD", "Universit\u00e4t Z\u00fcrich/MRT Daten /f\u00fcr die \u00dcbung/")
+    files = class_tree(f"{above}Trainingsdaten/", seed=1) | class_tree(f"{above}Test-Bilder/", seed=2)
+    return Case(
+        files | class_tree(f"{above}Validierungsdatensatz/", seed=3),
+        {"training": 12, "testing": 12, "validation": 12},
+    )
+
+
 def two_trees() -> Case:
     """Raw and augmented images beside each other."""
     files = class_tree("Raw Data/Raw/", seed=1) | class_tree("Augmented/", each=5, seed=2)
@@ -116,6 +126,13 @@ def two_trees() -> Case:
 def two_trees_chosen() -> Case:
     """The same with a choice, spelt as another system does."""
     return Case(two_trees().files, {"none": 12}, {"other tree": 20}, subset="raw data\\RAW ")
+
+
+def one_class_chosen() -> Case:
+    """The same with a choice that is a class folder: the other classes lie elsewhere, they are not empty."""
+    return Case(
+        two_trees().files, refusal=("fewer than two classes (glioma)",), subset="Raw Data/Raw/glioma/"
+    )
 
 
 def repeated_tree() -> Case:
@@ -210,6 +227,24 @@ def inner_zips() -> Case:
     return Case(files, {"training": 12, "testing": 12}, {"litter": 1, "packed": 1}, zipped=True)
 
 
+def backslashes_and_inner_zip() -> Case:
+    """A zip with backslashes for one split, and for the other a zip of the same make inside it."""
+
+    def windows(files: dict[str, bytes]) -> dict[str, bytes]:
+        return {name.replace("/", "\\"): data for name, data in files.items()}
+
+    inner = {"set/Testing.zip": packed(windows(class_tree("Testing/", seed=2)))}
+    files = windows(class_tree("set/Training/", seed=1) | inner)
+    return Case(files, {"training": 12, "testing": 12}, zipped=True)
+
+
+def class_above_split_with_a_gap() -> Case:
+    """glioma/train/ instead of train/glioma/, and one class has no validation folder."""
+    files = class_above_split().files
+    kept = {name: data for name, data in files.items() if not name.startswith("pituitary/dev")}
+    return Case(kept, {"training": 12, "validation": 9, "testing": 12})
+
+
 def decomposed_names() -> Case:
     """A class folder whose accents are decomposed, in other case and with a blank."""
     names = ("gliome", "m\u00e9ningiome")
@@ -228,8 +263,9 @@ def class_without_image() -> Case:
 CASES: dict[str, Callable[[], Case]] = {
     make.__name__: make
     for make in (
-        three_way, split_words, class_above_split, wrapped, split_in_wrapper, two_trees, two_trees_chosen, repeated_tree,
+        three_way, split_words, class_above_split, wrapped, split_in_wrapper, german_split_in_wrappers,
+        two_trees, two_trees_chosen, one_class_chosen, repeated_tree,
         same_classes_other_files, segmentation_beside, masks_of_each_class, litter, by_content, every_format, loose_images,
-        backslashes, inner_zips, decomposed_names, class_without_image,
+        backslashes, inner_zips, backslashes_and_inner_zip, class_above_split_with_a_gap, decomposed_names, class_without_image,
     )
 }  # fmt: skip
