@@ -18,6 +18,7 @@ from brainmri_core.pointers import FetchPointer, MappingPointer, follow
 from brainmri_core.samples import SPLIT_COLUMNS, read_samples
 from brainmri_core.sources.index import LEFT_OUT, LEFT_OUT_COLUMNS, QUIET_KINDS
 from brainmri_core.sources.tree import split_of
+from brainmri_core.storage import read_json
 from brainmri_core.text import printable, shared_reason
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ class Fetched:
     files: int
     left_out: pd.DataFrame
     root: str
+    gifs: int = 0
 
 
 class Account(BaseModel):
@@ -75,6 +77,8 @@ class Account(BaseModel):
         Images that have pixels in the pack.
     surprises : list of str
         What was lost that somebody may miss: a folder, an ending, a share.
+    gifs : int
+        Of the indexed files, GIFs: the first frame of each is used.
     missed : list of str
         The files that these speak of; not stored.
     """
@@ -87,6 +91,7 @@ class Account(BaseModel):
     left_out: list[LeftOut]
     packed: int
     surprises: list[str]
+    gifs: int = 0
     missed: list[str] = Field(default_factory=list, exclude=True)
 
     def lost(self, stage: Stage) -> int:
@@ -111,7 +116,8 @@ def read_account(samples: pd.DataFrame, mapping: MappingPointer, job: Job) -> Ac
         folder = layout.absolute(fetched.samples).parent
         left_out = read_samples(folder / LEFT_OUT, LEFT_OUT_COLUMNS)
         root = layout.absolute(fetched.dataset_root).relative_to(folder / "files")
-        counted = Fetched(fetched.n_files, left_out, "" if root == Path() else root.as_posix())
+        gifs = read_json(folder / "source.json").get("formats", {}).get("GIF", 0)
+        counted = Fetched(fetched.n_files, left_out, "" if root == Path() else root.as_posix(), gifs)
     return account(samples, dropped, counted, lambda name: job.entry.canonical(name) is not None)
 
 
@@ -162,6 +168,7 @@ def account(
         left_out=rows,
         packed=int(packed.sum()),
         surprises=_surprises(missed, paths[packed].tolist(), is_class),
+        gifs=fetched.gifs if fetched else 0,
         missed=missed,
     )
     if result.images != result.packed + result.lost("split") + result.lost("resize") or (

@@ -22,6 +22,7 @@ from brainmri_core.patients.known import find_patients
 from brainmri_core.pointers import FetchPointer, MappingPointer
 from brainmri_core.predefined import read_predefined
 from brainmri_core.samples import FETCH_COLUMNS, content_hash, read_samples, write_samples
+from brainmri_core.sources.names import shown_name
 from brainmri_core.splitexport import export_split
 from brainmri_core.splitrecord import (
     Found,
@@ -99,9 +100,11 @@ def _labelled(config: SplitConfig, fetched: FetchPointer, job: Job) -> pd.DataFr
     names = {label: job.entry.canonical(label) for label in table["label"].unique()}
     unknown = sorted(label for label, name in names.items() if name is None)
     if unknown:
+        count = int((table["label"] == unknown[0]).sum())
         raise DataError(
-            f"The class folder {unknown[0]!r} of {job.dataset} is none of {', '.join(job.entry.classes)}; "
-            "add it to the data set's aliases in datasets.yaml."
+            f"The folder {shown_name(unknown[0])!r} of {job.dataset} ({count} image{'s' * (count != 1)}) is none "
+            f"of the classes {', '.join(job.entry.classes)}; if it is one of them, add its name to the data set's "
+            "aliases in datasets.yaml, else name a folder without it in fetch.subset, or move it away."
         )
     table["label"] = table["label"].map(names)
     table["class_index"] = (

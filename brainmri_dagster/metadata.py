@@ -21,6 +21,7 @@ from brainmri_core.pointers import (
     MappingPointer,
     PackPointer,
     ValidationPointer,
+    follow,
 )
 from brainmri_core.storage import read_json
 from brainmri_core.text import markdown, shared_reason
@@ -178,7 +179,20 @@ def of_resize(layout: Layout, pointer: PackPointer) -> Metadata:
         },
         **_sample_table(layout, pointer.samples, "resize", None),
         "pack": path_of(layout, pointer.pack),
+        **_left_out(_resize_reasons(layout, pointer)),
     }
+
+
+def _resize_reasons(layout: Layout, pointer: PackPointer) -> dict[str, int]:
+    """Count by reason the images that a resize left out and the split before it did not."""
+    from brainmri_core.samples import SPLIT_COLUMNS, read_samples
+
+    mapping = follow(layout, MappingPointer, pointer.mapping_pointer)
+    before = read_samples(layout.absolute(mapping.samples), SPLIT_COLUMNS)
+    after = read_samples(layout.absolute(pointer.samples))
+    dropped = after[(after["row"] < 0) & ~after["path"].isin(before["path"][before["split"] == "excluded"])]
+    reasons = (shared_reason(*item) for item in zip(dropped["path"], dropped["reason"], strict=True))
+    return dict(Counter(reasons).most_common())
 
 
 def of_validate(layout: Layout, pointer: ValidationPointer) -> Metadata:

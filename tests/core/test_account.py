@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,13 @@ from brainmri_core.config.data import FetchConfig, ResizeConfig, SplitConfig, Va
 from brainmri_core.errors import IntegrityError
 from brainmri_core.fetch import fetch
 from brainmri_core.job import Job
-from brainmri_core.pointers import write_pointer
+from brainmri_core.pointers import MappingPointer, latest_pointer, write_pointer
 from brainmri_core.resize import resize
 from brainmri_core.samples import read_samples, write_samples
 from brainmri_core.sources.index import LEFT_OUT
 from brainmri_core.split import split
 from brainmri_core.validate import ValidationReport, load_report, validate
+from brainmri_dagster.metadata import of_resize
 from tests.cases.build import Case, class_tree, picture, tree
 from tests.cases.test_cases import own, write
 
@@ -52,6 +54,21 @@ def test_the_account_leads_from_the_archive_to_the_pack(tmp_path: Path, job: Job
     page = (next((job.layout.root / "outputs").rglob("report.html"))).read_text()
     assert "From the archive to the pack" in page
     assert "lies in no class folder" in page
+
+
+def test_what_resize_left_out_and_that_a_gif_gives_its_first_frame_is_said(tmp_path: Path, job: Job) -> None:
+    case = Case(class_tree() | tree("glioma", "notumor", ending=".gif", kind="GIF", seed=5))
+    account = validated(case, tmp_path, job).account
+    assert account is not None
+    assert account.gifs == 6
+    page = (next((job.layout.root / "outputs").rglob("report.html"))).read_text()
+    assert "of each of the 6 GIF files, the first frame is used" in page
+    mapping = latest_pointer(job.layout, MappingPointer, own(job, case).dataset)
+    assert mapping is not None
+    pack = resize(ResizeConfig(size=32, exts=[".jpg"]), mapping, replace(own(job, case), run_id="r2"))
+    shown = of_resize(job.layout, pack)
+    assert shown["left_out"] == 6
+    assert "| extension not in resize.exts | 6 |" in shown["left_out_by_reason"].value
 
 
 def test_endings_that_the_split_leaves_out_are_a_warning(tmp_path: Path, job: Job) -> None:

@@ -504,7 +504,7 @@ def near(seed: int, shift: int) -> Image.Image:
         (
             {"odd_name/1.png": picture(901)},
             {},
-            "class folder 'odd_name' of brainmri/phantom is none of glioma",
+            r"folder 'odd_name' of brainmri/phantom \(1 image\) is none of the classes glioma",
         ),
         ({}, {"strategy": "official"}, "has no Training and Testing folders"),
     ],
