@@ -23,6 +23,7 @@ from brainmri_core.images.matlab import is_matlab, matlab_image
 from brainmri_core.text import printable
 
 U8 = npt.NDArray[np.uint8]
+U16 = npt.NDArray[np.uint16]
 F32 = npt.NDArray[np.float32]
 Kind = Literal["dicom", "nifti", "matlab"]
 
@@ -33,6 +34,7 @@ _GZIP = b"\x1f\x8b"
 _TAIL = 0.5  # per cent of the voxels that may saturate at either end
 _THICK = 1.2  # voxels this much longer along one axis say that slices were taken along it
 _UNEQUAL = 0.02
+_LEAST_TOP = 1023  # that the values of a 16-bit image may reach at most to be kept as whole numbers
 _EXTRA = "reading it needs the `medical` extra: pip install 'brainmri[medical]'"
 
 
@@ -67,7 +69,8 @@ class Slice:
     count : int
         Number of slices in the file.
     pixels : numpy.ndarray
-        uint8 ``(H, W)``, square pixels, NIfTI in radiological orientation; of MATLAB files uint16, the values as stored.
+        uint8 ``(H, W)``, square pixels, NIfTI in radiological orientation; of MATLAB files, and of DICOM files that declare
+        no range, uint16: the values, for which the gray range of the data set holds.
     volumes : int
         Volumes in the file; the slices are those of the first.
     patient, study : str or None
@@ -79,7 +82,7 @@ class Slice:
     """
 
     count: int
-    pixels: npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
+    pixels: U8 | U16
     volumes: int = 1
     patient: str | None = None
     study: str | None = None
@@ -182,12 +185,16 @@ def _dicom(data: bytes, title: str, any_modality: bool) -> Iterator[Slice]:
     spacing = [float(value) for value in dataset.get("PixelSpacing") or (1.0, 1.0)]
     for frame in iter_pixels(dataset):
         if frame.ndim == 3:
-            pixels = np.asarray(Image.fromarray(frame.astype(np.uint8)).convert("L"))
+            pixels: U8 | U16 = np.asarray(Image.fromarray(frame.astype(np.uint8)).convert("L"))
         else:
             values = np.asarray(apply_modality_lut(frame, dataset), np.float32)
             declared = _window(dataset) or _declared(frame.dtype, dataset)
-            pixels = _scaled(values, *(declared or _range(values)))
-            if dataset.get("PhotometricInterpretation") == "MONOCHROME1":
+            inverted = dataset.get("PhotometricInterpretation") == "MONOCHROME1"
+            if declared is None and not inverted and frame.dtype.itemsize == 2:
+                pixels = _values(frame, values, dataset)
+            else:
+                pixels = _scaled(values, *(declared or _range(values)))
+            if inverted:
                 pixels = 255 - pixels
         yield Slice(
             count,
@@ -222,12 +229,24 @@ def _window(dataset: Any) -> tuple[float, float] | None:
     return centre - 0.5 - (width - 1) / 2, centre - 0.5 + (width - 1) / 2
 
 
+def _values(frame: npt.NDArray[Any], values: F32, dataset: Any) -> U16:
+    """Return the values of a frame of 16 bits in whole numbers; those below zero, which is air in MR, count as zero.
+
+    Hounsfield units count from -1024 there. A slope so small that whole numbers would lose the image is left out.
+    """
+    if dataset.get("Modality") == "CT":
+        values = values + 1024
+    elif abs(float(dataset.get("RescaleSlope") or 1)) * np.iinfo(np.int16).max < _LEAST_TOP:
+        values = frame.astype(np.float32)
+    return np.clip(np.rint(values), 0, np.iinfo(np.uint16).max).astype(np.uint16)
+
+
 def _declared(dtype: np.dtype[Any], dataset: Any) -> tuple[float, float] | None:
-    """Return the range of the bits that are stored where they are fewer than fit, or None; all bits declare nothing."""
+    """Return the range of the bits that are stored, or None where all of more than 8 are, which declares nothing."""
     from pydicom.pixels.processing import apply_modality_lut
 
     bits = int(dataset.BitsStored)
-    if not 8 < bits < int(dataset.BitsAllocated):
+    if bits > 8 and bits == int(dataset.BitsAllocated):
         return None
     ends = np.array([0, 2**bits - 1]) - (2 ** (bits - 1) if int(dataset.PixelRepresentation) else 0)
     low, high = sorted(float(x) for x in np.asarray(apply_modality_lut(ends.astype(dtype), dataset)))
@@ -299,7 +318,7 @@ def _scaled(values: F32, low: float, high: float) -> U8:
     return np.ascontiguousarray(np.clip((clean - low) * factor + 0.5, 0, 255).astype(np.uint8))
 
 
-def _square(pixels: U8, row_spacing: float, column_spacing: float) -> U8:
+def _square(pixels: U8 | U16, row_spacing: float, column_spacing: float) -> U8 | U16:
     """Resample an image whose pixels are not square so that they are."""
     if min(row_spacing, column_spacing) <= 0:
         return pixels
@@ -308,4 +327,7 @@ def _square(pixels: U8, row_spacing: float, column_spacing: float) -> U8:
         return pixels
     height, width = pixels.shape
     size = (width, max(2, round(height * ratio))) if ratio > 1 else (max(2, round(width / ratio)), height)
-    return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BILINEAR))
+    if pixels.dtype == np.uint8:
+        return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BILINEAR))
+    exact = Image.fromarray(pixels.astype(np.float32)).resize(size, Image.Resampling.BILINEAR)
+    return np.asarray(np.rint(np.asarray(exact)), np.uint16)

@@ -109,8 +109,17 @@ def test_dicom_window_inversion_frames_and_spacing() -> None:
     (signed,) = slices(dicom(ramp, PixelRepresentation=1, RescaleSlope=2, RescaleIntercept=-1024))
     assert signed[0, 0] == 128, "zero lies in the middle of what 12 signed bits hold"
     (undeclared,) = slices(dicom(ramp, BitsStored=16, HighBit=15))
-    assert undeclared[0, 0] == 0
-    assert undeclared[0, -1] == 255
+    assert undeclared.dtype == np.uint16
+    assert np.array_equal(undeclared, ramp[0]), "its values; the data set says what is black and white"
+    tall = slices(dicom(ramp, BitsStored=16, HighBit=15, PixelSpacing=[2.0, 1.0]))[0]
+    assert tall.shape == (100, 100)
+    assert np.array_equal(tall[50], ramp[0, 0])
+    hounsfield = {"Modality": "CT", "RescaleIntercept": -1024, "RescaleSlope": 1}
+    wide = dicom(ramp, BitsStored=16, HighBit=15, **hounsfield)
+    (units,) = medical_slices(wide, "x", "dicom", any_modality=True)
+    assert np.array_equal(units.pixels, ramp[0])
+    (small,) = slices(dicom(ramp, BitsStored=16, HighBit=15, RescaleIntercept=0, RescaleSlope=1e-5))
+    assert np.array_equal(small, ramp[0])
     both = slices(dicom(np.concatenate([ramp, ramp[:, ::-1, ::-1]])))
     assert np.array_equal(both[0][0], both[1][0][::-1])
     (square,) = slices(dicom(ramp, PixelSpacing=[2.0, 1.0]))

@@ -9,6 +9,7 @@ import pytest
 from brainmri_core.config.data import FetchConfig, ResizeConfig, SlicesConfig, SplitConfig
 from brainmri_core.errors import DataError
 from brainmri_core.fetch import fetch
+from brainmri_core.images.fit_worker import answers
 from brainmri_core.images.listing import list_images
 from brainmri_core.job import Job
 from brainmri_core.learning.checkpoint import CheckpointMeta, load_checkpoint, save_checkpoint
@@ -150,6 +151,37 @@ def test_another_modality_is_let_in_where_the_catalogue_says_so(tmp_path: Path, 
         fetch(FetchConfig(archive=str(tmp_path / "ct")), job)
     wide = replace(job, entry=job.entry.model_copy(update={"modality": "any"}))
     assert fetch(FetchConfig(archive=str(tmp_path / "ct")), wide).n_images == 4
+
+
+@pytest.mark.parametrize("signed", [0, 1])
+def test_slices_of_a_series_that_declares_nothing_share_one_gray_range(
+    tmp_path: Path, job: Job, signed: int
+) -> None:
+    for number, label in enumerate(CLASSES):
+        (tmp_path / "set" / label).mkdir(parents=True)
+        for one in range(4):
+            slice_of = frames(number)
+            slice_of[0, :4, :4] = (4095, 4096, 9000, 16000)[one]  # more than a percentile leaves out
+            header = {"PixelRepresentation": signed, "BitsStored": 16, "HighBit": 15}
+            data = dicom(slice_of, PatientID=f"{label}{one}", **header)
+            (tmp_path / "set" / label / f"{one}.dcm").write_bytes(data)
+    fetched = fetch(FetchConfig(archive=str(tmp_path / "set")), job)
+    mapping = split(SplitConfig(seed=1, test_frac=0.4, group_by="none"), fetched, job)
+    pack = resize(ResizeConfig(size=48), mapping, job)
+    assert list(pack.gray_ranges) == ["16-bit"]
+    pixels = np.load(job.layout.absolute(pack.pack)).astype(int)
+    assert len(pixels) == 8
+    table = read_samples(job.layout.absolute(pack.samples)).set_index("path")
+    for label in CLASSES:
+        rest = pixels[table["row"][table["label"] == label], 4:]
+        assert rest.max() > 50, "they show something"
+        assert (rest == rest[0]).all(), "a brighter spot elsewhere changes nothing"
+    path = table.index[0]
+    file = job.layout.absolute(fetched.dataset_root) / path.removesuffix("#1")
+    [answer] = answers(file.read_bytes(), "x", 48, pack.fit, True, pack.gray_ranges)
+    assert answer.endswith(pixels[table.loc[path, "row"]].astype(np.uint8).tobytes()), (
+        "predict shows it so, too"
+    )
 
 
 @pytest.mark.training
