@@ -111,9 +111,11 @@ def test_the_graph_shows_every_asset_and_its_checks(server: Server, browser: Any
     browser.get(f"{server.url}/asset-groups/?expanded={EXPANDED}")
     wait_for_text(browser, *PIPELINE, *OTHERS, "cross_vali")
     screenshot(browser, "graph-before")
+    browser.set_window_size(1600, 2400)  # the list holds only the rows that are in sight
     browser.get(f"{server.url}/assets/validation_report?view=checks")
     wait_for_text(browser, f"Checks ({len(VALIDATION_CHECKS)})", *CHECKS)
     screenshot(browser, "checks-before")
+    browser.set_window_size(1600, 1000)
     browser.get(f"{server.url}/assets/evaluation?view=checks")
     wait_for_text(browser, "Checks (3)", "beats_baselines", "calibration", "no_regression")
 
