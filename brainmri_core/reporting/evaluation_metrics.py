@@ -45,7 +45,7 @@ class Context:
     known_copies, known_patients_in_training : int
         Test images with a copy, and with another image of their patient, in the training split.
     seen_in_training : int
-        Test images among those the checkpoint was trained on.
+        Test images among those the checkpoint was trained on, or whose known patient is; 0 on its own data.
     """
 
     resamples: int
@@ -154,7 +154,7 @@ def warnings_of(metrics: dict[str, Any]) -> Warnings:
         add(
             "red",
             f"{metrics['seen_in_training']:,} of {metrics['n_images']:,} test images were in this checkpoint's training "
-            "data: the scores below are not those of unseen images.",
+            "data, or show a patient who was: the scores below are not those of unseen images.",
         )
     copies = metrics["known_copies"]
     if copies and metrics["accuracy"] > SUSPICIOUS_ACCURACY:

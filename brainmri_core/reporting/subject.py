@@ -13,14 +13,15 @@ from torch import nn
 
 from brainmri_core.config.base import Precision
 from brainmri_core.config.evaluation import EvaluateConfig
-from brainmri_core.errors import ConfigError, DataError, IntegrityError, ModelError
+from brainmri_core.errors import ConfigError, DataError, ModelError
 from brainmri_core.grouping import validation_mask
 from brainmri_core.images.pack import open_pack
 from brainmri_core.job import Job
 from brainmri_core.learning.checkpoint import CheckpointMeta, Preprocessing, load_model
 from brainmri_core.learning.device import choose_device, choose_precision
 from brainmri_core.learning.inference import Predictions, predict_evenly
-from brainmri_core.pointers import CheckpointPointer, PackPointer, follow
+from brainmri_core.pointers import CheckpointPointer, PackPointer
+from brainmri_core.reporting.seen import seen_in_training
 from brainmri_core.samples import RESIZE_COLUMNS, SPLIT_COLUMNS, read_samples
 from brainmri_core.storage import check_sha256
 
@@ -41,7 +42,8 @@ class Subject:
     samples : pandas.DataFrame
         The images to predict, in pack order; ``split`` says ``test`` or ``validation``.
     seen_in_training : int
-        Test images that the checkpoint was trained on or selected by.
+        Test images that the checkpoint was trained on or selected by, or whose known patient was among them; counted on
+        other data than its own.
     """
 
     model: nn.Module
@@ -113,7 +115,7 @@ def load_subject(
             model=trained,
             pack=pack.gray_ranges,
         )
-    seen = 0 if own else _seen_in_training(packed[test], meta, job)
+    seen = 0 if own else seen_in_training(packed[test], pack, meta, job)
     chosen = packed[test | validation].reset_index(drop=True)
     chosen["split"] = np.where(chosen["split"] == "test", "test", "validation")
     return Subject(
@@ -211,19 +213,3 @@ def validation_of(packed: pd.DataFrame, meta: CheckpointMeta) -> npt.NDArray[np.
         return validation_mask(packed, float(data["val_frac"]), int(seed))
     except (KeyError, TypeError, ValueError):
         return np.zeros(len(packed), np.bool_)
-
-
-def _seen_in_training(test: pd.DataFrame, meta: CheckpointMeta, job: Job) -> int:
-    """Count the test images whose pixels are among those of the checkpoint's own training split, where it can be found."""
-    if meta.pack_pointer is None:
-        return 0
-    try:
-        own = follow(job.layout, PackPointer, meta.pack_pointer)
-        table = read_samples(job.layout.absolute(own.samples), {"split": "str", "pixel_sha256": "str"})
-    except (IntegrityError, ConfigError):
-        job.log.warning(
-            "the checkpoint's own training data is not here; whether it has seen these images is unknown"
-        )
-        return 0
-    trained = table.loc[table["split"] == "train", "pixel_sha256"]
-    return int(test["pixel_sha256"].isin(trained[trained != ""]).sum())
