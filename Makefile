@@ -33,6 +33,7 @@ static: .venv/.test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m scripts.floor_plan --check
 
 check: static  ## lint, types, import contract and the tests that train nothing
 	$(PYTEST) -m "not training and not e2e and not full and not slow"

@@ -27,7 +27,7 @@ from brainmri_core.config import configs_dir, load_config
 from brainmri_core.config.evaluation import EvaluateConfig
 from brainmri_core.config.training import TrainConfig
 from brainmri_core.evaluate import evaluate
-from brainmri_core.pointers import PackPointer
+from brainmri_core.project.pointers import PackPointer
 from brainmri_core.train import train
 
 Blocks = dict[str, dict[str, Any]]

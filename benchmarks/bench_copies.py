@@ -14,10 +14,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from brainmri_core.config.data import CopySearchConfig, PhantomConfig
-from brainmri_core.images.copies import find_copies
-from brainmri_core.images.fingerprint import fingerprint_files
+from brainmri_core.copies.fingerprint import fingerprint_files
+from brainmri_core.copies.planted import score_copies
+from brainmri_core.copies.search import find_copies
 from brainmri_core.sources.phantom import write_phantom
-from brainmri_core.sources.planted import score_copies
 
 
 def main() -> None:

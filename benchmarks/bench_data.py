@@ -29,19 +29,19 @@ from typing import TypeVar
 import simplejpeg
 from PIL import Image
 
-from brainmri_core.catalogue import load_catalogue
 from brainmri_core.config.data import CopySearchConfig, FetchConfig, ResizeConfig, SplitConfig, ValidateConfig
-from brainmri_core.cores import cores
+from brainmri_core.copies.fingerprint import fingerprint_files
+from brainmri_core.copies.search import find_copies
 from brainmri_core.fetch import _index, fetch
-from brainmri_core.images.copies import find_copies
-from brainmri_core.images.fingerprint import fingerprint_files
-from brainmri_core.job import Job
-from brainmri_core.layout import Layout
-from brainmri_core.logs import StageLog
-from brainmri_core.pointers import write_pointer
+from brainmri_core.project.catalogue import load_catalogue
+from brainmri_core.project.job import Job
+from brainmri_core.project.layout import Layout
+from brainmri_core.project.logs import StageLog
+from brainmri_core.project.pointers import write_pointer
+from brainmri_core.project.sample_table import read_samples
 from brainmri_core.resize import resize
-from brainmri_core.samples import read_samples
 from brainmri_core.split import split
+from brainmri_core.system.threads import cores
 from brainmri_core.validate import validate
 
 KEY = "sartajbhuvaji/brain-tumor-classification-mri"

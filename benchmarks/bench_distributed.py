@@ -17,7 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
-WORKER_IMPORTS = "import brainmri_dagster.train_worker"
+WORKER_IMPORTS = "import brainmri_dagster.training.worker"
 JOIN = """\
 import sys
 from brainmri_core.config import EnvConfig

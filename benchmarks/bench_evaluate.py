@@ -25,14 +25,14 @@ from brainmri_core.config import with_seed
 from brainmri_core.config.evaluation import EvaluateConfig
 from brainmri_core.config.training import TrainConfig
 from brainmri_core.evaluate import evaluate
-from brainmri_core.layout import timestamp, utc_now
 from brainmri_core.learning.checkpoint import CheckpointMeta, Preprocessing, load_model, save_checkpoint
 from brainmri_core.learning.device import choose_device, choose_precision
 from brainmri_core.learning.inference import forward
 from brainmri_core.learning.models import build_model
-from brainmri_core.logs import Record
-from brainmri_core.pointers import CheckpointPointer, PackPointer
-from brainmri_core.storage import sha256_file
+from brainmri_core.project.logs import Record
+from brainmri_core.project.pointers import CheckpointPointer, PackPointer
+from brainmri_core.system.clock import timestamp, utc_now
+from brainmri_core.system.storage import sha256_file
 
 SIZE, BATCH, IMAGES = 224, 32, 2000
 STEPS = ("forward_seconds", "metrics_seconds", "report_seconds")

@@ -23,10 +23,10 @@ import simplejpeg
 from PIL import Image
 
 from brainmri_core.config.data import CopySearchConfig
-from brainmri_core.cores import cores
-from brainmri_core.images.copies import find_copies
+from brainmri_core.copies.fingerprint import fingerprint, fingerprint_files
+from brainmri_core.copies.search import find_copies
 from brainmri_core.images.decode import decode
-from brainmri_core.images.fingerprint import fingerprint, fingerprint_files
+from brainmri_core.system.threads import cores
 
 NAME = "brain-tumor-classification-mri.zip"
 

@@ -23,9 +23,9 @@ import numpy as np
 import numpy.typing as npt
 
 from brainmri_core.config.data import CopySearchConfig
-from brainmri_core.images.copies import find_copies, group_copies
-from brainmri_core.images.fingerprint import FingerprintTable, perceptual_hashes
-from brainmri_core.images.likeness import ORIENTATIONS
+from brainmri_core.copies.fingerprint import FingerprintTable, perceptual_hashes
+from brainmri_core.copies.likeness import ORIENTATIONS
+from brainmri_core.copies.search import find_copies, group_copies
 
 SIDE = 64
 CHUNK = 2048

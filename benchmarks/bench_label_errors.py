@@ -25,26 +25,26 @@ from scipy.special import softmax
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 
-from brainmri_core.catalogue import load_catalogue
 from brainmri_core.config import configs_dir, load_config
 from brainmri_core.config.data import FetchConfig, ResizeConfig, SplitConfig
 from brainmri_core.config.training import TrainConfig
+from brainmri_core.copies.lookup import unit_vectors
+from brainmri_core.evaluation.label_issues import known_error_ranks, label_issues
 from brainmri_core.fetch import fetch
-from brainmri_core.grouping import assign_folds, independent_units
 from brainmri_core.images.pack import open_pack
-from brainmri_core.job import Job
-from brainmri_core.layout import ARCHIVES_VARIABLE, Layout
 from brainmri_core.learning.checkpoint import load_model
 from brainmri_core.learning.device import choose_device, choose_precision
 from brainmri_core.learning.inference import predict
-from brainmri_core.logs import StageLog
-from brainmri_core.pointers import PackPointer, write_pointer
-from brainmri_core.reporting.label_issues import known_error_ranks, label_issues
-from brainmri_core.reporting.lookup import unit_vectors
+from brainmri_core.project.catalogue import load_catalogue
+from brainmri_core.project.job import Job
+from brainmri_core.project.layout import ARCHIVES_VARIABLE, Layout
+from brainmri_core.project.logs import StageLog
+from brainmri_core.project.pointers import PackPointer, write_pointer
+from brainmri_core.project.sample_table import read_samples, write_samples
 from brainmri_core.resize import resize
-from brainmri_core.samples import read_samples, write_samples
 from brainmri_core.split import split
-from brainmri_core.storage import read_json, sha256_json
+from brainmri_core.splitting.assignment import assign_folds, independent_units
+from brainmri_core.system.storage import read_json, sha256_json
 from brainmri_core.train import train
 
 KEY, ARCHIVE = "sartajbhuvaji/brain-tumor-classification-mri", "brain-tumor-classification-mri.zip"

@@ -33,17 +33,17 @@ evaluate: {bootstrap_resamples: 100}
 
 def direct() -> None:
     """Call the six functions one after the other."""
-    from brainmri_core.catalogue import find_entry, load_catalogue
     from brainmri_core.config import load_config
     from brainmri_core.config.data import FetchConfig, ResizeConfig, SplitConfig, ValidateConfig
     from brainmri_core.config.evaluation import EvaluateConfig
     from brainmri_core.config.training import TrainConfig
     from brainmri_core.evaluate import evaluate
     from brainmri_core.fetch import fetch
-    from brainmri_core.job import Job
-    from brainmri_core.layout import Layout, resolve_root
-    from brainmri_core.logs import StageLog
-    from brainmri_core.pointers import write_pointer
+    from brainmri_core.project.catalogue import find_entry, load_catalogue
+    from brainmri_core.project.job import Job
+    from brainmri_core.project.layout import Layout, resolve_root
+    from brainmri_core.project.logs import StageLog
+    from brainmri_core.project.pointers import write_pointer
     from brainmri_core.resize import resize
     from brainmri_core.split import split
     from brainmri_core.train import train

@@ -26,30 +26,30 @@ import pandas as pd
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 
-from brainmri_core.catalogue import load_catalogue
 from brainmri_core.config import configs_dir, load_config
 from brainmri_core.config.data import FetchConfig, PhantomConfig, ResizeConfig, SplitConfig
 from brainmri_core.config.training import TrainConfig
+from brainmri_core.copies.fingerprint import half_size
+from brainmri_core.copies.leaks import find_twins, patient_twins, read_copies
+from brainmri_core.copies.lookup import nearest_neighbours, unit_vectors
+from brainmri_core.evaluation.bootstrap import confusion_metrics, group_weights, interval
 from brainmri_core.fetch import fetch
-from brainmri_core.grouping import assign_folds, assign_side, independent_units
-from brainmri_core.images.fingerprint import half_size
 from brainmri_core.images.pack import open_pack
-from brainmri_core.job import Job
-from brainmri_core.layout import ARCHIVES_VARIABLE, Layout
 from brainmri_core.learning.checkpoint import load_model
 from brainmri_core.learning.device import choose_device, choose_precision
 from brainmri_core.learning.inference import predict
-from brainmri_core.logs import StageLog
-from brainmri_core.pointers import PackPointer, write_pointer
-from brainmri_core.reporting.bootstrap import confusion_metrics, group_weights, interval
-from brainmri_core.reporting.divisions import groups_by
-from brainmri_core.reporting.lookup import nearest_neighbours, unit_vectors
+from brainmri_core.project.catalogue import load_catalogue
+from brainmri_core.project.job import Job
+from brainmri_core.project.layout import ARCHIVES_VARIABLE, Layout
+from brainmri_core.project.logs import StageLog
+from brainmri_core.project.pointers import PackPointer, write_pointer
+from brainmri_core.project.sample_table import known_patients, read_samples, write_samples
 from brainmri_core.resize import resize
-from brainmri_core.samples import known_patients, read_samples, write_samples
 from brainmri_core.split import split
-from brainmri_core.storage import sha256_json
+from brainmri_core.splitting.assignment import assign_folds, assign_side, independent_units
+from brainmri_core.splitting.divisions import groups_by
+from brainmri_core.system.storage import sha256_json
 from brainmri_core.train import train
-from brainmri_core.twins import find_twins, patient_twins, read_copies
 
 U8 = npt.NDArray[np.uint8]
 I64 = npt.NDArray[np.int64]

@@ -25,7 +25,7 @@ from brainmri_core.learning.checkpoint import CheckpointMeta, Preprocessing, sav
 from brainmri_core.learning.inference import predict_evenly
 from brainmri_core.learning.models import build_model
 from brainmri_core.predict import Classifier
-from brainmri_core.reporting.prediction_output import render, with_overlays
+from brainmri_dagster.commands.printing import render, with_overlays
 
 DISTINCT = 50
 

@@ -23,11 +23,11 @@ from real_pack import add_options, make_job, real_pack
 
 from brainmri_core.config import configs_dir, load_config, with_seed
 from brainmri_core.config.training import TrainConfig
-from brainmri_core.grouping import validation_mask
 from brainmri_core.images.pack import open_pack
-from brainmri_core.logs import Record
-from brainmri_core.pointers import PackPointer
-from brainmri_core.samples import read_samples
+from brainmri_core.project.logs import Record
+from brainmri_core.project.pointers import PackPointer
+from brainmri_core.project.sample_table import read_samples
+from brainmri_core.splitting.assignment import validation_mask
 from brainmri_core.train import train
 
 Scores = list[tuple[float, float]]

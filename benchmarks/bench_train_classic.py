@@ -28,7 +28,7 @@ from brainmri_core.learning.device import choose_device, choose_precision, seed_
 from brainmri_core.learning.loop import Reporting, run_epochs, validate_weights
 from brainmri_core.learning.models import build_model
 from brainmri_core.learning.state import Data, Loop, new_state
-from brainmri_core.samples import read_samples
+from brainmri_core.project.sample_table import read_samples
 
 
 def measure(options: argparse.Namespace) -> None:

@@ -24,8 +24,8 @@ import pandas as pd
 from PIL import Image, ImageDraw
 
 from brainmri_core.config.data import CopySearchConfig
-from brainmri_core.images.copies import find_copies
-from brainmri_core.images.fingerprint import FingerprintTable, fingerprint_files
+from brainmri_core.copies.fingerprint import FingerprintTable, fingerprint_files
+from brainmri_core.copies.search import find_copies
 
 SETS = {"Kaggle": "brain-tumor-classification-mri", "Figshare": "figshare-1512427-jpg"}
 TABLES = {"Kaggle": "sartajbhuvaji__brain-tumor-classification-mri.csv", "Figshare": "figshare-1512427.csv"}

@@ -8,14 +8,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from brainmri_core.catalogue import load_catalogue
 from brainmri_core.config import load_config
 from brainmri_core.config.data import ResizeConfig, SplitConfig
 from brainmri_core.fetch import fetch
-from brainmri_core.job import Job
-from brainmri_core.layout import ARCHIVES_VARIABLE, Layout
-from brainmri_core.logs import Sink, StageLog, stream_sink
-from brainmri_core.pointers import CheckpointPointer, PackPointer, read_pointer, write_pointer
+from brainmri_core.project.catalogue import load_catalogue
+from brainmri_core.project.job import Job
+from brainmri_core.project.layout import ARCHIVES_VARIABLE, Layout
+from brainmri_core.project.logs import Sink, StageLog, stream_sink
+from brainmri_core.project.pointers import CheckpointPointer, PackPointer, read_pointer, write_pointer
 from brainmri_core.resize import resize
 from brainmri_core.split import split
 

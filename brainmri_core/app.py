@@ -21,12 +21,12 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
+from brainmri_core.classifier.neighbours import Neighbours, find_neighbours
 from brainmri_core.config.formats import READABLE
 from brainmri_core.errors import ConfigError
-from brainmri_core.neighbours import Neighbours, find_neighbours
+from brainmri_core.pages.evaluation_page import environment_of_templates
+from brainmri_core.pictures.thumbnails import colour_bar, data_uri, overlay, resized
 from brainmri_core.predict import NOTICE, Classifier, Prediction
-from brainmri_core.reporting.evaluation_page import environment_of_templates
-from brainmri_core.reporting.pictures import colour_bar, data_uri, overlay, resized
 
 HOST = "127.0.0.1"
 MAX_UPLOAD_BYTES = 32 << 20

@@ -14,13 +14,14 @@ import numpy.typing as npt
 import pandas as pd
 
 from brainmri_core.config.evaluation import EvaluateConfig
-from brainmri_core.contender import Contender, packed_samples, trained_on
 from brainmri_core.errors import StorageError
-from brainmri_core.grouping import independent_units
-from brainmri_core.job import Job
-from brainmri_core.layout import CHAMPION_FILE, timestamp, utc_now
-from brainmri_core.locks import exclusive
-from brainmri_core.pointers import (
+from brainmri_core.evaluation.contender import Contender, packed_samples, trained_on
+from brainmri_core.evaluation.paired import paired_macro_f1
+from brainmri_core.evaluation.selection import BASIS_NAMES, Basis, folds_of_both, predictions_for, same_images
+from brainmri_core.evaluation.tested_model import validation_of
+from brainmri_core.project.job import Job
+from brainmri_core.project.layout import CHAMPION_FILE
+from brainmri_core.project.pointers import (
     ChampionPointer,
     CheckpointPointer,
     EvaluationPointer,
@@ -28,10 +29,10 @@ from brainmri_core.pointers import (
     follow,
     latest_pointer,
 )
-from brainmri_core.reporting.paired import paired_macro_f1
-from brainmri_core.reporting.subject import validation_of
-from brainmri_core.selection import BASIS_NAMES, Basis, folds_of_both, predictions_for, same_images
-from brainmri_core.storage import atomic_file, check_sha256, sha256_file, sha256_json, write_json
+from brainmri_core.splitting.assignment import independent_units
+from brainmri_core.system.clock import timestamp, utc_now
+from brainmri_core.system.locks import exclusive
+from brainmri_core.system.storage import atomic_file, check_sha256, sha256_file, sha256_json, write_json
 
 I64 = npt.NDArray[np.int64]
 MARGIN = 0.0

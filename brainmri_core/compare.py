@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,12 +16,13 @@ import pandas as pd
 from scipy.stats import binomtest
 
 from brainmri_core.errors import ConfigError, DataError, MissingUpstreamError
-from brainmri_core.grouping import independent_units
-from brainmri_core.layout import Layout
-from brainmri_core.pointers import EvaluationPointer, read_pointer
-from brainmri_core.reporting.bootstrap import bootstrap_metrics, group_weights, interval
-from brainmri_core.reporting.predictions import labels_of, logits_of, read_predictions
-from brainmri_core.samples import known_patients
+from brainmri_core.evaluation.bootstrap import bootstrap_metrics, group_weights, interval
+from brainmri_core.evaluation.comparison import Comparison, Difference
+from brainmri_core.evaluation.prediction_table import labels_of, logits_of, read_predictions
+from brainmri_core.project.layout import Layout
+from brainmri_core.project.pointers import EvaluationPointer, read_pointer
+from brainmri_core.project.sample_table import known_patients
+from brainmri_core.splitting.assignment import independent_units
 
 PREDICTIONS_NAME = "predictions.parquet"
 MEASURES = {
@@ -36,105 +35,6 @@ MEASURES = {
     "calibration.before.brier": "Brier score",
     "calibration.before.nll": "Negative log-likelihood",
 }
-LOWER_IS_BETTER = frozenset({"calibration.before.brier", "calibration.before.nll"})
-
-
-@dataclass(frozen=True)
-class Difference:
-    """One measure of both evaluations.
-
-    Attributes
-    ----------
-    key, name : str
-        As in ``metrics.json``, and for people.
-    a, b : float
-        Of either evaluation.
-    interval : list of float or None
-        95% interval of ``b - a``; None where fewer than half of the resamples define it.
-    """
-
-    key: str
-    name: str
-    a: float
-    b: float
-    interval: list[float] | None
-
-    @property
-    def difference(self) -> float:
-        """``b - a``."""
-        return self.b - self.a
-
-    @property
-    def verdict(self) -> str:
-        """Which one is better beyond noise."""
-        if self.interval is None or self.interval[0] <= 0 <= self.interval[1]:
-            return "no difference beyond noise"
-        return "B is better" if (self.interval[0] > 0) != (self.key in LOWER_IS_BETTER) else "A is better"
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Two evaluations side by side.
-
-    Attributes
-    ----------
-    name_a, name_b : str
-        What they were called.
-    images, groups : int
-        Of the test split they share; the groups are independent units (`grouping.independent_units`).
-    resamples : int
-        Of the bootstrap.
-    differences : list of Difference
-        Of the whole test split, then the sensitivity of each class.
-    both, only_a, only_b, neither : int
-        Images called right.
-    p_value : float or None
-        McNemar's exact two-sided test; None where the two never differ in being right.
-    changed : pandas.DataFrame
-        path, truth, a, b, prob_a, prob_b of the images they call differently; the surest first.
-    """
-
-    name_a: str
-    name_b: str
-    classes: list[str]
-    images: int
-    groups: int
-    resamples: int
-    differences: list[Difference]
-    both: int
-    only_a: int
-    only_b: int
-    neither: int
-    p_value: float | None
-    changed: pd.DataFrame
-
-    def record(self) -> dict[str, Any]:
-        """Return all figures as plain JSON values."""
-        return {
-            "a": self.name_a,
-            "b": self.name_b,
-            "images": self.images,
-            "groups": self.groups,
-            "resamples": self.resamples,
-            "differences": [
-                {
-                    "measure": item.key,
-                    "a": item.a,
-                    "b": item.b,
-                    "difference": item.difference,
-                    "interval": item.interval,
-                    "verdict": item.verdict,
-                }
-                for item in self.differences
-            ],
-            "right": {
-                "both": self.both,
-                "only_a": self.only_a,
-                "only_b": self.only_b,
-                "neither": self.neither,
-            },
-            "mcnemar_exact_p": self.p_value,
-        }
 
 
 def find_evaluation(layout: Layout, name: str) -> Path:

@@ -11,15 +11,19 @@ import pandas as pd
 
 from brainmri_core.config.evaluation import EvaluateConfig
 from brainmri_core.errors import ConfigError, DataError, IntegrityError
-from brainmri_core.grouping import independent_units
+from brainmri_core.evaluation.bootstrap import bootstrap_metrics, group_weights, interval
+from brainmri_core.evaluation.calibration import probabilities
+from brainmri_core.evaluation.label_issues import issue_sheet, label_issues, split_without
+from brainmri_core.evaluation.metrics import classification_metrics
+from brainmri_core.evaluation.prediction_table import read_predictions
+from brainmri_core.evaluation.test_ledger import looks_record, record_look
 from brainmri_core.images.pack import open_pack
-from brainmri_core.job import Job
-from brainmri_core.layout import FOLDS_FOLDER, timestamp, utc_now
 from brainmri_core.learning.checkpoint import load_model
 from brainmri_core.learning.device import choose_device
 from brainmri_core.learning.inference import predict
-from brainmri_core.ledger import looks_record, record_look
-from brainmri_core.pointers import (
+from brainmri_core.project.job import Job
+from brainmri_core.project.layout import FOLDS_FOLDER
+from brainmri_core.project.pointers import (
     CheckpointPointer,
     CrossValidationPointer,
     EvaluationPointer,
@@ -28,12 +32,7 @@ from brainmri_core.pointers import (
     follow,
     write_pointer,
 )
-from brainmri_core.reporting.bootstrap import bootstrap_metrics, group_weights, interval
-from brainmri_core.reporting.calibration import probabilities
-from brainmri_core.reporting.label_issues import issue_sheet, label_issues, split_without
-from brainmri_core.reporting.metrics import classification_metrics
-from brainmri_core.reporting.predictions import read_predictions
-from brainmri_core.samples import (
+from brainmri_core.project.sample_table import (
     FOLD_REASON,
     RESIZE_COLUMNS,
     SPLIT_COLUMNS,
@@ -41,7 +40,9 @@ from brainmri_core.samples import (
     read_samples,
     write_samples,
 )
-from brainmri_core.storage import check_sha256, sha256_json, staging_folder, write_json
+from brainmri_core.splitting.assignment import independent_units
+from brainmri_core.system.clock import timestamp, utc_now
+from brainmri_core.system.storage import check_sha256, sha256_json, staging_folder, write_json
 
 F64 = npt.NDArray[np.float64]
 HEADLINE = ("accuracy", "balanced_accuracy", "macro_f1", "macro_auroc")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from brainmri_core.text import printable
+from brainmri_core.escaping import printable
 
 
 class BrainMRIError(Exception):

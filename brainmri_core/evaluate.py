@@ -9,30 +9,30 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from brainmri_core.classifier_file import ClassifierFile, write_classifier
+from brainmri_core.classifier.record import ClassifierFile, write_classifier
 from brainmri_core.config.evaluation import EvaluateConfig
-from brainmri_core.grouping import independent_units
-from brainmri_core.job import Job
-from brainmri_core.layout import timestamp, utc_now
+from brainmri_core.evaluation.baselines import make_baselines
+from brainmri_core.evaluation.calibration import probabilities
+from brainmri_core.evaluation.explanations import Explained, explain
+from brainmri_core.evaluation.galleries import select_galleries, write_overlays, write_sheets
+from brainmri_core.evaluation.gradcam import MapError
+from brainmri_core.evaluation.label_issues import label_issues, split_without
+from brainmri_core.evaluation.metrics_file import Context, evaluation_metrics, headline
+from brainmri_core.evaluation.outliers import OutlierModel, fit_outliers
+from brainmri_core.evaluation.prediction_table import logits_of, prediction_table
+from brainmri_core.evaluation.subsets import subset_masks
+from brainmri_core.evaluation.test_ledger import looks_record, looks_warning, record_look
+from brainmri_core.evaluation.tested_data import Evidence, gather_evidence
+from brainmri_core.evaluation.tested_model import Subject, forward, load_subject
 from brainmri_core.learning.inference import Predictions
-from brainmri_core.ledger import looks_record, looks_warning, record_look
-from brainmri_core.pointers import CheckpointPointer, EvaluationPointer, FoldPackPointer, PackPointer
-from brainmri_core.reporting.baselines import make_baselines
-from brainmri_core.reporting.calibration import probabilities
-from brainmri_core.reporting.evaluation_metrics import Context, evaluation_metrics, headline
-from brainmri_core.reporting.evaluation_page import Evaluation, write_pages
-from brainmri_core.reporting.evidence import Evidence, gather_evidence
-from brainmri_core.reporting.explanations import Explained, explain
-from brainmri_core.reporting.figures import write_confusion
-from brainmri_core.reporting.galleries import select_galleries, write_overlays, write_sheets
-from brainmri_core.reporting.gradcam import MapError
-from brainmri_core.reporting.label_issues import label_issues, split_without
-from brainmri_core.reporting.outliers import OutlierModel, fit_outliers
-from brainmri_core.reporting.predictions import logits_of, prediction_table
-from brainmri_core.reporting.subject import Subject, forward, load_subject
-from brainmri_core.reporting.subsets import subset_masks
-from brainmri_core.samples import write_samples
-from brainmri_core.storage import remove_stale, sha256_file, sha256_json, staging_folder, write_json
+from brainmri_core.pages.evaluation_page import Evaluation, write_pages
+from brainmri_core.pictures.figures import write_confusion
+from brainmri_core.project.job import Job
+from brainmri_core.project.pointers import CheckpointPointer, EvaluationPointer, FoldPackPointer, PackPointer
+from brainmri_core.project.sample_table import write_samples
+from brainmri_core.splitting.assignment import independent_units
+from brainmri_core.system.clock import timestamp, utc_now
+from brainmri_core.system.storage import remove_stale, sha256_file, sha256_json, staging_folder, write_json
 
 
 def evaluate(

@@ -16,7 +16,7 @@ from torch import nn
 
 from brainmri_core.errors import ConfigError, ModelError
 from brainmri_core.learning.checkpoint import CheckpointMeta, load_model, save_safetensors, twin_sha256
-from brainmri_core.storage import write_bytes
+from brainmri_core.system.storage import write_bytes
 
 Format = Literal["onnx", "torch_export", "safetensors"]
 FORMATS: tuple[Format, ...] = get_args(Format)

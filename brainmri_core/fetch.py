@@ -12,21 +12,22 @@ from tqdm import tqdm
 
 from brainmri_core.config.data import FetchConfig
 from brainmri_core.errors import IntegrityError, SourceError
-from brainmri_core.job import Job
-from brainmri_core.layout import ARCHIVES_VARIABLE, timestamp, utc_now
-from brainmri_core.locks import exclusive
-from brainmri_core.pointers import FetchPointer
-from brainmri_core.samples import FETCH_COLUMNS, content_hash, read_samples, write_samples
+from brainmri_core.project.foreign_names import shown_name
+from brainmri_core.project.job import Job
+from brainmri_core.project.layout import ARCHIVES_VARIABLE
+from brainmri_core.project.pointers import FetchPointer
+from brainmri_core.project.sample_table import FETCH_COLUMNS, content_hash, read_samples, write_samples
 from brainmri_core.sources.archive import extract_archive, unpack_inner
 from brainmri_core.sources.folder import copy_tree, list_folder
 from brainmri_core.sources.index import LEFT_OUT, QUIET_KINDS, index_files
 from brainmri_core.sources.labels import read_labels
 from brainmri_core.sources.local import find_archive, is_browser_name, names_looked_for, saved_by_browser
 from brainmri_core.sources.masks import MASKS
-from brainmri_core.sources.names import shown_name
 from brainmri_core.sources.scans import expand_scans
 from brainmri_core.sources.tree import split_of
-from brainmri_core.storage import (
+from brainmri_core.system.clock import timestamp, utc_now
+from brainmri_core.system.locks import exclusive
+from brainmri_core.system.storage import (
     read_json,
     remove_stale,
     sha256_file,

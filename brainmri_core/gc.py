@@ -19,11 +19,11 @@ from pydantic import BaseModel, ConfigDict
 
 from brainmri_core.config import PipelineConfig
 from brainmri_core.errors import BusyError
-from brainmri_core.layout import FOLDS_FOLDER, RESERVED_NAMES, Layout
-from brainmri_core.locks import exclusive
-from brainmri_core.pointers import PATH_FIELDS, pointer_files, read_pointer
-from brainmri_core.records import manifest_files, read_manifest
-from brainmri_core.storage import (
+from brainmri_core.project.layout import FOLDS_FOLDER, RESERVED_NAMES, Layout
+from brainmri_core.project.pointers import PATH_FIELDS, pointer_files, read_pointer
+from brainmri_core.project.run_schema import manifest_files, read_manifest
+from brainmri_core.system.locks import exclusive
+from brainmri_core.system.storage import (
     TEMPORARY_PREFIX,
     remove_folder,
     remove_stale,

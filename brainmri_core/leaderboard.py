@@ -11,9 +11,11 @@ import numpy as np
 import pandas as pd
 
 from brainmri_core.errors import DataError
-from brainmri_core.job import Job
-from brainmri_core.layout import Layout, timestamp, utc_now
-from brainmri_core.pointers import (
+from brainmri_core.evaluation.metrics import classification_metrics
+from brainmri_core.evaluation.selection import BASIS_NAMES, Basis, folds_of, predictions_for
+from brainmri_core.project.job import Job
+from brainmri_core.project.layout import Layout
+from brainmri_core.project.pointers import (
     CheckpointPointer,
     CrossValidationPointer,
     EvaluationPointer,
@@ -21,9 +23,8 @@ from brainmri_core.pointers import (
     PackPointer,
     follow,
 )
-from brainmri_core.reporting.metrics import classification_metrics
-from brainmri_core.selection import BASIS_NAMES, Basis, folds_of, predictions_for
-from brainmri_core.storage import atomic_file, sha256_json, staging_folder, write_bytes
+from brainmri_core.system.clock import timestamp, utc_now
+from brainmri_core.system.storage import atomic_file, sha256_json, staging_folder, write_bytes
 
 Row = dict[str, str | float | None]
 

@@ -10,13 +10,13 @@ from pathlib import Path
 from brainmri_core.classifier.inference import Inference
 from brainmri_core.classifier.intake import Fitted, Order, fitted
 from brainmri_core.classifier.prediction import NOTICE, Prediction
+from brainmri_core.classifier.search import find_classifier
 from brainmri_core.classifier.sources import Item, Source, items_of
-from brainmri_core.classifier_search import find_classifier
 from brainmri_core.config import EnvConfig
 from brainmri_core.errors import IntegrityError
+from brainmri_core.evaluation.outliers import OutlierModel
 from brainmri_core.learning.checkpoint import CheckpointMeta, load_model
 from brainmri_core.learning.device import choose_device
-from brainmri_core.reporting.outliers import OutlierModel
 
 __all__ = ["NOTICE", "Classifier", "Prediction"]
 

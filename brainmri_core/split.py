@@ -10,21 +10,22 @@ import pandas as pd
 from tqdm import tqdm
 
 from brainmri_core.config.data import SplitConfig, has_extension
+from brainmri_core.copies.fingerprint import fingerprint_files
+from brainmri_core.copies.leaks import label_conflicts
+from brainmri_core.copies.search import find_copies, group_copies
 from brainmri_core.errors import DataError
-from brainmri_core.grouping import assign_folds, assign_side, independent_units
-from brainmri_core.groups import image_groups
-from brainmri_core.images.copies import find_copies, group_copies
-from brainmri_core.images.fingerprint import fingerprint_files
-from brainmri_core.job import Job
-from brainmri_core.layout import timestamp, utc_now
-from brainmri_core.patients.corrections import correct_labels
-from brainmri_core.patients.known import find_patients
-from brainmri_core.pointers import FetchPointer, MappingPointer
-from brainmri_core.predefined import read_predefined
-from brainmri_core.samples import FETCH_COLUMNS, content_hash, read_samples, write_samples
-from brainmri_core.sources.names import shown_name
-from brainmri_core.splitexport import export_split
-from brainmri_core.splitrecord import (
+from brainmri_core.project.foreign_names import shown_name
+from brainmri_core.project.job import Job
+from brainmri_core.project.pointers import FetchPointer, MappingPointer
+from brainmri_core.project.sample_table import FETCH_COLUMNS, content_hash, read_samples, write_samples
+from brainmri_core.splitting.assignment import assign_folds, assign_side, independent_units
+from brainmri_core.splitting.corrections import correct_labels
+from brainmri_core.splitting.export import export_split
+from brainmri_core.splitting.groups import image_groups
+from brainmri_core.splitting.neighbour_runs import neighbour_pairs
+from brainmri_core.splitting.patients import find_patients
+from brainmri_core.splitting.predefined import read_predefined
+from brainmri_core.splitting.record import (
     Found,
     copies_table,
     export_csv,
@@ -32,9 +33,8 @@ from brainmri_core.splitrecord import (
     side_counts,
     split_record,
 )
-from brainmri_core.storage import atomic_file, remove_stale, sha256_json, staging_folder, write_json
-from brainmri_core.subjects import neighbour_pairs
-from brainmri_core.twins import label_conflicts
+from brainmri_core.system.clock import timestamp, utc_now
+from brainmri_core.system.storage import atomic_file, remove_stale, sha256_json, staging_folder, write_json
 
 NO_FOLD = -1
 OFFICIAL_COPY = "a copy of it is in the official test folder"

@@ -16,10 +16,9 @@ import torch
 
 from brainmri_core.config.base import Precision
 from brainmri_core.config.training import TrainConfig
+from brainmri_core.copies.leaks import find_leaks, read_copies
 from brainmri_core.errors import ConfigError, DataError, ModelError
-from brainmri_core.grouping import validation_mask
 from brainmri_core.images.pack import open_pack
-from brainmri_core.job import Job
 from brainmri_core.learning.batches import resident
 from brainmri_core.learning.checkpoint import Preprocessing
 from brainmri_core.learning.device import (
@@ -35,9 +34,12 @@ from brainmri_core.learning.pretrained import initial_model
 from brainmri_core.learning.resume import continue_from, identity_of, owned, resume_file
 from brainmri_core.learning.state import Data, Loop, State, new_state, save_state
 from brainmri_core.learning.team import Team, share_statistics
-from brainmri_core.pointers import CheckpointPointer, MappingPointer, PackPointer, follow
-from brainmri_core.samples import read_samples
-from brainmri_core.storage import (
+from brainmri_core.learning.tracking import tracked
+from brainmri_core.project.job import Job
+from brainmri_core.project.pointers import CheckpointPointer, MappingPointer, PackPointer, follow
+from brainmri_core.project.sample_table import read_samples
+from brainmri_core.splitting.assignment import validation_mask
+from brainmri_core.system.storage import (
     check_sha256,
     make_dirs,
     remove_folder,
@@ -45,8 +47,6 @@ from brainmri_core.storage import (
     sha256_json,
     storage_error,
 )
-from brainmri_core.tracking import tracked
-from brainmri_core.twins import find_leaks, read_copies
 
 I64 = npt.NDArray[np.int64]
 _IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])

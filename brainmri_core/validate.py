@@ -3,39 +3,30 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from PIL import Image
-from pydantic import BaseModel, ConfigDict, ValidationError
 
-from brainmri_core.account import Account, read_account
 from brainmri_core.config.data import CopySearchConfig, ValidateConfig
-from brainmri_core.cores import threads
+from brainmri_core.copies.leaks import find_leaks, read_copies
+from brainmri_core.copies.thumbs import read_thumbs
 from brainmri_core.errors import ConfigError, IntegrityError, MissingUpstreamError
-from brainmri_core.findings import SEVERITIES, Evidence, Finding, checks_run, run_checks
 from brainmri_core.images.pack import open_pack
-from brainmri_core.images.statistics import scan_pack, to_gray
-from brainmri_core.job import Job
-from brainmri_core.layout import Layout, timestamp, utc_now
-from brainmri_core.pointers import (
+from brainmri_core.images.statistics import scan_pack
+from brainmri_core.pages.validation_page import render_validation_html
+from brainmri_core.project.job import Job
+from brainmri_core.project.pointers import (
     MappingPointer,
     PackPointer,
     ValidationPointer,
     follow,
     read_mapping,
 )
-from brainmri_core.reporting.leaks import (
-    LeakReport,
-    leak_report,
-    thumbnail,
-)
-from brainmri_core.reporting.shortcuts import ShortcutScore, shortcut_scores
-from brainmri_core.reporting.validation_html import render_validation_html
-from brainmri_core.samples import FETCH_COLUMNS, RESIZE_COLUMNS, SPLIT_COLUMNS, read_samples
-from brainmri_core.storage import (
+from brainmri_core.project.sample_table import FETCH_COLUMNS, RESIZE_COLUMNS, SPLIT_COLUMNS, read_samples
+from brainmri_core.system.clock import timestamp, utc_now
+from brainmri_core.system.storage import (
     read_json,
     remove_stale,
     sha256_json,
@@ -43,70 +34,19 @@ from brainmri_core.storage import (
     write_bytes,
     write_json,
 )
-from brainmri_core.twins import find_leaks, read_copies
+from brainmri_core.system.threads import threads
+from brainmri_core.validation.accounting import read_account
+from brainmri_core.validation.findings import Evidence, Finding, checks_run, run_checks
+from brainmri_core.validation.leak_report import (
+    leak_report,
+    thumbnail,
+)
+from brainmri_core.validation.report import ValidationReport
+from brainmri_core.validation.shortcuts import shortcut_scores
 
 U8 = npt.NDArray[np.uint8]
 
-THUMB_SIDE = 64
 _PICTURES_PER_FINDING = 6
-
-
-class ValidationReport(BaseModel):
-    """Everything validation found.
-
-    Attributes
-    ----------
-    passed : bool
-        False where a finding is blocking, or at least as severe as `fail_on`.
-    counts : dict
-        Side to class to number of images, excluded ones too.
-    excluded : dict
-        Reason to number of images left out.
-    checks : list of str
-        Checks that ran; one without a finding passed.
-    findings : list of Finding
-        Worst first.
-    gray_ranges, scaled_by : dict
-        Of the pack: what turned values of more than 8 bits into gray levels.
-    split : dict
-        How the split was made and what came of it, as far as it was recorded.
-    leak : LeakReport
-        Without the gallery, which lies in ``leak.json``.
-    account : Account or None
-        Where every file of the source is; None in a report of an earlier version.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    schema_version: Literal[1] = 1
-    dataset: str
-    run_id: str
-    written_at_utc: str
-    fail_on: Literal["error", "warning", "never"]
-    passed: bool
-    classes: list[str]
-    n_images: int
-    n_packed: int
-    size: int
-    counts: dict[str, dict[str, int]]
-    excluded: dict[str, int]
-    gray_ranges: dict[str, tuple[float, float]] = {}
-    scaled_by: dict[str, int] = {}
-    split: dict[str, str | int | float | dict[str, float] | None]
-    checks: list[str]
-    findings: list[Finding]
-    shortcuts: list[ShortcutScore]
-    leak: LeakReport
-    account: Account | None = None
-
-    def finding(self, check: str) -> Finding | None:
-        """Return what a check found, or None if it found nothing or did not run."""
-        return next((finding for finding in self.findings if finding.check == check), None)
-
-    @property
-    def severities(self) -> dict[str, int]:
-        """Number of findings of each severity."""
-        return {name: sum(item.severity == name for item in self.findings) for name in SEVERITIES}
 
 
 def validate(config: ValidateConfig, pack: PackPointer, job: Job) -> ValidationPointer:
@@ -165,42 +105,6 @@ def validate(config: ValidateConfig, pack: PackPointer, job: Job) -> ValidationP
         severities=report.severities,
         pack_pointer=pack.pointer_path or "",
     )
-
-
-def load_report(layout: Layout, pointer: ValidationPointer) -> ValidationReport:
-    """Read a validation report with its leak report and gallery.
-
-    Raises
-    ------
-    IntegrityError
-        If a file is missing, damaged, or of another version.
-    """
-    path = layout.absolute(pointer.report)
-    try:
-        report = ValidationReport.model_validate(read_json(path))
-        leak = LeakReport.model_validate(read_json(path.with_name("leak.json")))
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise IntegrityError(
-            f"{path} is not a validation report: '{'.'.join(map(str, first['loc']))}': {first['msg']}; "
-            "run validate again."
-        ) from None
-    return report.model_copy(update={"leak": leak})
-
-
-def failure_sentence(report: ValidationReport, page: Path = Path("report.html")) -> str:
-    """Say in one sentence why validation failed and where its page lies, or that it passed."""
-    if report.passed:
-        return f"The validation of {report.dataset} passed."
-    grave = [item for item in report.findings if item.fails(report.fail_on)]
-    named = "; ".join(f"{item.check}: {item.message.rstrip('.')}" for item in grave[:3])
-    more = f"; and {len(grave) - 3} more" if len(grave) > 3 else ""
-    remedy = (
-        "a leak or a wrong mapping cannot be waved through"
-        if any(item.blocking for item in grave)
-        else f"mend the data or relax validate.fail_on, now {report.fail_on!r}"
-    )
-    return f"The validation of {report.dataset} failed ({named}{more}); {page} names every file; {remedy}."
 
 
 def _report(evidence: Evidence, findings: list[Finding], job: Job) -> ValidationReport:
@@ -300,35 +204,6 @@ def _expected_mapping(config: ValidateConfig, mapping: MappingPointer, job: Job)
             "leave it empty to use the run's own."
         )
     return expected
-
-
-def read_thumbs(folder: Path, samples: pd.DataFrame, pixels: U8) -> U8:
-    """Open the thumbnails in a split's folder, or make them from the pack where there are none (a class-folder tree).
-
-    Returns
-    -------
-    numpy.ndarray
-        uint8 ``(len(samples), 64, 64)``.
-    """
-    path = folder / "thumbs.npy"
-    if path.is_file():
-        try:
-            thumbs = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError) as error:
-            raise IntegrityError(
-                f"The thumbnails {path} cannot be opened ({error}); run split again."
-            ) from None
-        if thumbs.dtype != np.uint8 or thumbs.shape != (len(samples), THUMB_SIDE, THUMB_SIDE):
-            raise IntegrityError(
-                f"The thumbnails {path} hold {thumbs.dtype} {thumbs.shape} for {len(samples)} images; run split again."
-            )
-        return np.asarray(thumbs)
-    made = np.zeros((len(samples), THUMB_SIDE, THUMB_SIDE), np.uint8)
-    for position, row in enumerate(samples["row"].to_numpy()):
-        if row >= 0:
-            image = Image.fromarray(to_gray(pixels[row : row + 1])[0])
-            made[position] = np.asarray(image.resize((THUMB_SIDE, THUMB_SIDE), Image.Resampling.BILINEAR))
-    return made
 
 
 def _split_record(path: Path) -> dict[str, Any]:

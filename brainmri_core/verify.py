@@ -11,10 +11,11 @@ from pydantic import BaseModel, ConfigDict
 
 from brainmri_core.config.base import parse_yaml
 from brainmri_core.errors import BrainMRIError, IntegrityError
+from brainmri_core.escaping import printable
+from brainmri_core.evaluation.test_ledger import identity, read_looks
 from brainmri_core.images.pack import open_pack
-from brainmri_core.layout import RESUME_FOLDER, Layout
-from brainmri_core.ledger import identity, read_looks
-from brainmri_core.pointers import (
+from brainmri_core.project.layout import RESUME_FOLDER, Layout
+from brainmri_core.project.pointers import (
     PATH_FIELDS,
     ChampionPointer,
     CheckpointPointer,
@@ -28,16 +29,15 @@ from brainmri_core.pointers import (
     pointer_files,
     read_pointer,
 )
-from brainmri_core.records import (
+from brainmri_core.project.run_schema import (
     Plan,
     StageEntry,
     overall_status,
     read_manifest,
     read_plan,
 )
-from brainmri_core.samples import FETCH_COLUMNS, content_hash, read_samples
-from brainmri_core.storage import read_json, sha256_file, sha256_json, storage_error
-from brainmri_core.text import printable
+from brainmri_core.project.sample_table import FETCH_COLUMNS, content_hash, read_samples
+from brainmri_core.system.storage import read_json, sha256_file, sha256_json, storage_error
 
 
 class Problem(BaseModel):

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from brainmri_core.errors import BrainMRIError, IntegrityError
-from brainmri_dagster import cli_model
+from brainmri_dagster.commands import model as cli_model
 
 if TYPE_CHECKING:
     from brainmri_core.config import PipelineConfig
-    from brainmri_core.layout import Layout
+    from brainmri_core.project.layout import Layout
 
 INTERRUPTED = 128 + signal.SIGINT
 
@@ -65,7 +65,7 @@ def _run(
 ) -> None:
     signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))  # Dagster does so in its own processes
     try:
-        from brainmri_dagster.launch import Request, launch
+        from brainmri_dagster.commands.launch import Request, launch
 
         code = launch(
             Request(
@@ -187,7 +187,7 @@ def pipeline(
 ) -> None:
     """Run all stages, from the archive to the evaluation."""
     try:
-        from brainmri_dagster.launch import select_stages
+        from brainmri_dagster.commands.launch import select_stages
 
         stages = select_stages(skip or [], resume_from)
     except BrainMRIError as error:
@@ -225,9 +225,9 @@ def backfill(
 ) -> None:
     """Fill many partitions through the Dagster daemon, and wait for it."""
     try:
-        from brainmri_dagster.backfill import backfill as fill
-        from brainmri_dagster.launch import open_instance
-        from brainmri_dagster.resources import default_project
+        from brainmri_dagster.commands.backfill import backfill as fill
+        from brainmri_dagster.commands.launch import open_instance
+        from brainmri_dagster.graph.resources import default_project
 
         with open_instance(default_project().layout) as instance:
             code = fill(instance, select, dataset or [], only_missing=only_missing)
@@ -269,8 +269,8 @@ def gc(
     """Remove what no pointer, history copy, manifest or champion refers to, and what dead processes left half-written."""
     try:
         from brainmri_core.gc import collect_garbage
-        from brainmri_dagster.dead_runs import settle_dead_runs
-        from brainmri_dagster.launch import open_instance
+        from brainmri_dagster.commands.launch import open_instance
+        from brainmri_dagster.running.dead_runs import settle_dead_runs
 
         layout, settings = _project(config)
         with open_instance(layout) as instance:
@@ -287,7 +287,7 @@ def gc(
 
 def _project(config: Path | None) -> tuple[Layout, PipelineConfig]:
     from brainmri_core.config import load_config
-    from brainmri_core.layout import Layout, resolve_root
+    from brainmri_core.project.layout import Layout, resolve_root
 
     settings = load_config(config)
     return Layout(root=resolve_root(settings.paths.root)), settings

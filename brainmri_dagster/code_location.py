@@ -9,7 +9,7 @@ from __future__ import annotations
 import dagster as dg
 
 from brainmri_dagster import definitions
-from brainmri_dagster.cross_validation import CROSS_VALIDATION
-from brainmri_dagster.jobs import folds_job
+from brainmri_dagster.defs.cross_validation import CROSS_VALIDATION
+from brainmri_dagster.defs.jobs import folds_job
 
 defs = dg.Definitions.merge(definitions.defs, dg.Definitions(assets=CROSS_VALIDATION, jobs=[folds_job]))

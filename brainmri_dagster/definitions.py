@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import dagster as dg
 
-from brainmri_dagster.assets import GRAPH
-from brainmri_dagster.champion import champion
-from brainmri_dagster.io_managers import pointer_io_manager
-from brainmri_dagster.jobs import JOBS
-from brainmri_dagster.leaderboard import EXPERIMENT_JOBS, leaderboard
-from brainmri_dagster.pools import install
-from brainmri_dagster.refused_partitions import word_refusals
-from brainmri_dagster.resources import project_resource
-from brainmri_dagster.sensors import SCHEDULES, SENSORS
+from brainmri_dagster.defs.assets import GRAPH
+from brainmri_dagster.defs.champion import champion
+from brainmri_dagster.defs.jobs import JOBS
+from brainmri_dagster.defs.leaderboard import EXPERIMENT_JOBS, leaderboard
+from brainmri_dagster.defs.sensors import SCHEDULES, SENSORS
+from brainmri_dagster.graph.resources import project_resource
+from brainmri_dagster.running.io_managers import pointer_io_manager
+from brainmri_dagster.running.pools import install
+from brainmri_dagster.running.refused_partitions import word_refusals
 
 install()
 word_refusals()

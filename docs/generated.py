@@ -13,10 +13,10 @@ from typer.cli import get_docs_for_click
 from brainmri_core.config import PipelineConfig
 from brainmri_core.config.base import dotted, field_names, nested_model
 from brainmri_core.errors import BrainMRIError
-from brainmri_core.runs import CANCELLED_EXIT_CODE
-from brainmri_dagster.backfill import DaemonError
+from brainmri_core.project.run_record import CANCELLED_EXIT_CODE
 from brainmri_dagster.cli import app
-from brainmri_dagster.graph import ASSETS
+from brainmri_dagster.commands.backfill import DaemonError
+from brainmri_dagster.graph.asset_table import ASSETS
 
 _MARKER = re.compile(r"^<!-- (config|command-line|exit-codes|assets) -->$", re.MULTILINE)
 

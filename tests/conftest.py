@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-from brainmri_core.catalogue import load_catalogue
-from brainmri_core.job import Job
-from brainmri_core.layout import ARCHIVES_VARIABLE, ROOT_VARIABLE, Layout
-from brainmri_core.logs import Record, StageLog
+from brainmri_core.project.catalogue import load_catalogue
+from brainmri_core.project.job import Job
+from brainmri_core.project.layout import ARCHIVES_VARIABLE, ROOT_VARIABLE, Layout
+from brainmri_core.project.logs import Record, StageLog
 
 REAL = "sartajbhuvaji/brain-tumor-classification-mri"
 # A test must not fail because the machine is busy.

@@ -13,11 +13,11 @@ from torch import nn
 from brainmri_core.classifier.intake import Fitted
 from brainmri_core.classifier.prediction import Prediction
 from brainmri_core.config.base import Precision
+from brainmri_core.evaluation.calibration import probabilities
+from brainmri_core.evaluation.gradcam import MapError, maps_of_rows
+from brainmri_core.evaluation.outliers import OutlierModel
 from brainmri_core.learning.checkpoint import CheckpointMeta
 from brainmri_core.learning.inference import predict_evenly
-from brainmri_core.reporting.calibration import probabilities
-from brainmri_core.reporting.gradcam import MapError, maps_of_rows
-from brainmri_core.reporting.outliers import OutlierModel
 
 F32 = npt.NDArray[np.float32]
 

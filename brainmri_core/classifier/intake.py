@@ -12,13 +12,13 @@ import numpy.typing as npt
 
 from brainmri_core.classifier.prediction import Prediction
 from brainmri_core.classifier.sources import Item, pixels_of, read_item
-from brainmri_core.cores import cores
+from brainmri_core.escaping import printable
 from brainmri_core.images.decode import DecodeError
 from brainmri_core.images.fit import fit_image
 from brainmri_core.images.isolation import Answer, finite, no_answer, stream_answers
+from brainmri_core.images.preparation import COLOUR_THRESHOLD
 from brainmri_core.learning.checkpoint import Preprocessing
-from brainmri_core.resize import COLOUR_THRESHOLD
-from brainmri_core.text import printable
+from brainmri_core.system.threads import cores
 
 U8 = npt.NDArray[np.uint8]
 

@@ -16,12 +16,12 @@ import torch
 from PIL import Image, ImageOps
 
 from brainmri_core.errors import InputTypeError
+from brainmri_core.escaping import printable
 from brainmri_core.images.decode import DecodeError, colourfulness, decode
 from brainmri_core.images.isolation import MAX_FILE_BYTES
 from brainmri_core.images.levels import GrayRange, gray_levels
 from brainmri_core.images.listing import list_images
 from brainmri_core.learning.checkpoint import Preprocessing
-from brainmri_core.text import printable
 
 U8 = npt.NDArray[np.uint8]
 Source = (

@@ -8,12 +8,18 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from brainmri_core.config.base import KeyPath, StageConfig, apply_overrides, read_yaml, validate_config
+from brainmri_core.config.base import (
+    RUN_ID_PATTERN,
+    KeyPath,
+    StageConfig,
+    apply_overrides,
+    read_yaml,
+    validate_config,
+)
 from brainmri_core.config.data import FetchConfig, ResizeConfig, SplitConfig, ValidateConfig
 from brainmri_core.config.evaluation import EvaluateConfig
 from brainmri_core.config.training import TrainConfig
 from brainmri_core.errors import ConfigError
-from brainmri_core.layout import RUN_ID_PATTERN
 
 CONFIG_VARIABLE = "BRAINMRI_CONFIG"
 Stage = Literal["fetch", "split", "resize", "validate", "train", "evaluate"]

@@ -1,1 +1,1 @@
-"""Images: decoding foreign files, fingerprints, the search for copies, and the pack."""
+"""Foreign image files in, one array out: decoding in isolation, fitting, gray levels, and the pack."""

@@ -20,6 +20,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from brainmri_core.config.formats import FORMATS, readable_kinds
 from brainmri_core.errors import DataError
+from brainmri_core.escaping import printable
 from brainmri_core.images.levels import (
     PLAIN_DEPTH,
     GrayRange,
@@ -34,7 +35,6 @@ from brainmri_core.images.levels import (
     values_of,
     white_is_zero,
 )
-from brainmri_core.text import printable
 
 U8 = npt.NDArray[np.uint8]
 MIN_SIDE = 2

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from brainmri_core.escaping import printable
 from brainmri_core.images.decode import DecodeError
 from brainmri_core.images.fit import Fit, decode_fitted, fit_image
 from brainmri_core.images.isolation import message
 from brainmri_core.images.levels import GrayRange, gray_levels, own_range
 from brainmri_core.images.medical import medical_kind, medical_slices
 from brainmri_core.images.worker import serve
-from brainmri_core.text import printable
 
 
 def answers(

@@ -28,11 +28,11 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
-from brainmri_core.cores import threads
 from brainmri_core.errors import StorageError
+from brainmri_core.escaping import printable
 from brainmri_core.images.decode import DecodeError
-from brainmri_core.storage import storage_error
-from brainmri_core.text import printable
+from brainmri_core.system.storage import storage_error
+from brainmri_core.system.threads import threads
 
 SECONDS_PER_IMAGE = 60.0
 MAX_FILE_BYTES = 256 << 20

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from brainmri_core.cores import cores, threads
 from brainmri_core.images.decode import DecodeError, decode
 from brainmri_core.images.isolation import Reader
 from brainmri_core.images.levels import GrayRange, common_range, is_whole, own_range
+from brainmri_core.system.threads import cores, threads
 
 
 def measure_ranges(read: Reader, names: Sequence[str], wanted: Sequence[int]) -> dict[str, GrayRange]:

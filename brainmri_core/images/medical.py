@@ -17,10 +17,10 @@ import numpy.typing as npt
 from PIL import Image
 
 from brainmri_core.config.formats import HEAD
+from brainmri_core.escaping import printable
 from brainmri_core.images.decode import MAX_PIXELS, MAX_SIDE, DecodeError
 from brainmri_core.images.isolation import MAX_ANSWERS
 from brainmri_core.images.matlab import is_matlab, matlab_image
-from brainmri_core.text import printable
 
 U8 = npt.NDArray[np.uint8]
 U16 = npt.NDArray[np.uint16]

@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from brainmri_core.errors import IntegrityError
-from brainmri_core.layout import Layout
-from brainmri_core.pointers import PackPointer
-from brainmri_core.storage import sha256_file, storage_error
+from brainmri_core.project.layout import Layout
+from brainmri_core.project.pointers import PackPointer
+from brainmri_core.system.storage import sha256_file, storage_error
 
 U8 = npt.NDArray[np.uint8]
 

@@ -17,11 +17,11 @@ import numpy as np
 from PIL import Image
 
 from brainmri_core.config.data import SlicesConfig
+from brainmri_core.escaping import printable
 from brainmri_core.images.decode import DecodeError
 from brainmri_core.images.isolation import MAX_ANSWER, message
 from brainmri_core.images.medical import Slice, medical_kind, medical_slices
 from brainmri_core.images.worker import serve
-from brainmri_core.text import printable
 
 
 def answers(data: bytes, name: str, rule: SlicesConfig, any_modality: bool) -> Iterator[bytes]:

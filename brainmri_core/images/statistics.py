@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from brainmri_core.cores import cores, threads
+from brainmri_core.system.threads import cores, threads
 
 U8 = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]

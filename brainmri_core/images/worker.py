@@ -1,7 +1,4 @@
-"""The program of a worker process: answer for the images that come in on standard input; here, with fingerprints.
-
-Run by `isolation`, which see.
-"""
+"""The loop of a worker process: answer for the files that come in on standard input. See `isolation`."""
 
 from __future__ import annotations
 
@@ -14,8 +11,6 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 
-from brainmri_core.images.decode import DecodeError
-from brainmri_core.images.fingerprint import fingerprint
 from brainmri_core.images.isolation import BATCH_BYTES, message
 
 MEMORY_LIMIT = 2 << 30
@@ -59,16 +54,6 @@ def serve(respond: Callable[[bytes, str], Iterable[bytes]]) -> None:
         flushed = time.monotonic()
 
 
-def answer(data: bytes, name: str) -> bytes:
-    """Fingerprint one image and encode the result, or the reason why there is none."""
-    try:
-        found = fingerprint(data, name)
-    except DecodeError as error:
-        return message({"reason": str(error)})
-    header = {"pixel_sha256": found.pixel_sha256, "colourfulness": found.colourfulness, "depth": found.depth}
-    return message(header, found.thumb.tobytes(), found.trimmed_thumb.tobytes())
-
-
 def _limit_resources() -> None:
     if sys.platform != "win32":
         import resource
@@ -77,7 +62,3 @@ def _limit_resources() -> None:
         limit = MEMORY_LIMIT if most == resource.RLIM_INFINITY else min(most, MEMORY_LIMIT)
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core dump would hold a patient's image
-
-
-if __name__ == "__main__":
-    serve(lambda data, name: [answer(data, name)])

@@ -10,8 +10,8 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
-from brainmri_core.cores import threads
 from brainmri_core.learning.checkpoint import Preprocessing
+from brainmri_core.system.threads import threads
 
 U8 = npt.NDArray[np.uint8]
 _CHUNK = 256

@@ -17,7 +17,7 @@ from brainmri_core.config.base import Precision
 from brainmri_core.errors import ModelError
 from brainmri_core.learning.models import build_model
 from brainmri_core.learning.tensor_file import is_safetensors, read_tensor_file
-from brainmri_core.storage import atomic_file, sha256_file
+from brainmri_core.system.storage import atomic_file, sha256_file
 
 SCHEMA_VERSION = 1
 _TWIN = "checkpoint_sha256"

@@ -19,10 +19,10 @@ from brainmri_core.errors import ModelError
 from brainmri_core.learning.augment import augment, mix
 from brainmri_core.learning.batches import normalise, read_ahead, resample, to_float
 from brainmri_core.learning.device import autocast, freed_memory_kept, out_of_memory, step_seed
-from brainmri_core.learning.interrupts import signals_held, termination_raises
 from brainmri_core.learning.schedule import learning_rate, training_side
 from brainmri_core.learning.state import I64, Loop, State, freeze
 from brainmri_core.learning.team import in_step
+from brainmri_core.system.signals import signals_held, termination_raises
 
 _ORDER, _AUGMENT, _MODEL = 1, 2, 3
 

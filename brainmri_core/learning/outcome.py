@@ -10,8 +10,6 @@ import numpy as np
 import pandas as pd
 
 from brainmri_core.config.training import TrainConfig
-from brainmri_core.job import Job
-from brainmri_core.layout import timestamp, utc_now
 from brainmri_core.learning.checkpoint import (
     CheckpointMeta,
     load_checkpoint,
@@ -20,11 +18,13 @@ from brainmri_core.learning.checkpoint import (
 )
 from brainmri_core.learning.device import peak_memory_mib
 from brainmri_core.learning.state import Loop, State
-from brainmri_core.pointers import CheckpointPointer, PackPointer
-from brainmri_core.reporting.curves import draw_curves
-from brainmri_core.runs import code_version
-from brainmri_core.samples import write_samples
-from brainmri_core.storage import atomic_file, sha256_file, sha256_json
+from brainmri_core.pictures.curves import draw_curves
+from brainmri_core.project.job import Job
+from brainmri_core.project.pointers import CheckpointPointer, PackPointer
+from brainmri_core.project.run_record import code_version
+from brainmri_core.project.sample_table import write_samples
+from brainmri_core.system.clock import timestamp, utc_now
+from brainmri_core.system.storage import atomic_file, sha256_file, sha256_json
 
 
 def save_best(config: TrainConfig, loop: Loop, state: State, pack: PackPointer, job: Job) -> Path:

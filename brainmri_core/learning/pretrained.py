@@ -13,10 +13,10 @@ from torch import nn
 
 from brainmri_core.config.training import ModelConfig
 from brainmri_core.errors import ModelError
+from brainmri_core.escaping import printable
 from brainmri_core.learning.models import build_model, check_name, head
 from brainmri_core.learning.weights import Match, match, misfit, read_weights, shown
-from brainmri_core.logs import StageLog
-from brainmri_core.text import printable
+from brainmri_core.project.logs import StageLog
 
 _IMAGENET_CLASSES = 1000
 _DOWNLOAD_TIMEOUT_S = 30.0

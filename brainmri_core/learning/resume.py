@@ -9,14 +9,21 @@ from typing import Any
 
 from brainmri_core.config.training import TrainConfig
 from brainmri_core.errors import BusyError, IntegrityError, StorageError
-from brainmri_core.job import Job
-from brainmri_core.layout import RESUME_FOLDER
 from brainmri_core.learning.device import arithmetic
 from brainmri_core.learning.state import Loop, State, difference, load_state
 from brainmri_core.learning.team import Team
-from brainmri_core.locks import exclusive
-from brainmri_core.pointers import PackPointer
-from brainmri_core.storage import make_dirs, read_json, remove_stale, sha256_file, sha256_json, write_json
+from brainmri_core.project.job import Job
+from brainmri_core.project.layout import RESUME_FOLDER
+from brainmri_core.project.pointers import PackPointer
+from brainmri_core.system.locks import exclusive
+from brainmri_core.system.storage import (
+    make_dirs,
+    read_json,
+    remove_stale,
+    sha256_file,
+    sha256_json,
+    write_json,
+)
 
 
 def identity_of(config: TrainConfig, loop: Loop, pack: PackPointer, job: Job) -> dict[str, Any]:

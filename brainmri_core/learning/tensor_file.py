@@ -13,7 +13,7 @@ import torch
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from brainmri_core.errors import ModelError
-from brainmri_core.text import printable
+from brainmri_core.escaping import printable
 
 _NAMED_OBJECTS = 3
 _NO_PARTS = frozenset({"module", "_orig_mod"})  # what DataParallel and torch.compile put between names

@@ -19,9 +19,9 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from brainmri_core.errors import ModelError
+from brainmri_core.escaping import printable
 from brainmri_core.learning.models import MODEL_NAMES, build_model, head
 from brainmri_core.learning.tensor_file import flat_tensors, read_tensor_file
-from brainmri_core.text import printable
 
 # Published DenseNet weights carry the layer names of torchvision 0.2.
 _OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)")

@@ -14,7 +14,7 @@ from pathlib import Path
 from brainmri_core.config.data import ArchiveLimits
 from brainmri_core.config.formats import HEAD, foreign_content
 from brainmri_core.errors import SourceError
-from brainmri_core.sources.names import (
+from brainmri_core.project.foreign_names import (
     RAISE,
     check_collisions,
     compared,
@@ -23,7 +23,7 @@ from brainmri_core.sources.names import (
     shown_name,
     too_many,
 )
-from brainmri_core.storage import storage_error
+from brainmri_core.system.storage import storage_error
 
 _CHUNK = 1 << 20
 _LOCAL_HEADER = 30

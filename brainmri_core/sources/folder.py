@@ -8,7 +8,7 @@ from pathlib import Path
 
 from brainmri_core.config.data import ArchiveLimits
 from brainmri_core.errors import SourceError
-from brainmri_core.sources.names import (
+from brainmri_core.project.foreign_names import (
     LEFT_OUT_FOLDERS,
     RAISE,
     check_collisions,
@@ -17,7 +17,7 @@ from brainmri_core.sources.names import (
     shown_name,
     too_many,
 )
-from brainmri_core.storage import storage_error
+from brainmri_core.system.storage import storage_error
 
 
 def list_folder(source: Path, limits: ArchiveLimits, litter: list[str] | None = None) -> list[str]:

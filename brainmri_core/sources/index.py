@@ -10,17 +10,17 @@ from typing import TypeVar
 
 import pandas as pd
 
-from brainmri_core.catalogue import DatasetEntry
 from brainmri_core.config.formats import ENDINGS, HEAD, foreign_content, image_format, readable_kinds
-from brainmri_core.cores import cores, threads
 from brainmri_core.errors import DataError, IntegrityError
-from brainmri_core.patients.tables import ImageTable
-from brainmri_core.samples import FETCH_COLUMNS
+from brainmri_core.project.catalogue import DatasetEntry
+from brainmri_core.project.foreign_names import compared, shown_name
+from brainmri_core.project.image_tables import ImageTable
+from brainmri_core.project.sample_table import FETCH_COLUMNS
 from brainmri_core.sources.labels import labelled_by_data, labelled_by_table
-from brainmri_core.sources.names import compared, shown_name
 from brainmri_core.sources.scans import DIRECTORY_REASON, Scans
 from brainmri_core.sources.tree import Tree, read_trees, split_of
-from brainmri_core.storage import sha256_file
+from brainmri_core.system.storage import sha256_file
+from brainmri_core.system.threads import cores, threads
 
 LEFT_OUT = "left_out.parquet"
 """Beside the samples of fetch: every file of the source that is no image of theirs."""

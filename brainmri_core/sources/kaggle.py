@@ -11,11 +11,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from brainmri_core.config.data import ArchiveLimits, RetryConfig
 from brainmri_core.errors import IntegrityError, SourceError
-from brainmri_core.layout import timestamp, utc_now
-from brainmri_core.locks import exclusive
 from brainmri_core.sources.kaggle_api import NO_NETWORK, Connection, Log, connect, persist
 from brainmri_core.sources.kaggle_transfer import Progress, md5_file, part_record, transfer
-from brainmri_core.storage import make_dirs, publish_file, read_json, storage_error, write_json
+from brainmri_core.system.clock import timestamp, utc_now
+from brainmri_core.system.locks import exclusive
+from brainmri_core.system.storage import make_dirs, publish_file, read_json, storage_error, write_json
 
 _KEY = re.compile(r"[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*/[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*")
 

@@ -27,7 +27,7 @@ from urllib3.exceptions import ReadTimeoutError
 from brainmri_core import __version__
 from brainmri_core.config.data import RetryConfig
 from brainmri_core.errors import SourceError
-from brainmri_core.layout import utc_now
+from brainmri_core.system.clock import utc_now
 
 TWO_WAYS = (
     "set KAGGLE_API_TOKEN to a token from https://www.kaggle.com/settings, or put the kaggle.json from there into "

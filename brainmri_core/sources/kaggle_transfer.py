@@ -17,7 +17,6 @@ import requests
 
 from brainmri_core.config.data import ArchiveLimits, RetryConfig
 from brainmri_core.errors import IntegrityError, SourceError, StorageError
-from brainmri_core.layout import utc_now
 from brainmri_core.sources.archive import check_count
 from brainmri_core.sources.kaggle_api import (
     NO_NETWORK,
@@ -28,7 +27,8 @@ from brainmri_core.sources.kaggle_api import (
     persist,
     retry_after_s,
 )
-from brainmri_core.storage import read_json, storage_error, write_json
+from brainmri_core.system.clock import utc_now
+from brainmri_core.system.storage import read_json, storage_error, write_json
 
 _CHUNK = 1 << 16
 Progress = Callable[[int, int | None], None]

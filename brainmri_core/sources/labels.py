@@ -6,12 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from brainmri_core.catalogue import DatasetEntry
 from brainmri_core.config.data import FetchConfig
 from brainmri_core.errors import DataError
-from brainmri_core.job import Job
-from brainmri_core.patients.tables import ImageFinder, ImageTable, read_table
-from brainmri_core.sources.names import shown_name
+from brainmri_core.project.catalogue import DatasetEntry
+from brainmri_core.project.foreign_names import shown_name
+from brainmri_core.project.image_tables import ImageFinder, ImageTable, read_table
+from brainmri_core.project.job import Job
 from brainmri_core.sources.tree import Placed, Tree, split_of
 
 NAME = "fetch.labels_csv"

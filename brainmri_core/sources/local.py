@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from brainmri_core.errors import SourceError
-from brainmri_core.sources.names import compared, shown_name
-from brainmri_core.storage import storage_error
+from brainmri_core.project.foreign_names import compared, shown_name
+from brainmri_core.system.storage import storage_error
 
 _ENDINGS = (
     ".zip",

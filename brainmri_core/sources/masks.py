@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from brainmri_core.errors import IntegrityError
-from brainmri_core.storage import atomic_file
+from brainmri_core.system.storage import atomic_file
 
 Mask = npt.NDArray[np.bool_]
 MASKS = "masks.npz"

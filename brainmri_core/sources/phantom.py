@@ -15,10 +15,10 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from brainmri_core.config.data import PhantomConfig
-from brainmri_core.cores import cores, threads
 from brainmri_core.errors import IntegrityError, SourceError
 from brainmri_core.sources.anatomy import PLANES, Subject, render
-from brainmri_core.storage import read_json, storage_error, write_json
+from brainmri_core.system.storage import read_json, storage_error, write_json
+from brainmri_core.system.threads import cores, threads
 
 FOLDERS = {
     "glioma": ("glioma_tumor", "gg"),

@@ -19,16 +19,16 @@ from tqdm import tqdm
 
 from brainmri_core.config.data import FetchConfig
 from brainmri_core.config.formats import HEAD
-from brainmri_core.cores import cores
 from brainmri_core.errors import DataError
 from brainmri_core.images.decode import MAX_PIXELS
 from brainmri_core.images.isolation import MAX_ANSWERS, Answer, no_answer, read_below, stream_answers
 from brainmri_core.images.matlab import LABELS
 from brainmri_core.images.medical import is_dicomdir, medical_kind
-from brainmri_core.job import Job
-from brainmri_core.patients.pseudonyms import hashed, project_key
+from brainmri_core.project.job import Job
+from brainmri_core.project.pseudonyms import hashed, project_key
 from brainmri_core.sources.masks import MaskStore
-from brainmri_core.storage import storage_error
+from brainmri_core.system.storage import storage_error
+from brainmri_core.system.threads import cores
 
 DIRECTORY_REASON = "index of a DICOM medium; the files it lists are read themselves"
 _DIGEST = re.compile(r"[0-9a-f]{64}")

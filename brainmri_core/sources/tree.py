@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from brainmri_core.sources.names import compared, shown_name
+from brainmri_core.project.foreign_names import compared, shown_name
 
 Origin = Literal["training", "testing", "validation", "none"]
 Parts = tuple[str, ...]

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from brainmri_core.catalogue import DatasetEntry
 from brainmri_core.config.data import FetchConfig
 from brainmri_core.errors import DataError
 from brainmri_core.fetch import fetch
-from brainmri_core.job import Job
-from brainmri_core.samples import FETCH_COLUMNS, read_samples
+from brainmri_core.project.catalogue import DatasetEntry
+from brainmri_core.project.job import Job
+from brainmri_core.project.sample_table import FETCH_COLUMNS, read_samples
 from brainmri_core.sources.index import LEFT_OUT
 from tests.cases.build import CASES, Case, packed
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from brainmri_core.catalogue import DatasetEntry
 from brainmri_core.errors import DataError
+from brainmri_core.project.catalogue import DatasetEntry
 from brainmri_core.sources.index import index_files
 
 TREES = 1000

@@ -10,10 +10,10 @@ import pytest
 from brainmri_core.config.data import FetchConfig, SplitConfig
 from brainmri_core.errors import DataError
 from brainmri_core.fetch import fetch
-from brainmri_core.grouping import validation_mask
-from brainmri_core.job import Job
-from brainmri_core.samples import read_samples
+from brainmri_core.project.job import Job
+from brainmri_core.project.sample_table import read_samples
 from brainmri_core.split import split
+from brainmri_core.splitting.assignment import validation_mask
 from tests.cases.build import Case, class_tree, three_way
 from tests.cases.test_cases import own, write
 

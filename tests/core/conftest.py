@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from brainmri_core.pointers import EvaluationPointer
+from brainmri_core.project.pointers import EvaluationPointer
 from tests.core.evaluation_case import Case, phantom_case
 
 

@@ -10,16 +10,16 @@ import numpy as np
 import torch
 from PIL import Image
 
-from brainmri_core.catalogue import DatasetEntry, load_catalogue
 from brainmri_core.config import with_seed
 from brainmri_core.config.data import FetchConfig, ResizeConfig, SplitConfig
 from brainmri_core.config.evaluation import EvaluateConfig
 from brainmri_core.evaluate import evaluate
 from brainmri_core.fetch import fetch
-from brainmri_core.job import Job
-from brainmri_core.layout import Layout
-from brainmri_core.logs import Record, StageLog
-from brainmri_core.pointers import (
+from brainmri_core.project.catalogue import DatasetEntry, load_catalogue
+from brainmri_core.project.job import Job
+from brainmri_core.project.layout import Layout
+from brainmri_core.project.logs import Record, StageLog
+from brainmri_core.project.pointers import (
     CheckpointPointer,
     EvaluationPointer,
     FetchPointer,

@@ -11,14 +11,15 @@ import pytest
 from brainmri_core.config.data import FetchConfig, ResizeConfig, SplitConfig, ValidateConfig
 from brainmri_core.errors import IntegrityError
 from brainmri_core.fetch import fetch
-from brainmri_core.job import Job
-from brainmri_core.pointers import MappingPointer, latest_pointer, write_pointer
+from brainmri_core.project.job import Job
+from brainmri_core.project.pointers import MappingPointer, latest_pointer, write_pointer
+from brainmri_core.project.sample_table import read_samples, write_samples
 from brainmri_core.resize import resize
-from brainmri_core.samples import read_samples, write_samples
 from brainmri_core.sources.index import LEFT_OUT
 from brainmri_core.split import split
-from brainmri_core.validate import ValidationReport, load_report, validate
-from brainmri_dagster.metadata import of_resize
+from brainmri_core.validate import validate
+from brainmri_core.validation.report import ValidationReport, load_report
+from brainmri_dagster.defs.metadata import of_resize
 from tests.cases.build import Case, class_tree, picture, tree
 from tests.cases.test_cases import own, write
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from brainmri_core.reporting.bootstrap import bootstrap_metrics, group_weights, interval, weighted_ranking
-from brainmri_core.reporting.calibration import calibration_scores, probabilities
-from brainmri_core.reporting.metrics import classification_metrics, tumour_versus_none
+from brainmri_core.evaluation.bootstrap import bootstrap_metrics, group_weights, interval, weighted_ranking
+from brainmri_core.evaluation.calibration import calibration_scores, probabilities
+from brainmri_core.evaluation.metrics import classification_metrics, tumour_versus_none
 
 CLASSES = ["glioma", "meningioma", "notumor", "pituitary"]
 
@@ -134,7 +134,7 @@ def test_work_in_blocks_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None
     labels, logits, groups = grouped()
     number, weights = group_weights(groups, 40, seed=5)
     whole = bootstrap_metrics(labels, logits, number, weights, CLASSES)
-    monkeypatch.setattr("brainmri_core.reporting.bootstrap._CHUNK_VALUES", 7 * len(labels))
+    monkeypatch.setattr("brainmri_core.evaluation.bootstrap._CHUNK_VALUES", 7 * len(labels))
     parts = bootstrap_metrics(labels, logits, number, weights, CLASSES)
     assert whole.keys() == parts.keys()
     for name, values in whole.items():

@@ -5,7 +5,7 @@ import pytest
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import brier_score_loss, log_loss
 
-from brainmri_core.reporting.calibration import (
+from brainmri_core.evaluation.calibration import (
     adaptive_bins,
     brier,
     brier_terms,
@@ -17,7 +17,7 @@ from brainmri_core.reporting.calibration import (
     probabilities,
     reliability,
 )
-from brainmri_core.reporting.evaluation_metrics import MIN_VALIDATION, calibrate
+from brainmri_core.evaluation.metrics_file import MIN_VALIDATION, calibrate
 from tests.core.test_metrics import CLASSES, table_of
 
 

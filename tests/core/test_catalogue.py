@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from brainmri_core.catalogue import find_entry, load_catalogue
 from brainmri_core.errors import ConfigError
+from brainmri_core.project.catalogue import find_entry, load_catalogue
 
 
 def write(tmp_path: Path, text: str) -> Path:

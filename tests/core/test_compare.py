@@ -9,10 +9,10 @@ from typer.testing import CliRunner
 
 from brainmri_core.compare import PREDICTIONS_NAME, compare, find_evaluation
 from brainmri_core.errors import DataError, MissingUpstreamError
-from brainmri_core.layout import ROOT_VARIABLE, Layout
-from brainmri_core.reporting.comparison_page import comparison_lines, write_comparison
-from brainmri_core.reporting.predictions import prediction_table
-from brainmri_core.samples import write_samples
+from brainmri_core.evaluation.prediction_table import prediction_table
+from brainmri_core.pages.comparison_page import comparison_lines, write_comparison
+from brainmri_core.project.layout import ROOT_VARIABLE, Layout
+from brainmri_core.project.sample_table import write_samples
 from brainmri_dagster.cli import app
 
 CLASSES = ["glioma", "notumor"]

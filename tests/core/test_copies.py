@@ -15,18 +15,19 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from brainmri_core.config.data import CopySearchConfig, PhantomConfig
-from brainmri_core.images import copies, hamming
-from brainmri_core.images.copies import CopyPairs, find_copies, group_copies
-from brainmri_core.images.fingerprint import (
+from brainmri_core.copies import hamming
+from brainmri_core.copies import search as copies
+from brainmri_core.copies.fingerprint import (
     FingerprintTable,
     fingerprint_files,
     perceptual_hashes,
     thumbnails,
 )
-from brainmri_core.images.hamming import candidate_pairs
-from brainmri_core.images.likeness import SEARCHED, correlation, difference, turned, turned_back
+from brainmri_core.copies.hamming import candidate_pairs
+from brainmri_core.copies.likeness import SEARCHED, correlation, difference, turned, turned_back
+from brainmri_core.copies.planted import score_copies
+from brainmri_core.copies.search import CopyPairs, find_copies, group_copies
 from brainmri_core.sources.phantom import PhantomTruth, write_phantom
-from brainmri_core.sources.planted import score_copies
 
 COPIES = 12
 

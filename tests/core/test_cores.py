@@ -6,12 +6,12 @@ import threading
 
 import pytest
 
-from brainmri_core.cores import threads
+from brainmri_core.system.threads import threads
 
 WITHOUT_MEMORY = """
 import resource
 from pathlib import Path
-from brainmri_core.cores import threads
+from brainmri_core.system.threads import threads
 
 pages = int(Path("/proc/self/statm").read_text().split()[0])
 resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize(),) * 2)

@@ -12,24 +12,25 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from brainmri_core.catalogue import load_catalogue
 from brainmri_core.config.data import FetchConfig, ResizeConfig, SplitConfig, ValidateConfig
 from brainmri_core.config.evaluation import EvaluateConfig
+from brainmri_core.copies.fingerprint import fingerprint
 from brainmri_core.errors import ConfigError
+from brainmri_core.evaluation.tested_model import load_subject
 from brainmri_core.fetch import fetch
 from brainmri_core.images.decode import decode
-from brainmri_core.images.fingerprint import fingerprint
 from brainmri_core.images.levels import common_range, own_range
 from brainmri_core.images.pack import open_pack
-from brainmri_core.job import Job
 from brainmri_core.learning.checkpoint import load_checkpoint, save_checkpoint
-from brainmri_core.pointers import write_pointer
 from brainmri_core.predict import Classifier
-from brainmri_core.reporting.subject import load_subject
+from brainmri_core.project.catalogue import load_catalogue
+from brainmri_core.project.job import Job
+from brainmri_core.project.pointers import write_pointer
+from brainmri_core.project.sample_table import read_samples
 from brainmri_core.resize import resize
-from brainmri_core.samples import read_samples
 from brainmri_core.split import split
-from brainmri_core.validate import load_report, validate
+from brainmri_core.validate import validate
+from brainmri_core.validation.report import load_report
 from tests.core.evaluation_case import Case, prepare
 
 pytestmark = pytest.mark.training

@@ -15,18 +15,18 @@ import pandas as pd
 import pytest
 import torch
 
-from brainmri_core.catalogue import load_catalogue
 from brainmri_core.config import EnvConfig
 from brainmri_core.errors import ConfigError
-from brainmri_core.job import Job
-from brainmri_core.layout import Layout
 from brainmri_core.learning import loop as loop_module
 from brainmri_core.learning.checkpoint import Preprocessing, load_checkpoint
 from brainmri_core.learning.models import build_model
 from brainmri_core.learning.state import Data, Loop, freeze, new_state
 from brainmri_core.learning.team import Team, in_step, share_statistics, torchrun_team
-from brainmri_core.logs import StageLog, file_sink
-from brainmri_core.pointers import PackPointer
+from brainmri_core.project.catalogue import load_catalogue
+from brainmri_core.project.job import Job
+from brainmri_core.project.layout import Layout
+from brainmri_core.project.logs import StageLog, file_sink
+from brainmri_core.project.pointers import PackPointer
 from brainmri_core.train import train
 from tests.core.training_pack import config, make_pack
 

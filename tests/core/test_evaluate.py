@@ -11,22 +11,22 @@ import pytest
 import torch
 from PIL import Image
 
-from brainmri_core.classifier_file import read_classifier
+from brainmri_core.classifier.record import read_classifier
 from brainmri_core.config.data import SplitConfig
 from brainmri_core.errors import ConfigError, DataError, IntegrityError, ModelError
 from brainmri_core.evaluate import evaluate
+from brainmri_core.evaluation.calibration import probabilities
+from brainmri_core.evaluation.metrics import classification_metrics
+from brainmri_core.evaluation.prediction_table import labels_of, logits_of, read_predictions
 from brainmri_core.images.pack import open_pack
 from brainmri_core.learning.batches import to_input
 from brainmri_core.learning.checkpoint import load_checkpoint, load_model, save_safetensors
-from brainmri_core.logs import Record, StageLog
-from brainmri_core.pointers import EvaluationPointer, PackPointer, write_pointer
-from brainmri_core.reporting.calibration import probabilities
-from brainmri_core.reporting.metrics import classification_metrics
-from brainmri_core.reporting.predictions import labels_of, logits_of, read_predictions
+from brainmri_core.project.logs import Record, StageLog
+from brainmri_core.project.pointers import EvaluationPointer, PackPointer, write_pointer
+from brainmri_core.project.sample_table import read_samples, write_samples
 from brainmri_core.resize import resize
-from brainmri_core.samples import read_samples, write_samples
 from brainmri_core.split import split
-from brainmri_core.storage import read_json
+from brainmri_core.system.storage import read_json
 from tests.core.evaluation_case import Case, evaluate_config
 from tests.core.test_metrics import nulls
 

@@ -11,9 +11,9 @@ from PIL import Image
 from brainmri_core.config.data import FetchConfig
 from brainmri_core.errors import BrainMRIError, DataError, IntegrityError, SourceError
 from brainmri_core.fetch import fetch
-from brainmri_core.job import Job
-from brainmri_core.pointers import FetchPointer
-from brainmri_core.samples import FETCH_COLUMNS, read_samples
+from brainmri_core.project.job import Job
+from brainmri_core.project.pointers import FetchPointer
+from brainmri_core.project.sample_table import FETCH_COLUMNS, read_samples
 
 
 def make_tree(folder: Path, names: list[str]) -> Path:

@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from brainmri_core.reporting.galleries import KINDS, caption, select_galleries, write_overlays, write_sheets
-from brainmri_core.reporting.gradcam import Maps
-from brainmri_core.reporting.pictures import colour_bar, colour_table, overlay, resized, shortened
+from brainmri_core.evaluation.galleries import KINDS, caption, select_galleries, write_overlays, write_sheets
+from brainmri_core.evaluation.gradcam import Maps
+from brainmri_core.pictures.thumbnails import colour_bar, colour_table, overlay, resized, shortened
 from tests.core.test_metrics import CLASSES, table_of
 
 

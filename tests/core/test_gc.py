@@ -13,10 +13,10 @@ import pytest
 
 from brainmri_core.errors import IntegrityError
 from brainmri_core.gc import collect_garbage, remove_leftovers
-from brainmri_core.layout import Layout
-from brainmri_core.locks import exclusive
-from brainmri_core.runs import stage_record
-from brainmri_core.storage import atomic_file, remove_folder, staging_folder
+from brainmri_core.project.layout import Layout
+from brainmri_core.project.run_record import stage_record
+from brainmri_core.system.locks import exclusive
+from brainmri_core.system.storage import atomic_file, remove_folder, staging_folder
 from brainmri_core.verify import verify
 from tests.faults.tiny import PHANTOM, configuration, finished_project, run_stage
 

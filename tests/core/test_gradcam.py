@@ -8,17 +8,17 @@ from PIL import Image
 from torch import nn
 
 from brainmri_core.config.data import PhantomConfig
-from brainmri_core.images.fit import fit_image
-from brainmri_core.learning.checkpoint import Preprocessing
-from brainmri_core.learning.models import build_model, gradcam_layer
-from brainmri_core.reporting.explanation_checks import (
+from brainmri_core.evaluation.explanation_checks import (
     localisation_scores,
     randomisation_check,
     randomised,
     shrink_mask,
 )
-from brainmri_core.reporting.explanations import _others
-from brainmri_core.reporting.gradcam import MapError, activation_maps, maps_of_rows
+from brainmri_core.evaluation.explanations import _others
+from brainmri_core.evaluation.gradcam import MapError, activation_maps, maps_of_rows
+from brainmri_core.images.fit import fit_image
+from brainmri_core.learning.checkpoint import Preprocessing
+from brainmri_core.learning.models import build_model, gradcam_layer
 from brainmri_core.sources.phantom import write_phantom
 
 pytestmark = pytest.mark.training

@@ -6,7 +6,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from brainmri_core.grouping import assign_folds, assign_side, independent_units, joined, validation_mask
+from brainmri_core.splitting.assignment import (
+    assign_folds,
+    assign_side,
+    independent_units,
+    joined,
+    validation_mask,
+)
 
 tables = st.lists(st.tuples(st.integers(0, 40), st.integers(0, 3)), min_size=1, max_size=200)
 

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from brainmri_core.config.data import ArchiveLimits, FetchConfig, RetryConfig
 from brainmri_core.errors import SourceError, StorageError
 from brainmri_core.fetch import fetch
-from brainmri_core.job import Job
+from brainmri_core.project.job import Job
 from brainmri_core.sources.archive import extract_archive
 from brainmri_core.sources.kaggle import Download, current_version, dataset_info, download
 from brainmri_core.sources.kaggle_api import retry_after_s

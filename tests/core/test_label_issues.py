@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from brainmri_core.reporting.label_issues import (
+from brainmri_core.evaluation.label_issues import (
     ISSUE_COLUMNS,
     known_error_ranks,
     label_issues,

@@ -9,15 +9,15 @@ import pytest
 from PIL import Image
 
 from brainmri_core.config.data import CopySearchConfig
-from brainmri_core.grouping import assign_side
-from brainmri_core.images.likeness import ORIENTATIONS, turned, turned_back
-from brainmri_core.reporting import leaks
-from brainmri_core.reporting.divisions import SPLIT_NAMES, divisions, groups_by, random_split
-from brainmri_core.reporting.leaks import LeakReport, leak_report
-from brainmri_core.reporting.lookup import nearest_neighbour_baseline, nearest_neighbours, unit_vectors
-from brainmri_core.reporting.unlisted import best_copies
-from brainmri_core.reporting.validation_html import render_leak_section
-from brainmri_core.twins import find_leaks, find_twins, patient_twins
+from brainmri_core.copies.leaks import find_leaks, find_twins, patient_twins
+from brainmri_core.copies.likeness import ORIENTATIONS, turned, turned_back
+from brainmri_core.copies.lookup import nearest_neighbour_baseline, nearest_neighbours, unit_vectors
+from brainmri_core.copies.unlisted import best_copies
+from brainmri_core.pages.validation_page import render_leak_section
+from brainmri_core.splitting.assignment import assign_side
+from brainmri_core.splitting.divisions import SPLIT_NAMES, divisions, groups_by, random_split
+from brainmri_core.validation import leak_report as leaks
+from brainmri_core.validation.leak_report import LeakReport, leak_report
 
 
 def table(rows: list[tuple[str, str, str, str]], labels: list[int] | None = None) -> pd.DataFrame:
@@ -122,7 +122,7 @@ def test_a_constant_image_resembles_nothing() -> None:
 def test_look_up_in_blocks_finds_what_one_block_finds(monkeypatch: pytest.MonkeyPatch) -> None:
     train, test = noise(23, 1), noise(11, 2)
     whole = nearest_neighbours(train, test)
-    monkeypatch.setattr("brainmri_core.reporting.lookup._BLOCK", 4)
+    monkeypatch.setattr("brainmri_core.copies.lookup._BLOCK", 4)
     parts = nearest_neighbours(train, test)
     assert whole[0].tolist() == parts[0].tolist()
     assert np.allclose(whole[1], parts[1], atol=1e-6)
@@ -212,8 +212,8 @@ def test_a_look_up_in_blocks_finds_the_best_copy_of_every_image(monkeypatch: pyt
     thumbs[30:] = np.stack([turned(thumbs[row : row + 1], row % 8)[0] for row in range(10)])
     thumbs[20] = np.clip(thumbs[3].astype(int) + 4, 0, 255)  # a worse copy of 33 than row 3 is
     whole = best_copies(thumbs, np.arange(28, 40), np.arange(28), CopySearchConfig())
-    monkeypatch.setattr("brainmri_core.reporting.unlisted._BLOCK", 3)
-    monkeypatch.setattr("brainmri_core.reporting.unlisted._CONFIRM", 1)
+    monkeypatch.setattr("brainmri_core.copies.unlisted._BLOCK", 3)
+    monkeypatch.setattr("brainmri_core.copies.unlisted._CONFIRM", 1)
     assert best_copies(thumbs, np.arange(28, 40), np.arange(28), CopySearchConfig()) == whole
     assert [(copy.row, copy.other) for copy in whole] == [(30 + row, row) for row in range(10)]
     assert [turned_back(copy.orientation) for copy in whole] == [row % 8 for row in range(10)]

@@ -9,7 +9,6 @@ from typing import cast
 import numpy as np
 import pytest
 
-from brainmri_core.catalogue import load_catalogue
 from brainmri_core.config.data import (
     CopySearchConfig,
     FetchConfig,
@@ -17,21 +16,23 @@ from brainmri_core.config.data import (
     SplitConfig,
     ValidateConfig,
 )
+from brainmri_core.copies.fingerprint import fingerprint_files
+from brainmri_core.copies.likeness import correlation
+from brainmri_core.copies.search import find_copies, group_copies
 from brainmri_core.fetch import fetch
-from brainmri_core.images.copies import find_copies, group_copies
-from brainmri_core.images.fingerprint import fingerprint_files
-from brainmri_core.images.likeness import correlation
-from brainmri_core.job import Job
-from brainmri_core.layout import Layout
-from brainmri_core.logs import StageLog
-from brainmri_core.pointers import MappingPointer, write_pointer
-from brainmri_core.reporting.leaks import SplitName
+from brainmri_core.project.catalogue import load_catalogue
+from brainmri_core.project.job import Job
+from brainmri_core.project.layout import Layout
+from brainmri_core.project.logs import StageLog
+from brainmri_core.project.pointers import MappingPointer, write_pointer
+from brainmri_core.project.sample_table import read_samples
 from brainmri_core.resize import resize
-from brainmri_core.samples import read_samples
 from brainmri_core.split import split
-from brainmri_core.storage import read_json
-from brainmri_core.subjects import neighbour_pairs
-from brainmri_core.validate import ValidationReport, load_report, validate
+from brainmri_core.splitting.neighbour_runs import neighbour_pairs
+from brainmri_core.system.storage import read_json
+from brainmri_core.validate import validate
+from brainmri_core.validation.leak_report import SplitName
+from brainmri_core.validation.report import ValidationReport, load_report
 
 pytestmark = pytest.mark.full
 

@@ -13,9 +13,7 @@ import pytest
 
 from brainmri_core.cross_validation import fold_pack
 from brainmri_core.errors import IntegrityError
-from brainmri_core.gc import collect_garbage
-from brainmri_core.layout import Layout
-from brainmri_core.ledger import (
+from brainmri_core.evaluation.test_ledger import (
     TOLERANCE,
     Looks,
     looks_record,
@@ -25,8 +23,10 @@ from brainmri_core.ledger import (
     record_look,
     split_key,
 )
-from brainmri_core.pointers import EvaluationPointer, latest_pointer
-from brainmri_core.storage import read_json
+from brainmri_core.gc import collect_garbage
+from brainmri_core.project.layout import Layout
+from brainmri_core.project.pointers import EvaluationPointer, latest_pointer
+from brainmri_core.system.storage import read_json
 from brainmri_core.verify import verify
 from tests.core.evaluation_case import Case
 from tests.faults.tiny import PHANTOM, configuration, finished_project, run_stage
@@ -146,7 +146,9 @@ def test_an_evaluation_says_how_often_its_test_split_was_looked_at(
     # Other tests evaluate other checkpoints in this project, before this test or after it.
     before = [item for item in recorded if item.split == own.split]
     assert again["looks"] == len(before) + 1
-    assert again["checkpoints"] == len({item.checkpoint for item in before}), "a known checkpoint is no new one"
+    assert again["checkpoints"] == len({item.checkpoint for item in before}), (
+        "a known checkpoint is no new one"
+    )
 
 
 def test_a_fold_is_no_look_at_the_test_split(case: Case, pointer: EvaluationPointer) -> None:

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from brainmri_core.catalogue import DatasetEntry
 from brainmri_core.config.data import ArchiveLimits, FetchConfig
 from brainmri_core.errors import SourceError
 from brainmri_core.fetch import fetch
-from brainmri_core.job import Job
-from brainmri_core.logs import Record
+from brainmri_core.project.catalogue import DatasetEntry
+from brainmri_core.project.job import Job
+from brainmri_core.project.logs import Record
 from brainmri_core.sources.local import find_archive
 from tests.cases.build import class_tree, packed
 

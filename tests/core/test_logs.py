@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from brainmri_core.config import LogConfig
-from brainmri_core.logs import StageLog, as_json, as_text, stage_log, stream_sink
+from brainmri_core.project.logs import StageLog, as_json, as_text, stage_log, stream_sink
 
 
 def test_every_record_has_the_same_keys_and_reaches_every_sink(tmp_path: Path) -> None:

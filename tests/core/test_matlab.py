@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from brainmri_core.catalogue import load_catalogue
 from brainmri_core.config.data import FetchConfig, ResizeConfig, SplitConfig
 from brainmri_core.fetch import fetch
 from brainmri_core.images.decode import DecodeError
 from brainmri_core.images.matlab import matlab_image
 from brainmri_core.images.medical import medical_kind, medical_slices
-from brainmri_core.job import Job
+from brainmri_core.project.catalogue import load_catalogue
+from brainmri_core.project.job import Job
+from brainmri_core.project.sample_table import known_patients, read_samples
 from brainmri_core.resize import resize
-from brainmri_core.samples import known_patients, read_samples
 from brainmri_core.sources.index import LEFT_OUT
 from brainmri_core.sources.masks import MASKS, MaskStore
 from brainmri_core.split import split

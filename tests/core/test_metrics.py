@@ -12,13 +12,13 @@ import pytest
 from sklearn import metrics as sk
 
 from brainmri_core.errors import DataError
-from brainmri_core.reporting.baselines import Baseline, make_baselines, score_baselines
-from brainmri_core.reporting.bootstrap import group_weights
-from brainmri_core.reporting.calibration import probabilities
-from brainmri_core.reporting.evaluation_metrics import Context, evaluation_metrics, headline, warnings_of
-from brainmri_core.reporting.metrics import brief_metrics, classification_metrics, tumour_versus_none
-from brainmri_core.reporting.predictions import prediction_table
-from brainmri_core.reporting.subsets import score_subsets, subset_masks
+from brainmri_core.evaluation.baselines import Baseline, make_baselines, score_baselines
+from brainmri_core.evaluation.bootstrap import group_weights
+from brainmri_core.evaluation.calibration import probabilities
+from brainmri_core.evaluation.metrics import brief_metrics, classification_metrics, tumour_versus_none
+from brainmri_core.evaluation.metrics_file import Context, evaluation_metrics, headline, warnings_of
+from brainmri_core.evaluation.prediction_table import prediction_table
+from brainmri_core.evaluation.subsets import score_subsets, subset_masks
 
 CLASSES = ["glioma", "notumor", "pituitary"]
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from brainmri_core.sources.names import compared, stored_names
+from brainmri_core.project.foreign_names import compared, stored_names
 
 
 @pytest.mark.parametrize(

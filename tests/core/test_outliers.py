@@ -5,7 +5,7 @@ import pytest
 from scipy.spatial.distance import mahalanobis
 from sklearn.covariance import LedoitWolf
 
-from brainmri_core.reporting.outliers import FLAGGED_SHARE, MIN_IMAGES, OutlierModel, fit_outliers
+from brainmri_core.evaluation.outliers import FLAGGED_SHARE, MIN_IMAGES, OutlierModel, fit_outliers
 
 
 def clouds(n: int, seed: int, width: int = 6) -> tuple[np.ndarray, np.ndarray, list[str]]:

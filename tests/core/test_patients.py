@@ -13,22 +13,23 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from brainmri_core.catalogue import CLASSES, load_catalogue
 from brainmri_core.config.data import ResizeConfig, SplitConfig, ValidateConfig
 from brainmri_core.errors import BrainMRIError, ConfigError, DataError
-from brainmri_core.grouping import validation_mask
-from brainmri_core.groups import patient_components
-from brainmri_core.job import Job
-from brainmri_core.logs import Record
-from brainmri_core.patients.pseudonyms import pseudonym
-from brainmri_core.patients.tables import read_table, shipped_tables
-from brainmri_core.pointers import FetchPointer, write_pointer
+from brainmri_core.project.catalogue import CLASSES, load_catalogue
+from brainmri_core.project.image_tables import read_table, shipped_tables
+from brainmri_core.project.job import Job
+from brainmri_core.project.logs import Record
+from brainmri_core.project.pointers import FetchPointer, write_pointer
+from brainmri_core.project.pseudonyms import pseudonym
+from brainmri_core.project.sample_table import known_patients, read_samples, write_samples
 from brainmri_core.resize import resize
-from brainmri_core.samples import known_patients, read_samples, write_samples
 from brainmri_core.split import split
-from brainmri_core.storage import read_json
-from brainmri_core.subjects import Neighbours, proxy_quality
-from brainmri_core.validate import load_report, validate
+from brainmri_core.splitting.assignment import validation_mask
+from brainmri_core.splitting.groups import patient_components
+from brainmri_core.splitting.neighbour_runs import Neighbours, proxy_quality
+from brainmri_core.system.storage import read_json
+from brainmri_core.validate import validate
+from brainmri_core.validation.report import load_report
 from tests.core.test_split import picture, small_set
 
 PATIENTS = [f"P{number:03}" for number in range(16)]

@@ -11,19 +11,19 @@ import pandas as pd
 import pytest
 
 import brainmri_core.patients
-from brainmri_core.catalogue import DatasetEntry, load_catalogue
 from brainmri_core.config.data import FetchConfig, SplitConfig
+from brainmri_core.copies.lookup import unit_vectors
+from brainmri_core.evaluation.label_issues import known_error_ranks, label_issues
 from brainmri_core.fetch import fetch
-from brainmri_core.grouping import validation_mask
-from brainmri_core.job import Job
-from brainmri_core.layout import Layout
-from brainmri_core.logs import StageLog
-from brainmri_core.pointers import FetchPointer, write_pointer
-from brainmri_core.reporting.label_issues import known_error_ranks, label_issues
-from brainmri_core.reporting.lookup import unit_vectors
-from brainmri_core.samples import read_samples
+from brainmri_core.project.catalogue import DatasetEntry, load_catalogue
+from brainmri_core.project.job import Job
+from brainmri_core.project.layout import Layout
+from brainmri_core.project.logs import StageLog
+from brainmri_core.project.pointers import FetchPointer, write_pointer
+from brainmri_core.project.sample_table import read_samples
 from brainmri_core.split import split
-from brainmri_core.storage import read_json
+from brainmri_core.splitting.assignment import validation_mask
+from brainmri_core.system.storage import read_json
 from tests.conftest import REAL
 
 FIGSHARE = "figshare/1512427"

@@ -7,11 +7,11 @@ import torch
 from torch import nn
 
 from brainmri_core.errors import ModelError
-from brainmri_core.job import Job
 from brainmri_core.learning import device as device_module
 from brainmri_core.learning.device import choose_precision, garbled_in_bf16
 from brainmri_core.learning.models import build_model
-from brainmri_core.logs import Record
+from brainmri_core.project.job import Job
+from brainmri_core.project.logs import Record
 from brainmri_core.train import train
 from tests.core.training_pack import config, make_pack
 

@@ -15,18 +15,18 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from brainmri_core.app import _html, _Page
-from brainmri_core.catalogue import load_catalogue
-from brainmri_core.classifier_search import default_checkpoint
+from brainmri_core.classifier.neighbours import find_neighbours
+from brainmri_core.classifier.search import default_checkpoint
 from brainmri_core.config.data import FetchConfig
 from brainmri_core.errors import ConfigError, IntegrityError, MissingUpstreamError, ModelError
-from brainmri_core.layout import ROOT_VARIABLE, Layout
+from brainmri_core.evaluation.calibration import probabilities
+from brainmri_core.evaluation.prediction_table import logits_of, read_predictions
 from brainmri_core.learning.checkpoint import save_checkpoint
 from brainmri_core.learning.models import build_model
-from brainmri_core.neighbours import find_neighbours
-from brainmri_core.pointers import EvaluationPointer, write_pointer
 from brainmri_core.predict import NOTICE, Classifier
-from brainmri_core.reporting.calibration import probabilities
-from brainmri_core.reporting.predictions import logits_of, read_predictions
+from brainmri_core.project.catalogue import load_catalogue
+from brainmri_core.project.layout import ROOT_VARIABLE, Layout
+from brainmri_core.project.pointers import EvaluationPointer, write_pointer
 from brainmri_dagster.cli import app
 from tests.core.evaluation_case import Case, prepare
 from tests.core.test_models import META

@@ -8,14 +8,14 @@ import pytest
 from scipy.special import softmax
 
 from brainmri_core.errors import IntegrityError
-from brainmri_core.reporting.predictions import (
+from brainmri_core.evaluation.prediction_table import (
     PREDICTION_COLUMNS,
     labels_of,
     logits_of,
     prediction_table,
     read_predictions,
 )
-from brainmri_core.samples import write_samples
+from brainmri_core.project.sample_table import write_samples
 
 CLASSES = ["glioma", "no tumour", "pituitary <b>"]
 

@@ -11,14 +11,14 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from brainmri_core.config import EnvConfig
-from brainmri_core.job import Job
 from brainmri_core.learning import loop as loop_module
 from brainmri_core.learning.checkpoint import Preprocessing, load_checkpoint
 from brainmri_core.learning.device import choose_device, cpu_has_bf16, seed_everything
 from brainmri_core.learning.loop import Reporting, epoch_order, run_epochs
 from brainmri_core.learning.models import build_model
 from brainmri_core.learning.state import Data, Loop, State, difference, freeze, new_state
-from brainmri_core.logs import Record
+from brainmri_core.project.job import Job
+from brainmri_core.project.logs import Record
 from brainmri_core.train import train
 from tests.core.training_pack import config, make_pack
 

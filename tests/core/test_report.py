@@ -7,8 +7,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from brainmri_core.pointers import EvaluationPointer
-from brainmri_core.reporting.predictions import read_predictions
+from brainmri_core.evaluation.prediction_table import read_predictions
+from brainmri_core.project.pointers import EvaluationPointer
 from tests.core.evaluation_case import HOSTILE_CLASSES, HOSTILE_FILE, Case, hostile_case
 
 pytestmark = pytest.mark.training

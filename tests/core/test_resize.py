@@ -8,15 +8,15 @@ import pytest
 from PIL import Image
 
 from brainmri_core.config.data import ResizeConfig
+from brainmri_core.copies.fingerprint import fingerprint
 from brainmri_core.errors import IntegrityError
-from brainmri_core.images.fingerprint import fingerprint
 from brainmri_core.images.fit import Fit, fit_image, image_part
 from brainmri_core.images.pack import open_pack
-from brainmri_core.job import Job
-from brainmri_core.pointers import MappingPointer
+from brainmri_core.project.job import Job
+from brainmri_core.project.pointers import MappingPointer
+from brainmri_core.project.sample_table import read_samples, write_samples
 from brainmri_core.resize import resize
-from brainmri_core.samples import read_samples, write_samples
-from brainmri_core.storage import sha256_file
+from brainmri_core.system.storage import sha256_file
 
 
 def make_mapping(job: Job, images: dict[str, Image.Image | bytes]) -> MappingPointer:

@@ -17,17 +17,17 @@ import pytest
 import torch
 
 from brainmri_core import train as train_module
-from brainmri_core.catalogue import load_catalogue
 from brainmri_core.errors import ModelError, StorageError
-from brainmri_core.job import Job
-from brainmri_core.layout import Layout
 from brainmri_core.learning import loop as loop_module
 from brainmri_core.learning.checkpoint import load_checkpoint
 from brainmri_core.learning.device import cpu_has_bf16
 from brainmri_core.learning.models import build_model
-from brainmri_core.locks import exclusive
-from brainmri_core.logs import Record, StageLog, file_sink
-from brainmri_core.pointers import PackPointer
+from brainmri_core.project.catalogue import load_catalogue
+from brainmri_core.project.job import Job
+from brainmri_core.project.layout import Layout
+from brainmri_core.project.logs import Record, StageLog, file_sink
+from brainmri_core.project.pointers import PackPointer
+from brainmri_core.system.locks import exclusive
 from brainmri_core.train import train
 from tests.core.training_pack import config, make_pack
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from brainmri_core import runs
 from brainmri_core.errors import ConfigError, DataError
-from brainmri_core.layout import Layout
+from brainmri_core.project import run_record as runs
+from brainmri_core.project.layout import Layout
 
 STAGES = ["fetch", "split", "resize"]
 

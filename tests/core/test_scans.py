@@ -11,12 +11,12 @@ from brainmri_core.errors import DataError
 from brainmri_core.fetch import fetch
 from brainmri_core.images.fit_worker import answers
 from brainmri_core.images.listing import list_images
-from brainmri_core.job import Job
 from brainmri_core.learning.checkpoint import CheckpointMeta, load_checkpoint, save_checkpoint
-from brainmri_core.pointers import FetchPointer
 from brainmri_core.predict import Classifier
+from brainmri_core.project.job import Job
+from brainmri_core.project.pointers import FetchPointer
+from brainmri_core.project.sample_table import read_samples
 from brainmri_core.resize import resize
-from brainmri_core.samples import read_samples
 from brainmri_core.sources.index import LEFT_OUT
 from brainmri_core.split import split
 from tests.core.evaluation_case import prepare

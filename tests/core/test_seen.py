@@ -7,14 +7,14 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from brainmri_core.catalogue import load_catalogue
-from brainmri_core.job import Job
-from brainmri_core.layout import Layout
-from brainmri_core.logs import StageLog
-from brainmri_core.pointers import MappingPointer, PackPointer, write_pointer
-from brainmri_core.reporting.seen import seen_in_training
-from brainmri_core.samples import write_samples
-from brainmri_core.storage import write_json
+from brainmri_core.evaluation.seen_before import seen_in_training
+from brainmri_core.project.catalogue import load_catalogue
+from brainmri_core.project.job import Job
+from brainmri_core.project.layout import Layout
+from brainmri_core.project.logs import StageLog
+from brainmri_core.project.pointers import MappingPointer, PackPointer, write_pointer
+from brainmri_core.project.sample_table import write_samples
+from brainmri_core.system.storage import write_json
 
 KAGGLE, SECOND, PHANTOM = (
     "sartajbhuvaji/brain-tumor-classification-mri", "masoudnickparvar/brain-tumor-mri-dataset", "brainmri/phantom",

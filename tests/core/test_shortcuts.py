@@ -12,8 +12,8 @@ from brainmri_core.images.statistics import (
     scan_pack,
     text_like,
 )
-from brainmri_core.reporting import shortcuts
-from brainmri_core.reporting.shortcuts import metadata_features, shortcut_baseline, shortcut_scores
+from brainmri_core.validation import shortcuts
+from brainmri_core.validation.shortcuts import metadata_features, shortcut_baseline, shortcut_scores
 
 CLASSES = ["glioma", "notumor"]
 

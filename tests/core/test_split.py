@@ -17,21 +17,21 @@ from PIL import Image
 from pydantic import ValidationError
 
 import brainmri_core.split as split_module
-from brainmri_core.catalogue import load_catalogue
 from brainmri_core.config.data import FetchConfig, PhantomConfig, SplitConfig
+from brainmri_core.copies.fingerprint import FingerprintTable, fingerprint_files
+from brainmri_core.copies.leaks import find_leaks
 from brainmri_core.errors import BrainMRIError, ConfigError, DataError, IntegrityError
 from brainmri_core.fetch import fetch
-from brainmri_core.grouping import validation_mask
-from brainmri_core.images.fingerprint import FingerprintTable, fingerprint_files
-from brainmri_core.job import Job
-from brainmri_core.layout import Layout
-from brainmri_core.logs import Record, StageLog
-from brainmri_core.pointers import FetchPointer, MappingPointer, write_pointer
-from brainmri_core.samples import FETCH_COLUMNS, read_samples, write_samples
+from brainmri_core.project.catalogue import load_catalogue
+from brainmri_core.project.job import Job
+from brainmri_core.project.layout import Layout
+from brainmri_core.project.logs import Record, StageLog
+from brainmri_core.project.pointers import FetchPointer, MappingPointer, write_pointer
+from brainmri_core.project.sample_table import FETCH_COLUMNS, read_samples, write_samples
 from brainmri_core.sources.phantom import PhantomTruth, read_truth
 from brainmri_core.split import OFFICIAL_COPY, split
-from brainmri_core.storage import read_json
-from brainmri_core.twins import find_leaks
+from brainmri_core.splitting.assignment import validation_mask
+from brainmri_core.system.storage import read_json
 from tests.security.corpus import PATIENT, encoded, personal_jpeg
 
 KEY = "brainmri/phantom"
@@ -39,12 +39,12 @@ SMALL = PhantomConfig(subjects_per_class=8, slices_per_subject=4, copies_per_kin
 SCRIPT = """
 import sys
 from pathlib import Path
-from brainmri_core.catalogue import load_catalogue
+from brainmri_core.project.catalogue import load_catalogue
 from brainmri_core.config.data import SplitConfig
-from brainmri_core.job import Job
-from brainmri_core.layout import Layout
-from brainmri_core.logs import StageLog
-from brainmri_core.pointers import FetchPointer, latest_pointer
+from brainmri_core.project.job import Job
+from brainmri_core.project.layout import Layout
+from brainmri_core.project.logs import StageLog
+from brainmri_core.project.pointers import FetchPointer, latest_pointer
 from brainmri_core.split import OFFICIAL_COPY, split
 layout = Layout(root=Path(sys.argv[1]))
 job = Job(layout, "other-process", load_catalogue()["brainmri/phantom"], StageLog("split", "x", "x", []))

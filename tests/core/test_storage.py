@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from brainmri_core import storage
 from brainmri_core.errors import BusyError, IntegrityError, StorageError
-from brainmri_core.locks import exclusive
+from brainmri_core.system import storage
+from brainmri_core.system.locks import exclusive
 
 
 def test_a_failed_write_leaves_the_previous_content(tmp_path: Path) -> None:

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from brainmri_core.errors import ConfigError, ModelError
-from brainmri_core.job import Job
 from brainmri_core.learning import loop as loop_module
-from brainmri_core.logs import Record
+from brainmri_core.project.job import Job
+from brainmri_core.project.logs import Record
 from brainmri_core.train import train
 from tests.core.training_pack import config, make_pack
 

@@ -17,16 +17,16 @@ from brainmri_core import train as train_module
 from brainmri_core.config import load_config
 from brainmri_core.config.training import LoopConfig
 from brainmri_core.errors import ConfigError, DataError, IntegrityError, ModelError, StorageError
+from brainmri_core.evaluation.tested_model import validation_of
 from brainmri_core.images.pack import open_pack
-from brainmri_core.job import Job
 from brainmri_core.learning import loop as loop_module
 from brainmri_core.learning.checkpoint import Preprocessing, load_checkpoint, load_model
 from brainmri_core.learning.inference import predict
 from brainmri_core.learning.models import build_model
 from brainmri_core.learning.state import Data, Loop, freeze, new_state
-from brainmri_core.logs import Record
-from brainmri_core.reporting.subject import validation_of
-from brainmri_core.samples import read_samples, write_samples
+from brainmri_core.project.job import Job
+from brainmri_core.project.logs import Record
+from brainmri_core.project.sample_table import read_samples, write_samples
 from brainmri_core.train import train
 from tests.core.training_pack import CLASSES, config, make_pack
 

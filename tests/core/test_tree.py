@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from brainmri_core.catalogue import CLASSES
+from brainmri_core.class_folders import pack_tree
 from brainmri_core.errors import DataError
 from brainmri_core.images.fit import fit_image
 from brainmri_core.images.pack import open_pack
-from brainmri_core.job import Job
-from brainmri_core.pointers import (
+from brainmri_core.project.catalogue import CLASSES
+from brainmri_core.project.job import Job
+from brainmri_core.project.pointers import (
     FetchPointer,
     MappingPointer,
     PackPointer,
@@ -19,8 +20,7 @@ from brainmri_core.pointers import (
     latest_pointer,
     write_pointer,
 )
-from brainmri_core.samples import read_samples
-from brainmri_core.tree import pack_tree
+from brainmri_core.project.sample_table import read_samples
 
 pytestmark = pytest.mark.training
 

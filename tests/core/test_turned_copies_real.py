@@ -15,14 +15,14 @@ import numpy.typing as npt
 import pytest
 from PIL import Image, ImageOps
 
-from brainmri_core.catalogue import load_catalogue
 from brainmri_core.config.data import FetchConfig, SplitConfig
 from brainmri_core.fetch import fetch
-from brainmri_core.job import Job
-from brainmri_core.layout import Layout
-from brainmri_core.logs import StageLog
-from brainmri_core.pointers import MappingPointer
-from brainmri_core.samples import read_samples
+from brainmri_core.project.catalogue import load_catalogue
+from brainmri_core.project.job import Job
+from brainmri_core.project.layout import Layout
+from brainmri_core.project.logs import StageLog
+from brainmri_core.project.pointers import MappingPointer
+from brainmri_core.project.sample_table import read_samples
 from brainmri_core.split import split
 
 pytestmark = pytest.mark.full

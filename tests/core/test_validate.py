@@ -9,20 +9,21 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from brainmri_core.catalogue import CLASSES
 from brainmri_core.config.data import FetchConfig, ResizeConfig, SplitConfig, ValidateConfig
+from brainmri_core.copies.likeness import ORIENTATIONS, correlation, orientation_words, turned, turned_back
 from brainmri_core.errors import ConfigError, IntegrityError, MissingUpstreamError, StorageError
 from brainmri_core.fetch import fetch
-from brainmri_core.findings import BLOCKING_CHECKS, CHECKS, Finding
-from brainmri_core.images.likeness import ORIENTATIONS, correlation, orientation_words, turned, turned_back
-from brainmri_core.job import Job
-from brainmri_core.logs import Record
-from brainmri_core.pointers import MappingPointer, PackPointer, write_pointer
+from brainmri_core.project.catalogue import CLASSES
+from brainmri_core.project.job import Job
+from brainmri_core.project.logs import Record
+from brainmri_core.project.pointers import MappingPointer, PackPointer, write_pointer
+from brainmri_core.project.sample_table import write_samples
 from brainmri_core.resize import resize
-from brainmri_core.samples import write_samples
 from brainmri_core.split import split
-from brainmri_core.storage import write_json
-from brainmri_core.validate import ValidationReport, failure_sentence, load_report, validate
+from brainmri_core.system.storage import write_json
+from brainmri_core.validate import validate
+from brainmri_core.validation.findings import BLOCKING_CHECKS, CHECKS, Finding
+from brainmri_core.validation.report import ValidationReport, failure_sentence, load_report
 from tests.security.corpus import personal_jpeg
 
 SIDE = 48

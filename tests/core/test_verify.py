@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from brainmri_core.layout import Layout
-from brainmri_core.pointers import latest_pointer, write_pointer
+from brainmri_core.project.layout import Layout
+from brainmri_core.project.pointers import latest_pointer, write_pointer
 from brainmri_core.verify import verify
 from tests.faults.tiny import PHANTOM, POINTERS, finished_project
 
@@ -152,7 +152,7 @@ def test_a_pointer_that_leaves_the_project_is_a_problem_not_a_crash(layout: Layo
 
 
 def test_a_champion_of_other_weights_and_a_torn_resume_state_are_named(layout: Layout) -> None:
-    from brainmri_core.pointers import ChampionPointer, CheckpointPointer
+    from brainmri_core.project.pointers import ChampionPointer, CheckpointPointer
 
     checkpoint = latest_pointer(layout, CheckpointPointer, PHANTOM)
     assert checkpoint is not None

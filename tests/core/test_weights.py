@@ -19,7 +19,7 @@ from brainmri_core.errors import ModelError
 from brainmri_core.learning.models import build_model, head
 from brainmri_core.learning.pretrained import initial_model
 from brainmri_core.learning.weights import match, read_weights
-from brainmri_core.logs import Record, StageLog
+from brainmri_core.project.logs import Record, StageLog
 
 State = dict[str, torch.Tensor]
 

@@ -10,10 +10,10 @@ import pandas as pd
 
 from brainmri_core.config import with_seed
 from brainmri_core.config.training import TrainConfig
-from brainmri_core.job import Job
-from brainmri_core.pointers import MappingPointer, PackPointer, write_pointer
-from brainmri_core.samples import write_samples
-from brainmri_core.storage import sha256_file
+from brainmri_core.project.job import Job
+from brainmri_core.project.pointers import MappingPointer, PackPointer, write_pointer
+from brainmri_core.project.sample_table import write_samples
+from brainmri_core.system.storage import sha256_file
 
 CLASSES = ["glioma", "meningioma", "notumor", "pituitary"]
 

@@ -9,16 +9,16 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from brainmri_core.catalogue import load_catalogue
 from brainmri_core.config import PipelineConfig, load_config
-from brainmri_core.job import Job
-from brainmri_core.layout import Layout
-from brainmri_core.logs import Record, StageLog
-from brainmri_core.pointers import Pointer
+from brainmri_core.project.catalogue import load_catalogue
+from brainmri_core.project.job import Job
+from brainmri_core.project.layout import Layout
+from brainmri_core.project.logs import Record, StageLog
+from brainmri_core.project.pointers import Pointer
 from brainmri_dagster.code_location import defs
-from brainmri_dagster.graph import EXPERIMENT_TAG, PIPELINE
-from brainmri_dagster.launch_config import run_config_for
-from brainmri_dagster.upstream import recorded_pointer
+from brainmri_dagster.graph.asset_table import EXPERIMENT_TAG, PIPELINE
+from brainmri_dagster.graph.run_config import run_config_for
+from brainmri_dagster.running.upstream import recorded_pointer
 
 PHANTOM = "brainmri/phantom"
 TINY = (

@@ -9,10 +9,10 @@ from dagster._daemon.types import DaemonHeartbeat
 from typer.testing import CliRunner
 
 from brainmri_core.errors import ConfigError
-from brainmri_core.layout import ROOT_VARIABLE
-from brainmri_dagster.backfill import DaemonError, require_daemon, targets
+from brainmri_core.project.layout import ROOT_VARIABLE
 from brainmri_dagster.cli import app
 from brainmri_dagster.code_location import defs
+from brainmri_dagster.commands.backfill import DaemonError, require_daemon, targets
 from tests.dagster.conftest import PHANTOM, Workbench
 
 pytestmark = pytest.mark.training

@@ -12,8 +12,8 @@ from click.testing import Result
 from PIL import Image
 from typer.testing import CliRunner
 
-from brainmri_core.catalogue import CLASSES
-from brainmri_core.layout import ROOT_VARIABLE
+from brainmri_core.project.catalogue import CLASSES
+from brainmri_core.project.layout import ROOT_VARIABLE
 from brainmri_dagster.cli import app
 
 pytestmark = pytest.mark.training

@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-import brainmri_core.contender
+import brainmri_core.evaluation.contender
 from brainmri_core.champion import crown
+from brainmri_core.evaluation.prediction_table import prediction_table, read_predictions
+from brainmri_core.evaluation.tested_model import validation_of
 from brainmri_core.images.fit import decode_fitted
 from brainmri_core.images.pack import open_pack
 from brainmri_core.learning.checkpoint import (
@@ -18,7 +20,7 @@ from brainmri_core.learning.checkpoint import (
 )
 from brainmri_core.learning.inference import predict
 from brainmri_core.learning.models import build_model, head
-from brainmri_core.pointers import (
+from brainmri_core.project.pointers import (
     ChampionPointer,
     CheckpointPointer,
     CrossValidationPointer,
@@ -29,10 +31,8 @@ from brainmri_core.pointers import (
     latest_pointer,
     write_pointer,
 )
-from brainmri_core.reporting.predictions import prediction_table, read_predictions
-from brainmri_core.reporting.subject import validation_of
-from brainmri_core.samples import read_samples, write_samples
-from brainmri_core.storage import read_json, sha256_file
+from brainmri_core.project.sample_table import read_samples, write_samples
+from brainmri_core.system.storage import read_json, sha256_file
 from tests.dagster.conftest import PHANTOM, Workbench
 
 pytestmark = pytest.mark.training
@@ -331,13 +331,13 @@ def test_both_sides_predict_with_the_configured_mirror_and_precision(
     throne: Workbench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[object, ...]] = []
-    original = brainmri_core.contender.predict_evenly
+    original = brainmri_core.evaluation.contender.predict_evenly
 
     def watch(*arguments: object, **options: object) -> object:
         seen.append((options["precision"], options["tta"], options["batch_size"]))
         return original(*arguments, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(brainmri_core.contender, "predict_evenly", watch)
+    monkeypatch.setattr(brainmri_core.evaluation.contender, "predict_evenly", watch)
     pack = pack_of(throne)
     decide(throne, "equal1", contender(throne, "equal-a", 13, knows=False, pack=pack))
     challenger = contender(throne, "equal-b", 14, knows=True, pack=pack)

@@ -10,7 +10,7 @@ import yaml
 from typer.testing import CliRunner
 
 import brainmri_dagster
-from brainmri_core.layout import ROOT_VARIABLE
+from brainmri_core.project.layout import ROOT_VARIABLE
 from brainmri_dagster.cli import app
 
 pytestmark = pytest.mark.training

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from brainmri_core.config import STAGES, PipelineConfig, StageConfig
 from brainmri_core.errors import ConfigError
-from brainmri_dagster.config_types import config_schema, to_core
+from brainmri_dagster.graph.config_types import config_schema, to_core
 
 
 class Inner(StageConfig):

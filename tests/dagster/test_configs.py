@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from brainmri_core.catalogue import load_catalogue
 from brainmri_core.config import STAGES, PipelineConfig, load_config
+from brainmri_core.project.catalogue import load_catalogue
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs"

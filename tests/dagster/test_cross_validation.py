@@ -7,13 +7,13 @@ from PIL import Image
 
 from brainmri_core.cross_validation import cross_validate, fold_pack
 from brainmri_core.errors import ConfigError, IntegrityError
-from brainmri_core.ledger import read_looks
-from brainmri_core.pointers import EvaluationPointer, PackPointer
-from brainmri_core.reporting.label_issues import split_without
-from brainmri_core.reporting.predictions import prediction_table
-from brainmri_core.samples import read_samples, write_samples
-from brainmri_core.storage import read_json
-from brainmri_dagster.metadata import of_cross_validation
+from brainmri_core.evaluation.label_issues import split_without
+from brainmri_core.evaluation.prediction_table import prediction_table
+from brainmri_core.evaluation.test_ledger import read_looks
+from brainmri_core.project.pointers import EvaluationPointer, PackPointer
+from brainmri_core.project.sample_table import read_samples, write_samples
+from brainmri_core.system.storage import read_json
+from brainmri_dagster.defs.metadata import of_cross_validation
 from tests.dagster.conftest import Workbench, failure_of
 from tests.dagster.test_champion import contender, pack_of
 

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from dagster import AssetCheckSeverity
 
-from brainmri_core.regression import Regression, regression
-from brainmri_dagster.checks import evaluation_results
+from brainmri_core.evaluation.regression import Regression, regression
+from brainmri_dagster.defs.checks import evaluation_results
 from tests.dagster.conftest import PHANTOM, Workbench, checks_of
 from tests.dagster.test_champion import contender, pack_of
 

@@ -6,12 +6,12 @@ import dagster as dg
 import numpy as np
 import pytest
 
-from brainmri_core.layout import Layout
-from brainmri_core.pointers import CheckpointPointer, EvaluationPointer, ValidationPointer
-from brainmri_core.reporting.evaluation_metrics import Context, evaluation_metrics, headline
-from brainmri_core.reporting.figures import write_confusion
-from brainmri_core.storage import write_json
-from brainmri_dagster.metadata import of_evaluate, of_train, of_validate
+from brainmri_core.evaluation.metrics_file import Context, evaluation_metrics, headline
+from brainmri_core.pictures.figures import write_confusion
+from brainmri_core.project.layout import Layout
+from brainmri_core.project.pointers import CheckpointPointer, EvaluationPointer, ValidationPointer
+from brainmri_core.system.storage import write_json
+from brainmri_dagster.defs.metadata import of_evaluate, of_train, of_validate
 from tests.core.test_metrics import CLASSES, Baseline, made_up, table_of, votes
 
 pytestmark = pytest.mark.training

@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 
 from brainmri_core.config import load_config
+from brainmri_core.config.experiments import apply_experiment, experiment_files, find_experiment
 from brainmri_core.errors import ConfigError, DataError
 from brainmri_core.leaderboard import Entry, rank
-from brainmri_core.pointers import CrossValidationPointer, LeaderboardPointer, write_pointer
+from brainmri_core.project.pointers import CrossValidationPointer, LeaderboardPointer, write_pointer
 from brainmri_dagster.code_location import defs
-from brainmri_dagster.evaluations import recorded_evaluations
-from brainmri_dagster.experiments import apply_experiment, experiment_files, find_experiment
-from brainmri_dagster.leaderboard import shown as of_leaderboard
+from brainmri_dagster.defs.leaderboard import shown as of_leaderboard
+from brainmri_dagster.running.recorded_evaluations import recorded_evaluations
 from tests.dagster.conftest import PHANTOM, Workbench
 from tests.dagster.test_champion import contender, cross_validated, pack_of
 

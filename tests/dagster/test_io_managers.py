@@ -5,9 +5,9 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from brainmri_core.layout import Layout
-from brainmri_core.pointers import FetchPointer, latest_pointer, write_pointer
-from brainmri_dagster.upstream import recorded_pointer
+from brainmri_core.project.layout import Layout
+from brainmri_core.project.pointers import FetchPointer, latest_pointer, write_pointer
+from brainmri_dagster.running.upstream import recorded_pointer
 
 pytestmark = pytest.mark.training
 

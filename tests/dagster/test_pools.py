@@ -7,10 +7,10 @@ import time
 import dagster as dg
 import pytest
 
-from brainmri_core.layout import Layout
+from brainmri_core.project.layout import Layout
+from brainmri_dagster.commands.launch import open_instance
 from brainmri_dagster.definitions import defs
-from brainmri_dagster.launch import open_instance
-from brainmri_dagster.pools import PatientClaims
+from brainmri_dagster.running.pools import PatientClaims
 
 
 def claims_of(instance: dg.DagsterInstance) -> PatientClaims:

@@ -8,9 +8,9 @@ import dagster as dg
 import pytest
 from dagster import DagsterInvalidSubsetError
 
-from brainmri_core.layout import ROOT_VARIABLE
+from brainmri_core.project.layout import ROOT_VARIABLE
 from brainmri_dagster.definitions import defs
-from brainmri_dagster.refused_partitions import refusal
+from brainmri_dagster.running.refused_partitions import refusal
 
 MATERIALIZE = [str(Path(sys.executable).with_name("dagster")), "asset", "materialize"]
 

@@ -12,17 +12,14 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from brainmri_core.catalogue import load_catalogue
 from brainmri_core.errors import BrainMRIError, IntegrityError, StorageError
-from brainmri_core.layout import ARCHIVES_VARIABLE, ROOT_VARIABLE, Layout
-from brainmri_core.records import PlannedStage
-from brainmri_core.runs import close_run, make_plan, write_plan
-from brainmri_dagster import sensors
+from brainmri_core.project.catalogue import load_catalogue
+from brainmri_core.project.layout import ARCHIVES_VARIABLE, ROOT_VARIABLE, Layout
+from brainmri_core.project.run_record import close_run, make_plan, write_plan
+from brainmri_core.project.run_schema import PlannedStage
 from brainmri_dagster.code_location import defs
-from brainmri_dagster.dead_runs import settle_dead_runs, settle_manifest
-from brainmri_dagster.graph import PROCESS_TAG, RUN_ID_TAG
-from brainmri_dagster.processes import this_process
-from brainmri_dagster.sensors import (
+from brainmri_dagster.defs import sensors
+from brainmri_dagster.defs.sensors import (
     WEBHOOK_VARIABLE,
     cancelled_manifest,
     dead_runs,
@@ -32,7 +29,10 @@ from brainmri_dagster.sensors import (
     retrain,
     weekly,
 )
-from brainmri_dagster.stage_run import run_id_of
+from brainmri_dagster.graph.asset_table import PROCESS_TAG, RUN_ID_TAG
+from brainmri_dagster.running.dead_runs import settle_dead_runs, settle_manifest
+from brainmri_dagster.running.processes import this_process
+from brainmri_dagster.running.stage_run import run_id_of
 from tests.core.test_kaggle import SETTINGS
 from tests.kaggle_server import DATASET, KaggleServer, serving
 
@@ -266,7 +266,7 @@ def test_a_manifest_that_cannot_be_closed_keeps_no_other_run_from_being_settled(
                 raise StorageError("The disk is full.")
             real(layout, run_id, *rest)
 
-        monkeypatch.setattr("brainmri_dagster.dead_runs.close_run", close)
+        monkeypatch.setattr("brainmri_dagster.running.dead_runs.close_run", close)
         with pytest.raises(BrainMRIError):
             settle_dead_runs(instance, layout)
         statuses = [instance.get_run_by_id(run.run_id).status for run, _ in runs]

@@ -5,12 +5,12 @@ import pytest
 from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
 from dagster._core.loader import LoadingContextForTest
 
-from brainmri_core.pointers import FetchPointer, PackPointer
-from brainmri_dagster.backfill import targets
+from brainmri_core.project.pointers import FetchPointer, PackPointer
 from brainmri_dagster.code_location import defs
-from brainmri_dagster.graph import ASSETS, PIPELINE
-from brainmri_dagster.sensors import retrain
-from brainmri_dagster.staleness import stale_assets
+from brainmri_dagster.commands.backfill import targets
+from brainmri_dagster.defs.sensors import retrain
+from brainmri_dagster.graph.asset_table import ASSETS, PIPELINE
+from brainmri_dagster.running.staleness import stale_assets
 from tests.dagster.conftest import PHANTOM, Workbench, checks_of, failure_of
 
 pytestmark = pytest.mark.training

@@ -16,17 +16,17 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from brainmri_core.logs import throttled
-from brainmri_core.pointers import CheckpointPointer
+from brainmri_core.project.logs import throttled
+from brainmri_core.project.pointers import CheckpointPointer
 from brainmri_dagster.code_location import defs
-from brainmri_dagster.launch_config import run_config_for
+from brainmri_dagster.graph.run_config import run_config_for
 from tests.dagster.conftest import PHANTOM, TINY, Workbench, failure_of
 
 pytestmark = pytest.mark.training
 
 TRAIN = ["model_checkpoint"]
 TWO = ("train.distributed.nproc=2", "train.loop.precision=fp32")
-WORKER = b"brainmri_dagster.train_worker"
+WORKER = b"brainmri_dagster.training.worker"
 
 
 @pytest.fixture(autouse=True)

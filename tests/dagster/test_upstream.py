@@ -3,9 +3,9 @@ from __future__ import annotations
 import pytest
 
 from brainmri_core.errors import MissingUpstreamError
-from brainmri_core.pointers import MappingPointer
+from brainmri_core.project.pointers import MappingPointer
 from brainmri_core.validate import validate
-from brainmri_dagster.upstream import pack_for
+from brainmri_dagster.running.upstream import pack_for
 from tests.dagster.conftest import Workbench
 from tests.dagster.test_champion import pack_of
 

@@ -16,7 +16,7 @@ import pytest
 
 from brainmri_core.config.data import PhantomConfig
 from brainmri_core.sources.phantom import write_phantom
-from brainmri_dagster.backfill import DaemonError, require_daemon
+from brainmri_dagster.commands.backfill import DaemonError, require_daemon
 from tests.e2e.conftest import PHANTOM, ROOT, Project, make_project
 
 pytestmark = [pytest.mark.full, pytest.mark.e2e]

@@ -100,8 +100,8 @@ def test_every_command_of_the_documentation_works(reader: Server) -> None:
 
 @pytest.mark.parametrize("page", pages(), ids=lambda page: page.name)
 def test_every_configuration_in_the_documentation_loads(page: Path, tmp_path: Path) -> None:
-    from brainmri_core.catalogue import load_catalogue
     from brainmri_core.config import load_config
+    from brainmri_core.project.catalogue import load_catalogue
 
     for number, block in enumerate(_YAML.findall(page.read_text())):
         path = tmp_path / f"{number}.yaml"

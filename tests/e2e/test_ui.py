@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from brainmri_core.findings import CHECKS
-from brainmri_dagster.checks import VALIDATION_CHECKS
-from brainmri_dagster.graph import PIPELINE
+from brainmri_core.validation.findings import CHECKS
+from brainmri_dagster.defs.checks import VALIDATION_CHECKS
+from brainmri_dagster.graph.asset_table import PIPELINE
 from tests.e2e.conftest import PHANTOM, SCREENSHOTS, Server
 
 pytestmark = [pytest.mark.journey, pytest.mark.e2e]

@@ -7,8 +7,8 @@ import shutil
 from pathlib import Path
 
 from brainmri_core.config import STAGES
-from brainmri_core.layout import Layout
-from brainmri_core.pointers import Pointer
+from brainmri_core.project.layout import Layout
+from brainmri_core.project.pointers import Pointer
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -42,7 +42,7 @@ def pipeline(folder: str, config: str, run_id: str, stages: list[str] | None = N
 
 def pipeline_stopped_after_pointer(folder: str, config: str, run_id: str, stage: str, number: int) -> None:
     """Run the pipeline; a signal comes when a stage's pointer is written and its asset has not yet gone on."""
-    from brainmri_dagster import io_managers
+    from brainmri_dagster.running import io_managers
 
     record = io_managers.record_pointer
 

@@ -10,7 +10,7 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from brainmri_core.layout import Layout
+from brainmri_core.project.layout import Layout
 from brainmri_core.verify import verify
 from tests.e2e.conftest import Server, make_project, serve
 from tests.faults.conftest import LONG

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from brainmri_core.config import STAGES
-from brainmri_core.layout import Layout
-from brainmri_core.pointers import latest_pointer
+from brainmri_core.project.layout import Layout
+from brainmri_core.project.pointers import latest_pointer
 from brainmri_core.verify import verify
 from tests.faults.conftest import LONG
 from tests.faults.launches import make_home

@@ -7,8 +7,8 @@ from collections import Counter
 from pathlib import Path
 
 from brainmri_core import errors
-from brainmri_core.runs import CANCELLED_EXIT_CODE
-from brainmri_dagster.backfill import DaemonError
+from brainmri_core.project.run_record import CANCELLED_EXIT_CODE
+from brainmri_dagster.commands.backfill import DaemonError
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "reliability.md"

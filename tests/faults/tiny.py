@@ -12,15 +12,15 @@ from typing import Any
 
 import yaml
 
-from brainmri_core.catalogue import load_catalogue
 from brainmri_core.config import STAGES, PipelineConfig
 from brainmri_core.config.base import validate_config
 from brainmri_core.config.data import PhantomConfig
 from brainmri_core.gc import remove_leftovers
-from brainmri_core.job import Job
-from brainmri_core.layout import Layout
-from brainmri_core.logs import stage_log
-from brainmri_core.pointers import (
+from brainmri_core.project.catalogue import load_catalogue
+from brainmri_core.project.job import Job
+from brainmri_core.project.layout import Layout
+from brainmri_core.project.logs import stage_log
+from brainmri_core.project.pointers import (
     CheckpointPointer,
     EvaluationPointer,
     FetchPointer,
@@ -31,8 +31,8 @@ from brainmri_core.pointers import (
     latest_pointer,
     write_pointer,
 )
-from brainmri_core.records import PlannedStage
-from brainmri_core.runs import make_plan, record_pointer, stage_record, write_plan
+from brainmri_core.project.run_record import make_plan, record_pointer, stage_record, write_plan
+from brainmri_core.project.run_schema import PlannedStage
 from brainmri_core.sources.phantom import write_phantom
 
 PHANTOM = "brainmri/phantom"

@@ -15,13 +15,13 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from brainmri_core import layout as layout_module
 from brainmri_core.config import STAGES
+from brainmri_core.copies import fingerprint
 from brainmri_core.gc import collect_garbage
-from brainmri_core.images import fingerprint
-from brainmri_core.layout import Layout
-from brainmri_core.pointers import latest_pointer
-from brainmri_core.storage import TEMPORARY_PREFIX
+from brainmri_core.project import layout as layout_module
+from brainmri_core.project.layout import Layout
+from brainmri_core.project.pointers import latest_pointer
+from brainmri_core.system.storage import TEMPORARY_PREFIX
 from brainmri_core.verify import verify
 from tests.faults.injection import Action, Faults, cut_power
 from tests.faults.tiny import PHANTOM, POINTERS, configuration, run_all, run_stage

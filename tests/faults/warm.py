@@ -89,7 +89,7 @@ def _warm_up() -> None:
     archives()
     with tempfile.TemporaryDirectory() as folder:
         run_all(Path(folder) / "project", "warm", "old")
-    importlib.import_module("brainmri_dagster.launch")
+    importlib.import_module("brainmri_dagster.commands.launch")
     importlib.import_module("brainmri_dagster.code_location")
 
 

@@ -8,9 +8,10 @@ import signal
 import struct
 import time
 
-from brainmri_core.images.fingerprint import THUMB_SIDE
+from brainmri_core.copies.fingerprint import THUMB_SIDE
+from brainmri_core.copies.fingerprint_worker import answer
 from brainmri_core.images.isolation import message
-from brainmri_core.images.worker import answer, serve
+from brainmri_core.images.worker import serve
 
 
 def accident(name: str) -> None:

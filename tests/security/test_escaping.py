@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from brainmri_core.errors import BrainMRIError, DataError
-from brainmri_core.logs import StageLog, stream_sink
-from brainmri_core.reporting.evaluation_page import environment_of_templates
-from brainmri_core.reporting.shortcuts import ShortcutScore
-from brainmri_core.reporting.validation_html import render_shortcut_section
-from brainmri_core.text import markdown, printable
-from brainmri_dagster.metadata import table
+from brainmri_core.escaping import markdown, printable
+from brainmri_core.pages.evaluation_page import environment_of_templates
+from brainmri_core.pages.validation_page import render_shortcut_section
+from brainmri_core.project.logs import StageLog, stream_sink
+from brainmri_core.validation.shortcuts import ShortcutScore
+from brainmri_dagster.defs.metadata import table
 
 HOSTILE = [
     "x\n12:00:00 fetch    finished images=1",

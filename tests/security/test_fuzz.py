@@ -20,18 +20,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from brainmri_core.catalogue import load_catalogue
 from brainmri_core.config import PipelineConfig, load_config
 from brainmri_core.config.base import apply_overrides, parse_yaml
 from brainmri_core.errors import BrainMRIError
 from brainmri_core.gc import collect_garbage
 from brainmri_core.images.decode import MAX_PIXELS, decode
-from brainmri_core.layout import Layout
-from brainmri_core.pointers import PATH_FIELDS, POINTER_TYPES, read_pointer
-from brainmri_core.records import read_manifest, read_plan
-from brainmri_core.runs import close_run
+from brainmri_core.project.catalogue import load_catalogue
+from brainmri_core.project.layout import Layout
+from brainmri_core.project.pointers import PATH_FIELDS, POINTER_TYPES, read_pointer
+from brainmri_core.project.run_record import close_run
+from brainmri_core.project.run_schema import read_manifest, read_plan
 from brainmri_core.sources.archive import extract_archive
-from brainmri_core.storage import sha256_json
+from brainmri_core.system.storage import sha256_json
 from brainmri_core.verify import verify
 from tests.conftest import LONG
 from tests.security.corpus import LIMITS, archive, archives, encoded, images, slice_image

@@ -12,20 +12,21 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from brainmri_core.catalogue import load_catalogue
 from brainmri_core.config.data import FetchConfig, ResizeConfig, SplitConfig
+from brainmri_core.copies import fingerprint
+from brainmri_core.copies.fingerprint import fingerprint_files
 from brainmri_core.errors import SourceError
+from brainmri_core.evaluation.tested_data import gather_evidence
 from brainmri_core.fetch import fetch
-from brainmri_core.images import fingerprint, isolation
+from brainmri_core.images import isolation
 from brainmri_core.images.decode import DecodeError, decode
-from brainmri_core.images.fingerprint import fingerprint_files
 from brainmri_core.images.isolation import stream_answers
 from brainmri_core.images.pack import open_pack
-from brainmri_core.job import Job
-from brainmri_core.pointers import write_pointer
-from brainmri_core.reporting.evidence import gather_evidence
+from brainmri_core.project.catalogue import load_catalogue
+from brainmri_core.project.job import Job
+from brainmri_core.project.pointers import write_pointer
+from brainmri_core.project.sample_table import read_samples
 from brainmri_core.resize import resize
-from brainmri_core.samples import read_samples
 from brainmri_core.sources.archive import extract_archive
 from brainmri_core.sources.phantom import PhantomImage, PhantomTruth
 from brainmri_core.split import split

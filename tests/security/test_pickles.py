@@ -14,15 +14,15 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from brainmri_core.classifier_file import ClassifierFile, read_classifier
+from brainmri_core.classifier.record import ClassifierFile, read_classifier
 from brainmri_core.errors import IntegrityError, ModelError
 from brainmri_core.images.pack import open_pack
-from brainmri_core.layout import Layout
 from brainmri_core.learning.checkpoint import load_checkpoint
 from brainmri_core.learning.state import load_state
 from brainmri_core.learning.weights import read_weights
-from brainmri_core.pointers import PackPointer
-from brainmri_core.samples import read_samples
+from brainmri_core.project.layout import Layout
+from brainmri_core.project.pointers import PackPointer
+from brainmri_core.project.sample_table import read_samples
 
 
 class Exploit:

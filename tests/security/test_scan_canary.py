@@ -11,16 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from brainmri_core.catalogue import load_catalogue
 from brainmri_core.config import LogConfig
 from brainmri_core.config.data import FetchConfig, ResizeConfig, SplitConfig, ValidateConfig
 from brainmri_core.fetch import fetch
-from brainmri_core.job import Job
-from brainmri_core.layout import Layout
-from brainmri_core.logs import stage_log
-from brainmri_core.pointers import FetchPointer, PackPointer, write_pointer
+from brainmri_core.project.catalogue import load_catalogue
+from brainmri_core.project.job import Job
+from brainmri_core.project.layout import Layout
+from brainmri_core.project.logs import stage_log
+from brainmri_core.project.pointers import FetchPointer, PackPointer, write_pointer
+from brainmri_core.project.sample_table import read_samples
 from brainmri_core.resize import resize
-from brainmri_core.samples import read_samples
 from brainmri_core.split import split
 from brainmri_core.validate import validate
 from tests.core.test_medical import dicom

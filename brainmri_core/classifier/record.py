@@ -1,0 +1,99 @@
+"""``classifier.json`` and ``outliers.npz`` of an evaluation: all that prediction needs besides the checkpoint."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from brainmri_core.config.base import Precision
+from brainmri_core.errors import IntegrityError
+from brainmri_core.evaluation.outliers import OutlierModel
+from brainmri_core.evaluation.tested_model import Subject
+from brainmri_core.system.storage import atomic_file, read_json, sha256_file, write_json
+
+SCHEMA_VERSION = 1
+CLASSIFIER_NAME = "classifier.json"
+OUTLIERS_NAME = "outliers.npz"
+
+
+class ClassifierFile(BaseModel):
+    """How an evaluated checkpoint is to be used.
+
+    Attributes
+    ----------
+    checkpoint : str
+        Relative to this file's folder, so that a project can be moved.
+    temperature : float or None
+        Divides the logits; None where there were too few validation images to fit one.
+    outlier_threshold : float or None
+        Outlier score above which an image is flagged.
+    batch_size, precision, mirror
+        Those of the evaluation: the same shapes and arithmetic give the same bits.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_version: int = SCHEMA_VERSION
+    checkpoint: str
+    checkpoint_sha256: str
+    classes: list[str]
+    temperature: float | None
+    outlier_threshold: float | None
+    batch_size: int
+    precision: Precision
+    mirror: bool = False
+
+    @classmethod
+    def of(
+        cls, subject: Subject, metrics: dict[str, Any], outliers: OutlierModel | None, folder: Path
+    ) -> ClassifierFile:
+        """Describe the subject of an evaluation that will lie in `folder`."""
+        return cls(
+            checkpoint=Path(os.path.relpath(subject.weights, folder)).as_posix(),
+            checkpoint_sha256=sha256_file(subject.weights),
+            classes=subject.classes,
+            temperature=metrics["calibration"]["temperature"],
+            outlier_threshold=None if outliers is None else outliers.threshold,
+            batch_size=subject.batch_size,
+            precision=subject.precision,
+            mirror=subject.mirror,
+        )
+
+
+def write_classifier(folder: Path, described: ClassifierFile, outliers: OutlierModel | None) -> None:
+    """Write both files into an evaluation's folder."""
+    write_json(folder / CLASSIFIER_NAME, described.model_dump(mode="json"))
+    if outliers is not None:
+        with atomic_file(folder / OUTLIERS_NAME) as handle:
+            np.savez(handle, means=outliers.means, whitening=outliers.whitening)
+
+
+def read_classifier(folder: Path) -> tuple[ClassifierFile, OutlierModel | None]:
+    """Read both files of an evaluation's folder.
+
+    Raises
+    ------
+    IntegrityError
+        If one is missing or damaged.
+    """
+    path = folder / CLASSIFIER_NAME
+    try:
+        described = ClassifierFile.model_validate(read_json(path))
+        if described.outlier_threshold is None:
+            return described, None
+        with np.load(folder / OUTLIERS_NAME, allow_pickle=False) as arrays:
+            return described, OutlierModel(arrays["means"], arrays["whitening"], described.outlier_threshold)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise IntegrityError(
+            f"{path} does not describe a classifier: '{'.'.join(map(str, first['loc']))}': {first['msg']}; "
+            "run evaluate again."
+        ) from None
+    except (OSError, ValueError, KeyError) as error:
+        raise IntegrityError(
+            f"The outlier model beside {path} cannot be read ({type(error).__name__}); run evaluate again."
+        ) from None

@@ -1,0 +1,103 @@
+"""The search for a classifier: which checkpoint is meant, and which evaluation goes with it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from brainmri_core.classifier.record import CLASSIFIER_NAME, ClassifierFile, read_classifier
+from brainmri_core.errors import ConfigError, IntegrityError, MissingUpstreamError
+from brainmri_core.evaluation.outliers import OutlierModel
+from brainmri_core.learning.checkpoint import known_hashes
+from brainmri_core.project.layout import Layout
+from brainmri_core.project.pointers import ChampionPointer, EvaluationPointer, read_pointer
+from brainmri_core.system.storage import sha256_file
+
+
+def find_classifier(path: Path) -> tuple[Path, Path | None, ClassifierFile | None, OutlierModel | None]:
+    """Return the checkpoint a path stands for, and its evaluation where there is one.
+
+    Parameters
+    ----------
+    path : pathlib.Path
+        A checkpoint, or an evaluation's folder or ``classifier.json``.
+
+    Returns
+    -------
+    weights : pathlib.Path
+    evaluation : pathlib.Path or None
+        The evaluation's folder.
+    described : ClassifierFile or None
+    outliers : OutlierModel or None
+
+    Raises
+    ------
+    IntegrityError
+        If an evaluation's files are damaged, or its checkpoint was replaced.
+    """
+    folder = path if path.is_dir() else path.parent if path.name == CLASSIFIER_NAME else None
+    if folder is not None:
+        described, outliers = read_classifier(folder)
+        weights = (folder / described.checkpoint).resolve()
+        if weights.is_file() and sha256_file(weights) != described.checkpoint_sha256:
+            raise IntegrityError(
+                f"The checkpoint {weights} is not the one that {folder} evaluated; run evaluate again."
+            )
+        return weights, folder, described, outliers
+    if path.is_file():
+        hashes = known_hashes(path)
+        for candidate in _evaluations(path.resolve()):
+            described, outliers = read_classifier(candidate)
+            if described.checkpoint_sha256 in hashes:
+                return path, candidate, described, outliers
+    return path, None, None, None
+
+
+def _evaluations(weights: Path) -> Iterator[Path]:
+    """Yield folders that may hold the evaluation of a checkpoint: its own, then those of its project, newest first."""
+    if (weights.parent / CLASSIFIER_NAME).is_file():
+        yield weights.parent
+    for root in weights.parents:
+        pointers = root / "outputs" / "pointers" / EvaluationPointer.kind
+        if not pointers.is_dir():
+            continue
+        layout = Layout(root=root)
+        for file in sorted(pointers.glob("*/*/history/*.json"), key=lambda item: item.name, reverse=True):
+            folder = layout.absolute(read_pointer(layout, EvaluationPointer, file).folder)
+            if (folder / CLASSIFIER_NAME).is_file():
+                yield folder
+        return
+
+
+def default_checkpoint(layout: Layout, out_models: str, dataset: str | None = None) -> Path:
+    """Return the checkpoint in use: the champion, else the newest best.
+
+    Parameters
+    ----------
+    layout : Layout
+        The project.
+    out_models : str
+        ``train.io.out_models``.
+    dataset : str or None
+        Whose champion; None is enough where only one data set has one.
+
+    Raises
+    ------
+    ConfigError
+        If several data sets have a champion and none is named.
+    MissingUpstreamError
+        If there is no model.
+    """
+    kind = layout.root / "outputs" / "pointers" / ChampionPointer.kind
+    files = sorted(kind.glob(f"{dataset or '*/*'}/latest.json"))
+    if len(files) > 1:
+        names = ", ".join(file.parent.relative_to(kind).as_posix() for file in files)
+        raise ConfigError(f"There are champions of several data sets ({names}); choose one with --dataset.")
+    if files:
+        return layout.absolute(read_pointer(layout, ChampionPointer, files[0]).weights)
+    best = layout.configured(out_models) / "best.pth"
+    if not best.is_file():
+        raise MissingUpstreamError(
+            f"There is no model in {layout.root} yet; make one with `brainmri pipeline`, or name a file with --checkpoint."
+        )
+    return best

@@ -1,0 +1,219 @@
+"""Twins: the test images that training has seen, as a copy, as a member of the same group, or through their patient."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from brainmri_core.project.sample_table import known_patients, read_samples
+
+Mask = npt.NDArray[np.bool_]
+I64 = npt.NDArray[np.int64]
+
+COPY_COLUMNS = {
+    "path_a": "str",
+    "path_b": "str",
+    "ncc": "float64",
+    "orientation": "str",
+    "exact": "bool",
+    "same_label": "bool",
+}
+
+# every other orientation undoes itself
+_QUARTER_TURNS = {"turned right": "turned left", "turned left": "turned right"}
+
+
+def read_copies(folder: Path) -> pd.DataFrame:
+    """Read the confirmed copies beside a split; a class-folder tree has none, and exact ones still show by their hashes.
+
+    Raises
+    ------
+    IntegrityError
+        If the split was searched for copies, and their table is gone or damaged.
+    """
+    path = folder / "copies.parquet"
+    if path.is_file() or (folder / "split.json").is_file():
+        return read_samples(path, COPY_COLUMNS)
+    return pd.DataFrame({name: pd.Series(dtype=dtype) for name, dtype in COPY_COLUMNS.items()})
+
+
+def find_twins(samples: pd.DataFrame, copies: pd.DataFrame, train: Mask, test: Mask) -> pd.DataFrame:
+    """Find the test images that have a copy in training.
+
+    Exact copies stand for each other: a near copy of one is a near copy of all.
+
+    Parameters
+    ----------
+    samples : pandas.DataFrame
+        N rows with path and pixel_sha256 (empty where an image could not be decoded).
+    copies : pandas.DataFrame
+        Confirmed pairs: path_a, path_b, ncc, orientation. Pairs with a path that is not in `samples` are ignored.
+    train, test : numpy.ndarray
+        bool ``(N,)``, disjoint.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row per such test image: ``test`` and ``train`` (positions in `samples`), ``kind`` (``exact`` or
+        ``near copy``), ``ncc`` and ``orientation`` (brought into it, the test image looks like the training image); in
+        the order of `samples`. The twin is an exact copy where there is one, else the near copy of highest correlation.
+    """
+    pixels = _pixel_ids(samples)
+    listed = _pairs(samples, copies, pixels)
+    in_training = _first_of(pixels, train)
+    partner = np.full(len(in_training), -1)
+    ncc = np.full(len(in_training), np.nan)
+    orientation = np.full(len(in_training), "identity", object)
+    # pairs come sorted by correlation, and of several assignments to one place the last stays
+    back = np.array([_QUARTER_TURNS.get(name, name) for name in listed.orientation], object)
+    for one, other, names in (
+        (listed.first, listed.second, listed.orientation),
+        (listed.second, listed.first, back),
+    ):
+        usable = (in_training[other] >= 0) & ~(listed.ncc < ncc[one])
+        partner[one[usable]] = in_training[other[usable]]
+        ncc[one[usable]] = listed.ncc[usable]
+        orientation[one[usable]] = names[usable]
+    tested = np.flatnonzero(test)
+    exact = in_training[pixels[tested]]
+    identical = exact >= 0
+    table = pd.DataFrame(
+        {
+            "test": tested,
+            "train": np.where(identical, exact, partner[pixels[tested]]),
+            "kind": np.where(identical, "exact", "near copy"),
+            "ncc": np.where(identical, 1.0, ncc[pixels[tested]]),
+            "orientation": np.where(identical, "identity", orientation[pixels[tested]]),
+        }
+    )
+    return table[table["train"] >= 0].reset_index(drop=True)
+
+
+def find_leaks(samples: pd.DataFrame, copies: pd.DataFrame, train: Mask, test: Mask) -> pd.DataFrame:
+    """Find everything that ties a test image to training: a copy, membership in one group, or a known patient.
+
+    This is the check that blocks training. Training repeats it on its own rows, with the validation rows as `test` too.
+
+    Parameters
+    ----------
+    samples, copies, train, test
+        As `find_twins`; `samples` needs ``group`` too, and ``patient`` where patients are known.
+
+    Returns
+    -------
+    pandas.DataFrame
+        As `find_twins`, ``same group`` rows for further test images whose group has a training image, and ``same
+        patient`` rows for those then left whose patient has one. Empty where nothing leaks.
+    """
+    found = find_twins(samples, copies, train, test)
+    groups = samples["group"].to_numpy(object)
+    for kind, tied in (
+        ("same group", _sharing(groups, train, test)),
+        ("same patient", patient_twins(samples, train, test)),
+    ):
+        further = tied[~tied["test"].isin(found["test"])].assign(kind=kind)
+        found = pd.concat([part for part in (found, further) if len(part)] or [found])
+    return found.sort_values("test", ignore_index=True)
+
+
+def patient_twins(samples: pd.DataFrame, train: Mask, test: Mask) -> pd.DataFrame:
+    """Find the test images whose known patient has an image in training.
+
+    Parameters
+    ----------
+    samples : pandas.DataFrame
+        N rows, with ``patient`` where patients are known.
+    train, test : numpy.ndarray
+        bool ``(N,)``, disjoint.
+
+    Returns
+    -------
+    pandas.DataFrame
+        As `find_twins`, with the kind ``same patient``; ``train`` is the patient's first training image. Whether the two
+        are copies of each other is not looked at.
+    """
+    patients = known_patients(samples)
+    known = patients != ""
+    return _sharing(patients, train & known, test & known).assign(kind="same patient")
+
+
+def _sharing(names: npt.NDArray[np.object_], train: Mask, test: Mask) -> pd.DataFrame:
+    """Pair the test images with the first training image of their name."""
+    ids = np.asarray(pd.factorize(names)[0], np.int64)
+    tested = np.flatnonzero(test)
+    partner = _first_of(ids, train)[ids[tested]]
+    table = pd.DataFrame(
+        {"test": tested, "train": partner, "kind": "", "ncc": np.nan, "orientation": "identity"}
+    )
+    return table[partner >= 0].reset_index(drop=True)
+
+
+def label_conflicts(samples: pd.DataFrame, copies: pd.DataFrame, among: Mask) -> Mask:
+    """Say which images have a copy that carries another label.
+
+    Parameters
+    ----------
+    samples : pandas.DataFrame
+        N rows with path, pixel_sha256 and class_index.
+    copies : pandas.DataFrame
+        As `find_twins`.
+    among : numpy.ndarray
+        bool ``(N,)``: the images that count; the others neither have nor cause a conflict.
+
+    Returns
+    -------
+    numpy.ndarray
+        bool ``(N,)``.
+    """
+    pixels = _pixel_ids(samples)
+    listed = _pairs(samples, copies, pixels)
+    label = samples["class_index"].to_numpy(np.int64)
+    # least and greatest label of each distinct image; of no label, so that it is below none and above none
+    least = np.full(int(pixels.max(initial=-1)) + 1, np.iinfo(np.int64).max)
+    greatest = np.full(len(least), np.iinfo(np.int64).min)
+    np.minimum.at(least, pixels[among], label[among])
+    np.maximum.at(greatest, pixels[among], label[among])
+    first, second = listed.first, listed.second
+    unlike = np.minimum(least[first], least[second]) < np.maximum(greatest[first], greatest[second])
+    conflict = least < greatest
+    conflict[first[unlike]] = conflict[second[unlike]] = True
+    found: Mask = conflict[pixels] & among
+    return found
+
+
+def _pixel_ids(samples: pd.DataFrame) -> I64:
+    """Number the distinct pixel hashes; an image without one is unlike all others."""
+    hashes, paths = samples["pixel_sha256"].to_numpy(object), samples["path"].to_numpy(object)
+    return np.asarray(pd.factorize(np.where(hashes == "", paths, hashes))[0], np.int64)
+
+
+@dataclass(frozen=True)
+class _Pairs:
+    """Pairs of unlike pixel ids, by rising correlation."""
+
+    first: I64
+    second: I64
+    ncc: npt.NDArray[np.float64]
+    orientation: npt.NDArray[np.object_]
+
+
+def _pairs(samples: pd.DataFrame, copies: pd.DataFrame, pixels: I64) -> _Pairs:
+    index = pd.Index(samples["path"].to_numpy(object))
+    first, second = (index.get_indexer(copies[name].to_numpy(object)) for name in ("path_a", "path_b"))
+    ncc = copies["ncc"].to_numpy(np.float64)
+    known = (first >= 0) & (second >= 0) & (pixels[first] != pixels[second])
+    order = np.flatnonzero(known)[np.argsort(ncc[known], kind="stable")]
+    orientation = copies["orientation"].to_numpy(object)[order]
+    return _Pairs(pixels[first[order]], pixels[second[order]], ncc[order], orientation)
+
+
+def _first_of(ids: I64, among: Mask) -> I64:
+    """Return, for each id, the first position in `among` that carries it, or -1."""
+    result = np.full(int(ids.max(initial=-1)) + 1, -1)
+    positions = np.flatnonzero(among)[::-1]
+    result[ids[positions]] = positions
+    return result

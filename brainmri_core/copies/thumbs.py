@@ -1,0 +1,46 @@
+"""The 64x64 thumbnails that a split keeps of its images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from PIL import Image
+
+from brainmri_core.errors import IntegrityError
+from brainmri_core.images.statistics import to_gray
+
+U8 = npt.NDArray[np.uint8]
+
+THUMB_SIDE = 64
+
+
+def read_thumbs(folder: Path, samples: pd.DataFrame, pixels: U8) -> U8:
+    """Open the thumbnails in a split's folder, or make them from the pack where there are none (a class-folder tree).
+
+    Returns
+    -------
+    numpy.ndarray
+        uint8 ``(len(samples), 64, 64)``.
+    """
+    path = folder / "thumbs.npy"
+    if path.is_file():
+        try:
+            thumbs = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise IntegrityError(
+                f"The thumbnails {path} cannot be opened ({error}); run split again."
+            ) from None
+        if thumbs.dtype != np.uint8 or thumbs.shape != (len(samples), THUMB_SIDE, THUMB_SIDE):
+            raise IntegrityError(
+                f"The thumbnails {path} hold {thumbs.dtype} {thumbs.shape} for {len(samples)} images; run split again."
+            )
+        return np.asarray(thumbs)
+    made = np.zeros((len(samples), THUMB_SIDE, THUMB_SIDE), np.uint8)
+    for position, row in enumerate(samples["row"].to_numpy()):
+        if row >= 0:
+            image = Image.fromarray(to_gray(pixels[row : row + 1])[0])
+            made[position] = np.asarray(image.resize((THUMB_SIDE, THUMB_SIDE), Image.Resampling.BILINEAR))
+    return made

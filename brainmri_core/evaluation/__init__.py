@@ -1,0 +1,1 @@
+"""What is measured of a trained model: predictions, metrics, intervals, calibration, explanations and choices."""

@@ -1,0 +1,162 @@
+"""Baselines: what simpler rules score on the same test images, and by how much the model beats them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from brainmri_core.copies.lookup import nearest_neighbour_baseline
+from brainmri_core.evaluation.bootstrap import UNDEFINED, confusion_metrics, interval
+from brainmri_core.evaluation.metrics import brief_metrics
+from brainmri_core.images.statistics import intensity_statistics, to_gray
+from brainmri_core.validation.shortcuts import metadata_features, shortcut_baseline
+
+U8 = npt.NDArray[np.uint8]
+F32 = npt.NDArray[np.float32]
+F64 = npt.NDArray[np.float64]
+I64 = npt.NDArray[np.int64]
+
+SCORES = ("accuracy", "balanced_accuracy", "macro_f1", "macro_auroc")
+_CHUNK = 256
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """One rule's class probabilities ``(N, K)`` for the test images; `ranks` says whether they are more than votes."""
+
+    name: str
+    meaning: str
+    probabilities: F64
+    ranks: bool
+
+
+def make_baselines(
+    samples: pd.DataFrame, thumbs: U8, pack: U8, train: I64, test: I64, num_classes: int
+) -> list[Baseline]:
+    """Fit the baselines on the training split and apply them to test images.
+
+    Parameters
+    ----------
+    samples : pandas.DataFrame
+        The sample table: row, class_index, width, height, bytes, mode.
+    thumbs : numpy.ndarray
+        uint8 ``(len(samples), 64, 64)``.
+    pack : numpy.ndarray
+        The packed pixels.
+    train, test : numpy.ndarray
+        int64 positions in `samples`.
+    num_classes : int
+        K.
+
+    Returns
+    -------
+    list of Baseline
+        Majority class, 1-nearest neighbour on pixels, and small models on file metadata, on intensity statistics and on
+        both; empty without training images.
+    """
+    if not len(train) or not len(test):
+        return []
+    labels = samples["class_index"].to_numpy(np.int64)
+    common = np.bincount(labels[train], minlength=num_classes).argmax()
+    nearest = nearest_neighbour_baseline(thumbs[train], labels[train], thumbs[test])
+    rows = samples["row"].to_numpy(np.int64)
+    metadata = metadata_features(samples)
+    intensity = np.zeros((len(samples), 0))
+    used = np.concatenate([train, test])
+    parts = [
+        intensity_statistics(to_gray(pack[rows[used[start : start + _CHUNK]]]))
+        for start in range(0, len(used), _CHUNK)
+    ]
+    stacked = np.concatenate(parts)
+    intensity = np.zeros((len(samples), stacked.shape[1]))
+    intensity[used] = stacked
+    features = {
+        "file metadata": (metadata, "a small model that sees width, height, file size and pixel mode only"),
+        "intensity statistics": (intensity, "a small model that sees ten statistics of the gray levels only"),
+        "both shortcuts": (
+            np.concatenate([metadata, intensity], axis=1),
+            "a small model that sees file metadata and intensity statistics only",
+        ),
+    }
+    votes = np.eye(num_classes)
+    made = [
+        Baseline("majority class", "always the commonest class of the training split", votes[[common] * len(test)], False),
+        Baseline("nearest neighbour", "the class of the training image with the most similar pixels", votes[nearest], False),
+    ]  # fmt: skip
+    for name, (columns, meaning) in features.items():
+        shares = shortcut_baseline(columns[train], labels[train], columns[test], num_classes=num_classes)
+        made.append(Baseline(name, meaning, shares, True))
+    return made
+
+
+def score_baselines(
+    baselines: Sequence[Baseline],
+    labels: I64,
+    predicted: I64,
+    number: I64,
+    weights: F32,
+    classes: Sequence[str],
+) -> list[dict[str, Any]]:
+    """Score baselines beside the model, in pairs on the same resamples.
+
+    Parameters
+    ----------
+    baselines : sequence of Baseline
+        From `make_baselines`.
+    labels, predicted : numpy.ndarray
+        int64 ``(N,)``: the truth and the model's calls.
+    number, weights : numpy.ndarray
+        From `bootstrap.group_weights`.
+    classes : sequence of str
+        Class names.
+
+    Returns
+    -------
+    list of dict
+        name, meaning, the `SCORES`, ``macro_f1_interval``, ``macro_f1_gain`` (the model's less the baseline's), its
+        interval, ``beaten``: yes, no, or unclear where the interval of the gain includes zero, and ``reasons`` of what
+        is null.
+    """
+    own = _resampled_f1(labels, predicted, number, weights, classes)
+    own_f1 = brief_metrics(labels, np.eye(len(classes))[predicted], classes)["macro_f1"]
+    rows = []
+    for baseline in baselines:
+        scores = brief_metrics(labels, baseline.probabilities, classes)
+        called = baseline.probabilities.argmax(axis=1)
+        theirs = _resampled_f1(labels, called, number, weights, classes)
+        gain = own_f1 - scores["macro_f1"]
+        between = interval(own - theirs) if len(own) else None
+        unclear = between is not None and between[0] <= 0
+        row = {
+            "name": baseline.name,
+            "meaning": baseline.meaning,
+            **{key: scores[key] for key in SCORES},
+            **({} if baseline.ranks else {"macro_auroc": None}),
+            "macro_f1_interval": interval(theirs) if len(theirs) else None,
+            "macro_f1_gain": gain,
+            "macro_f1_gain_interval": between,
+            "beaten": "no" if gain <= 0 else "unclear" if unclear else "yes",
+        }
+        undefined = UNDEFINED if len(theirs) else "no resamples were asked for"
+        because = {"macro_auroc": scores["reasons"].get("macro_auroc", "it votes and does not rank")}
+        row["reasons"] = {key: because.get(key, undefined) for key, value in row.items() if value is None}
+        rows.append(row)
+    return rows
+
+
+def _resampled_f1(labels: I64, called: I64, number: I64, weights: F32, classes: Sequence[str]) -> F64:
+    return resampled(labels, called, number, weights, classes)["macro_f1"]
+
+
+def resampled(labels: I64, called: I64, number: I64, weights: F32, classes: Sequence[str]) -> dict[str, F64]:
+    """Return the confusion-matrix metrics of every resample of some calls, by dotted name, float64 ``(R,)``."""
+    k = len(classes)
+    cells = np.zeros((weights.shape[1], k * k))
+    np.add.at(cells, (number, labels * k + called), 1.0)
+    confusion = (weights.astype(np.float64) @ cells).reshape(-1, k, k)
+    return confusion_metrics(confusion, classes, np.bincount(labels, minlength=k) > 0)

@@ -1,0 +1,155 @@
+"""A contender for the champion's title: a checkpoint that predicts any image of its data set the way it was trained to see it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import torch
+from torch import nn
+
+from brainmri_core.config.base import Precision
+from brainmri_core.config.evaluation import EvaluateConfig
+from brainmri_core.evaluation.tested_model import validation_of
+from brainmri_core.images.pack import open_pack
+from brainmri_core.images.preparation import prepared_images
+from brainmri_core.learning.checkpoint import CheckpointMeta, load_model
+from brainmri_core.learning.device import choose_device, choose_precision
+from brainmri_core.learning.inference import predict_evenly
+from brainmri_core.project.job import Job
+from brainmri_core.project.pointers import CheckpointPointer, MappingPointer, PackPointer, follow
+from brainmri_core.project.sample_table import (
+    FETCH_COLUMNS,
+    RESIZE_COLUMNS,
+    SPLIT_COLUMNS,
+    known_patients,
+    read_samples,
+)
+from brainmri_core.system.storage import check_sha256
+
+U8 = npt.NDArray[np.uint8]
+I64 = npt.NDArray[np.int64]
+_CHUNK_BYTES = 256 << 20
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A checkpoint's model, and the arithmetic that both sides of a comparison share."""
+
+    model: nn.Module
+    meta: CheckpointMeta
+    device: torch.device
+    precision: Precision
+    mirror: bool
+    batch_size: int
+    job: Job
+
+    @classmethod
+    def load(cls, checkpoint: CheckpointPointer, config: EvaluateConfig, job: Job) -> Contender:
+        """Load a checkpoint, which must be the one that was recorded."""
+        path = job.layout.absolute(checkpoint.checkpoint)
+        check_sha256(path, checkpoint.checkpoint_sha256, "checkpoint")
+        device = choose_device(job.env)
+        model, meta = load_model(path, device)
+        precision = choose_precision(config.precision, True, device)
+        return cls(model, meta, device, precision, config.mirror, config.data.batch_size, job)
+
+    def calls(self, table: pd.DataFrame, pack: PackPointer, classes: list[str]) -> I64:
+        """Predict images of a pack, from its pixels where they were prepared as this model wants them, else from their files.
+
+        Parameters
+        ----------
+        table : pandas.DataFrame
+            N rows of the pack's sample table.
+        pack : PackPointer
+            The pack.
+        classes : list of str
+            The model's classes, in the order that the result counts them by.
+
+        Returns
+        -------
+        numpy.ndarray
+            int64 ``(N,)``: the class of each image; -1 where its file cannot be decoded.
+
+        Raises
+        ------
+        StorageError, IntegrityError
+            If a file is gone or was changed.
+        """
+        how = self.meta.preprocessing
+        called = np.full(len(table), -1, np.int64)
+        wanted = (how.pack_size, how.fit, how.colour, how.gray_ranges)
+        if wanted == (pack.size, pack.fit, pack.channels == 3, pack.gray_ranges):
+            logits = self._logits(open_pack(self.job.layout, pack), table["row"].to_numpy(np.int64))
+            called[:] = logits.argmax(axis=1)
+        else:
+            for positions, pixels in self._prepared(table, pack):
+                called[positions] = self._logits(pixels, np.arange(len(pixels))).argmax(axis=1)
+        order = np.array([*map(classes.index, self.meta.classes), -1], np.int64)
+        return np.asarray(order[called], np.int64)
+
+    def _logits(self, pixels: U8, rows: I64) -> npt.NDArray[np.float32]:
+        return predict_evenly(
+            self.model,
+            pixels,
+            rows,
+            self.meta.preprocessing,
+            device=self.device,
+            batch_size=self.batch_size,
+            precision=self.precision,
+            tta=self.mirror,
+        ).logits
+
+    def _prepared(self, table: pd.DataFrame, pack: PackPointer) -> Iterator[tuple[list[int], U8]]:
+        """Yield positions in the table and their images, prepared as the model was trained, some at a time."""
+        how = self.meta.preprocessing
+        channels = 3 if how.colour else 1
+        mapping = follow(self.job.layout, MappingPointer, pack.mapping_pointer)
+        images = prepared_images(
+            self.job.layout.absolute(mapping.dataset_root),
+            table,
+            size=how.pack_size,
+            fit=how.fit,
+            channels=channels,
+            gray_ranges=how.gray_ranges,
+        )
+        most = max(1, _CHUNK_BYTES // (how.pack_size**2 * channels))
+        while part := list(islice(images, most)):
+            yield [position for position, _ in part], np.stack([pixels for _, pixels in part])
+
+
+def packed_samples(pack: PackPointer, job: Job) -> pd.DataFrame:
+    """Return the packed images of a sample table, in pack order."""
+    columns = {**FETCH_COLUMNS, **SPLIT_COLUMNS, **RESIZE_COLUMNS}
+    table = read_samples(job.layout.absolute(pack.samples), columns)
+    return table[table["row"] >= 0].sort_values("row", ignore_index=True)
+
+
+def trained_on(
+    table: pd.DataFrame,
+    packed: pd.DataFrame,
+    checkpoint: CheckpointPointer,
+    meta: CheckpointMeta,
+    job: Job,
+) -> npt.NDArray[np.bool_]:
+    """Mark images that a checkpoint was trained on, or a group member or another image of the patient of which it was.
+
+    Parameters
+    ----------
+    table, packed : pandas.DataFrame
+        Some rows, and all rows, of the sample table with the groups that count.
+    checkpoint, meta
+        The checkpoint, which may have been trained on another split or version of the data set, and its record.
+    """
+    own = packed_samples(follow(job.layout, PackPointer, checkpoint.pack_pointer), job)
+    trained = own[(own["split"] == "train") & ~validation_of(own, meta)]
+    # by the file too: the hash of a JPEG's pixels is of a reduced scale, which another version may choose otherwise
+    seen = packed["file_sha256"].isin(set(trained["file_sha256"]))
+    seen |= packed["pixel_sha256"].isin(set(trained["pixel_sha256"]) - {""})
+    patients = known_patients(table)
+    known = (patients != "") & np.isin(patients, known_patients(trained))
+    return np.asarray(table["group"].isin(set(packed.loc[seen, "group"])) | known, np.bool_)

@@ -1,0 +1,146 @@
+"""Do the maps mean something: do they change when the model's parameters do, and do they find a known tumour?"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from scipy.stats import spearmanr
+from torch import nn
+
+from brainmri_core.evaluation.gradcam import maps_of_rows
+from brainmri_core.learning.checkpoint import Preprocessing
+from brainmri_core.learning.models import gradcam_layer, head
+
+U8 = npt.NDArray[np.uint8]
+F32 = npt.NDArray[np.float32]
+I64 = npt.NDArray[np.int64]
+Masks = npt.NDArray[np.bool_]
+
+IOU_SHARE = 0.5
+_CONSTANT = "the maps of one of the two models are constant"
+
+
+def randomised(model: nn.Module, name: str, stage: str, seed: int) -> nn.Module:
+    """Return a copy of a model with fresh random parameters in its ``head``, ``last block`` and head, or ``all`` layers."""
+    fresh = copy.deepcopy(model)
+    layers: dict[str, list[nn.Module]] = {
+        "head": [head(fresh)],
+        "last block": [head(fresh), *gradcam_layer(name, fresh).modules()],
+        "all": list(fresh.modules()),
+    }
+    state = torch.get_rng_state()
+    torch.manual_seed(seed)
+    try:
+        for module in layers[stage]:
+            reset = getattr(module, "reset_parameters", None)
+            if callable(reset):
+                reset()
+    finally:
+        torch.set_rng_state(state)
+    return fresh.eval()
+
+
+def randomisation_check(
+    model: nn.Module,
+    name: str,
+    pack: U8,
+    rows: I64,
+    targets: I64,
+    preprocessing: Preprocessing,
+    *,
+    device: torch.device,
+    batch_size: int,
+    seed: int,
+) -> tuple[dict[str, Any], dict[str, F32]]:
+    """Compare the maps with those of models whose parameters were randomised from the head backwards.
+
+    Adebayo et al., Sanity checks for saliency maps, NeurIPS 2018: a map that stays the same explains the image, not
+    the model. These maps are never negative, so that the sign of a correlation counts.
+
+    Returns
+    -------
+    scores : dict
+        For each stage the mean Spearman correlation of the maps with the model's own, over the images whose two maps
+        both vary (None without any), ``passed``: whether it is below 0.5 with all parameters randomised, and
+        ``reasons`` of what is None.
+    maps : dict
+        Stage to Grad-CAM maps, ``own`` among them.
+    """
+
+    def compute(candidate: nn.Module) -> F32:
+        return maps_of_rows(
+            candidate, name, pack, rows, targets, preprocessing, device=device, batch_size=batch_size
+        ).gradcam
+
+    maps = {"own": compute(model)}
+    correlation: dict[str, float | None] = {}
+    for stage in ("head", "last block", "all"):
+        maps[stage] = compute(randomised(model, name, stage, seed))
+        correlation[stage] = _mean_correlation(maps["own"], maps[stage])
+    last = correlation["all"]
+    return {
+        "images": len(rows),
+        "spearman": correlation,
+        "passed": None if last is None else last < 0.5,
+        "reasons": {
+            **{f"spearman.{stage}": _CONSTANT for stage, value in correlation.items() if value is None},
+            **({"passed": _CONSTANT} if last is None else {}),
+        },
+    }, maps
+
+
+def _mean_correlation(one: F32, other: F32) -> float | None:
+    step = max(
+        1, one.shape[-1] // 28
+    )  # the maps were interpolated from a coarse grid: more samples say no more
+    found = []
+    for first, second in zip(one[:, ::step, ::step], other[:, ::step, ::step], strict=True):
+        if first.std() > 0 and second.std() > 0:
+            found.append(float(spearmanr(first.ravel(), second.ravel()).statistic))
+    return float(np.mean(found)) if found else None
+
+
+def localisation_scores(maps: F32, masks: Masks) -> dict[str, Any]:
+    """Score maps against known tumour masks.
+
+    Parameters
+    ----------
+    maps : numpy.ndarray
+        float32 ``(N, S, S)``.
+    masks : numpy.ndarray
+        bool ``(N, S, S)``, each with at least one true pixel.
+
+    Returns
+    -------
+    dict
+        ``pointing_game``: share of maps whose peak lies in the mask (Zhang et al., IJCV 2018); ``iou``: mean overlap
+        of the mask with the map above half its peak; ``energy_inside``: mean share of the map inside the mask; and the
+        same by chance: ``mask_share``, the mean share of the image that the mask covers.
+    """
+    if not len(maps):
+        return {"images": 0, "reason": "no evaluated image has a known tumour mask"}
+    flat = maps.reshape(len(maps), -1)
+    inside = masks.reshape(len(masks), -1)
+    peak = inside[np.arange(len(flat)), flat.argmax(axis=1)] & (flat.max(axis=1) > 0)
+    hot = (flat >= IOU_SHARE * flat.max(axis=1, keepdims=True)) & (flat > 0)
+    iou = (hot & inside).sum(axis=1) / (hot | inside).sum(axis=1)
+    total = flat.sum(axis=1)
+    energy = np.divide((flat * inside).sum(axis=1), total, out=np.zeros(len(flat)), where=total > 0)
+    return {
+        "images": len(maps),
+        "pointing_game": float(peak.mean()),
+        "iou": float(iou.mean()),
+        "energy_inside": float(energy.mean()),
+        "mask_share": float(inside.mean()),
+    }
+
+
+def shrink_mask(mask: U8, size: int) -> npt.NDArray[np.bool_]:
+    """Bring a fitted mask ``(P, P)`` to the model's input size; any tumour pixel keeps a small tumour from vanishing."""
+    image = Image.fromarray(np.where(mask > 127, 255, 0).astype(np.uint8))
+    return np.asarray(image.resize((size, size), Image.Resampling.BOX)) > 0

@@ -1,0 +1,143 @@
+"""Explanations of an evaluation: maps of the gallery's images, and the checks of what the maps are worth."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from brainmri_core.evaluation.explanation_checks import (
+    localisation_scores,
+    randomisation_check,
+    shrink_mask,
+)
+from brainmri_core.evaluation.galleries import KINDS
+from brainmri_core.evaluation.gradcam import Maps, maps_of_rows
+from brainmri_core.evaluation.tested_data import Evidence
+from brainmri_core.evaluation.tested_model import Subject
+
+F32 = npt.NDArray[np.float32]
+I64 = npt.NDArray[np.int64]
+
+CHECKED_IMAGES = 16
+SHOWN_CHECKS = 4
+MAX_MASKED = 256
+
+
+@dataclass(frozen=True)
+class Explained:
+    """Maps and what they are worth.
+
+    Attributes
+    ----------
+    rows : numpy.ndarray
+        int64 ``(M,)``: pack rows that `maps` explain, each for its predicted class.
+    scores : dict
+        ``randomisation`` and ``localisation``, for ``metrics.json``.
+    check_rows, check_maps
+        Some of the images of the randomisation check, and their maps by stage.
+    """
+
+    rows: I64
+    maps: Maps
+    scores: dict[str, Any]
+    check_rows: I64
+    check_maps: dict[str, F32]
+
+
+def explain(
+    subject: Subject, galleries: pd.DataFrame, test: pd.DataFrame, evidence: Evidence, seed: int
+) -> Explained:
+    """Compute the maps of the gallery's images and check them.
+
+    Parameters
+    ----------
+    subject : Subject
+        The model and its images.
+    galleries : pandas.DataFrame
+        From `select_galleries`.
+    test : pandas.DataFrame
+        Test rows of the prediction table.
+    evidence : Evidence
+        With tumour masks where they are known.
+    seed : int
+        Seed of the random parameters.
+    """
+    called = dict(zip(test["row"].tolist(), test["predicted_index"].tolist(), strict=True))
+    rows = np.unique(galleries["row"].to_numpy(np.int64))
+    maps = _maps(subject, rows, np.asarray([called[row] for row in rows.tolist()], np.int64))
+    sure = galleries[galleries["gallery"] == KINDS[0]].sort_values(["rank", "class"], kind="stable")
+    sure = sure if len(sure) else galleries
+    checked = pd.unique(sure["row"])[:CHECKED_IMAGES].astype(np.int64)
+    randomisation, check_maps = randomisation_check(
+        subject.model,
+        subject.meta.model_name,
+        subject.pixels,
+        checked,
+        np.asarray([called[row] for row in checked.tolist()], np.int64),
+        subject.preprocessing,
+        device=subject.device,
+        batch_size=subject.batch_size,
+        seed=seed,
+    )
+    scores = {
+        "methods": ["Grad-CAM", "Grad-CAM++"],
+        "grid": maps.grid,
+        "randomisation": randomisation,
+        "localisation": _localisation(subject, test, evidence),
+    }
+    return Explained(
+        rows,
+        maps,
+        scores,
+        checked[:SHOWN_CHECKS],
+        {name: part[:SHOWN_CHECKS] for name, part in check_maps.items()},
+    )
+
+
+def _maps(subject: Subject, rows: I64, targets: I64) -> Maps:
+    return maps_of_rows(
+        subject.model,
+        subject.meta.model_name,
+        subject.pixels,
+        rows,
+        targets,
+        subject.preprocessing,
+        device=subject.device,
+        batch_size=subject.batch_size,
+    )
+
+
+def _localisation(subject: Subject, test: pd.DataFrame, evidence: Evidence) -> dict[str, Any]:
+    """Score the maps of the true class against the known tumour masks, on up to `MAX_MASKED` test images."""
+    known = test[test["path"].map(evidence.has_mask).astype(bool)]
+    if known.empty:
+        return {"images": 0, "reason": "no test image has a known tumour mask"}
+    step = -(-len(known) // MAX_MASKED)
+    chosen = known.iloc[::step]
+    masks = np.stack(
+        [shrink_mask(evidence.mask(path), subject.preprocessing.image_size) for path in chosen["path"]]
+    )
+    visible = masks.any(axis=(1, 2))
+    chosen, masks = chosen[visible], masks[visible]
+    labels = chosen["class_index"].to_numpy(np.int64)
+    maps = _maps(subject, chosen["row"].to_numpy(np.int64), labels)
+    return {
+        "images": len(chosen),
+        "explained": "the true class",
+        "gradcam": localisation_scores(maps.gradcam, masks),
+        "gradcam_plus_plus": localisation_scores(maps.gradcam_plus_plus, masks),
+        "other_image": localisation_scores(maps.gradcam[_others(labels)], masks),
+    }
+
+
+def _others(labels: I64) -> I64:
+    """Return for each image the position of another one of its class, far away in the order, where its class has one."""
+    other = np.arange(len(labels))
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        other[members] = np.roll(members, len(members) // 2)
+    return other

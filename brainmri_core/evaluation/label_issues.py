@@ -1,0 +1,146 @@
+"""Label-issue candidates by confident learning (Northcutt, Jiang and Chuang, JAIR 2021): a list for a person to review."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from PIL import Image
+
+from brainmri_core.pictures.thumbnails import Sheet, to_rgb
+from brainmri_core.project.sample_table import FOLD_REASON
+
+U8 = npt.NDArray[np.uint8]
+F64 = npt.NDArray[np.float64]
+I64 = npt.NDArray[np.int64]
+
+_COLUMNS, _ROWS = 8, 6
+
+ISSUE_COLUMNS = (
+    "rank",
+    "path",
+    "group",
+    "split",
+    "label",
+    "suggested",
+    "prob_label",
+    "prob_suggested",
+    "margin",
+)
+
+
+def label_issues(table: pd.DataFrame, probabilities: F64, classes: Sequence[str]) -> pd.DataFrame:
+    """Rank images whose label the model confidently disputes.
+
+    An image is a candidate when, among the classes whose probability reaches the mean probability that images with
+    that label get (the confident joint), another one than its label is the likeliest.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        N rows with path, group, split, label, class_index, of images the model was not fitted on.
+    probabilities : numpy.ndarray
+        float64 ``(N, K)`` of the same rows.
+    classes : sequence of str
+        K class names.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Columns `ISSUE_COLUMNS`, the most disputed first (by prob_label - prob_suggested).
+    """
+    labels = table["class_index"].to_numpy(np.int64)
+    own = probabilities[np.arange(len(labels)), labels]
+    counts = np.bincount(labels, minlength=len(classes))
+    sums = np.bincount(labels, weights=own, minlength=len(classes))
+    threshold = np.divide(sums, counts, out=np.full(len(classes), np.inf), where=counts > 0)
+    confident = np.where(probabilities >= threshold, probabilities, -1.0)
+    suggested = confident.argmax(axis=1)
+    rows = np.flatnonzero((confident.max(axis=1) > 0) & (suggested != labels))
+    other = probabilities[rows, suggested[rows]]
+    found = table.iloc[rows][["path", "group", "split", "label"]].reset_index(drop=True)
+    found["suggested"] = np.asarray(classes, object)[suggested[rows]]
+    found["prob_label"], found["prob_suggested"] = own[rows], other
+    found["margin"] = own[rows] - other
+    found = found.sort_values(["margin", "path"], ignore_index=True)
+    found["rank"] = np.arange(1, len(found) + 1)
+    return found[list(ISSUE_COLUMNS)]
+
+
+def known_error_ranks(issues: pd.DataFrame, known: Mapping[str, str]) -> pd.DataFrame:
+    """Return where a list of candidates has the images whose label is known to be wrong.
+
+    Parameters
+    ----------
+    issues : pandas.DataFrame
+        From `label_issues`.
+    known : mapping
+        Path to the right label, of images that were among those judged.
+
+    Returns
+    -------
+    pandas.DataFrame
+        A row per known error, the highest first: ``path``, ``right``, ``rank`` (missing where it is no candidate) and
+        ``suggested`` label.
+    """
+    table = pd.DataFrame({"path": list(known), "right": list(known.values())})
+    found = table.merge(issues[["path", "rank", "suggested"]], on="path", how="left").astype(
+        {"rank": "Int64"}
+    )
+    return found.sort_values(["rank", "path"], ignore_index=True)
+
+
+def issue_sheet(issues: pd.DataFrame, samples: pd.DataFrame, pack: U8) -> Image.Image:
+    """Draw the thumbnails of the candidates, the most disputed first: file, label, and what the model says.
+
+    Parameters
+    ----------
+    issues : pandas.DataFrame
+        From `label_issues`, at least one row; the first 48 are drawn.
+    samples : pandas.DataFrame
+        path and row.
+    pack : numpy.ndarray
+        uint8 ``(N, S, S)`` or ``(N, S, S, 3)``, the pixels that ``row`` counts in.
+    """
+    shown = issues.head(_COLUMNS * _ROWS).to_dict("records")
+    rows = samples.set_index("path")["row"]
+    sheet = Sheet(
+        "Labels that look wrong, most disputed first", min(len(shown), _COLUMNS), -(-len(shown) // _COLUMNS)
+    )
+    for place, item in enumerate(shown):
+        lines = [
+            Path(item["path"]).name,
+            f"is {item['label']} {100 * item['prob_label']:.1f}%",
+            f"or {item['suggested']} {100 * item['prob_suggested']:.1f}%",
+        ]
+        sheet.place(*divmod(place, _COLUMNS), to_rgb(pack[rows[item["path"]]]), lines)
+    for row in range(-(-len(shown) // _COLUMNS)):
+        sheet.heading(row, f"from {row * _COLUMNS + 1}")
+    return sheet.image
+
+
+def split_without(samples: pd.DataFrame, issues: pd.DataFrame) -> pd.DataFrame:
+    """Return the split as ``split.strategy: predefined`` reads it, the candidates marked as excluded.
+
+    Parameters
+    ----------
+    samples : pandas.DataFrame
+        The whole sample table, or a fold's: path, split, group, reason.
+    issues : pandas.DataFrame
+        What to exclude: path.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Columns path, split, group.
+    """
+    result = samples[["path", "split", "group"]].copy()
+    held_back = samples["reason"] == FOLD_REASON
+    if held_back.any():  # the table of a fold: its test images are training images of the whole split
+        result.loc[result["split"] == "test", "split"] = "train"
+        result.loc[held_back, "split"] = "test"
+    result.loc[result["path"].isin(issues["path"]), "split"] = "excluded"
+    return result

@@ -1,0 +1,59 @@
+"""Two models on the same test images: their macro F1, and the interval of the difference over resampled patients or groups."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from brainmri_core.evaluation.bootstrap import confusion_metrics, group_weights, interval
+
+F32 = npt.NDArray[np.float32]
+F64 = npt.NDArray[np.float64]
+I64 = npt.NDArray[np.int64]
+
+
+def paired_macro_f1(
+    labels: I64,
+    ours: I64,
+    theirs: I64,
+    groups: Sequence[str],
+    classes: Sequence[str],
+    *,
+    resamples: int,
+    seed: int,
+) -> tuple[float, float, list[float] | None]:
+    """Compare two models' calls on the same images.
+
+    Parameters
+    ----------
+    labels, ours, theirs : numpy.ndarray
+        int64 ``(N,)``: the truth and the class index each model calls.
+    groups : sequence of str
+        Independent unit of each image (`grouping.independent_units`); these are resampled, not images.
+    classes : sequence of str
+        Class names by index.
+    resamples, seed : int
+        Of the bootstrap; both models are scored on the same draw.
+
+    Returns
+    -------
+    ours, theirs : float
+        Macro F1 over the classes that occur.
+    difference : list of float or None
+        95% interval of ours less theirs; None where fewer than half of the resamples define it.
+    """
+    number, weights = group_weights(groups, resamples, seed)
+    every = np.ones((1, weights.shape[1]), np.float32)
+    point = [_macro_f1(labels, called, number, every, classes)[0] for called in (ours, theirs)]
+    drawn = [_macro_f1(labels, called, number, weights, classes) for called in (ours, theirs)]
+    return float(point[0]), float(point[1]), interval(np.asarray(drawn[0] - drawn[1], np.float64))
+
+
+def _macro_f1(labels: I64, called: I64, number: I64, weights: F32, classes: Sequence[str]) -> F64:
+    k = len(classes)
+    cells = np.zeros((weights.shape[1], k * k))
+    np.add.at(cells, (number, labels * k + called), 1.0)
+    confusion = (weights.astype(np.float64) @ cells).reshape(-1, k, k)
+    return confusion_metrics(confusion, classes, np.bincount(labels, minlength=k) > 0)["macro_f1"]

@@ -1,0 +1,137 @@
+"""What is known of the data behind an evaluation, besides the model: where it came from, its copies, its ground truth."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from brainmri_core.copies.leaks import read_copies
+from brainmri_core.copies.thumbs import read_thumbs
+from brainmri_core.errors import IntegrityError
+from brainmri_core.images.decode import decode
+from brainmri_core.images.fit import fit_image
+from brainmri_core.project.job import Job
+from brainmri_core.project.pointers import FetchPointer, MappingPointer, PackPointer, follow
+from brainmri_core.project.sample_table import FETCH_COLUMNS, RESIZE_COLUMNS, SPLIT_COLUMNS, read_samples
+from brainmri_core.sources.masks import MASKS, MaskStore
+from brainmri_core.sources.phantom import read_truth
+from brainmri_core.system.storage import read_json
+from brainmri_core.validation.leak_report import LeakReport, leak_report
+
+U8 = npt.NDArray[np.uint8]
+I64 = npt.NDArray[np.int64]
+
+_GALLERY_PAIRS = 4
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """The data behind an evaluation.
+
+    Attributes
+    ----------
+    samples : pandas.DataFrame
+        The whole sample table of the pack, excluded images too.
+    thumbs : numpy.ndarray
+        uint8 ``(len(samples), 64, 64)``.
+    copies : pandas.DataFrame
+        Confirmed copies.
+    leak : LeakReport
+        Copies across this split and others, and what a 1-nearest-neighbour look-up scores.
+    planes, masks : dict
+        Path to image plane, and to the file of its tumour mask, where the generator of a synthetic set knows them.
+    stored_masks : MaskStore
+        Tumour masks that came with the images themselves.
+    split_record : dict
+        How the split was made.
+    """
+
+    pack: PackPointer
+    mapping: MappingPointer
+    fetched: FetchPointer | None
+    samples: pd.DataFrame
+    thumbs: U8
+    copies: pd.DataFrame
+    leak: LeakReport
+    planes: dict[str, str]
+    masks: dict[str, Path]
+    split_record: dict[str, Any]
+    stored_masks: MaskStore = field(default_factory=MaskStore)
+
+    def positions(self, side: str) -> I64:
+        """Return the positions in `samples` of a split's packed images, in pack order."""
+        rows = self.samples["row"].to_numpy(np.int64)
+        chosen = np.flatnonzero((self.samples["split"].to_numpy(object) == side) & (rows >= 0))
+        return chosen[np.argsort(rows[chosen], kind="stable")]
+
+    def has_mask(self, path: str) -> bool:
+        """Say whether it is known where the tumour is on an image."""
+        return path in self.masks or path in self.stored_masks
+
+    def mask(self, path: str) -> U8:
+        """Return an image's tumour mask, fitted as its pixels are: uint8 ``(P, P)``."""
+        if path in self.masks:
+            file = self.masks[path]
+            drawn = decode(file.read_bytes(), name=file.name).pixels
+        else:
+            drawn = np.where(self.stored_masks[path], 255, 0).astype(np.uint8)
+        return fit_image(drawn, self.pack.size, self.pack.fit)
+
+
+def gather_evidence(pack: PackPointer, pixels: U8, job: Job) -> Evidence:
+    """Collect what earlier stages recorded about a pack.
+
+    Raises
+    ------
+    IntegrityError
+        If a recorded file is missing or damaged.
+    """
+    layout = job.layout
+    samples = read_samples(
+        layout.absolute(pack.samples), {**FETCH_COLUMNS, **SPLIT_COLUMNS, **RESIZE_COLUMNS}
+    )
+    mapping = follow(layout, MappingPointer, pack.mapping_pointer)
+    folder = layout.absolute(mapping.samples).parent
+    thumbs, copies = read_thumbs(folder, samples, pixels), read_copies(folder)
+    fetched = follow(layout, FetchPointer, mapping.fetch_pointer) if mapping.fetch_pointer else None
+    # A foreign archive may bring such files, too: they would name any image for this process to open.
+    ours = fetched is not None and fetched.source == "phantom"
+    planes, masks = _truth(layout.absolute(mapping.dataset_root)) if ours else ({}, {})
+    return Evidence(
+        pack=pack,
+        mapping=mapping,
+        fetched=fetched,
+        samples=samples,
+        thumbs=thumbs,
+        copies=copies,
+        leak=leak_report(
+            samples, thumbs, copies, seed=job.env.seed, pack=pixels, pairs_per_split=_GALLERY_PAIRS
+        ),
+        planes=planes,
+        masks=masks,
+        split_record=_record(layout.absolute(mapping.split_json)),
+        stored_masks=MaskStore.read(layout.absolute(fetched.samples).parent / MASKS)
+        if fetched
+        else MaskStore(),
+    )
+
+
+def _record(path: Path) -> dict[str, Any]:
+    recorded = read_json(path) if path.is_file() else {}
+    if not isinstance(recorded, dict):
+        raise IntegrityError(f"The record of the split {path} is not a mapping; run split again.")
+    return recorded
+
+
+def _truth(root: Path) -> tuple[dict[str, str], dict[str, Path]]:
+    """Read what the generator of a synthetic data set knows of its images."""
+    if not (root / "truth" / "truth.json").is_file():
+        return {}, {}
+    images = read_truth(root).images
+    masks = {item.path: root / item.mask for item in images if item.mask and (root / item.mask).is_file()}
+    return {item.path: item.plane for item in images}, masks

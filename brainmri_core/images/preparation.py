@@ -1,0 +1,147 @@
+"""From image files to prepared pixels: many files at once, each at the size, fit and colour of a pack."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from tqdm import tqdm
+
+from brainmri_core.config.data import ResizeConfig
+from brainmri_core.errors import IntegrityError
+from brainmri_core.images.decode import DecodeError
+from brainmri_core.images.fit import Fit, decode_fitted, image_part
+from brainmri_core.images.isolation import read_below
+from brainmri_core.images.levels import GrayRange
+from brainmri_core.system.threads import cores, threads
+
+U8 = npt.NDArray[np.uint8]
+
+COLOUR_THRESHOLD = 12.0
+
+
+_CHUNK = 16
+
+
+@dataclass(frozen=True)
+class _Resized:
+    pixels: U8 | None
+    reason: str
+    facts: dict[str, float | int | str | bool]
+
+
+def _unchanged(data: bytes, path: str, expected: str) -> bytes:
+    """Return the bytes of a file if they are those that the split saw in a process of their own."""
+    if hashlib.sha256(data).hexdigest() != expected:
+        raise IntegrityError(f"The image {path} was changed after it was fetched; fetch and split again.")
+    return data
+
+
+def _stream(
+    root: Path, table: pd.DataFrame, todo: npt.NDArray[np.intp], config: ResizeConfig, channels: int
+) -> Iterator[tuple[int, _Resized]]:
+    """Yield results in order, both cores busy, at most a few chunks in flight."""
+    paths, hashes = table["path"].tolist(), table["file_sha256"].tolist()
+    read = read_below(root, paths)
+    workers = cores()
+
+    def work(chunk: list[int]) -> list[_Resized]:
+        return [
+            _resize_one(_unchanged(read(i), paths[i], hashes[i]), paths[i], config, channels) for i in chunk
+        ]
+
+    with (
+        threads(workers) as pool,
+        tqdm(total=len(todo), desc="resizing", unit="image", disable=None) as bar,
+    ):
+        chunks = (todo[start : start + _CHUNK].tolist() for start in range(0, len(todo), _CHUNK))
+        running = deque((chunk, pool.submit(work, chunk)) for chunk in islice(chunks, 2 * workers))
+        while running:
+            chunk, results = running.popleft()
+            done = results.result()
+            running.extend((chunk, pool.submit(work, chunk)) for chunk in islice(chunks, 1))
+            yield from zip(chunk, done, strict=True)
+            bar.update(len(chunk))
+
+
+def prepared_images(
+    root: Path, table: pd.DataFrame, *, size: int, fit: Fit, channels: int, gray_ranges: dict[str, GrayRange]
+) -> Iterator[tuple[int, U8]]:
+    """Yield images of a sample table as a pack made in this way would hold them.
+
+    Parameters
+    ----------
+    root : pathlib.Path
+        Folder of the data set.
+    table : pandas.DataFrame
+        Rows of its sample table.
+    size, fit, channels, gray_ranges
+        As a pack's pointer has them.
+
+    Yields
+    ------
+    position : int
+        Row of the table.
+    pixels : numpy.ndarray
+        uint8, ``(size, size)`` or ``(size, size, 3)``. Images that cannot be decoded are left out.
+
+    Raises
+    ------
+    IntegrityError
+        If a file was changed since it was fetched.
+    StorageError
+        If a file cannot be read.
+    """
+    config = ResizeConfig(size=size, fit=fit, gray_ranges=gray_ranges)
+    for position, result in _stream(root, table, np.arange(len(table)), config, channels):
+        if result.pixels is not None:
+            yield position, result.pixels
+
+
+def _resize_one(data: bytes, path: str, config: ResizeConfig, channels: int) -> _Resized:
+    try:
+        decoded, pixels = decode_fitted(
+            data,
+            name=path,
+            size=config.size,
+            fit=config.fit,
+            gray=channels == 1,
+            colour_check=False,
+            gray_ranges=config.gray_ranges,
+        )
+    except DecodeError as error:
+        return _Resized(None, str(error), {})
+    height, width = decoded.pixels.shape[:2]
+    rows, columns = image_part(height, width, config.size, config.fit)
+    mean, std = _mean_and_std(pixels[rows, columns])
+    return _Resized(
+        pixels,
+        "",
+        {
+            "width": decoded.width,
+            "height": decoded.height,
+            "mode": decoded.mode,
+            "mean": mean,
+            "std": std,
+            "has_metadata": bool(decoded.has_metadata),
+            "scaled_by": decoded.scaled_by,
+        },
+    )
+
+
+def _mean_and_std(pixels: U8) -> tuple[float, float]:
+    """Return mean and standard deviation of the gray levels (of colour pixels: the mean of the channels).
+
+    Of the image alone, not of the black border that letterboxing adds: that would hide a constant image.
+    """
+    levels = pixels.astype(np.float32) if pixels.ndim == 2 else pixels.mean(axis=2, dtype=np.float32)
+    mean = float(levels.mean())
+    levels -= np.float32(mean)
+    return mean, float(np.sqrt(np.vdot(levels, levels) / levels.size))

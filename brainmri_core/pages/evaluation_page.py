@@ -1,0 +1,293 @@
+"""``report.html`` and ``model_card.md`` of an evaluation: self-contained, escaped, readable on a phone and on paper."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from PIL import Image
+
+from brainmri_core.config.evaluation import EvaluateConfig
+from brainmri_core.escaping import markdown
+from brainmri_core.evaluation.calibration import probabilities
+from brainmri_core.evaluation.explanations import Explained
+from brainmri_core.evaluation.galleries import KINDS
+from brainmri_core.evaluation.prediction_table import labels_of, logits_of
+from brainmri_core.evaluation.test_ledger import looks_sentence
+from brainmri_core.evaluation.tested_data import Evidence
+from brainmri_core.evaluation.tested_model import Subject
+from brainmri_core.pages.validation_page import render_leak_section, validation_style
+from brainmri_core.pictures.figures import curves_figure, reliability_figure
+from brainmri_core.pictures.thumbnails import colour_bar, data_uri, overlay, resized
+from brainmri_core.project.job import Job
+from brainmri_core.project.pointers import CheckpointPointer
+from brainmri_core.project.run_record import code_version, environment
+from brainmri_core.project.run_schema import read_plan
+from brainmri_core.system.storage import sha256_json, write_bytes
+
+MAX_PICTURES = 240
+ISSUES_SHOWN = 12
+TILE = 176
+COARSE_GRID = 4
+_CHECK_STAGES = {
+    "own": "trained model",
+    "head": "random head",
+    "last block": "random last block",
+    "all": "all random",
+}
+
+
+_SUBSET_KINDS = {
+    "copies": "By copies in training",
+    "patients": "By patient",
+    "official": "By the data set’s own folders",
+    "size": "By original size",
+    "plane": "By image plane",
+}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Everything one evaluation found; `metrics` is the content of ``metrics.json``."""
+
+    metrics: dict[str, Any]
+    table: pd.DataFrame
+    galleries: pd.DataFrame
+    explained: Explained | None
+    issues: pd.DataFrame
+    subject: Subject
+    evidence: Evidence
+    checkpoint: CheckpointPointer | None
+    config: EvaluateConfig
+
+
+def write_pages(folder: Path, result: Evaluation, job: Job) -> None:
+    """Write ``report.html`` and ``model_card.md``."""
+    values = {
+        "metrics": result.metrics,
+        "meta": result.subject.meta,
+        "data": _data(result, job),
+        "reproduce": _reproduce(result, job),
+        "config": result.config,
+        "standing": standing(result.metrics),
+        "looks": looks_sentence(looks) if (looks := result.metrics["test_looks"]) else "",
+    }
+    card = environment_of_templates().get_template("model_card.md.j2").render(**values)
+    write_bytes(folder / "model_card.md", card.encode())
+    page = (
+        environment_of_templates()
+        .get_template("evaluation.html.j2")
+        .render(
+            **values,
+            style=Markup(environment_of_templates().get_template("evaluation.css").render()),
+            leak_style=validation_style(),
+            leak_section=render_leak_section(result.evidence.leak),
+            figures=_figures(result, job),
+            galleries=_galleries(result),
+            bar=data_uri(colour_bar(240, 12), 90),
+            check=_check(result),
+            check_stages=_CHECK_STAGES,
+            coarse_grid=COARSE_GRID,
+            subset_kinds=_SUBSET_KINDS,
+            issues=_issues(result),
+        )
+    )
+    write_bytes(folder / "report.html", page.encode())
+
+
+def standing(metrics: Mapping[str, Any]) -> str:
+    """Say how many independent patients or groups stand behind a score, and of how many images the patient is unknown."""
+    units, patients = metrics["n_units"], metrics["patients"]
+    if not patients["known"]:
+        return (
+            f"Independent groups of related images behind the score: {units:,}. No image's patient is known."
+        )
+    if not patients["images_unknown"]:
+        return f"Independent patients behind the score: {units:,}. The patient of every test image is known."
+    return (
+        f"Independent patients or groups of related images behind the score: {units:,}. Known patients: "
+        f"{patients['known']:,}, with {patients['images']:,} of the images. Images whose patient is unknown: "
+        f"{patients['images_unknown']:,}."
+    )
+
+
+@cache
+def environment_of_templates() -> Environment:
+    """Return the template environment of evaluation pages: HTML is escaped, a missing value is an error."""
+    found = Environment(
+        loader=PackageLoader("brainmri_core.pages"),
+        autoescape=lambda name: name is None or name.endswith(".html.j2"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    found.filters["md"] = lambda value: markdown(str(value))
+    found.filters["sentence"] = lambda value: f"{str(value)[:1].upper()}{str(value)[1:]}"
+    found.filters["percent"] = lambda value: "–" if value is None else f"{100 * value:.1f}%"
+    found.filters["figure"] = figure_text
+    found.filters["signed"] = lambda value: "–" if value is None else f"{value:+.3f}"
+    found.filters["count"] = lambda value: "–" if value is None else f"{value:,}"
+    found.filters["range"] = interval_text
+    found.filters["range_percent"] = lambda item: (
+        "" if item is None else f"{100 * item[0]:.1f} to {100 * item[1]:.1f}%"
+    )
+    return found
+
+
+def figure_text(value: float | None, digits: int = 3) -> str:
+    """Return a number with some digits, or a dash where it is undefined."""
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def interval_text(item: Sequence[float] | None) -> str:
+    """Return an interval as text, or nothing where there is none."""
+    return "" if item is None else f"{item[0]:.3f} to {item[1]:.3f}"
+
+
+def _data(result: Evaluation, job: Job) -> dict[str, Any]:
+    """Collect what the report says about the data, from fetched to excluded to split."""
+    evidence, entry = result.evidence, job.entry
+    samples = evidence.samples
+    counts = samples.groupby(["split", "label"]).size()
+    validation = result.table["split"] == "validation"
+    by_split = {
+        side: {name: int(counts.get((side, name), 0)) for name in evidence.pack.classes}
+        for side in ("train", "test", "excluded")
+    }
+    inner = result.table.loc[validation, "label"].value_counts()
+    excluded = samples.loc[samples["split"] == "excluded", "reason"].replace("", "no reason given")
+    fetched, config = evidence.fetched, evidence.split_record.get("config", {})
+    return {
+        "key": job.dataset,
+        "title": entry.title,
+        "url": entry.url,
+        "note": entry.note,
+        "source": fetched.source if fetched else "a class-folder tree",
+        "version": fetched.version if fetched else None,
+        "licence": fetched.licence if fetched else entry.licence,
+        "fetched_at": fetched.fetched_at_utc if fetched else None,
+        "archive_sha256": fetched.archive_sha256 if fetched else None,
+        "data_hash": fetched.content_hash if fetched else None,
+        "n_images": len(samples),
+        "counts": by_split,
+        "validation": {name: int(inner.get(name, 0)) for name in evidence.pack.classes},
+        "excluded": {str(name): int(n) for name, n in excluded.value_counts().items()},
+        "strategy": config.get("strategy"),
+        "group_by": config.get("group_by"),
+        "seed": config.get("seed"),
+        "groups": int(samples.loc[samples["split"] != "excluded", "group"].nunique()),
+    }
+
+
+def _reproduce(result: Evaluation, job: Job) -> dict[str, Any]:
+    """Collect what someone needs to get these numbers again."""
+    plan_path = job.layout.run_dir(job.run_id) / "plan.json"
+    plan = read_plan(plan_path) if plan_path.is_file() else None
+    config = result.config.model_dump(mode="json", by_alias=True)
+    found = environment()
+    return {
+        "command": plan and plan.command,
+        "code": code_version(),
+        "trained_with": result.subject.meta.code,
+        "environment": found,
+        "packages": {name: version for name, version in found["packages"].items() if version},
+        "config": config,
+        "config_hash": sha256_json(config),
+        "train_config": result.subject.meta.train_config,
+        "checkpoint": job.layout.relative(result.subject.weights)
+        if result.subject.weights.is_relative_to(job.layout.root)
+        else result.subject.weights.name,
+        "checkpoint_sha256": result.checkpoint.checkpoint_sha256 if result.checkpoint else None,
+        "pack_hash": result.evidence.pack.content_hash,
+        "pack_sha256": result.evidence.pack.pack_sha256,
+        "mapping_hash": result.evidence.mapping.content_hash,
+        "device": str(result.subject.device),
+        "precision": result.subject.precision,
+    }
+
+
+def _figures(result: Evaluation, job: Job) -> dict[str, str | None]:
+    metrics, classes = result.metrics, result.subject.classes
+    test = result.table[result.table["split"] == "test"]
+    calibration = metrics["calibration"]
+    curves = result.checkpoint.curves if result.checkpoint else None
+    path = job.layout.absolute(curves) if curves else None
+    return {
+        "curves": curves_figure(
+            labels_of(test), probabilities(logits_of(test, classes)), classes, metrics["per_class"]
+        ),
+        "reliability": reliability_figure(calibration["before"], calibration["after"]),
+        "training": _picture_file(path) if path is not None and path.is_file() else None,
+    }
+
+
+def _picture_file(path: Path) -> str:
+    with Image.open(path) as image:
+        flat = Image.new("RGB", image.size, "white")
+        flat.paste(image, mask=image.getchannel("A") if image.mode == "RGBA" else None)
+    return data_uri(flat, 88)
+
+
+def _galleries(result: Evaluation) -> list[dict[str, Any]]:
+    """Return the galleries with their pictures; large ones are cut so that the page stays light."""
+    classes = result.subject.classes
+    per_row = max(1, MAX_PICTURES // (len(KINDS) * len(classes)))
+    shown = result.galleries[result.galleries["rank"] <= per_row]
+    made: list[dict[str, Any]] = []
+    for kind in KINDS:
+        part = shown[shown["gallery"] == kind]
+        rows = [
+            {"class": name, "items": [_card(item, result) for item in group.to_dict("records")]}
+            for name, group in ((name, part[part["class"] == name]) for name in classes)
+            if len(group)
+        ]
+        made.append({"kind": kind, "rows": rows})
+    return made
+
+
+def _card(item: Mapping[Any, Any], result: Evaluation) -> dict[str, Any]:
+    pixels = result.subject.pixels[item["row"]]
+    pictures = {"image": data_uri(resized(np.asarray(pixels), TILE))}
+    if result.explained is not None:
+        position = int(np.searchsorted(result.explained.rows, item["row"]))
+        for name, maps in (
+            ("gradcam", result.explained.maps.gradcam),
+            ("plus", result.explained.maps.gradcam_plus_plus),
+        ):
+            pictures[name] = data_uri(resized(overlay(np.asarray(pixels), maps[position]), TILE))
+    return {**{str(key): value for key, value in item.items()}, "pictures": pictures}
+
+
+def _check(result: Evaluation) -> list[dict[str, str]]:
+    """Return the pictures of the randomisation check, a row per image."""
+    if result.explained is None:
+        return []
+    rows = []
+    for position, row in enumerate(result.explained.check_rows.tolist()):
+        pixels = np.asarray(result.subject.pixels[row])
+        pictures = {"image": data_uri(resized(pixels, 128))}
+        for stage in _CHECK_STAGES:
+            pictures[stage] = data_uri(
+                resized(overlay(pixels, result.explained.check_maps[stage][position]), 128)
+            )
+        rows.append(pictures)
+    return rows
+
+
+def _issues(result: Evaluation) -> list[dict[str, Any]]:
+    found = result.issues.head(ISSUES_SHOWN)
+    rows = result.table.set_index("path")["row"]
+    return [
+        {
+            **{str(key): value for key, value in item.items()},
+            "picture": data_uri(resized(np.asarray(result.subject.pixels[int(rows[item["path"]])]), 112)),
+        }
+        for item in found.to_dict("records")
+    ]

@@ -1,0 +1,153 @@
+"""Where everything lies under the project root: the one place that knows a path."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path, PurePosixPath
+
+from pydantic import BaseModel, ConfigDict
+
+from brainmri_core.config.base import RUN_ID_PATTERN
+from brainmri_core.errors import ConfigError
+
+ROOT_VARIABLE = "BRAINMRI_HOME"
+ARCHIVES_VARIABLE = "BRAINMRI_ARCHIVES"
+RESUME_FOLDER, FOLDS_FOLDER, CHAMPION_FILE = "resume", "folds", "champion.pth"
+RESERVED_NAMES = {RESUME_FOLDER, FOLDS_FOLDER, CHAMPION_FILE}
+
+
+def resolve_root(configured: str | None = None) -> Path:
+    """Return the project root: the configured value, else ``BRAINMRI_HOME``, else the current folder.
+
+    Parameters
+    ----------
+    configured : str or None
+        ``paths.root`` of the configuration.
+
+    Returns
+    -------
+    pathlib.Path
+        Absolute path; it need not exist yet.
+    """
+    return Path(configured or os.environ.get(ROOT_VARIABLE) or ".").expanduser().resolve()
+
+
+def checked_run_id(run_id: str) -> str:
+    """Return a run id that can name a folder.
+
+    Raises
+    ------
+    ConfigError
+        If it holds anything but letters, digits, dots, dashes and underscores, is too long, or is the name of
+        something else that lies beside results.
+    """
+    if run_id in RESERVED_NAMES:
+        raise ConfigError(
+            f"The run id {run_id!r} is the name of a folder of this project's own; take another one."
+        )
+    if not re.fullmatch(RUN_ID_PATTERN, run_id) or run_id.endswith("\n"):
+        raise ConfigError(
+            f"The run id {run_id!r} cannot name a folder; take up to 100 letters, digits, dots, dashes and underscores."
+        )
+    return run_id
+
+
+class Layout(BaseModel):
+    """Path layout of one project root.
+
+    Every method returns an absolute path; `relative` turns it into what pointers and manifests store.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    root: Path
+
+    def relative(self, path: Path) -> str:
+        """Return `path` relative to the root, as POSIX text.
+
+        Raises
+        ------
+        ConfigError
+            If `path` lies outside the root, so that a moved project would lose it.
+        """
+        try:
+            return Path(os.path.abspath(path)).relative_to(self.root).as_posix()
+        except ValueError:
+            raise ConfigError(
+                f"The path {path} lies outside the project root {self.root}; "
+                "choose a folder below the root or set paths.root to a folder that holds it."
+            ) from None
+
+    def absolute(self, stored: str) -> Path:
+        """Return the absolute path of a stored relative one, refusing any that leaves the root.
+
+        Raises
+        ------
+        ConfigError
+            If `stored` is absolute or climbs out of the root, by `..` or through a symbolic link.
+        """
+        path = PurePosixPath(stored)
+        candidate = self.root / path
+        try:
+            inside = candidate.resolve().is_relative_to(self.root.resolve())
+        except (ValueError, RuntimeError, OSError):  # a NUL, broken text, links in a circle
+            inside = False
+        if path.is_absolute() or ".." in path.parts or not inside:
+            raise ConfigError(
+                f"The stored path {stored!r} points outside the project root {self.root}; "
+                "the file that holds it was edited or comes from another project."
+            )
+        return candidate
+
+    def configured(self, value: str) -> Path:
+        """Return the absolute path of a configured output folder (relative values lie under the root)."""
+        return Path(os.path.abspath(self.root / Path(value).expanduser()))
+
+    def dataset_cache(self, cache_dir: str, dataset: str) -> Path:
+        """Folder that holds every fetched version of a data set."""
+        return self.configured(cache_dir) / "raw" / dataset
+
+    def downloads(self, cache_dir: str) -> Path:
+        """Folder of downloaded archives."""
+        return self.configured(cache_dir) / "downloads"
+
+    def mapping_dir(self, dataset: str, run_id: str) -> Path:
+        """Folder of one split: the sample table, ``index_remap.json`` and ``split.json``."""
+        return self.root / "outputs" / "mappings" / dataset / run_id
+
+    def pack_dir(self, out_dir: str, dataset: str, run_id: str) -> Path:
+        """Folder of one pack: the pixel array and the sample table that goes with it."""
+        return self.configured(out_dir) / dataset / run_id
+
+    def validation_dir(self, dataset: str, run_id: str) -> Path:
+        """Folder of one validation report."""
+        return self.root / "outputs" / "validation" / dataset / run_id
+
+    def checkpoint_dir(self, out_models: str, dataset: str, run_id: str) -> Path:
+        """Folder of one training run's checkpoints."""
+        return self.configured(out_models) / dataset / run_id
+
+    def training_dir(self, out_summary: str, dataset: str, run_id: str) -> Path:
+        """Folder of one training run's history and curves."""
+        return self.configured(out_summary) / dataset / run_id
+
+    def evaluation_dir(self, eval_out: str, dataset: str, run_id: str) -> Path:
+        """Folder of one evaluation."""
+        return self.configured(eval_out) / dataset / run_id
+
+    def test_ledger(self, dataset: str) -> Path:
+        """File that says who has looked at a data set's test splits, a JSON object a line."""
+        return self.root / "outputs" / "test_ledger" / f"{dataset}.jsonl"
+
+    def pointer_dir(self, kind: str, dataset: str) -> Path:
+        """Folder of a stage's pointers for a data set: ``latest.json`` and ``history/``."""
+        return self.root / "outputs" / "pointers" / kind / dataset
+
+    def run_dir(self, run_id: str) -> Path:
+        """Folder of one run: plan, manifest, resolved configs and logs."""
+        return self.root / "outputs" / "orchestrator" / checked_run_id(run_id)
+
+    def lock(self, *names: str) -> Path:
+        """Lock file of something: of a data set's ``fetch``, of the ``pointer`` of a kind, of a ``run``."""
+        return self.root / "outputs" / ".locks" / f"{'-'.join(names).replace('/', '+')}.lock"

@@ -1,0 +1,376 @@
+"""Pointers: small JSON files that say where each stage's result lies, and the store that reads and writes them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any, ClassVar, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from brainmri_core.config.base import Precision
+from brainmri_core.errors import IntegrityError, MissingUpstreamError
+from brainmri_core.project.layout import Layout
+from brainmri_core.system.clock import timestamp, utc_now
+from brainmri_core.system.locks import exclusive
+from brainmri_core.system.storage import TEMPORARY_PREFIX, json_text, read_json, write_bytes, write_new
+
+P = TypeVar("P", bound="Pointer")
+
+
+class Pointer(BaseModel):
+    """What all pointers carry. Paths are relative to the project root, in POSIX form.
+
+    Attributes
+    ----------
+    content_hash : str
+        SHA-256 of what the pointer stands for; the data version of the asset.
+    pointer_path : str or None
+        The pointer's own history copy, set when it is written; other pointers refer to it by this path.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    kind: ClassVar[str]
+
+    dataset: str
+    run_id: str
+    content_hash: str
+    pointer_path: str | None = None
+
+
+class FetchPointer(Pointer):
+    """Where a fetched data set lies."""
+
+    kind: ClassVar[str] = "fetch"
+
+    dataset_root: str
+    training_dir: str | None
+    testing_dir: str | None
+    version: int | None
+    fetched_at_utc: str
+    samples: str
+    n_images: int
+    total_bytes: int
+    class_counts: dict[str, int]
+    source: str
+    licence: str
+    last_updated: str | None = None
+    archive_sha256: str | None = None
+    validation_dir: str | None = None
+    n_files: int | None = Field(
+        None, description="files of the source, images or not, and the slices of its scans"
+    )
+    n_slices: int = Field(0, description="slices that scans were taken apart into; each is an image")
+    left_out: dict[str, int] = Field(default_factory=dict, description="kind of file left out -> files")
+
+
+class MappingPointer(Pointer):
+    """Which image is on which side, and which class has which index."""
+
+    kind: ClassVar[str] = "mapping"
+
+    classes: list[str]
+    num_classes: int
+    index_remap: dict[str, int] | None
+    path: str
+    written_at_utc: str
+    samples: str
+    dataset_root: str
+    split_json: str
+    fetch_pointer: str | None
+    counts: dict[str, dict[str, int]] = Field(description="split -> class -> images")
+
+
+class PackPointer(Pointer):
+    """The packed pixels of a split."""
+
+    kind: ClassVar[str] = "pack"
+
+    written_at_utc: str
+    pack: str
+    pack_sha256: str
+    samples: str
+    size: int
+    channels: int
+    n_images: int
+    mapping_pointer: str
+    classes: list[str]
+    fit: Literal["letterbox", "stretch"]
+    gray_ranges: dict[str, tuple[float, float]] = Field(
+        {}, description="depth -> values of black and white, for files of more than 8 bits that declare none"
+    )
+    scaled_by: dict[str, int] = Field(
+        {}, description="what turned values of more than 8 bits into gray levels -> images"
+    )
+
+
+class ValidationPointer(Pointer):
+    """A validation report."""
+
+    kind: ClassVar[str] = "validation"
+
+    written_at_utc: str
+    report: str
+    passed: bool
+    severities: dict[str, int]
+    pack_pointer: str
+
+    @property
+    def page(self) -> str:
+        """The report as a page to read, beside the one for programs."""
+        return PurePosixPath(self.report).with_name("report.html").as_posix()
+
+
+class CheckpointPointer(Pointer):
+    """A trained checkpoint."""
+
+    kind: ClassVar[str] = "checkpoint"
+
+    written_at_utc: str
+    checkpoint: str
+    checkpoint_sha256: str
+    history: str
+    curves: str | None
+    model_name: str
+    best_epoch: int
+    epochs_run: int
+    val_macro_f1: float
+    precision: Precision | None = Field(
+        None, description="arithmetic of the training; none where it was not recorded"
+    )
+    pack_pointer: str
+    experiment: str = Field("default", description="experiment that the training was part of")
+    recipe: str | None = Field(
+        None, description="SHA-256 of the settings that decide the training; none where it was not recorded"
+    )
+    tracking: str | None = Field(
+        None, description="where an experiment tracker shows the training: folder or URL"
+    )
+
+
+class EvaluationPointer(Pointer):
+    """One evaluation of a checkpoint."""
+
+    kind: ClassVar[str] = "evaluation"
+
+    written_at_utc: str
+    folder: str
+    metrics: str
+    predictions: str
+    report: str
+    headline: dict[str, float | None]
+    checkpoint_pointer: str | None
+    pack_pointer: str | None = Field(None, description="the pack whose test images were measured")
+    inference: str | None = Field(
+        None, description="arithmetic of the forward pass, and whether mirror images were averaged"
+    )
+    test_split: str | None = Field(None, description="the test split in the ledger; none for a fold")
+
+
+class FoldPackPointer(PackPointer):
+    """A pack seen from one fold: the fold is the test side, the real test side is left out."""
+
+    kind: ClassVar[str] = "fold_pack"
+
+
+class FoldCheckpointPointer(CheckpointPointer):
+    """A checkpoint trained without one fold."""
+
+    kind: ClassVar[str] = "fold_checkpoint"
+
+
+class FoldEvaluationPointer(EvaluationPointer):
+    """The evaluation of a fold's checkpoint on that fold."""
+
+    kind: ClassVar[str] = "fold_evaluation"
+
+
+class CrossValidationPointer(Pointer):
+    """All folds of a data set together."""
+
+    kind: ClassVar[str] = "cross_validation"
+
+    written_at_utc: str
+    folder: str
+    metrics: str
+    predictions: str
+    headline: dict[str, float | None]
+    fold_checkpoints: list[str]
+    pack_pointer: str
+    recipe: str | None = Field(None, description="that of every fold's checkpoint; none where they differ")
+    inference: str | None = Field(None, description="that of every fold's evaluation; none where they differ")
+    test_split: str | None = Field(None, description="the test split in the ledger that the ensemble called")
+
+
+class LeaderboardPointer(Pointer):
+    """The experiments of a data set, ranked."""
+
+    kind: ClassVar[str] = "leaderboard"
+
+    written_at_utc: str
+    folder: str
+    table: str
+    plot: str
+    experiments: int
+    ranked_by: Literal["out_of_fold", "validation"] | None = Field(
+        None, description="predictions that the order rests on; none: of an older version, the test split"
+    )
+
+
+class ChampionPointer(Pointer):
+    """The decision on the newest challenger, and who holds the title after it."""
+
+    kind: ClassVar[str] = "champion"
+
+    written_at_utc: str
+    champion_checkpoint: str
+    challenger_checkpoint: str
+    weights: str
+    crowned: bool
+    reason: str
+    decision: str
+
+
+POINTER_TYPES: dict[str, type[Pointer]] = {
+    cls.kind: cls
+    for cls in (
+        FetchPointer,
+        MappingPointer,
+        PackPointer,
+        ValidationPointer,
+        CheckpointPointer,
+        EvaluationPointer,
+        FoldPackPointer,
+        FoldCheckpointPointer,
+        FoldEvaluationPointer,
+        CrossValidationPointer,
+        LeaderboardPointer,
+        ChampionPointer,
+    )
+}
+
+
+def read_mapping(layout: Layout, path: Path) -> MappingPointer:
+    """Read the mapping pointer at a file or folder, or the newest one that names an ``index_remap.json``.
+
+    Raises
+    ------
+    IntegrityError
+        If the file is no mapping pointer.
+    MissingUpstreamError
+        If no mapping pointer names the ``index_remap.json``.
+    """
+    if path.name != "index_remap.json":
+        return read_pointer(layout, MappingPointer, path)
+    history = (layout.root / "outputs" / "pointers" / MappingPointer.kind).glob("*/*/history/*.json")
+    for file in sorted(history, key=lambda file: file.name, reverse=True):
+        mapping = read_pointer(layout, MappingPointer, file)
+        if layout.absolute(mapping.path).resolve() == path.resolve():
+            return mapping
+    raise MissingUpstreamError(
+        f"No mapping pointer names {path}; give the mapping pointer of the split instead."
+    )
+
+
+def write_pointer(layout: Layout, pointer: P, *, update_latest: bool = True) -> P:
+    """Write a pointer: first its history copy, under a name nobody else has, then ``latest.json``.
+
+    Returns
+    -------
+    Pointer
+        The pointer with `pointer_path` set.
+    """
+    folder = layout.pointer_dir(pointer.kind, pointer.dataset)
+    with exclusive(layout.lock("pointer", pointer.kind, pointer.dataset)):
+        stem = f"{timestamp(utc_now()).replace(':', '')}-{pointer.run_id}"
+        attempt = 0
+        while True:
+            path = folder / "history" / f"{stem}{f'-{attempt}' if attempt else ''}.json"
+            stored = pointer.model_copy(update={"pointer_path": layout.relative(path)})
+            text = json_text(stored.model_dump(mode="json")).encode()
+            if write_new(path, text):
+                break
+            attempt += 1
+        if update_latest:
+            write_bytes(folder / "latest.json", text)
+    return stored
+
+
+def read_pointer(layout: Layout, pointer_type: type[P], path: Path) -> P:
+    """Read a pointer from a file, or from the ``latest.json`` of a folder.
+
+    Raises
+    ------
+    IntegrityError
+        If the file is no such pointer, or names a path outside the project root.
+    """
+    file = path / "latest.json" if path.is_dir() else path
+    try:
+        pointer = pointer_type.model_validate(read_json(file))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise IntegrityError(
+            f"{file} is not a {pointer_type.kind} pointer: '{'.'.join(map(str, first['loc']))}': {first['msg']}; "
+            "restore it or run its stage again."
+        ) from None
+    for value in _paths(pointer):
+        layout.absolute(value)
+    return pointer
+
+
+def latest_pointer(layout: Layout, pointer_type: type[P], dataset: str) -> P | None:
+    """Return a data set's newest pointer of a kind, or None if there is none."""
+    path = layout.pointer_dir(pointer_type.kind, dataset) / "latest.json"
+    return read_pointer(layout, pointer_type, path) if path.is_file() else None
+
+
+def follow(layout: Layout, pointer_type: type[P], stored: str) -> P:
+    """Read the pointer another pointer refers to by its stored path."""
+    path = layout.absolute(stored)
+    if not path.is_file():
+        raise IntegrityError(f"The {pointer_type.kind} pointer {stored} is missing; run its stage again.")
+    return read_pointer(layout, pointer_type, path)
+
+
+def pointer_files(layout: Layout) -> Iterator[tuple[type[Pointer], Path]]:
+    """Yield every pointer file of the project with its type, ``latest.json`` before its history."""
+    for kind, pointer_type in POINTER_TYPES.items():
+        for folder in sorted((layout.root / "outputs" / "pointers" / kind).glob("*/*")):
+            if (folder / "latest.json").is_file():
+                yield pointer_type, folder / "latest.json"
+            for path in sorted((folder / "history").glob("*.json")):
+                yield pointer_type, path
+
+
+def result_files(layout: Layout, pointer: Pointer) -> list[Path]:
+    """List the files of the result a pointer stands for: those it names and what lies beside them.
+
+    The images of a data set are not among them (its sample table holds their hashes), nor is the champion's file, which
+    a later champion replaces.
+    """
+    found: set[Path] = set()
+    for name, stored in pointer.model_dump().items():
+        if name in PATH_FIELDS - _NOT_RESULTS and stored:
+            path = layout.absolute(stored)
+            inside = path.rglob("*") if path.is_dir() else path.parent.iterdir()
+            found.update(
+                file for file in inside if file.is_file() and not file.name.startswith(TEMPORARY_PREFIX)
+            )
+    return sorted(found)
+
+
+PATH_FIELDS = frozenset(
+    "dataset_root training_dir testing_dir validation_dir samples path split_json pack report checkpoint history curves folder metrics "
+    "predictions table plot weights decision champion_checkpoint challenger_checkpoint fetch_pointer mapping_pointer pack_pointer checkpoint_pointer pointer_path".split()
+)
+
+
+_NOT_RESULTS = frozenset(
+    "dataset_root training_dir testing_dir validation_dir weights champion_checkpoint challenger_checkpoint fetch_pointer mapping_pointer "
+    "pack_pointer checkpoint_pointer pointer_path".split()
+)
+
+
+def _paths(pointer: Pointer) -> list[str]:
+    values: dict[str, Any] = pointer.model_dump()
+    return [value for name, value in values.items() if name in PATH_FIELDS and value is not None]

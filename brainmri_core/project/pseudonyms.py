@@ -1,0 +1,52 @@
+"""What a patient is called in a sample table: a running number as it was given, anything else as a keyed hash."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+import secrets
+
+from brainmri_core.errors import IntegrityError
+from brainmri_core.project.layout import Layout
+from brainmri_core.system.storage import write_new
+
+_RUNNING = re.compile(r"(?:(?:p|pt|pat|patient|s|sub|subj|subject|case|id)[ _-]?)?\d{1,4}", re.IGNORECASE)
+_HASHED = re.compile(r"hashed:[0-9a-f]{16}")
+_KEY_BYTES = 32
+
+
+def project_key(layout: Layout) -> bytes:
+    """Return the project's secret key for the names of patients; it is made at first use.
+
+    Raises
+    ------
+    IntegrityError
+        If its file was changed.
+    StorageError
+        If it can be neither read nor written.
+    """
+    path = layout.root / "outputs" / ".patient_key"
+    if not path.is_file():
+        write_new(path, secrets.token_bytes(_KEY_BYTES))
+        path.chmod(0o600)
+    key = path.read_bytes()
+    if len(key) != _KEY_BYTES:
+        raise IntegrityError(
+            f"The key for the names of patients {path} is damaged; remove it, then fetch and split again."
+        )
+    return key
+
+
+def hashed(name: str, key: bytes) -> str:
+    """Return ``hashed:`` and 16 hexadecimal digits, which only the project's key can be matched with."""
+    return f"hashed:{hmac.digest(key, name.encode('utf-8', 'surrogatepass'), hashlib.sha256).hex()[:16]}"
+
+
+def pseudonym(name: str, key: bytes) -> str:
+    """Return how a patient's name is stored.
+
+    A running number of up to four digits, alone or after a word such as ``patient``, ``sub`` or ``P``, says nothing about
+    a person and stays. Everything else may be a name or a hospital's number, and is `hashed`.
+    """
+    return name if _RUNNING.fullmatch(name) or _HASHED.fullmatch(name) else hashed(name, key)

@@ -1,0 +1,292 @@
+"""What a run leaves behind: the plan before work starts, and the manifest of what became of it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import datetime
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from brainmri_core import __version__
+from brainmri_core.errors import BrainMRIError, ConfigError
+from brainmri_core.project.layout import Layout
+from brainmri_core.project.pointers import PATH_FIELDS, Pointer, result_files
+from brainmri_core.project.run_schema import Plan, PlannedStage, overall_status, read_manifest, read_plan
+from brainmri_core.system.clock import timestamp, utc_now
+from brainmri_core.system.locks import exclusive
+from brainmri_core.system.signals import signals_held
+from brainmri_core.system.storage import (
+    json_text,
+    read_json,
+    sha256_file,
+    sha256_json,
+    write_bytes,
+    write_json,
+    write_new,
+)
+from brainmri_core.system.threads import cores
+
+_PACKAGES = (
+    "dagster",
+    "pydantic",
+    "torch",
+    "torchvision",
+    "numpy",
+    "pillow",
+    "scikit-learn",
+    "pandas",
+    "pyarrow",
+)
+CANCELLED_EXIT_CODE = 130
+
+
+def new_run_id(created: datetime, unique: str) -> str:
+    """Return a sortable, unique run id such as ``20261123T200527-1f0c9ab2``."""
+    return f"{created:%Y%m%dT%H%M%S}-{unique[:8]}"
+
+
+@cache
+def code_version() -> dict[str, Any]:
+    """Return the package version, git commit and dirty flag (None outside a git checkout)."""
+    here = Path(__file__).resolve().parents[2]
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(
+                ["git", "-C", str(here), *arguments], capture_output=True, text=True, timeout=10, check=False
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    commit = git("rev-parse", "HEAD") if (here / ".git").exists() else None
+    return {
+        "version": __version__,
+        "git_commit": commit,
+        "git_dirty": bool(git("status", "--porcelain")) if commit else None,
+    }
+
+
+@cache
+def environment() -> dict[str, Any]:
+    """Return package versions and hardware, without importing a heavy package."""
+    versions: dict[str, str | None] = {}
+    for name in _PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = None
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return {
+        "python": platform.python_version(),
+        "packages": versions,
+        "hardware": {
+            "system": platform.system(),
+            "machine": platform.machine(),
+            "cpu": _cpu_name(),
+            "cores": cores(),
+            "memory_bytes": memory,
+            "gpu": _gpu_name(),
+        },
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        return platform.processor()
+    return platform.processor()
+
+
+def _gpu_name() -> str | None:
+    torch = sys.modules.get(
+        "torch"
+    )  # a stage that uses the GPU has it loaded; nobody else pays for the import
+    return torch.cuda.get_device_name() if torch is not None and torch.cuda.is_available() else None
+
+
+def write_plan(layout: Layout, plan: Plan) -> bool:
+    """Write ``plan.json``, each stage's config and the first manifest; return False if the run has a plan already."""
+    folder = layout.run_dir(plan.run_id)
+    if not write_new(folder / "plan.json", json_text(plan.model_dump(mode="json")).encode()):
+        return False
+    for stage in plan.stages:
+        write_bytes(folder / f"{stage.stage}.yaml", yaml.safe_dump(stage.config, sort_keys=False).encode())
+    with _manifest(layout, plan.run_id) as manifest:
+        planned = {item.stage: {"status": "planned", "asset": item.asset} for item in plan.stages}
+        manifest["stages"] = planned | manifest.get("stages", {})
+    return True
+
+
+def refuse_existing(layout: Layout, run_id: str) -> None:
+    """Raise ConfigError if a run of this id has left anything."""
+    folder = layout.run_dir(run_id)
+    if folder.exists():
+        raise ConfigError(
+            f"The run id {run_id!r} is taken ({folder} exists); give another one or leave run_id empty."
+        )
+
+
+@contextmanager
+def _manifest(layout: Layout, run_id: str) -> Iterator[dict[str, Any]]:
+    folder = layout.run_dir(run_id)
+    path = folder / "run_manifest.json"
+    with exclusive(layout.lock("run", run_id)):
+        plan = read_plan(folder / "plan.json") if (folder / "plan.json").is_file() else None
+        manifest: dict[str, Any] = (
+            read_manifest(path).model_dump(mode="json", exclude_unset=True)
+            if path.is_file()
+            else {
+                "run_id": run_id,
+                "dagster_run_id": plan and plan.dagster_run_id,
+                "dataset": plan and plan.dataset,
+                "started_at_utc": timestamp(utc_now()),
+                "seed": plan and plan.env.get("seed"),
+                "config_hash": plan and plan.config_hash,
+                "data_hash": None,
+                "code": code_version(),
+                "stages": {},
+            }
+        )
+        yield manifest
+        manifest["environment"] = environment()
+        manifest["status"] = overall_status([item["status"] for item in manifest["stages"].values()])
+        manifest["updated_at_utc"] = timestamp(utc_now())
+        write_json(path, manifest)
+
+
+class StageRecord:
+    """Collects what a stage's manifest entry says besides status and time."""
+
+    def __init__(self, layout: Layout) -> None:
+        self.entry: dict[str, Any] = {}
+        self._layout = layout
+
+    def result(self, pointer: Pointer, metrics: Mapping[str, Any] | None = None) -> None:
+        """Record the stage's pointer, key metrics, and the SHA-256 of every file of its result by path."""
+        values = pointer.model_dump(mode="json")
+        self.entry["pointer"] = values
+        self.entry["content_hash"] = pointer.content_hash
+        self.entry["output_paths"] = sorted(
+            {str(v) for k, v in values.items() if k in PATH_FIELDS and v and not k.endswith("_pointer")}
+        )
+        self.entry["output_hashes"] = {
+            self._layout.relative(path): sha256_file(path) for path in result_files(self._layout, pointer)
+        }
+        self.entry["metrics"] = dict(metrics or {})
+
+
+@contextmanager
+def stage_record(
+    layout: Layout, run_id: str, stage: str, asset: str, inputs: Mapping[str, str | None] | None = None
+) -> Iterator[StageRecord]:
+    """Keep a stage's entry in the run manifest: running, then success, failed or cancelled, with exit code and times.
+
+    An exception passes through after it is recorded; the stages still planned are then marked as skipped.
+    """
+    record = StageRecord(layout)
+    started, clock = timestamp(utc_now()), time.monotonic()
+    base = {"asset": asset, "started_at_utc": started, "pid": os.getpid(), "inputs": dict(inputs or {})}
+    with signals_held(), _manifest(layout, run_id) as manifest:
+        manifest["stages"][stage] = {"status": "running", **base}
+    end: dict[str, Any] = {"status": "success", "exit_code": 0}
+    try:
+        yield record
+    except Exception as error:
+        end = {"status": "failed", "exit_code": getattr(error, "exit_code", 1), "error": _sentence(error)}
+        raise
+    except BaseException:
+        end = {"status": "cancelled", "exit_code": CANCELLED_EXIT_CODE, "error": "The run was interrupted."}
+        raise
+    finally:
+        end |= {"ended_at_utc": timestamp(utc_now()), "duration_s": round(time.monotonic() - clock, 3)}
+        with signals_held(), _manifest(layout, run_id) as manifest:
+            before = manifest["stages"].get(stage, {})
+            stored = {"pointer": before["pointer"]} if "pointer" in before else {}
+            manifest["stages"][stage] = {**base, **record.entry, **stored, **end}
+            if manifest.get("data_hash") is None and end["status"] == "success":  # its inputs were readable
+                manifest["data_hash"] = _data_hash(layout, stage, manifest["stages"][stage])
+            if end["status"] != "success":
+                for other in manifest["stages"].values():
+                    if other["status"] == "planned":
+                        other["status"] = "skipped"
+
+
+def _data_hash(layout: Layout, stage: str, entry: Mapping[str, Any]) -> str | None:
+    """Return the content hash of what a run's first stage fetched or was given."""
+    if stage == "fetch":
+        return entry.get("content_hash")
+    files = [layout.absolute(path) for path in entry["inputs"].values() if path]
+    return next((read_json(path).get("content_hash") for path in files if path.is_file()), None)
+
+
+def record_pointer(layout: Layout, run_id: str, stage: str, pointer: Pointer) -> None:
+    """Put a stage's pointer, as it was stored, into the stage's manifest entry."""
+    with _manifest(layout, run_id) as manifest:
+        manifest["stages"][stage]["pointer"] = pointer.model_dump(mode="json")
+
+
+def close_run(layout: Layout, run_id: str, status: Literal["failed", "cancelled"], reason: str) -> None:
+    """Settle the manifest of a run that ended without doing so: its unfinished stages take `status`, planned ones are skipped.
+
+    A stage whose result is whole but whose pointer was not written is unfinished, too. A run that ended between two
+    stages gives its status to the one that would have come next.
+    """
+    if not layout.run_dir(run_id).is_dir():
+        return
+    with _manifest(layout, run_id) as manifest:
+        end = {
+            "status": status,
+            "exit_code": CANCELLED_EXIT_CODE if status == "cancelled" else 1,
+            "error": reason,
+        }
+        entries = list(manifest["stages"].values())
+        for entry in entries:
+            unwritten = entry["status"] == "success" and not (entry.get("pointer") or {}).get("pointer_path")
+            if entry["status"] == "running" or unwritten:
+                entry |= end
+        settled = any(entry["status"] in ("failed", "cancelled") for entry in entries)
+        for entry in (entry for entry in entries if entry["status"] == "planned"):
+            entry |= {"status": "skipped"} if settled else end
+            settled = True
+
+
+def _sentence(error: BaseException) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text if isinstance(error, BrainMRIError) else f"{type(error).__name__}: {text.splitlines()[0]}"
+
+
+def make_plan(
+    *,
+    run_id: str,
+    dagster_run_id: str | None,
+    dataset: str,
+    command: str,
+    env: Mapping[str, Any],
+    stages: list[PlannedStage],
+) -> Plan:
+    """Assemble a plan; its config hash covers the environment and every stage's resolved config."""
+    return Plan(
+        run_id=run_id,
+        dagster_run_id=dagster_run_id,
+        dataset=dataset,
+        created_at_utc=timestamp(utc_now()),
+        command=command,
+        env=dict(env),
+        config_hash=sha256_json({"env": dict(env), "stages": {item.stage: item.config for item in stages}}),
+        code=code_version(),
+        stages=stages,
+    )

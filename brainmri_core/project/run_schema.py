@@ -1,0 +1,136 @@
+"""What a run's plan and manifest hold, and how they are read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from brainmri_core.errors import IntegrityError
+from brainmri_core.project.layout import Layout
+from brainmri_core.system.storage import read_json
+
+Status = Literal["planned", "running", "success", "failed", "cancelled", "skipped"]
+R = TypeVar("R", "Plan", "Manifest")
+
+
+class PlannedStage(BaseModel):
+    """One stage of a plan: its resolved config and the pointers it will start from."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    stage: str
+    asset: str
+    config: dict[str, Any]
+    inputs: dict[str, str | None] = {}
+
+
+class Plan(BaseModel):
+    """What a run is going to do, written before it does anything."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    run_id: str
+    dagster_run_id: str | None
+    dataset: str
+    created_at_utc: str
+    command: str
+    env: dict[str, Any]
+    config_hash: str
+    code: dict[str, Any]
+    stages: list[PlannedStage]
+
+
+class RecordedPointer(BaseModel):
+    """A copy of the pointer that a stage wrote, whichever kind it is of."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    pointer_path: str | None = None
+
+
+class StageEntry(BaseModel):
+    """What became of one stage."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    status: Status
+    asset: str
+    started_at_utc: str | None = None
+    ended_at_utc: str | None = None
+    duration_s: float | None = None
+    pid: int | None = None
+    inputs: dict[str, str | None] = {}
+    pointer: RecordedPointer | None = None
+    content_hash: str | None = None
+    output_paths: list[str] = []
+    output_hashes: dict[str, str] = {}
+    metrics: dict[str, Any] = {}
+    exit_code: int | None = None
+    error: str | None = None
+
+
+class Manifest(BaseModel):
+    """What became of a run."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    run_id: str
+    dagster_run_id: str | None
+    dataset: str | None
+    started_at_utc: str
+    updated_at_utc: str
+    status: Status
+    seed: int | None
+    config_hash: str | None
+    data_hash: str | None
+    code: dict[str, Any]
+    environment: dict[str, Any]
+    stages: dict[str, StageEntry]
+
+
+def overall_status(statuses: list[Status]) -> Status:
+    """Return a run's status from those of its stages."""
+    for status in ("failed", "cancelled", "running", "planned"):
+        if status in statuses:
+            return "running" if status == "planned" and "success" in statuses else status
+    return "success" if statuses else "planned"
+
+
+def manifest_files(layout: Layout) -> list[Path]:
+    """List the run manifests of a project, oldest run id first."""
+    return sorted((layout.root / "outputs" / "orchestrator").glob("*/run_manifest.json"))
+
+
+def read_plan(path: Path) -> Plan:
+    """Read a ``plan.json``.
+
+    Raises
+    ------
+    IntegrityError
+        If it is none.
+    """
+    return _read(Plan, "plan", path)
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Read a ``run_manifest.json``.
+
+    Raises
+    ------
+    IntegrityError
+        If it is none.
+    """
+    return _read(Manifest, "run manifest", path)
+
+
+def _read(model: type[R], what: str, path: Path) -> R:
+    try:
+        return model.model_validate(read_json(path))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"])) or "the whole"
+        raise IntegrityError(
+            f"{path} is no {what}: '{where}': {first['msg']}; restore it, or delete the run's folder."
+        ) from None

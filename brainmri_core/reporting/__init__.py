@@ -1,1 +1,0 @@
-"""What people look at: metrics, figures, galleries and reports."""

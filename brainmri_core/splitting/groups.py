@@ -1,0 +1,120 @@
+"""Which images belong together: copies, images of one patient, and, where the patient is unknown, runs of neighbours."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from brainmri_core.config.data import SplitConfig
+from brainmri_core.project.sample_table import known_scans
+from brainmri_core.splitting.assignment import group_names, joined
+from brainmri_core.splitting.neighbour_runs import I64, Neighbours, connected
+from brainmri_core.splitting.record import Found
+from brainmri_core.system.storage import sha256_json
+
+
+def image_groups(config: SplitConfig, table: pd.DataFrame, found: Found) -> npt.NDArray[np.object_]:
+    """Name each image's group, as ``split.group_by`` says: object ``(N,)`` of 16 hexadecimal digits.
+
+    Slices of one file or study stay together, unless ``exact`` or ``none`` is asked for. A predefined split is not judged
+    by the neighbours of ``auto``, which are a guess.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        N rows with ``path``, ``pixel_sha256``, ``label``, ``class_index`` and ``split``.
+    found : Found
+        What is known of the images; where neighbours say nothing about patients, a note on it is added.
+    """
+    digests, patients, scans = (
+        table["pixel_sha256"].to_numpy(object),
+        found.patients.names,
+        known_scans(table),
+    )
+    copies = (found.pairs.first, found.pairs.second)
+    if config.group_by == "none":
+        names = [f"{digest}:{path}" for digest, path in zip(digests, table["path"], strict=True)]
+        return np.array([sha256_json(name)[:16] for name in names], object)
+    if config.group_by in ("exact", "near_duplicate"):
+        near = config.group_by == "near_duplicate"
+        same = joined(digests, scans, pairs=[copies]) if near else joined(digests)
+        return group_names(table, same)
+    if config.group_by == "subject":
+        pairs = (found.neighbours.first, found.neighbours.second)
+        return group_names(table, joined(scans, pairs=[copies, pairs]))
+    if config.group_by == "patient" or config.strategy == "predefined":
+        return group_names(table, joined(patients, scans, pairs=[copies]), patients)
+    component, notes = patient_components(table, patients, copies, found.neighbours, config.test_frac)
+    found.patients.notes.extend(notes)
+    return group_names(table, component, patients)
+
+
+def patient_components(
+    table: pd.DataFrame,
+    patients: npt.NDArray[np.object_],
+    copies: tuple[I64, I64],
+    neighbours: Neighbours,
+    test_frac: float,
+) -> tuple[I64, list[str]]:
+    """Join copies, the images of one patient, and, where the patient is unknown, neighbours that look alike.
+
+    Neighbours are a guess, and a guess must not make a data set unusable: those of a class that would then have no image
+    for one of the sides are not joined. They say nothing about patients where all images of a class look alike, as in a
+    small or a synthetic set.
+
+    Returns
+    -------
+    component : numpy.ndarray
+        int64 ``(N,)``.
+    notes : list of str
+        A sentence for each class whose neighbours were not joined.
+    """
+    certain = joined(patients, table["pixel_sha256"].to_numpy(object), known_scans(table), pairs=[copies])
+    classes = table["class_index"].to_numpy(np.int64)
+    hopeless = _unsplittable(certain, table, test_frac)
+    left_out: set[int] = set()
+    while True:
+        component = _with_neighbours(certain, patients, neighbours.among(~np.isin(classes, list(left_out))))
+        stuck = _unsplittable(component, table, test_frac) - hopeless
+        if stuck <= left_out:
+            break
+        left_out |= stuck
+    notes = [
+        f"Neighbouring images of the class {label!r} look so much alike that one group would hold all of them or more than "
+        "a side; there they were not taken for images of one patient."
+        for label in sorted(set(table["label"][np.isin(classes, list(left_out))]))
+    ]
+    return component, notes
+
+
+def _unsplittable(component: I64, table: pd.DataFrame, test_frac: float) -> set[int]:
+    """Return the classes with a single group, or with images in a group larger than any side."""
+    included = (table["split"] != "excluded").to_numpy()
+    used = pd.DataFrame({"group": component, "class": table["class_index"].to_numpy(np.int64)})[included]
+    single = used.groupby("class")["group"].nunique() < 2
+    sizes = used["group"].value_counts()
+    large = sizes.index[sizes > max(test_frac, 1 - test_frac) * len(used)]
+    return set(single.index[single]) | set(used.loc[used["group"].isin(large), "class"])
+
+
+def _with_neighbours(component: I64, patients: npt.NDArray[np.object_], neighbours: Neighbours) -> I64:
+    """Join neighbours that look alike where the patient of at least one is unknown, and no two known patients.
+
+    Neighbours of unknown patient make up a run. A run that touches images of known patients is joined with the one it
+    resembles most: its images are of one of them, or of nobody known.
+    """
+    count = int(component.max(initial=-1)) + 1
+    known = np.zeros(count, np.bool_)
+    known[component[patients != ""]] = True
+    one, other = component[neighbours.first], component[neighbours.second]
+    runs = ~known[one] & ~known[other]
+    run = connected(count, (one[runs], other[runs]))
+    touching = np.flatnonzero(known[one] != known[other])
+    strongest: dict[int, int] = {}
+    for pair in touching[np.argsort(-neighbours.ncc[touching], kind="stable")]:
+        inner, outer = (other[pair], one[pair]) if known[one[pair]] else (one[pair], other[pair])
+        strongest.setdefault(int(run[inner]), int(run[outer]))
+    ends = np.array(sorted(strongest.items()), np.int64).reshape(-1, 2).T
+    joined = connected(count, (ends[0], ends[1]))
+    return joined[run[component]]

@@ -1,0 +1,128 @@
+"""A proxy for patients where they are unknown: runs of neighbouring file numbers whose images look alike.
+
+Slices of one patient mostly follow each other, and look alike within a plane. It stays a guess, so it never joins images
+of two known patients, and it is measured against the known ones wherever there are some.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+
+from brainmri_core.copies.likeness import correlation
+
+I64 = npt.NDArray[np.int64]
+
+LEAST_CORRELATION = 0.8
+_NUMBER = re.compile(r"(\d+)(?!.*\d)")
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """Pairs of images of neighbouring numbers that look alike.
+
+    Attributes
+    ----------
+    first, second : numpy.ndarray
+        int64 ``(P,)``: rows.
+    ncc : numpy.ndarray
+        float64 ``(P,)``: correlation of their thumbnails.
+    """
+
+    first: I64
+    second: I64
+    ncc: npt.NDArray[np.float64]
+
+    def among(self, rows: npt.NDArray[np.bool_]) -> Neighbours:
+        """Return the pairs of which both images are among `rows`, bool ``(N,)``."""
+        kept = rows[self.first] & rows[self.second]
+        return Neighbours(self.first[kept], self.second[kept], self.ncc[kept])
+
+
+def neighbour_pairs(table: pd.DataFrame, thumbs: npt.NDArray[np.uint8]) -> Neighbours:
+    """Return the pairs of rows whose file names differ by one in their last number and whose images correlate above .8.
+
+    A lower limit, or neighbours further apart, finds a few more pairs of one patient and joins many of two.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        With column ``path``; row-aligned with `thumbs`.
+    thumbs : numpy.ndarray
+        uint8, ``(N, 64, 64)``.
+    """
+    place: dict[tuple[str, str, int], int] = {}
+    for row, path in enumerate(table["path"]):
+        file = PurePosixPath(path)
+        if found := _NUMBER.search(file.stem):
+            place[(file.parent.as_posix(), file.stem[: found.start()], int(found.group(1)))] = row
+    pairs = [
+        (row, place[(folder, prefix, number + 1)])
+        for (folder, prefix, number), row in place.items()
+        if (folder, prefix, number + 1) in place
+    ]
+    first, second = np.array(pairs, np.int64).reshape(-1, 2).T
+    ncc = np.concatenate(
+        [
+            np.zeros(0),
+            *(
+                correlation(thumbs[first[start : start + 2048]], thumbs[second[start : start + 2048]])
+                for start in range(0, len(first), 2048)
+            ),
+        ]
+    )
+    alike = ncc > LEAST_CORRELATION
+    return Neighbours(first[alike], second[alike], ncc[alike])
+
+
+def connected(n: int, *pairs: tuple[I64, I64]) -> I64:
+    """Return the connected component of each of n images under pairs of rows: int64 ``(n,)``."""
+    first, second = (np.concatenate([pair[side] for pair in pairs]) for side in (0, 1))
+    graph = coo_matrix((np.ones(len(first), np.int8), (first, second)), (n, n))
+    labels: I64 = connected_components(graph, directed=False)[1].astype(np.int64)
+    return labels
+
+
+def proxy_quality(
+    patients: npt.NDArray[np.object_], neighbours: Neighbours, copies: tuple[I64, I64]
+) -> dict[str, float] | None:
+    """Measure the proxy on the images whose patient is known.
+
+    Parameters
+    ----------
+    patients : numpy.ndarray
+        object ``(N,)`` of str, ``""`` where unknown.
+    neighbours : Neighbours
+        The proxy's pairs.
+    copies : tuple of numpy.ndarray
+        Rows of the confirmed copies, which are joined with it.
+
+    Returns
+    -------
+    dict or None
+        ``precision``: share of the proxy's pairs that are of one patient; ``recall``: share of all pairs of images of one
+        patient that the proxy, with the copies, puts into one group; ``purity``: share of images that belong to the most
+        frequent patient of their group. None where it made no pair of known patients.
+    """
+    known = patients != ""
+    both = known[neighbours.first] & known[neighbours.second]
+    if not both.any():
+        return None
+    right = patients[neighbours.first[both]] == patients[neighbours.second[both]]
+    group = connected(len(patients), copies, (neighbours.first, neighbours.second))
+    frame = pd.DataFrame({"group": group[known], "patient": patients[known]})
+    shared = frame.groupby(["group", "patient"]).size()
+    sizes = frame["patient"].value_counts()
+    pairs = (sizes * (sizes - 1)).sum()
+    return {
+        "precision": round(float(right.mean()), 4),
+        "recall": round(float((shared * (shared - 1)).sum() / pairs), 4) if pairs else 0.0,
+        "purity": round(float(shared.groupby("group").max().sum() / len(frame)), 4),
+    }

@@ -1,0 +1,163 @@
+"""Whose image is it? From a CSV or the catalogue's table, from the path, or from the data set itself, in this order."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from brainmri_core.config.data import SplitConfig
+from brainmri_core.errors import ConfigError, DataError
+from brainmri_core.project.image_tables import ImageFinder, ImageTable, is_file, read_table
+from brainmri_core.project.job import Job
+from brainmri_core.project.pseudonyms import project_key, pseudonym
+from brainmri_core.project.sample_table import known_patients
+
+Names = npt.NDArray[np.object_]
+
+
+@dataclass(frozen=True)
+class KnownPatients:
+    """Who is on the images of a data set, as far as it is known.
+
+    Attributes
+    ----------
+    names : numpy.ndarray
+        object ``(N,)`` of str: running numbers or keyed hashes, ``""`` where unknown.
+    sources : dict
+        Where the names come from, to the number of images each gave.
+    notes : list of str
+        What was odd about a source, one sentence each.
+    """
+
+    names: Names
+    sources: dict[str, int]
+    notes: list[str]
+
+
+def find_patients(config: SplitConfig, table: pd.DataFrame, job: Job) -> KnownPatients:
+    """Find the patient of each image; where a source is silent about one, the next is asked.
+
+    The sources are ``split.patients_csv`` or, without it, the table of the catalogue entry; ``split.patient_pattern``; and
+    the column ``patient`` that fetch has found in the data.
+
+    Raises
+    ------
+    ConfigError
+        If a table cannot be read.
+    DataError
+        If the user's CSV names no image of the data set or gives an image two patients, or the pattern matches no path.
+    """
+    names = np.full(len(table), "", object)
+    sources: dict[str, int] = {}
+    notes: list[str] = []
+    for source, found in (
+        ("csv" if config.patients_csv is not None else "catalogue", _from_table(config, table, job, notes)),
+        ("pattern", _from_paths(config, table, job)),
+        ("data", known_patients(table)),
+    ):
+        both = (names != "") & (found != "")
+        # one source's name for a patient whom a source before it calls otherwise, and on fewer images
+        also = dict(zip(found[both], names[both], strict=True))
+        found = np.array([also.get(name, name) for name in found], object)
+        new = (names == "") & (found != "")
+        names[new] = found[new]
+        sources |= {source: int(new.sum())} if new.any() else {}
+    return KnownPatients(names, sources, notes)
+
+
+def _from_table(config: SplitConfig, table: pd.DataFrame, job: Job, notes: list[str]) -> Names:
+    """Read the user's CSV, where there is none the catalogue's table; of the latter an image may be missing silently."""
+    names = np.full(len(table), "", object)
+    given: ImageTable
+    own = config.patients_csv is not None
+    if config.patients_csv is not None:
+        given = read_table(job.layout.configured(config.patients_csv), ("patient", "group"))
+    elif job.entry.patients is not None:
+        given = read_table(job.entry.patients, ("patient", "group"))
+    else:
+        return names
+    shipped = not own and not is_file(job.entry.patients or "")
+    patients = [row.get("patient") or row.get("group", "") for row in given.values]
+    unknown, twice, empty = [], [], []
+    finder = ImageFinder(table["path"].tolist())
+    key = b"" if shipped else project_key(job.layout)
+    for name, patient in zip(given.names, patients, strict=True):
+        rows = finder.rows(given, name)
+        stored = patient if shipped else pseudonym(patient, key)
+        if not rows:
+            unknown.append(name)
+        elif not patient:
+            empty.append(name)
+        elif any(names[row] not in ("", stored) for row in rows):
+            raise DataError(
+                f"{given.where} gives {table['path'].iloc[rows[0]]!r} two patients; keep the row that is right."
+            )
+        elif all(names[row] == stored for row in rows):
+            twice.append(name)
+        names[rows] = stored if patient else names[rows]
+    if len(unknown) == len(given.names):
+        example = f"{unknown[0]!r}" if unknown else "no image at all"
+        text = (
+            f"{given.where} names no image of {job.dataset}: it has {example}, the data set {table['path'].iloc[0]!r}; "
+            "write paths below the data set's root"
+        )
+        if own:
+            raise DataError(f"{text}.")
+        notes.append(f"{text}, or the patients stay unknown.")
+        return names
+    for odd, text in (
+        ([] if not own else unknown, "that the data set does not hold"),
+        (twice, "that an earlier row names, too"),
+        (empty, "without a patient"),
+    ):
+        if odd:
+            rows_text = "1 image" if len(odd) == 1 else f"{len(odd)} images"
+            notes.append(
+                f"{given.where} has {rows_text} {text}, the first {odd[0]!r}; such rows were left out."
+            )
+    return names
+
+
+def check_pattern(pattern: str) -> re.Pattern[str]:
+    """Compile ``split.patient_pattern``.
+
+    Raises
+    ------
+    ConfigError
+        If it is no regular expression, or has no group named patient.
+    """
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise ConfigError(
+            f"split.patient_pattern {pattern!r} is no regular expression ({error}); correct it."
+        ) from None
+    if "patient" not in compiled.groupindex:
+        raise ConfigError(
+            f"split.patient_pattern {pattern!r} has no group named patient; mark the part of the path that names the "
+            "patient, as in (?P<patient>P[0-9]+)_."
+        )
+    return compiled
+
+
+def _from_paths(config: SplitConfig, table: pd.DataFrame, job: Job) -> Names:
+    names = np.full(len(table), "", object)
+    if config.patient_pattern is None:
+        return names
+    pattern = check_pattern(config.patient_pattern)
+    for row, path in enumerate(table["path"]):
+        found = pattern.search(unicodedata.normalize("NFC", path))
+        names[row] = (found["patient"] or "").strip() if found else ""
+    if not (names != "").any():
+        raise DataError(
+            f"split.patient_pattern {config.patient_pattern!r} matches no path of {job.dataset}, such as "
+            f"{table['path'].iloc[0]!r}; correct it or leave it empty."
+        )
+    key = project_key(job.layout)
+    stored = {name: pseudonym(name, key) for name in set(names) - {""}}
+    return np.array([stored.get(name, "") for name in names], object)

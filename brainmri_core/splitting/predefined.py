@@ -1,0 +1,132 @@
+"""A split the user brings: a CSV of path, split and, where known, group (a patient id, say)."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from brainmri_core.config.data import SplitConfig
+from brainmri_core.errors import ConfigError, DataError
+from brainmri_core.project.foreign_names import stored_names
+from brainmri_core.project.job import Job
+from brainmri_core.splitting.neighbour_runs import connected
+from brainmri_core.system.storage import sha256_json
+
+SIDES = ("train", "test", "excluded")
+_GROUP = re.compile(r"[0-9a-f]{16}(?:-official-copy)?")
+
+
+def read_predefined(
+    config: SplitConfig, table: pd.DataFrame, patients: npt.NDArray[np.object_], job: Job
+) -> None:
+    """Set split and group of a sample table from the CSV of ``split.predefined_csv``.
+
+    Paths are compared as `sources.names.compared` says. The CSV needs the columns ``path`` and ``split`` (train, test or excluded); with a column ``group`` its groups are
+    joined with the copies found, so that neither straddles; a blank group joins nothing.
+
+    Raises
+    ------
+    ConfigError
+        If no CSV is named or it cannot be read.
+    DataError
+        If it names unknown images, leaves some out, uses another word for a side, or puts a group on two sides.
+    """
+    if config.predefined_csv is None:
+        raise ConfigError(
+            "split.strategy is predefined but split.predefined_csv is empty; name the CSV file."
+        )
+    path = job.layout.configured(config.predefined_csv)
+    given = _read(path)
+    known = set(table["path"])
+    meant = stored_names(given["path"], table["path"])
+    given["path"] = [
+        name if name is not None else text for name, text in zip(meant, given["path"], strict=True)
+    ]
+    for wrong, text in (
+        (
+            sorted(set(given["path"]) - known),
+            "names {0!r}, which the data set does not hold; correct the path",
+        ),
+        (sorted(known - set(given["path"])), "leaves out {0!r}; give every image a split (excluded is one)"),
+        (given.loc[given["path"].duplicated(), "path"].tolist(), "names {0!r} twice; keep one row"),
+        (
+            sorted(set(given["split"]) - set(SIDES)),
+            "uses the split {0!r}; write one of " + ", ".join(SIDES),
+        ),
+    ):
+        if wrong:
+            more = f" ({len(wrong)} such)" if len(wrong) > 1 else ""
+            raise DataError(f"The split file {path} {text.format(wrong[0])}{more}.")
+    rows = given.set_index("path").loc[table["path"]]
+    open_rows = (table["split"] != "excluded").to_numpy()
+    table.loc[open_rows, "split"] = rows["split"].to_numpy()[open_rows]
+    left_out = open_rows & (rows["split"].to_numpy() == "excluded")
+    table.loc[left_out, "reason"] = "excluded by the predefined split"
+    if "group" in rows:
+        table["group"] = _joined(table["group"], rows["group"].str.strip().to_numpy(object))
+    _check_sides(path, table, patients)
+
+
+def _check_sides(path: Path, table: pd.DataFrame, patients: npt.NDArray[np.object_]) -> None:
+    """Refuse a group, or under whatever grouping a known patient, on two sides."""
+    used = (table["split"] != "excluded").to_numpy()
+    sides = table["split"].to_numpy(object)
+    for names, among in (
+        (patients, used & (patients != "")),
+        (table["group"].to_numpy(object), used),
+    ):
+        given = pd.Series(sides[among]).groupby(names[among]).nunique()
+        if not (given > 1).any():
+            continue
+        name = given.index[given > 1][0]
+        pair = [
+            table["path"].iloc[np.flatnonzero(among & (names == name) & (sides == side))[0]]
+            for side in SIDES[:2]
+        ]
+        what, why = (
+            (f"the patient {name}", "are of one patient")
+            if names is patients
+            else ("one group", "are copies or of one group")
+        )
+        raise DataError(
+            f"The split file {path} puts {what} on two sides: {pair[0]!r} in train and {pair[1]!r} in test {why}; "
+            "move one of them or exclude it."
+        )
+
+
+def _read(path: Path) -> pd.DataFrame:
+    try:
+        given = pd.read_csv(path, dtype=str, keep_default_na=False)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"The split file {path} cannot be read ({error}); give a CSV with path,split[,group]."
+        ) from None
+    given.columns = given.columns.str.strip()
+    missing = [name for name in ("path", "split") if name not in given]
+    if missing:
+        raise ConfigError(
+            f"The split file {path} lacks the column {missing[0]!r}; its header must be path,split[,group]."
+        )
+    given["split"] = given["split"].str.strip().str.lower()
+    return given
+
+
+def _joined(found: pd.Series, given: npt.NDArray[np.object_]) -> pd.Series:
+    """Join two groupings, so that rows which share a found or a given group are together; ``""`` joins nothing.
+
+    A group is called as the file calls it where that is a name this project gave, so that a split is replayed exactly.
+    """
+    named = np.where(given == "", "found " + found.to_numpy(object), "given " + given)
+    ids = pd.factorize(np.concatenate([found.to_numpy(object), named]))[0].astype(np.int64)
+    component = connected(int(ids.max(initial=-1)) + 1, (ids[: len(found)], ids[len(found) :]))[
+        ids[: len(found)]
+    ]
+    ours = [name if _GROUP.fullmatch(name) else sha256_json(f"given {name}")[:16] for name in given]
+    own = pd.Series(np.where(given == "", found.to_numpy(object), np.array(ours, object)), index=found.index)
+    # a name from the file goes before one that was found
+    order = pd.Series(np.where(given == "", "1", "0"), index=found.index) + own
+    return order.groupby(component).transform("min").str[1:]

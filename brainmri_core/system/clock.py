@@ -1,0 +1,15 @@
+"""The clock: one form of a moment, in UTC."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+
+def utc_now() -> datetime:
+    """Return the current time in UTC with microseconds."""
+    return datetime.now(UTC)
+
+
+def timestamp(moment: datetime) -> str:
+    """Format a moment as ``2026-11-23T20:05:27.123456Z``."""
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")

@@ -1,0 +1,78 @@
+"""Locks that the kernel releases when their process dies, however it dies; a lock file says who took it last."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import platform
+import time
+from collections.abc import Iterator
+from io import FileIO
+from pathlib import Path
+
+from brainmri_core.errors import BusyError
+from brainmri_core.escaping import printable
+from brainmri_core.system.storage import make_dirs, storage_error
+
+_LOOKS = 10
+_LONGEST_OWNER = 300
+
+
+@contextlib.contextmanager
+def exclusive(path: Path, *, wait: bool = True, busy: str = "another run holds it") -> Iterator[None]:
+    """Hold an exclusive lock on a file; the kernel releases it when the process dies, however it dies.
+
+    Who holds it, on which machine and since when stands in the file, and in the error of whoever finds it held.
+
+    Raises
+    ------
+    BusyError
+        If `wait` is False and somebody else holds the lock for longer than one takes to look whether it is held.
+    StorageError
+        If it cannot be locked.
+    """
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(_locked(path, wait, busy))
+        except OSError as error:
+            raise storage_error(error, path, "lock") from error
+        try:
+            yield
+        except OSError as error:
+            named = error.filename if isinstance(error.filename, str | os.PathLike) else path
+            raise storage_error(error, Path(named), "use") from error
+
+
+def _locked(path: Path, wait: bool, busy: str) -> FileIO:
+    """Open a lock file and lock it; closing it unlocks it."""
+    make_dirs(path.parent)
+    looks = 0
+    while True:
+        handle = path.open("a+b", buffering=0)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            if os.fstat(handle.fileno()).st_nlink:
+                _sign(handle)
+                return handle
+            handle.close()
+        except BlockingIOError:
+            handle.seek(0)
+            owner = printable(handle.read(_LONGEST_OWNER).decode(errors="replace").strip())
+            handle.close()
+            if (looks := looks + 1) < _LOOKS:
+                time.sleep(0.01)
+                continue
+            raise BusyError(
+                f"Cannot lock {path}: {busy}{f' ({owner})' if owner else ''}; wait for it to end and run again."
+            ) from None
+        except BaseException:
+            handle.close()
+            raise
+
+
+def _sign(handle: FileIO) -> None:
+    since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    with contextlib.suppress(OSError):  # a full disk must not keep anybody from locking what frees space
+        handle.truncate(0)
+        handle.write(f"process {os.getpid()} on {platform.node()} since {since}\n".encode())

@@ -1,0 +1,218 @@
+"""Backfills: many partitions at once, run by the Dagster daemon, waited for by one command."""
+
+from __future__ import annotations
+
+import sys
+import time
+import uuid
+from collections.abc import Sequence
+
+import dagster as dg
+
+from brainmri_core.errors import BrainMRIError, ConfigError
+from brainmri_core.project.catalogue import find_entry
+from brainmri_core.project.pointers import ValidationPointer
+from brainmri_core.project.run_record import CANCELLED_EXIT_CODE
+from brainmri_core.system.clock import utc_now
+from brainmri_dagster.graph.asset_table import dataset_of
+from brainmri_dagster.graph.partitions import catalogue
+from brainmri_dagster.graph.resources import default_project
+from brainmri_dagster.running.dagster_internals import (
+    BACKFILL_ID_TAG,
+    BULK_ACTION_TERMINAL_STATUSES,
+    AssetGraph,
+    AssetGraphSubset,
+    AssetKeyPartitionKey,
+    AssetPartitionStatus,
+    AssetSelection,
+    BulkActionStatus,
+    PartitionBackfill,
+    get_daemon_statuses,
+)
+from brainmri_dagster.running.upstream import recorded_pointer
+
+_DAEMONS = ["BACKFILL", "QUEUED_RUN_COORDINATOR"]
+_POLL_S = 1.0
+# Daemons sign every 30 s; Dagster itself calls one healthy for half an hour after its last sign.
+_SILENCE_S = 120
+Target = dict[str, list[str]]
+
+
+class DaemonError(BrainMRIError):
+    """The Dagster daemon, which runs backfills, is not there."""
+
+    exit_code = 9
+
+
+def backfill(
+    instance: dg.DagsterInstance, select: str, datasets: Sequence[str], *, only_missing: bool = False
+) -> int:
+    """Launch a backfill, wait for it, show its progress, and return the exit code.
+
+    Parameters
+    ----------
+    instance : dagster.DagsterInstance
+        The instance the daemon serves.
+    select : str
+        Assets in Dagster's selection syntax, such as ``fold_evaluation+``.
+    datasets : sequence of str
+        Data sets whose partitions (and folds) are filled; empty means all of the catalogue.
+    only_missing : bool
+        Leave out partitions whose last materialisation succeeded.
+
+    Raises
+    ------
+    ConfigError
+        If the selection names no asset or a data set is unknown.
+    DaemonError
+        If no daemon serves the instance, or it stops while the backfill runs.
+    """
+    from brainmri_dagster.code_location import defs
+
+    graph = defs.resolve_asset_graph()
+    for name in datasets:
+        find_entry(catalogue(), name)
+    target = targets(instance, graph, select, list(datasets) or list(catalogue()), only_missing=only_missing)
+    if not target:
+        print("Nothing is missing and nothing has failed.")
+        return 0
+    require_daemon(instance)
+    identifier = _launch(instance, graph, target)
+    count = sum(len(keys) for keys in target.values())
+    print(f"backfill {identifier}: {count} partitions of {', '.join(target)}", file=sys.stderr)
+    try:
+        return _wait(instance, identifier, count)
+    except KeyboardInterrupt:
+        found = instance.get_backfill(identifier)
+        if found is not None:
+            instance.update_backfill(found._replace(status=BulkActionStatus.CANCELING))
+        print("brainmri: the backfill is being cancelled.", file=sys.stderr)
+        return CANCELLED_EXIT_CODE
+
+
+def targets(
+    instance: dg.DagsterInstance, graph: AssetGraph, select: str, datasets: list[str], *, only_missing: bool
+) -> Target:
+    """Return the partitions to fill, by asset; fold checkpoints that the selection needs and nobody made are added."""
+    known = ", ".join(sorted(key.to_user_string() for key in graph.get_all_asset_keys()))
+    try:
+        keys = AssetSelection.from_string(select).resolve(graph)
+    except dg.DagsterInvalidSubsetError:
+        keys = set()
+    except dg.DagsterError as error:
+        text = str(error).strip().splitlines()[0]
+        raise ConfigError(f"--select {select!r} is no selection of assets: {text}") from None
+    if not keys:
+        raise ConfigError(f"--select {select!r} selects no asset; known: {known}.")
+    found: Target = {}
+    for key in graph.toposorted_asset_keys:
+        if key not in keys:
+            continue
+        partitions = _partitions(graph, key, datasets)
+        found[key.to_user_string()] = (
+            _unmade(instance, graph, key, partitions) if only_missing else partitions
+        )
+    if "fold_evaluation" in found and "fold_checkpoint" not in found:
+        checkpoint = dg.AssetKey("fold_checkpoint")
+        needed = found["fold_evaluation"]
+        found = {"fold_checkpoint": _unmade(instance, graph, checkpoint, needed), **found}
+    return {name: partitions for name, partitions in found.items() if partitions}
+
+
+def _partitions(graph: AssetGraph, key: dg.AssetKey, datasets: list[str]) -> list[str]:
+    definition = graph.get(key).partitions_def
+    if definition is None:
+        raise ConfigError(
+            f"The asset {key.to_user_string()} has no partitions to fill; materialise it instead."
+        )
+    return [str(item) for item in definition.get_partition_keys() if dataset_of(str(item)) in datasets]
+
+
+def _unmade(
+    instance: dg.DagsterInstance, graph: AssetGraph, key: dg.AssetKey, partitions: list[str]
+) -> list[str]:
+    definition = graph.get(key).partitions_def
+    assert definition is not None
+    statuses = instance.get_status_by_partition(key, partitions, definition) or {}
+    missing = [item for item in partitions if statuses.get(item) is not AssetPartitionStatus.MATERIALIZED]
+    if key.to_user_string() == "validation_report":  # materialised, report and all, also where it failed
+        layout = default_project().layout
+        for item in set(partitions).difference(missing):
+            found = recorded_pointer(instance, layout, "validation_report", item)
+            if isinstance(found, ValidationPointer) and not found.passed:
+                missing.append(item)
+    return [item for item in partitions if item in missing]
+
+
+def require_daemon(instance: dg.DagsterInstance) -> None:
+    """Raise DaemonError unless the daemons that run backfills have sent a recent sign of life."""
+    statuses = get_daemon_statuses(
+        instance, _DAEMONS, ignore_errors=True, heartbeat_tolerance_seconds=_SILENCE_S
+    )
+    if not all(status.healthy for status in statuses.values()):
+        home = instance.root_directory
+        raise DaemonError(
+            "No Dagster daemon is running, and a backfill is run by it; start one with `make ui` or "
+            f"`DAGSTER_HOME={home} dagster-daemon run -w workspace.yaml` and ask again."
+        )
+
+
+def _launch(instance: dg.DagsterInstance, graph: AssetGraph, target: Target) -> str:
+    wanted = {
+        AssetKeyPartitionKey(dg.AssetKey(name), item)
+        for name, partitions in target.items()
+        for item in partitions
+    }
+    identifier = uuid.uuid4().hex[:8]
+    instance.add_backfill(
+        PartitionBackfill.from_asset_graph_subset(
+            backfill_id=identifier,
+            backfill_timestamp=utc_now().timestamp(),
+            tags={"brainmri/backfill": "cli"},
+            dynamic_partitions_store=instance,
+            asset_graph_subset=AssetGraphSubset.from_asset_partition_set(wanted, graph),
+            title=", ".join(target)[:100],
+            description=None,
+            run_config=None,
+        )
+    )
+    return identifier
+
+
+def _wait(instance: dg.DagsterInstance, identifier: str, count: int) -> int:
+    shown = ""
+    while True:
+        found = instance.get_backfill(identifier)
+        runs = instance.get_runs(dg.RunsFilter(tags={BACKFILL_ID_TAG: identifier}))
+        ended = [run for run in runs if run.is_finished]
+        failed = [run for run in ended if run.status != dg.DagsterRunStatus.SUCCESS]
+        line = f"{len(ended)} of {len(runs)} runs ended, {len(failed)} failed"
+        if line != shown:
+            print(line, file=sys.stderr)
+            shown = line
+        require_daemon(instance)
+        if found is None or found.status in (
+            *BULK_ACTION_TERMINAL_STATUSES,
+            BulkActionStatus.COMPLETED_FAILED,
+        ):
+            break
+        time.sleep(_POLL_S)
+    for run in failed:
+        print(f"{run.tags.get('dagster/partition', run.run_id)}: {_reason(instance, run)}", file=sys.stderr)
+    if found is not None and found.status is BulkActionStatus.COMPLETED_SUCCESS and not failed:
+        print(f"backfill {identifier}: all {count} partitions are done")
+        return 0
+    status = found.status.value if found is not None else "deleted"
+    print(f"brainmri: the backfill {identifier} ended with {status}.", file=sys.stderr)
+    return BrainMRIError.exit_code
+
+
+def _reason(instance: dg.DagsterInstance, run: dg.DagsterRun) -> str:
+    for record in instance.get_records_for_run(run.run_id, of_type=dg.DagsterEventType.STEP_FAILURE).records:
+        event = record.event_log_entry.dagster_event
+        data = event.step_failure_data if event is not None else None
+        if data is not None and data.user_failure_data is not None:
+            return str(data.user_failure_data.description)
+        if data is not None and data.error is not None:
+            return data.error.message.strip().splitlines()[0]
+    return f"the run {run.run_id} ended with {run.status.value}"

@@ -1,0 +1,193 @@
+"""Commands that use a model: predict, compare and the local page. Heavy imports wait until work starts."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from brainmri_core.config.formats import READABLE
+from brainmri_core.errors import BrainMRIError
+
+if TYPE_CHECKING:
+    from brainmri_core.predict import Classifier
+
+Config = Annotated[
+    Path | None, typer.Option("--config", "-c", help="YAML configuration; default: configs/pipeline.yaml.")
+]
+Checkpoint = Annotated[
+    Path | None,
+    typer.Option(
+        "--checkpoint", help="Checkpoint or evaluation folder; default: the champion, else models/best.pth."
+    ),
+]
+Dataset = Annotated[
+    str | None,
+    typer.Option("--dataset", metavar="OWNER/SLUG", help="Whose champion, where several have one."),
+]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+class PredictionFormat(StrEnum):
+    """How predictions are printed."""
+
+    TABLE = "table"
+    JSON = "json"
+    CSV = "csv"
+
+
+class ExportFormat(StrEnum):
+    """What a checkpoint can be exported to."""
+
+    ONNX = "onnx"
+    TORCH_EXPORT = "torch_export"
+    SAFETENSORS = "safetensors"
+
+
+@contextlib.contextmanager
+def _sentences(debug: bool) -> Iterator[None]:
+    """Turn an error into its sentence and exit code."""
+    try:
+        yield
+    except BrainMRIError as error:
+        if debug:
+            raise
+        print(f"brainmri: {error}", file=sys.stderr)
+        raise typer.Exit(error.exit_code) from None
+
+
+def predict(
+    paths: Annotated[
+        list[str],
+        typer.Argument(metavar="PATH...", help=f"Images, folders or patterns; {READABLE}."),
+    ],
+    checkpoint: Checkpoint = None,
+    overlay: Annotated[
+        Path | None,
+        typer.Option("--overlay", metavar="DIR", help="Write a Grad-CAM picture of each image here."),
+    ] = None,
+    form: Annotated[
+        PredictionFormat, typer.Option("--format", help="How to print the results.")
+    ] = PredictionFormat.TABLE,
+    dataset: Dataset = None,
+    config: Config = None,
+    debug: Debug = False,
+) -> None:
+    """Classify images: calibrated probabilities, and a flag for images unlike the training images."""
+    failed, no_map = 0, None
+    with _sentences(debug):
+        from brainmri_core.images.listing import list_images
+        from brainmri_dagster.commands.printing import Row, render, with_overlays
+
+        classifier = _classifier(checkpoint, dataset, config)
+        rows = with_overlays(classifier.stream(list_images(paths), maps=overlay is not None), overlay)
+
+        def counted() -> Iterator[Row]:
+            nonlocal failed, no_map
+            for row in rows:
+                failed += row[0].error is not None
+                no_map = row[0].no_heatmap or no_map
+                yield row
+
+        if form is not PredictionFormat.TABLE:
+            for text in classifier.caveats():
+                print(text, file=sys.stderr)
+        for line in render(counted(), classifier, form.value):
+            print(line, flush=True)
+    if no_map:
+        print(f"brainmri: no overlays were written: {no_map}.", file=sys.stderr)
+    if failed:
+        print(f"brainmri: {failed} of the images could not be predicted; see their errors.", file=sys.stderr)
+        raise typer.Exit(1)
+
+
+def _classifier(checkpoint: Path | None, dataset: str | None, config: Path | None) -> Classifier:
+    from brainmri_core.classifier.search import default_checkpoint
+    from brainmri_core.config import load_config
+    from brainmri_core.predict import Classifier as Loader
+    from brainmri_core.project.layout import Layout, resolve_root
+
+    settings = load_config(config)
+    if checkpoint is None:
+        layout = Layout(root=resolve_root(settings.paths.root))
+        checkpoint = default_checkpoint(layout, settings.train.io.out_models, dataset)
+    return Loader.load(checkpoint, env=settings.env)
+
+
+def compare(
+    run_a: Annotated[str, typer.Argument(help="Run id of an evaluation, or its folder.")],
+    run_b: Annotated[str, typer.Argument(help="The other one.")],
+    html: Annotated[
+        Path | None,
+        typer.Option("--html", metavar="FILE", help="Where the page goes; default: outputs/comparisons."),
+    ] = None,
+    resamples: Annotated[
+        int, typer.Option(min=100, max=100_000, help="Resamples of patients or groups.")
+    ] = 2000,
+    config: Config = None,
+    debug: Debug = False,
+) -> None:
+    """Compare two evaluations on the same test images, in pairs: what differs beyond noise?"""
+    with _sentences(debug):
+        from brainmri_core.compare import compare as compared
+        from brainmri_core.compare import find_evaluation
+        from brainmri_core.config import load_config
+        from brainmri_core.pages.comparison_page import comparison_lines, write_comparison
+        from brainmri_core.project.layout import Layout, resolve_root
+
+        settings = load_config(config)
+        layout = Layout(root=resolve_root(settings.paths.root))
+        a, b = (find_evaluation(layout, name) for name in (run_a, run_b))
+        found = compared(a, b, (run_a, run_b), resamples=resamples, seed=settings.env.seed)
+        path = html or layout.root / "outputs" / "comparisons" / f"{a.name}--{b.name}.html"
+        write_comparison(path, found)
+        for line in comparison_lines(found):
+            print(line)
+        print(f"page: {path}")
+
+
+def show(
+    checkpoint: Checkpoint = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="TCP port on loopback; 0: a free one.")] = 8765,
+    dataset: Dataset = None,
+    config: Config = None,
+    debug: Debug = False,
+) -> None:
+    """Show a page on this machine to drop an image in: probabilities, overlay, nearest training images."""
+    with _sentences(debug):
+        classifier = _classifier(checkpoint, dataset, config)
+        from brainmri_core.app import serve
+
+        serve(classifier, port)
+
+
+def export(
+    form: Annotated[ExportFormat, typer.Option("--format", help="What to write.")] = ExportFormat.ONNX,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="Where to; default: beside the checkpoint.")
+    ] = None,
+    checkpoint: Checkpoint = None,
+    dataset: Dataset = None,
+    config: Config = None,
+    debug: Debug = False,
+) -> None:
+    """Write a checkpoint for another runtime, its classes and preprocessing inside."""
+    with _sentences(debug):
+        from brainmri_core.classifier.search import default_checkpoint, find_classifier
+        from brainmri_core.config import load_config
+        from brainmri_core.project.layout import Layout, resolve_root
+
+        if checkpoint is None:
+            settings = load_config(config)
+            layout = Layout(root=resolve_root(settings.paths.root))
+            checkpoint = default_checkpoint(layout, settings.train.io.out_models, dataset)
+        from brainmri_core.export import SUFFIXES, export_checkpoint
+
+        source = find_classifier(checkpoint.expanduser())[0]
+        target = out or source.with_suffix(SUFFIXES[form.value])
+        print(export_checkpoint(source, target, form.value))

@@ -1,0 +1,142 @@
+"""Asset checks: what validation and evaluation found, as Dagster shows it and as it stops what comes after."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import dagster as dg
+
+from brainmri_core.validation.findings import BLOCKING_CHECKS, CHECKS
+
+if TYPE_CHECKING:
+    from brainmri_core.evaluation.regression import Regression
+    from brainmri_core.validation.findings import Finding
+    from brainmri_core.validation.report import ValidationReport
+
+_FILES_SHOWN = 20
+PASSED = "validation_passed"
+VALIDATION_CHECKS = [
+    # automation waits for every blocking check, one that only warns included: so none blocks that may merely warn
+    dg.AssetCheckSpec(
+        name, asset="validation_report", description=description, blocking=name in (PASSED, *BLOCKING_CHECKS)
+    )
+    for name, description in {
+        PASSED: "No finding blocks, nor is one as severe as validate.fail_on.",
+        **{name: description for name, (description, _) in CHECKS.items()},
+    }.items()
+]
+
+EVALUATION_CHECKS = [
+    dg.AssetCheckSpec(name, asset="evaluation", description=description)
+    for name, description in {
+        "beats_baselines": "Macro F1 is above that of every baseline, and so is the whole 95% interval of the gain.",
+        "calibration": "The expected calibration error is at most evaluate.max_ece.",
+        "no_regression": "Macro F1 is not below that of the previous checkpoint beyond noise, on the same images outside the test split.",
+    }.items()
+]
+
+
+def validation_results(report: ValidationReport) -> list[dg.AssetCheckResult]:
+    """Turn a validation report into one result per check, and one for the whole; checks that did not run have none.
+
+    A finding that fails validation (a blocking one, or one as severe as `fail_on`) is an ERROR, another a WARN, and a
+    finding of severity info passes with its message.
+    """
+    from brainmri_core.validation.report import failure_sentence
+
+    whole = dg.AssetCheckResult(
+        check_name=PASSED,
+        passed=report.passed,
+        description=failure_sentence(report),
+        metadata={"partition": report.dataset, "fail_on": report.fail_on},
+    )
+    return [whole, *(_validation_result(name, report.finding(name), report) for name in report.checks)]
+
+
+def _validation_result(name: str, finding: Finding | None, report: ValidationReport) -> dg.AssetCheckResult:
+    if finding is None:
+        return dg.AssetCheckResult(
+            check_name=name, passed=True, description=CHECKS[name][0], metadata={"partition": report.dataset}
+        )
+    fails = finding.fails(report.fail_on)
+    return dg.AssetCheckResult(
+        check_name=name,
+        passed=finding.severity == "info",
+        severity=dg.AssetCheckSeverity.ERROR if fails else dg.AssetCheckSeverity.WARN,
+        description=finding.message,
+        metadata={
+            "partition": report.dataset,
+            "count": finding.count,
+            "files": dg.MetadataValue.json(finding.files[:_FILES_SHOWN]),
+        },
+    )
+
+
+def evaluation_results(
+    metrics: Mapping[str, Any], max_ece: float, previous: Regression | None
+) -> list[dg.AssetCheckResult]:
+    """Turn ``metrics.json`` and the comparison with the previous checkpoint, if there is one, into one result per check."""
+    return [_baselines(metrics), _calibration(metrics, max_ece), _no_regression(metrics, previous)]
+
+
+def _result(
+    name: str,
+    metrics: Mapping[str, Any],
+    description: str,
+    severity: dg.AssetCheckSeverity | None,
+    **metadata: float | str,
+) -> dg.AssetCheckResult:
+    """Return a result that passes where it has no severity."""
+    return dg.AssetCheckResult(
+        check_name=name,
+        passed=severity is None,
+        severity=severity or dg.AssetCheckSeverity.ERROR,
+        description=description,
+        metadata={"partition": metrics["dataset"], "macro_f1": metrics["macro_f1"], **metadata},
+    )
+
+
+def _baselines(metrics: Mapping[str, Any]) -> dg.AssetCheckResult:
+    rows = metrics["baselines"]
+    if not rows:
+        told = f"There is no baseline to beat: {metrics['reasons']['baselines']}."
+        return _result("beats_baselines", metrics, told, dg.AssetCheckSeverity.WARN)
+    best = max(rows, key=lambda row: float(row["macro_f1"]))
+    figures: dict[str, float | str] = {
+        "best_baseline": best["name"],
+        "best_baseline_macro_f1": best["macro_f1"],
+    }
+    for verdict, severity, told in (
+        ("no", dg.AssetCheckSeverity.ERROR, "The model does not beat"),
+        ("unclear", dg.AssetCheckSeverity.WARN, "The model is not clearly better than"),
+    ):
+        names = [row["name"] for row in rows if row["beaten"] == verdict]
+        if names:
+            return _result("beats_baselines", metrics, f"{told} {', '.join(names)}.", severity, **figures)
+    told = f"It beats all {len(rows)} baselines, the best of which is {best['name']} with {best['macro_f1']:.3f}."
+    return _result("beats_baselines", metrics, told, None, **figures)
+
+
+def _calibration(metrics: Mapping[str, Any], bound: float) -> dg.AssetCheckResult:
+    found = metrics["calibration"]
+    when = "after" if found["after"] is not None else "before"
+    error = float(found[when]["ece_equal_width"])
+    told = f"The calibration error {when} temperature scaling is {error:.3f}; the bound is {bound:.3f}."
+    severity = None if error <= bound else dg.AssetCheckSeverity.WARN
+    return _result("calibration", metrics, told, severity, ece=error, bound=bound)
+
+
+def _no_regression(metrics: Mapping[str, Any], found: Regression | None) -> dg.AssetCheckResult:
+    if found is None:
+        told = "No other checkpoint with the same data and validation images was evaluated before."
+        return _result("no_regression", metrics, told, None)
+    between = (
+        "none: too few resamples" if found.interval is None else "{:+.3f} to {:+.3f}".format(*found.interval)
+    )
+    told = (
+        f"Macro F1 {found.now:.3f} after {found.before:.3f} on the same {found.images} {found.images_of} images; 95% interval of the "
+        f"difference: {between}."
+    )
+    severity = dg.AssetCheckSeverity.ERROR if found.worse else None
+    return _result("no_regression", metrics, told, severity, previous_macro_f1=found.before)

@@ -1,0 +1,1 @@
+"""The graph as data: assets, partitions, resources and their configuration."""

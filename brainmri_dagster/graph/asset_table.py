@@ -1,0 +1,167 @@
+"""The assets as a table: which stage each runs, which pointer it leaves, and what it reads. Imports no Dagster."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from brainmri_core.config import Stage
+from brainmri_core.project.pointers import (
+    ChampionPointer,
+    CheckpointPointer,
+    CrossValidationPointer,
+    EvaluationPointer,
+    FetchPointer,
+    FoldCheckpointPointer,
+    FoldEvaluationPointer,
+    LeaderboardPointer,
+    MappingPointer,
+    PackPointer,
+    Pointer,
+    ValidationPointer,
+)
+
+RUN_ID_TAG = "brainmri/run_id"
+COMMAND_TAG = "brainmri/command"
+CONSOLE_TAG = "brainmri/console"
+EXPERIMENT_TAG = "brainmri/experiment"
+PROCESS_TAG = "brainmri/process"
+
+
+@dataclass(frozen=True)
+class StageAsset:
+    """One asset of the graph.
+
+    Attributes
+    ----------
+    stage : str or None
+        The stage it runs, whose config block it takes; None: it has no settings.
+    link : str or None
+        Field of the pointer that refers to the pointer of the first input.
+    code_version : str
+        Raised when the stage's code changes what it makes from the same inputs.
+    what : str
+        What the asset is, as error messages put it.
+    label : str
+        Name of its entry in the manifest, where it is not the stage's.
+    """
+
+    name: str
+    stage: Stage | None
+    pointer: type[Pointer]
+    inputs: tuple[str, ...]
+    link: str | None
+    what: str
+    code_version: str = "1"
+    label: str = ""
+
+    @property
+    def entry(self) -> str:
+        """Name of the asset's entry in plan, manifest and logs."""
+        return self.label or self.stage or self.name
+
+
+ASSETS: dict[str, StageAsset] = {
+    item.name: item
+    for item in (
+        StageAsset("raw_dataset", "fetch", FetchPointer, (), None, "fetched data set"),
+        StageAsset(
+            "dataset_split",
+            "split",
+            MappingPointer,
+            ("raw_dataset",),
+            "fetch_pointer",
+            "split",
+            code_version="2",
+        ),
+        StageAsset(
+            "resized_images",
+            "resize",
+            PackPointer,
+            ("dataset_split",),
+            "mapping_pointer",
+            "pack of resized images",
+        ),
+        StageAsset(
+            "validation_report",
+            "validate",
+            ValidationPointer,
+            ("resized_images",),
+            "pack_pointer",
+            "validation report",
+        ),
+        StageAsset(
+            "model_checkpoint", "train", CheckpointPointer, ("resized_images",), "pack_pointer", "checkpoint"
+        ),
+        StageAsset(
+            "evaluation",
+            "evaluate",
+            EvaluationPointer,
+            ("model_checkpoint", "resized_images"),
+            "checkpoint_pointer",
+            "evaluation",
+        ),
+        StageAsset(
+            "champion",
+            "evaluate",
+            ChampionPointer,
+            ("model_checkpoint", "evaluation"),
+            None,
+            "champion",
+            label="champion",
+        ),
+        StageAsset(
+            "fold_checkpoint",
+            "train",
+            FoldCheckpointPointer,
+            ("resized_images",),
+            None,
+            "checkpoint of a fold",
+        ),
+        StageAsset(
+            "fold_evaluation",
+            "evaluate",
+            FoldEvaluationPointer,
+            ("fold_checkpoint",),
+            None,
+            "evaluation of a fold",
+        ),
+        StageAsset(
+            "cross_validation_report",
+            "evaluate",
+            CrossValidationPointer,
+            ("fold_checkpoint", "fold_evaluation", "resized_images"),
+            None,
+            "cross-validation report",
+            label="cross_validation",
+        ),
+        StageAsset("leaderboard", None, LeaderboardPointer, ("evaluation",), None, "leaderboard"),
+    )
+}
+PIPELINE = (
+    "raw_dataset",
+    "dataset_split",
+    "resized_images",
+    "validation_report",
+    "model_checkpoint",
+    "evaluation",
+)
+FOLD_ASSETS = ("fold_checkpoint", "fold_evaluation")
+# Settings that say where and how, not what: changing them makes nothing out of date.
+INCIDENTAL = frozenset(
+    "fetch.archive fetch.cache_dir fetch.write_pointer fetch.offline fetch.retry fetch.limits split.dest split.clear_dest "
+    "resize.in_dir resize.out_dir resize.export_tree validate.in_dir train.data.train_in train.data.num_workers train.io train.tracking "
+    "evaluate.data.eval_in evaluate.data.num_workers evaluate.io.eval_out evaluate.model.weights_path".split()
+)
+ASSET_OF_STAGE: dict[Stage, StageAsset] = {
+    item.stage: item for name in PIPELINE if (item := ASSETS[name]).stage is not None
+}
+
+
+def dataset_of(partition: str) -> str:
+    """Return the data set's key of a partition key; a fold's is ``owner/slug|fold``."""
+    return partition.partition("|")[0]
+
+
+def is_fold(partition: str) -> bool:
+    """Say whether a partition key is that of a fold."""
+    return "|" in partition

@@ -1,0 +1,49 @@
+"""The project as a resource: where it lies, its seeds and hardware choices, and how it logs."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import dagster as dg
+from pydantic import Field
+
+from brainmri_core.config import EnvConfig, LogConfig, PathsConfig, PipelineConfig, load_config
+from brainmri_core.config.base import StageConfig
+from brainmri_core.project.layout import Layout, resolve_root
+from brainmri_dagster.graph.config_types import config_schema, to_core
+
+
+class ProjectConfig(StageConfig):
+    """What all stages of a run share."""
+
+    paths: PathsConfig = Field(PathsConfig(), description="Where the project lies.")
+    env: EnvConfig = Field(EnvConfig(), description="Seeds and hardware.")
+    log: LogConfig = Field(LogConfig(), description="Logging.")
+
+    @property
+    def layout(self) -> Layout:
+        """The path layout of the project root."""
+        return Layout(root=resolve_root(self.paths.root))
+
+
+@cache
+def defaults() -> PipelineConfig:
+    """Return the YAML's configuration, which gives every run its defaults."""
+    return load_config()
+
+
+def default_project() -> ProjectConfig:
+    """Return the YAML's paths, env and log blocks."""
+    config = defaults()
+    return ProjectConfig(paths=config.paths, env=config.env, log=config.log)
+
+
+def _project(context: dg.InitResourceContext) -> ProjectConfig:
+    return to_core(ProjectConfig, context.resource_config or {}, "run config resources.project.config")
+
+
+project_resource = dg.ResourceDefinition(
+    resource_fn=_project,
+    config_schema=config_schema(default_project()),
+    description="Project root, seeds and logging of a run.",
+)

@@ -1,0 +1,19 @@
+"""Run config that carries a whole configuration to Dagster."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from brainmri_core.config import PipelineConfig
+from brainmri_dagster.graph.asset_table import ASSETS
+
+
+def run_config_for(config: PipelineConfig, assets: list[str]) -> dict[str, Any]:
+    """Return the Dagster run config that carries a whole configuration."""
+    value = config.model_dump(mode="json", by_alias=True)
+    return {
+        "ops": {
+            name: {"config": value[stage]} for name in assets if (stage := ASSETS[name].stage) is not None
+        },
+        "resources": {"project": {"config": {key: value[key] for key in ("paths", "env", "log")}}},
+    }

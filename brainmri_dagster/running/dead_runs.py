@@ -1,0 +1,79 @@
+"""Runs whose process died without a word: found, settled, and their pool slots freed."""
+
+from __future__ import annotations
+
+import dagster as dg
+
+from brainmri_core.errors import BrainMRIError, StorageError
+from brainmri_core.project.layout import Layout
+from brainmri_core.project.run_record import close_run
+from brainmri_dagster.graph.asset_table import PROCESS_TAG
+from brainmri_dagster.running.processes import is_dead, this_process
+from brainmri_dagster.running.stage_run import run_id_of
+
+_REASON = "The process of the run died (killed, out of memory, or the machine went down); start it again."
+
+
+def settle_dead_runs(instance: dg.DagsterInstance, layout: Layout) -> list[str]:
+    """Mark runs as failed whose process is gone, close their manifests and give back their pool slots.
+
+    Returns
+    -------
+    list of str
+        Dagster run ids that were settled.
+
+    Raises
+    ------
+    BrainMRIError
+        After all others were settled: the first that kept a manifest from being closed. Where the disk did, its run is
+        looked at again the next time.
+    """
+    settled: list[str] = []
+    problems: list[BrainMRIError] = []
+    statuses = [dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
+    for run in instance.get_runs(dg.RunsFilter(statuses=statuses)):
+        process = run.tags.get(PROCESS_TAG)
+        if process is None or not is_dead(process):
+            continue
+        cancelled = run.status == dg.DagsterRunStatus.CANCELING
+        try:
+            settle_manifest(instance, layout, run, _REASON, cancelled=cancelled)
+        except BrainMRIError as error:
+            problems.append(error)
+            if isinstance(error, StorageError):
+                continue
+        if cancelled:
+            instance.report_run_canceled(run, message=_REASON)
+        else:
+            instance.report_run_failed(run, message=_REASON)
+        instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
+        settled.append(run.run_id)
+    if problems:
+        raise problems[0]
+    return settled
+
+
+def settle_own_runs(instance: dg.DagsterInstance, layout: Layout, reason: str, *, cancelled: bool) -> None:
+    """Settle what this process started and was kept from ending properly: by an interruption, or by a full disk."""
+    for run in instance.get_runs(dg.RunsFilter(tags={PROCESS_TAG: this_process()})):
+        if not run.is_finished:
+            report = instance.report_run_canceled if cancelled else instance.report_run_failed
+            report(run, message=reason)
+            instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
+        ended = instance.get_run_by_id(run.run_id) or run
+        if ended.status != dg.DagsterRunStatus.SUCCESS:
+            settle_manifest(instance, layout, ended, reason, cancelled=cancelled)
+
+
+def settle_manifest(
+    instance: dg.DagsterInstance, layout: Layout, run: dg.DagsterRun, reason: str, *, cancelled: bool
+) -> bool:
+    """Close the manifest of a run that ended without closing it; return False if the run left none."""
+    try:
+        run_id = run_id_of(instance, run)
+    except BrainMRIError:
+        return False
+    if not layout.run_dir(run_id).is_dir():
+        return False
+    close_run(layout, run_id, "cancelled" if cancelled else "failed", reason)
+    return True

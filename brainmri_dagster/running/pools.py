@@ -1,0 +1,54 @@
+"""Steps that wait for a slot of their pool: woken when one is free or a signal comes, and asleep until then.
+
+Dagster (seen in 1.13) looks for a free slot and queues a step in two transactions. A slot given back between them is
+given to nobody, and the step waits for ever. Until then its executor takes the smallest of zero and the time until the
+next look for its pause, keeps a core busy with waiting, and does not look whether it was interrupted. `PatientClaims`
+mends this in the process that waits.
+"""
+
+from __future__ import annotations
+
+import time
+
+import dagster as dg
+
+from brainmri_dagster.running.dagster_internals import (
+    InstanceConcurrencyContext,
+    SqlEventLogStorage,
+    in_process,
+    pop_captured_interrupt,
+)
+
+LONGEST_PAUSE_S = 0.5
+"""A signal is noticed after a pause, so it is short."""
+
+
+class PatientClaims(InstanceConcurrencyContext):
+    """The claims that a run's executor has on slots of pools."""
+
+    def claim(self, concurrency_key: str, step_key: str, step_priority: int = 0) -> bool:
+        """Claim a slot, or give a free one that nobody was told of to the step that has waited longest.
+
+        Raises
+        ------
+        dagster.DagsterExecutionInterruptedError
+            If a signal came while the step waited.
+        """
+        if step_key in self._pending_claims and pop_captured_interrupt():
+            raise dg.DagsterExecutionInterruptedError
+        storage = self._instance.event_log_storage
+        due = step_key in self._pending_claims and time.time() > self._pending_timeouts[step_key]
+        if due and isinstance(storage, SqlEventLogStorage) and storage.has_unassigned_slots(concurrency_key):
+            storage.assign_pending_steps([concurrency_key])
+        return super().claim(concurrency_key, step_key, step_priority)
+
+    def interval_to_next_pending_claim_check(self) -> float:
+        """Return the seconds until a waiting step may look again."""
+        now = time.time()
+        waits: list[float] = [max(0.0, moment - now) for moment in self._pending_timeouts.values()]
+        return min([LONGEST_PAUSE_S, *waits])
+
+
+def install() -> None:
+    """Let every in-process executor of this process use `PatientClaims`."""
+    in_process.InstanceConcurrencyContext = PatientClaims  # type: ignore[attr-defined]

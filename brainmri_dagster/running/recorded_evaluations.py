@@ -1,0 +1,76 @@
+"""Recorded evaluations of a data set: each experiment's newest, and the one before the present."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import dagster as dg
+
+from brainmri_core.project.layout import Layout
+from brainmri_core.project.pointers import CheckpointPointer, EvaluationPointer, follow, read_pointer
+from brainmri_dagster.running.stage_run import StageRun
+
+if TYPE_CHECKING:
+    from brainmri_core.evaluation.regression import Regression
+
+_RECENT = 1000
+
+
+def recorded_evaluations(
+    instance: dg.DagsterInstance, layout: Layout, dataset: str
+) -> Iterator[tuple[str, EvaluationPointer]]:
+    """Yield the experiment and pointer of recorded evaluations whose pointer is still there, newest first."""
+    records = instance.fetch_materializations(
+        dg.AssetRecordsFilter(asset_key=dg.AssetKey("evaluation"), asset_partitions=[dataset]), limit=_RECENT
+    ).records
+    for record in records:
+        made = record.asset_materialization
+        values = made.metadata if made is not None else {}
+        name, path = values.get("experiment"), values.get("pointer_path")
+        file = layout.absolute(str(path.value)) if path is not None else None
+        if name is not None and file is not None and file.is_file():
+            yield str(name.value), read_pointer(layout, EvaluationPointer, file)
+
+
+def newest_evaluations(
+    instance: dg.DagsterInstance, layout: Layout, dataset: str
+) -> dict[str, EvaluationPointer]:
+    """Return each experiment's newest recorded evaluation, newest first."""
+    found: dict[str, EvaluationPointer] = {}
+    for name, pointer in recorded_evaluations(instance, layout, dataset):
+        found.setdefault(name, pointer)
+    return found
+
+
+def regression_of(instance: dg.DagsterInstance, run: StageRun, now: EvaluationPointer) -> Regression | None:
+    """Compare an evaluation with the newest one, of the same experiment, of another checkpoint on the same data."""
+    layout = run.job.layout
+    ours = _compared(layout, now)
+    if ours is None:
+        return None
+    for name, before in recorded_evaluations(instance, layout, run.job.dataset):
+        theirs = _compared(layout, before) if name == run.experiment else None
+        if theirs is not None and theirs[0] != ours[0] and theirs[1] == ours[1]:
+            from brainmri_core.evaluation.regression import regression
+
+            found = regression(run.config.evaluate, before, now, layout)
+            if found is not None:
+                return found
+    return None
+
+
+def _compared(layout: Layout, evaluation: EvaluationPointer) -> tuple[str, tuple[str, str]] | None:
+    """Return what was measured and on what: the hashes of the checkpoint and of the packs; None if that is gone."""
+    from brainmri_core.leaderboard import measured_on  # pandas, which loading the graph need not wait for
+
+    stored = evaluation.checkpoint_pointer
+    if stored is None or not all(
+        layout.absolute(path).is_file() for path in (stored, evaluation.predictions)
+    ):
+        return None
+    checkpoint = follow(layout, CheckpointPointer, stored)
+    packs = (checkpoint.pack_pointer, evaluation.pack_pointer or checkpoint.pack_pointer)
+    if not all(layout.absolute(path).is_file() for path in packs):
+        return None
+    return checkpoint.checkpoint_sha256, measured_on(evaluation, layout)

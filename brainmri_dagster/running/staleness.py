@@ -1,0 +1,134 @@
+"""What is out of date: assets whose recipe or inputs changed since they were last materialised."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+
+from brainmri_core.config import PipelineConfig
+from brainmri_core.config.data import FetchConfig
+from brainmri_core.project.catalogue import DatasetEntry
+from brainmri_core.project.layout import ARCHIVES_VARIABLE, Layout
+from brainmri_core.project.pointers import FetchPointer, ValidationPointer, follow, read_pointer
+from brainmri_core.system.storage import sha256_file, sha256_json
+from brainmri_dagster.graph.asset_table import ASSETS, INCIDENTAL, PIPELINE
+from brainmri_dagster.graph.partitions import catalogue
+
+_VERSION = "dagster/data_version"
+
+
+def recipe(asset: str, config: PipelineConfig) -> str:
+    """Return the hash of what, besides the inputs, decides an asset's content: its code version and resolved config."""
+    item = ASSETS[asset]
+    if item.stage is None:
+        return sha256_json([item.code_version])
+    resolved = config.stage(item.stage).model_dump(mode="json", by_alias=True)
+    return sha256_json([item.code_version, _decisive(resolved, item.stage)])
+
+
+def lineage(asset: str, config: PipelineConfig) -> str:
+    """Return the hash of an asset's recipe and those of all assets it is made from.
+
+    As the code version it lets the UI show everything downstream of a changed setting as out of date: Dagster itself
+    looks no further than an asset's own code version and its inputs' data.
+    """
+    return sha256_json([recipe(asset, config), *(lineage(name, config) for name in ASSETS[asset].inputs)])
+
+
+def _decisive(value: Any, path: str) -> Any:
+    if not isinstance(value, dict):
+        return value
+    return {
+        key: _decisive(item, f"{path}.{key}")
+        for key, item in value.items()
+        if f"{path}.{key}" not in INCIDENTAL
+    }
+
+
+def stale_assets(
+    instance: dg.DagsterInstance, layout: Layout, config: PipelineConfig, partition: str, assets: list[str]
+) -> dict[str, str]:
+    """Return the assets to make again, in order, each with the reason.
+
+    Parameters
+    ----------
+    instance : dagster.DagsterInstance
+        Where materialisations are recorded.
+    layout : Layout
+        The project root that the recorded pointers lie under.
+    config : PipelineConfig
+        What a run would be configured with now.
+    partition : str
+        The data set's key.
+    assets : list of str
+        Candidates, upstream first.
+    """
+    newest = {name: _newest(instance, name, partition) for name in PIPELINE}
+    stale: dict[str, str] = {}
+    for name in assets:
+        reason = _reason(name, newest, stale, layout, config, partition)
+        if reason is not None:
+            stale[name] = reason
+    return stale
+
+
+def _newest(instance: dg.DagsterInstance, asset: str, partition: str) -> dg.AssetMaterialization | None:
+    records = instance.fetch_materializations(
+        dg.AssetRecordsFilter(asset_key=dg.AssetKey(asset), asset_partitions=[partition]), limit=1
+    ).records
+    return records[0].asset_materialization if records else None
+
+
+def _reason(
+    name: str,
+    newest: dict[str, dg.AssetMaterialization | None],
+    stale: dict[str, str],
+    layout: Layout,
+    config: PipelineConfig,
+    partition: str,
+) -> str | None:
+    made, item = newest[name], ASSETS[name]
+    if made is None:
+        return "never made"
+    path = made.metadata.get("pointer_path")
+    file = layout.absolute(str(path.value)) if path is not None else None
+    if file is None or not file.is_file():
+        return "its pointer is gone"
+    recorded = made.metadata.get("recipe")
+    if recorded is None or recorded.value != recipe(name, config):
+        return "its configuration or code changed"
+    again = next((upstream for upstream in item.inputs if upstream in stale), None)
+    if again is not None:
+        return f"{again} is made again"
+    pointer = read_pointer(layout, item.pointer, file)
+    if isinstance(pointer, FetchPointer):
+        return _source_changed(pointer, config, partition)
+    if isinstance(pointer, ValidationPointer) and not pointer.passed:
+        return "it did not pass"
+    source, link = newest[item.inputs[0]], getattr(pointer, str(item.link))
+    used = follow(layout, ASSETS[item.inputs[0]].pointer, link).content_hash if link else None
+    if source is not None and (source.tags or {}).get(_VERSION) != used:
+        return f"{item.inputs[0]} changed"
+    return None
+
+
+def _source_changed(pointer: FetchPointer, config: PipelineConfig, partition: str) -> str | None:
+    archive = local_archive(config.fetch, catalogue()[partition])
+    if archive is None or archive.is_dir():
+        return None
+    return None if sha256_file(archive) == pointer.archive_sha256 else "its archive changed"
+
+
+def local_archive(config: FetchConfig, entry: DatasetEntry) -> Path | None:
+    """Return the local archive or folder that `fetch` would take a data set from, if any."""
+    from brainmri_core.sources.local import find_archive
+
+    folder = os.environ.get(ARCHIVES_VARIABLE)
+    return find_archive(
+        entry.key,
+        Path(config.archive).expanduser() if config.archive else None,
+        Path(folder).expanduser() if folder and entry.source != "phantom" else None,
+    )

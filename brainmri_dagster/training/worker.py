@@ -1,0 +1,104 @@
+"""One of several training processes: the same training, with its log sent through Dagster Pipes. Imports no Dagster."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from dagster_pipes import (
+    PipesContext,
+    PipesDefaultContextLoader,
+    PipesEnvVarParamsLoader,
+    open_dagster_pipes,
+)
+
+from brainmri_core.config import EnvConfig, LogConfig
+from brainmri_core.config.training import TrainConfig
+from brainmri_core.errors import BrainMRIError
+from brainmri_core.learning.team import Team, torchrun_team
+from brainmri_core.project.catalogue import DatasetEntry
+from brainmri_core.project.job import Job
+from brainmri_core.project.layout import Layout
+from brainmri_core.project.logs import StageLog, event_text, stage_log, throttled
+from brainmri_core.project.pointers import PackPointer
+from brainmri_core.project.run_record import CANCELLED_EXIT_CODE
+from brainmri_core.train import train
+from brainmri_dagster.running.processes import die_with_parent
+from brainmri_dagster.training.torchrun import FOLDER_VARIABLE, PARENT_VARIABLE
+
+
+def main() -> None:
+    """Train as the parent's request says; why that failed goes into the parent's folder."""
+    die_with_parent(int(os.environ[PARENT_VARIABLE]))
+    request = _request()
+    try:
+        with torchrun_team(EnvConfig.model_validate(request["env"])) as team:
+            _train(request, team)
+    except BrainMRIError as error:
+        _leave_word("sentence", {"error": type(error).__name__, "sentence": str(error)})
+        sys.exit(error.exit_code)
+    except Exception as error:
+        message = f"{type(error).__name__}: {error}".splitlines()[0]
+        _leave_word("crash", {"message": message, "traceback": traceback.format_exc()})
+        raise
+    except KeyboardInterrupt:
+        sys.exit(CANCELLED_EXIT_CODE)
+
+
+def _leave_word(kind: str, word: dict[str, Any]) -> None:
+    rank = int(os.environ["RANK"])
+    path = Path(os.environ[FOLDER_VARIABLE], f"{kind}-{rank}.json")
+    path.write_text(json.dumps({"rank": rank, "time": time.time_ns(), **word}))
+
+
+def _request() -> dict[str, Any]:
+    params = PipesEnvVarParamsLoader().load_context_params()  # type: ignore[no-untyped-call]
+    with PipesDefaultContextLoader().load_context(params) as data:
+        return dict(data["extras"] or {})
+
+
+def _train(request: dict[str, Any], team: Team) -> None:
+    config = TrainConfig.model_validate(request["config"])
+    pack = PackPointer.model_validate(request["pack"])
+    with _log(request, team) as (log, pipes):
+        job = Job(
+            layout=Layout(root=Path(request["root"])),
+            run_id=request["run_id"],
+            entry=DatasetEntry.model_validate(request["entry"]),
+            log=log,
+            env=EnvConfig.model_validate(request["env"]),
+        )
+        pointer = train(config, pack, job, team)
+        if pipes is not None:
+            pipes.report_custom_message(pointer.model_dump(mode="json"))
+
+
+@contextlib.contextmanager
+def _log(request: dict[str, Any], team: Team) -> Iterator[tuple[StageLog, PipesContext | None]]:
+    """Let the first process log for all: to the run's file, the console where wanted, and Dagster's event log."""
+    run_id, dataset = request["run_id"], request["entry"]["key"]
+    config = LogConfig.model_validate(request["log"])
+    if not team.leads:
+        yield StageLog("train", run_id, dataset, [], config.level), None
+        return
+    run_dir = Layout(root=Path(request["root"])).run_dir(run_id)
+    with open_dagster_pipes() as pipes:
+
+        def tell(item: dict[str, Any]) -> None:
+            level = {"DEBUG": pipes.log.debug, "WARNING": pipes.log.warning, "ERROR": pipes.log.error}
+            level.get(item["level"], pipes.log.info)(event_text(item, json_lines=config.json_lines))
+
+        sinks = [throttled(tell, "epoch")]
+        with stage_log("train", run_id, dataset, config, run_dir, sinks, console=request["console"]) as log:
+            yield log, pipes
+
+
+if __name__ == "__main__":
+    main()
