@@ -56,8 +56,8 @@ def split(config: SplitConfig, fetched: FetchPointer, job: Job) -> MappingPointe
     -------
     MappingPointer
         Its sample table adds the columns of `samples.SPLIT_COLUMNS`; beside it lie ``index_remap.json``,
-        ``split.json``, ``split.csv`` (which ``split.strategy: predefined`` replays), ``copies.parquet`` and
-        ``thumbs.npy``.
+        ``split.json``, ``split.csv`` (which ``split.strategy: predefined`` replays), ``copies.parquet``,
+        ``thumbs.npy`` and ``trimmed_thumbs.npy``.
 
     Raises
     ------
@@ -299,8 +299,12 @@ def _write(
     with staging_folder(target) as staging:
         write_samples(staging / "samples.parquet", table)
         write_samples(staging / "copies.parquet", copies_table(table, found.pairs))
-        with atomic_file(staging / "thumbs.npy") as handle:
-            np.save(handle, found.prints.thumbs)
+        for name, thumbs in (
+            ("thumbs", found.prints.thumbs),
+            ("trimmed_thumbs", found.prints.trimmed_thumbs),
+        ):
+            with atomic_file(staging / f"{name}.npy") as handle:
+                np.save(handle, thumbs)
         write_json(staging / "index_remap.json", remap)
         write_json(staging / "split.json", {"counts": counts, **report})
         export_csv(table, staging / "split.csv")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +12,7 @@ import numpy.typing as npt
 U32 = npt.NDArray[np.uint32]
 U64 = npt.NDArray[np.uint64]
 I64 = npt.NDArray[np.int64]
+Pairs = Literal["unordered", "ordered", "all"]
 
 _BITS = 64
 # Three parts of 22 bits at most: an index of four million places.
@@ -20,9 +22,9 @@ _PAIRS = 1 << 16
 
 
 def candidate_pairs(
-    query: U64, table: U64, radius: int, *, ordered: bool = False
+    query: U64, table: U64, radius: int, pairs: Pairs = "unordered"
 ) -> Iterator[tuple[I64, I64]]:
-    """Yield, in blocks, each pair ``i < j`` once whose ``query[i]`` and ``table[j]`` differ in at most `radius` bits.
+    """Yield, in blocks, each pair once whose ``query[i]`` and ``table[j]`` differ in at most `radius` bits.
 
     Multi-index hashing (Norouzi, Punjani and Fleet, Fast search in Hamming space with multi-index hashing, 2012): the
     bits are dealt into m parts, each looked up within a few bits. With ``radius - (m - 1)`` bits shared out among the
@@ -32,11 +34,12 @@ def candidate_pairs(
     Parameters
     ----------
     query, table : numpy.ndarray
-        uint64, ``(N,)``. A hash of 0 (an image without structure) is in no pair.
+        uint64, ``(N,)`` and ``(M,)``. A hash of 0 (an image without structure) is in no pair.
     radius : int
         Hamming distance, 0 to 16.
-    ordered : bool
-        Yield pairs ``i > j`` too. Of a mirror image's hash the two ways differ: its bits are of another median.
+    pairs : str
+        Of the same images, ``unordered`` yields those with ``i < j``, and ``ordered`` those with ``i > j`` too: of a mirror
+        image's hash the two ways differ, its bits are of another median. ``all`` is for hashes of different images.
 
     Yields
     ------
@@ -51,7 +54,9 @@ def candidate_pairs(
             return
         for i, j in _within(query, table, bits, share, radius):
             difference = query[i] ^ table[j]
-            new = i != j if ordered else i < j
+            new = (
+                i < j if pairs == "unordered" else i != j if pairs == "ordered" else np.ones(len(i), np.bool_)
+            )
             for mask, errors in searched:  # an earlier part would have found the pair already
                 new &= np.bitwise_count(difference & mask) > errors
             if new.any():

@@ -7,6 +7,7 @@ Hashes alone have a precision of .34 to .84 on brain MRI, where neighbouring sli
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +17,7 @@ from scipy.sparse.csgraph import connected_components
 
 from brainmri_core.config.data import CopySearchConfig
 from brainmri_core.copies.fingerprint import FingerprintTable
-from brainmri_core.copies.hamming import candidate_pairs
+from brainmri_core.copies.hamming import Pairs, candidate_pairs
 from brainmri_core.copies.likeness import (
     PIXELS,
     SEARCHED,
@@ -60,16 +61,17 @@ class CopyPairs:
 
 
 @dataclass(frozen=True)
-class _Version:
-    """One version of the images (whole, or without margins), with what is computed once for all comparisons."""
+class Version:
+    """One version of a set's images (whole, or without margins), with what is computed once for all comparisons."""
 
+    rows: I64
     thumbs: U8
     hashes: U64
     sums: I64
     coarse: F32
 
 
-def _prepare(thumbs: U8, hashes: U64, rows: I64) -> _Version:
+def prepare(thumbs: U8, hashes: U64, rows: I64) -> Version:
     """Add each image's moments and the 8 x 8 block sums of its mean-removed unit-norm thumbnail, divided by 8.
 
     The block sums are an orthonormal projection, so two of them are never further apart than the thumbnails themselves.
@@ -83,31 +85,36 @@ def _prepare(thumbs: U8, hashes: U64, rows: I64) -> _Version:
         squares = (images.reshape(-1, 64).astype(np.float32) @ blocks).reshape(-1, 8, 8, 8).sum(axis=2)
         mean, norm = sums[0, part] / PIXELS, np.sqrt(sums[1, part] / PIXELS)
         coarse[part] = (squares / 8 - 8 * mean[:, None, None]) / np.maximum(norm, 1e-3)[:, None, None]
-    return _Version(thumbs, hashes, sums, coarse)
+    return Version(rows, thumbs, hashes, sums, coarse)
 
 
-def _confirmed(
-    version: _Version, rows: I64, turn: int, config: CopySearchConfig, stopped: threading.Event
+def confirmed(
+    one: Version, other: Version, turn: int, config: CopySearchConfig, stopped: threading.Event
 ) -> list[tuple[int, int, float]]:
-    """Return the pairs of `rows` that the hashes propose and the pixels confirm in one orientation.
+    """Return the pairs that the hashes propose and the pixels confirm: a row of `one`, brought into `turn`, and of `other`.
 
-    Where nobody waits for them any more, it ends with those it has.
+    Of one version with itself each pair is given once, unless it is turned. Where nobody waits for them any more, it ends
+    with those it has.
     """
-    coarse = turned(version.coarse, turn)
+    pairs: Pairs = "all" if one is not other else "ordered" if turn else "unordered"
+    coarse = turned(one.coarse, turn)
     # unit vectors with correlation c are sqrt(2 - 2c) apart
     furthest = 2 - 2 * config.ncc_threshold + 1e-4
     found: list[tuple[int, int, float]] = []
-    hashes = np.ascontiguousarray(version.hashes[rows].T)
-    for first, second in candidate_pairs(hashes[turn], hashes[0], config.hash_radius, ordered=turn > 0):
+    query, table = (
+        np.ascontiguousarray(version.hashes[version.rows, column])
+        for version, column in ((one, turn), (other, 0))
+    )
+    for first, second in candidate_pairs(query, table, config.hash_radius, pairs):
         if stopped.is_set():
             break
         for start in range(0, len(first), _CONFIRM):
-            a, b = rows[first[start : start + _CONFIRM]], rows[second[start : start + _CONFIRM]]
-            gap = coarse[a] - version.coarse[b]
+            a, b = one.rows[first[start : start + _CONFIRM]], other.rows[second[start : start + _CONFIRM]]
+            gap = coarse[a] - other.coarse[b]
             close = np.einsum("ijk,ijk->i", gap, gap) <= furthest
             a, b = a[close], b[close]
-            images, others = np.ascontiguousarray(turned(version.thumbs[a], turn)), version.thumbs[b]
-            ncc = correlation_of(images, others, version.sums[:, a], version.sums[:, b])
+            images, others = np.ascontiguousarray(turned(one.thumbs[a], turn)), other.thumbs[b]
+            ncc = correlation_of(images, others, one.sums[:, a], other.sums[:, b])
             right = ncc >= config.ncc_threshold
             right[right] = difference(images[right], others[right]) <= config.max_difference
             found += zip(a[right].tolist(), b[right].tolist(), ncc[right].tolist(), strict=True)
@@ -121,19 +128,18 @@ def find_copies(table: FingerprintTable, config: CopySearchConfig) -> CopyPairs:
     given for every member again. The result does not depend on the machine, and only through the numbers of the rows on
     their order.
     """
-    members = _exact_groups(table)
+    members = list(exact_groups(table.pixel_sha256).values())
     of = {group[0]: group for group in members}
     rows = np.array(sorted(of), np.int64)
-    # a quarter turn to the left is one to the right of the pair's other image
-    turns = [turn for turn in SEARCHED[config.orientations] if turned_back(turn) >= turn]
+    turns = tried(config)
     versions = ((table.thumbs, table.hashes), (table.trimmed_thumbs, table.trimmed_hashes))
     best: dict[tuple[int, int], tuple[float, int]] = {}
     stopped = threading.Event()
     with threads(min(cores(), len(versions) * len(turns))) as pool:
         try:
-            prepared = list(pool.map(lambda version: _prepare(version[0], version[1], rows), versions))
+            prepared = list(pool.map(lambda version: prepare(version[0], version[1], rows), versions))
             searches = [
-                (turn, pool.submit(_confirmed, version, rows, turn, config, stopped))
+                (turn, pool.submit(confirmed, version, version, turn, config, stopped))
                 for version in prepared
                 for turn in turns
             ]
@@ -161,12 +167,18 @@ def find_copies(table: FingerprintTable, config: CopySearchConfig) -> CopyPairs:
     )
 
 
-def _exact_groups(table: FingerprintTable) -> list[list[int]]:
+def tried(config: CopySearchConfig) -> list[int]:
+    """Return the orientations of either image that are tried: a quarter turn to the left is one to the right of the other."""
+    return [turn for turn in SEARCHED[config.orientations] if turned_back(turn) >= turn]
+
+
+def exact_groups(pixel_sha256: Sequence[str]) -> dict[str, list[int]]:
+    """Return the rows of each hash of decoded pixels, leaving out images that could not be read."""
     groups: dict[str, list[int]] = {}
-    for row, digest in enumerate(table.pixel_sha256):
+    for row, digest in enumerate(pixel_sha256):
         if digest:
             groups.setdefault(digest, []).append(row)
-    return list(groups.values())
+    return groups
 
 
 def _within(group: list[int]) -> list[tuple[int, int]]:

@@ -1,4 +1,4 @@
-"""The 64x64 thumbnails that a split keeps of its images."""
+"""The 64x64 thumbnails that a split keeps of its images: of the whole, and of what lies inside its margins."""
 
 from __future__ import annotations
 
@@ -25,22 +25,31 @@ def read_thumbs(folder: Path, samples: pd.DataFrame, pixels: U8) -> U8:
     numpy.ndarray
         uint8 ``(len(samples), 64, 64)``.
     """
-    path = folder / "thumbs.npy"
-    if path.is_file():
-        try:
-            thumbs = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError) as error:
-            raise IntegrityError(
-                f"The thumbnails {path} cannot be opened ({error}); run split again."
-            ) from None
-        if thumbs.dtype != np.uint8 or thumbs.shape != (len(samples), THUMB_SIDE, THUMB_SIDE):
-            raise IntegrityError(
-                f"The thumbnails {path} hold {thumbs.dtype} {thumbs.shape} for {len(samples)} images; run split again."
-            )
-        return np.asarray(thumbs)
+    kept = _kept(folder / "thumbs.npy", len(samples))
+    if kept is not None:
+        return kept
     made = np.zeros((len(samples), THUMB_SIDE, THUMB_SIDE), np.uint8)
     for position, row in enumerate(samples["row"].to_numpy()):
         if row >= 0:
             image = Image.fromarray(to_gray(pixels[row : row + 1])[0])
             made[position] = np.asarray(image.resize((THUMB_SIDE, THUMB_SIDE), Image.Resampling.BILINEAR))
     return made
+
+
+def read_trimmed_thumbs(folder: Path, samples: pd.DataFrame) -> U8 | None:
+    """Open the thumbnails without margins; None for a split of a version that did not keep them."""
+    return _kept(folder / "trimmed_thumbs.npy", len(samples))
+
+
+def _kept(path: Path, n: int) -> U8 | None:
+    if not path.is_file():
+        return None
+    try:
+        thumbs = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise IntegrityError(f"The thumbnails {path} cannot be opened ({error}); run split again.") from None
+    if thumbs.dtype != np.uint8 or thumbs.shape != (n, THUMB_SIDE, THUMB_SIDE):
+        raise IntegrityError(
+            f"The thumbnails {path} hold {thumbs.dtype} {thumbs.shape} for {n} images; run split again."
+        )
+    return np.asarray(thumbs)

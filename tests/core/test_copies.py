@@ -6,6 +6,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import get_args
 from unittest import mock
 
 import numpy as np
@@ -23,7 +24,7 @@ from brainmri_core.copies.fingerprint import (
     perceptual_hashes,
     thumbnails,
 )
-from brainmri_core.copies.hamming import candidate_pairs
+from brainmri_core.copies.hamming import Pairs, candidate_pairs
 from brainmri_core.copies.likeness import SEARCHED, correlation, difference, turned, turned_back
 from brainmri_core.copies.planted import score_copies
 from brainmri_core.copies.search import CopyPairs, find_copies, group_copies
@@ -34,9 +35,14 @@ COPIES = 12
 
 @pytest.mark.parametrize("parts", [3, 4, 5, 8])
 @settings(max_examples=25, deadline=None)
-@given(seed=st.integers(0, 2**32 - 1), share=st.floats(0, 1), n=st.integers(2, 120), ordered=st.booleans())
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    share=st.floats(0, 1),
+    n=st.integers(2, 120),
+    pairs=st.sampled_from(get_args(Pairs)),
+)
 def test_the_index_finds_exactly_the_pairs_within_the_radius(
-    parts: int, seed: int, share: float, n: int, ordered: bool
+    parts: int, seed: int, share: float, n: int, pairs: Pairs
 ) -> None:
     radius = round(share * min(16, 3 * parts))
     rng = np.random.default_rng(seed)
@@ -50,13 +56,16 @@ def test_the_index_finds_exactly_the_pairs_within_the_radius(
     table[rng.integers(0, n)] = 0
     query = np.where(rng.random(n) < 0.5, table, rng.permutation(table))
     with mock.patch.object(hamming, "_best_parts", lambda n, radius: parts):
-        blocks = list(candidate_pairs(query, table, radius, ordered=ordered))
+        blocks = list(candidate_pairs(query, table, radius, pairs))
     found = [(int(a), int(b)) for i, j in blocks for a, b in zip(i, j, strict=True)]
     expected = {
         (i, j)
         for i in range(n)
-        for j in range(0 if ordered else i + 1, n)
-        if i != j and query[i] and table[j] and int(query[i] ^ table[j]).bit_count() <= radius
+        for j in range(i + 1 if pairs == "unordered" else 0, n)
+        if (i != j or pairs == "all")
+        and query[i]
+        and table[j]
+        and int(query[i] ^ table[j]).bit_count() <= radius
     }
     assert len(found) == len(set(found)), "a pair came twice"
     assert set(found) == expected
