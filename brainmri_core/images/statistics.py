@@ -1,4 +1,4 @@
-"""What can be read off packed pixels without a model: intensity statistics and burnt-in text."""
+"""What can be read off packed pixels without a model: intensity and edge statistics, and burnt-in text."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ INTENSITY_STATISTICS = (
     "entropy",
     "fraction_black",
 )
+EDGE_STATISTICS = ("edge_strength", "sharpness", "noise")
 _PERCENTILES = (0.10, 0.25, 0.50, 0.75, 0.90, 0.99)
 _BLACK = 16
 _FRAME_LEVEL = 64
@@ -109,6 +110,43 @@ def intensity_statistics(images: U8) -> F64:
     percentiles = [(cumulated >= share - 1e-9).argmax(axis=1) for share in _PERCENTILES]
     entropy = -(histogram * np.log2(np.where(histogram > 0, histogram, 1.0))).sum(axis=1)
     return np.stack([mean, std, *percentiles, entropy, cumulated[:, _BLACK - 1]], axis=1)
+
+
+def edge_statistics(images: U8) -> F64:
+    """Compute three statistics of the edges of each image, where it is not black.
+
+    Parameters
+    ----------
+    images : numpy.ndarray
+        uint8 ``(N, H, W)``, H and W of at least 3.
+
+    Returns
+    -------
+    numpy.ndarray
+        float64 ``(N, 3)``, all 0 where an image is black:
+
+        - the mean step between the two neighbours of a pixel, in gray levels, along rows and columns;
+        - how large the second differences are beside those steps: contrast does not change it, a blur lowers it;
+        - the noise, as a standard deviation in gray levels (Immerkaer, Fast noise variance estimation, CVIU 1996), which
+          fine texture raises too.
+    """
+    wide = images.astype(np.int16)
+    middle = wide[:, 1:-1, 1:-1]
+    seen = middle >= _BLACK
+    count = np.maximum(seen.sum(axis=(1, 2)), 1)
+
+    def mean(values: npt.NDArray[np.int16]) -> F64:
+        total: F64 = np.where(seen, np.abs(values), 0).sum(axis=(1, 2), dtype=np.int64) / count
+        return total
+
+    left, right = wide[:, 1:-1, :-2], wide[:, 1:-1, 2:]
+    above, below = wide[:, :-2, 1:-1], wide[:, 2:, 1:-1]
+    strength = (mean(right - left) + mean(below - above)) / 2
+    curved = (mean(left + right - 2 * middle) + mean(above + below - 2 * middle)) / 2
+    corners = wide[:, :-2, :-2] + wide[:, :-2, 2:] + wide[:, 2:, :-2] + wide[:, 2:, 2:]
+    noise = mean(corners - 2 * (left + right + above + below) + 4 * middle) * np.sqrt(np.pi / 2) / 6
+    sharpness = np.divide(curved, strength, out=np.zeros_like(curved), where=strength > 0)
+    return np.stack([strength, sharpness, noise], axis=1)
 
 
 def text_like(images: U8) -> Mask:
