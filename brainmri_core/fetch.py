@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from tqdm import tqdm
 
 from brainmri_core.config.data import FetchConfig
-from brainmri_core.errors import IntegrityError, SourceError
+from brainmri_core.errors import ConfigError, IntegrityError, SourceError
 from brainmri_core.project.foreign_names import shown_name
 from brainmri_core.project.job import Job
 from brainmri_core.project.layout import ARCHIVES_VARIABLE
@@ -89,8 +89,14 @@ def fetch(config: FetchConfig, job: Job) -> FetchPointer:
     SourceError
         If the data set cannot be had or its archive cannot be used.
     DataError
-        If it holds no class folders with images, or several trees of them and ``fetch.subset`` is empty.
+        If it holds no class folders with images, or several trees of them and ``fetch.subset`` is empty; of a data set
+        that is not labelled, if it holds no image.
     """
+    if not job.entry.labelled and (config.labels_csv or config.subset):
+        key = "labels_csv" if config.labels_csv else "subset"
+        raise ConfigError(
+            f"The data set {job.dataset} is not labelled: fetch.{key} has no use; leave it empty."
+        )
     cache = job.layout.dataset_cache(config.cache_dir, job.dataset)
     with exclusive(job.layout.lock("fetch", job.dataset)):
         for stale in remove_stale(cache) if cache.is_dir() else []:
@@ -110,9 +116,8 @@ def _reading(config: FetchConfig, job: Job) -> str:
     slices = config.slices.model_dump(mode="json")
     table = job.layout.configured(config.labels_csv) if config.labels_csv is not None else None
     labels = sha256_file(table) if table is not None and table.is_file() else config.labels_csv
-    return sha256_json([_RULES, config.subset, entry.classes, entry.aliases, entry.modality, slices, labels])[
-        :8
-    ]
+    read_by = [_RULES, config.subset, entry.classes, entry.aliases, entry.modality, slices, labels]
+    return sha256_json(read_by if entry.labelled else [_RULES, "unlabelled", entry.modality, slices])[:8]
 
 
 def _local(config: FetchConfig, job: Job) -> Path | None:
@@ -148,7 +153,8 @@ def _locate(config: FetchConfig, job: Job) -> _Source:
     if (path := _local(config, job)) is not None:
         job.log.info("using a local copy", source=path.name)
         if path.is_dir():
-            listing = [(name, sha256_file(path / name)) for name in list_folder(path, config.limits)]
+            names = _listed(path, config, job)
+            listing = [(name, sha256_file(path / name)) for name in names]
             return _Source("folder", f"folder-{sha256_json(listing)[:16]}", path, {})
         digest = sha256_file(path)
         key = f"archive-{digest[:16]}"
@@ -164,6 +170,23 @@ def _locate(config: FetchConfig, job: Job) -> _Source:
             f"{ARCHIVES_VARIABLE} to a folder that holds {[f'{job.entry.slug}.zip', *job.entry.archives][-1]}."
         )
     return _from_kaggle(config, job)
+
+
+def _settled_before(config: FetchConfig, job: Job) -> float | None:
+    return None if job.entry.labelled else config.settled_before
+
+
+def _listed(path: Path, config: FetchConfig, job: Job) -> list[str]:
+    """List the files of a folder to take; say how many are left to the next look."""
+    late: list[str] = []
+    names = list_folder(path, config.limits, settled_before=_settled_before(config, job), unsettled=late)
+    if late:
+        job.log.warning(
+            "files left to the next look: they changed after the folder was looked at",
+            files=len(late),
+            first=shown_name(late[0]),
+        )
+    return names
 
 
 def _refuse_anothers(path: Path, key: str, config: FetchConfig, job: Job) -> None:
@@ -217,7 +240,7 @@ def _unpack(config: FetchConfig, source: _Source, target: Path, job: Job) -> Non
             write_phantom(files, config.phantom)
         else:
             assert source.path is not None
-            _bring(source.path, files, config, litter)
+            _bring(source.path, files, config, litter, _settled_before(config, job))
         scans = expand_scans(files, config, job)
         index = index_files(files, job.entry, config.subset, litter, scans, read_labels(config, files, job))
         images = scans.described(index.images, index.root) if scans.slices else index.images
@@ -236,16 +259,19 @@ def _unpack(config: FetchConfig, source: _Source, target: Path, job: Job) -> Non
             "formats": index.formats,
         }
         write_json(staging / "source.json", {**facts, **source.facts})
-    job.log.info("unpacked", images=len(index.images), classes=int(index.images["label"].nunique()))
+    classes = int(index.images["label"].nunique()) if job.entry.labelled else 0
+    job.log.info("unpacked", images=len(index.images), classes=classes)
     for note in index.notes:
         job.log.warning(note)
     _say_what_is_left_out(index.left_out, index.formats, job)
 
 
-def _bring(path: Path, files: Path, config: FetchConfig, litter: list[str]) -> None:
+def _bring(
+    path: Path, files: Path, config: FetchConfig, litter: list[str], settled_before: float | None
+) -> None:
     """Unpack an archive, or copy a folder, and open the zip archives in it."""
     if path.is_dir():
-        copy_tree(path, files, config.limits, litter)
+        copy_tree(path, files, config.limits, litter, settled_before=settled_before)
         packed = sum(file.stat().st_size for file in files.rglob("*") if file.is_file())
     else:
         files.mkdir()
@@ -320,7 +346,9 @@ def _pointer(source: _Source, target: Path, job: Job) -> FetchPointer:
         n_images=len(table),
         total_bytes=int(table["bytes"].sum()),
         class_counts={
-            str(name): int(count) for name, count in table["label"].value_counts(sort=False).items()
+            str(name): int(count)
+            for name, count in table["label"].value_counts(sort=False).items()
+            if job.entry.labelled
         },
         source=source.kind,
         licence=facts.licence or job.entry.licence,

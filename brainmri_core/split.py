@@ -62,9 +62,10 @@ def split(config: SplitConfig, fetched: FetchPointer, job: Job) -> MappingPointe
     Raises
     ------
     DataError
-        If a class folder has no canonical class, a class is too small or lives in one group, labels conflict and the
+        If the data set is not labelled, a class folder has no canonical class, a class is too small or lives in one group, labels conflict and the
         policy is to fail, or a predefined split does not fit the data.
     """
+    job.entry.require_labels("a split")
     table = _labelled(config, fetched, job)
     patients = find_patients(config, table, job)
     table["patient"] = pd.Series(patients.names).replace("", None).astype("str")

@@ -104,6 +104,12 @@ class FetchConfig(StageConfig):
         description="CSV with path and label of each image or scan, instead of class folders; a path of the project, or "
         "of a file inside the data set.",
     )
+    settled_before: float | None = Field(
+        None,
+        ge=0,
+        description="Of a folder without labels, take only files last changed before this time (seconds since 1970): the "
+        "sensor sets it, so that none is taken half-written.",
+    )
     version: int | None = Field(None, ge=1, description="Kaggle version to pin; empty means the current one.")
     offline: bool = Field(False, description="Never use the network; take what the cache holds.")
     retry: RetryConfig = RetryConfig()

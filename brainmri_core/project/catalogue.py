@@ -7,11 +7,11 @@ import re
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from brainmri_core.config import configs_dir
 from brainmri_core.config.base import StageConfig, read_yaml, validate_config
-from brainmri_core.errors import ConfigError
+from brainmri_core.errors import ConfigError, DataError
 from brainmri_core.project.foreign_names import compared
 from brainmri_core.project.image_tables import check_shipped, is_file, read_table
 
@@ -40,6 +40,8 @@ class DatasetEntry(StageConfig):
         What images the data set holds; any: other modalities than MR are let in.
     archives : list of str
         Further names that its archive or folder may have.
+    labelled : bool
+        False: a folder of images of which nobody says what they show. They can be fetched and predicted, no more.
     """
 
     key: str = ""
@@ -54,6 +56,18 @@ class DatasetEntry(StageConfig):
     label_corrections: str | None = None
     modality: Literal["MR", "any"] = "MR"
     archives: list[str] = Field(default_factory=list)
+    labelled: bool = True
+
+    @model_validator(mode="after")
+    def _unlabelled(self) -> DatasetEntry:
+        if self.labelled:
+            return self
+        if self.source != "archive":
+            raise ValueError(f"labelled: false goes with source: archive, not with {self.source}")
+        given = [name for name in ("patients", "label_corrections", "aliases") if getattr(self, name)]
+        if given:
+            raise ValueError(f"a data set that is not labelled has no use for {given[0]}; remove it")
+        return self
 
     @property
     def owner(self) -> str:
@@ -64,6 +78,20 @@ class DatasetEntry(StageConfig):
     def slug(self) -> str:
         """Second part of the key."""
         return self.key.partition("/")[2]
+
+    def require_labels(self, what: str) -> None:
+        """Refuse a data set without labels for what needs them.
+
+        Raises
+        ------
+        DataError
+            If its images have none.
+        """
+        if not self.labelled:
+            raise DataError(
+                f"The data set {self.key} is not labelled, and {what} needs labels; predict its images with batch_predictions, "
+                "or sort them into class folders and remove `labelled: false` from datasets.yaml."
+            )
 
     def canonical(self, label: str) -> str | None:
         """Return the canonical class of a folder name, or None if it names no class."""

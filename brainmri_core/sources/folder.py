@@ -20,13 +20,24 @@ from brainmri_core.project.foreign_names import (
 from brainmri_core.system.storage import storage_error
 
 
-def list_folder(source: Path, limits: ArchiveLimits, litter: list[str] | None = None) -> list[str]:
+def list_folder(
+    source: Path,
+    limits: ArchiveLimits,
+    litter: list[str] | None = None,
+    *,
+    settled_before: float | None = None,
+    unsettled: list[str] | None = None,
+) -> list[str]:
     """List the files of a local folder, after the same checks as an archive's listing.
 
     Parameters
     ----------
     litter : list of str or None
         Gets the names of the files that systems leave behind, which the list lacks.
+    settled_before : float or None
+        List only files last changed at this time or before; None lists all.
+    unsettled : list of str or None
+        Gets the names of the files changed later.
 
     Returns
     -------
@@ -44,6 +55,7 @@ def list_folder(source: Path, limits: ArchiveLimits, litter: list[str] | None = 
     base, shown = source.resolve(), f"The folder {shown_name(source)}"
     names: list[str] = []
     left = [] if litter is None else litter
+    late = [] if unsettled is None else unsettled
     total = below = 0
     try:
         for here, folders, files in os.walk(base, onerror=_raise):
@@ -74,7 +86,11 @@ def list_folder(source: Path, limits: ArchiveLimits, litter: list[str] | None = 
                     raise SourceError(
                         f"{shown} holds {shown_name(name)!r}, which is no plain file; remove it."
                     )
-                size = path.stat().st_size
+                status = path.stat()
+                if settled_before is not None and status.st_mtime > settled_before:
+                    late.append(name)
+                    continue
+                size = status.st_size
                 total += size
                 if size > limits.max_file_bytes or total > limits.max_total_bytes:
                     raise SourceError(
@@ -84,7 +100,8 @@ def list_folder(source: Path, limits: ArchiveLimits, litter: list[str] | None = 
     except OSError as error:
         raise storage_error(error, source, "read") from error
     if not names:
-        raise SourceError(f"{shown} is empty; name another one.")
+        why = f"holds nothing but {len(late)} files that are still being written" if late else "is empty"
+        raise SourceError(f"{shown} {why}; {'wait for them' if late else 'name another one'}.")
     check_collisions(names, shown, limits)
     return sorted(names)
 
@@ -108,7 +125,14 @@ def _raise(error: OSError) -> None:
     raise error
 
 
-def copy_tree(source: Path, dest: Path, limits: ArchiveLimits, litter: list[str] | None = None) -> list[str]:
+def copy_tree(
+    source: Path,
+    dest: Path,
+    limits: ArchiveLimits,
+    litter: list[str] | None = None,
+    *,
+    settled_before: float | None = None,
+) -> list[str]:
     """Copy a local folder as if it were an unpacked archive; see `list_folder` for what is refused.
 
     Parameters
@@ -121,6 +145,8 @@ def copy_tree(source: Path, dest: Path, limits: ArchiveLimits, litter: list[str]
         Most files and bytes accepted.
     litter : list of str or None
         Gets the names of the files left out.
+    settled_before : float or None
+        As `list_folder` has it.
 
     Returns
     -------
@@ -138,7 +164,7 @@ def copy_tree(source: Path, dest: Path, limits: ArchiveLimits, litter: list[str]
         raise SourceError(
             f"The folder {shown_name(source)} holds the place its copy goes to ({shown_name(dest)}); name the data set's own folder."
         )
-    names = list_folder(source, limits, litter)
+    names = list_folder(source, limits, litter, settled_before=settled_before)
     for name in names:
         target = dest / name
         try:

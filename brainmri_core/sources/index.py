@@ -18,7 +18,7 @@ from brainmri_core.project.image_tables import ImageTable
 from brainmri_core.project.sample_table import FETCH_COLUMNS
 from brainmri_core.sources.labels import labelled_by_data, labelled_by_table
 from brainmri_core.sources.scans import DIRECTORY_REASON, Scans
-from brainmri_core.sources.tree import Tree, read_trees, split_of
+from brainmri_core.sources.tree import Placed, Tree, read_trees, split_of
 from brainmri_core.system.storage import sha256_file
 from brainmri_core.system.threads import cores, threads
 
@@ -103,7 +103,8 @@ def index_files(
     scans : Scans or None
         Scans that were taken apart; their slices lie beside them.
     labels : ImageTable or None
-        Labels by path; without them folders are classes, or the scans themselves name theirs.
+        Labels by path; without them folders are classes, or the scans themselves name theirs. Images of a data set that is
+        not labelled have the label ``""``, whatever folder they lie in.
 
     Raises
     ------
@@ -133,6 +134,8 @@ def index_files(
     _leave_out_others(left_out, {name: head for name, head in heads.items() if name not in set(images)})
     hashes: dict[str, str] = {}
     notes: list[str] = []
+    if not entry.labelled:
+        return _unlabelled(files, images, formats, [*names, *litter], left_out, entry)
     tree = _labelled_tree(images, entry, scans, labels, left_out, notes)
     if tree is None:
         tree = _choose(files, images, entry, subset, left_out, hashes)
@@ -145,6 +148,26 @@ def index_files(
 
 
 _LITTER = ("no image, and nothing that one needs", "none is needed")
+
+
+def _unlabelled(
+    files: Path,
+    images: list[str],
+    formats: dict[str, str | None],
+    source: list[str],
+    left_out: _LeftOut,
+    entry: DatasetEntry,
+) -> Index:
+    """Index all images of a data set that is not labelled."""
+    if not images:
+        raise DataError(
+            f"The data set {entry.key} holds no image ({', '.join(ENDINGS)}); add some, or correct its folder."
+        )
+    tree = Tree(".", "", tuple(Placed(path, "", "none") for path in images))
+    table = _table(files, tree, {})
+    _check_account(source, images, left_out)
+    counts = Counter(formats[path] or "none" for path in images)
+    return Index("", table, left_out.table(), dict(sorted(counts.items())))
 
 
 def _labelled_tree(

@@ -48,6 +48,12 @@ def test_shipped_catalogue_names_the_data_sets_and_maps_their_folders() -> None:
         ("datasets:\n  a/b:\n    source: kaggle\n  A/b:\n    source: kaggle\n", [":4", "repeats"]),
         ("datasets:\n  a/b:\n    source: ftp\n", [":3", "source", "'ftp'"]),
         ("datasets:\n  a/b:\n    source: kaggle\n    aliases:\n      x: nothing\n", ["'x'", "'nothing'"]),
+        (
+            "datasets:\n  a/b:\n    source: kaggle\n    labelled: false\n",
+            [":2", "labelled: false goes with source: archive, not with kaggle"],
+        ),
+        (entry("labelled: false\n    aliases: {x: glioma}"), [":2", "has no use for aliases"]),
+        (entry("labelled: false\n    patients: figshare-1512427"), [":2", "has no use for patients"]),
         (entry("classes: [glioma, Glioma]"), [":2", "'Glioma'", "one name"]),
         (entry("classes: [gl\u00e4ser, gla\u0308ser]"), [":2", "one name"]),
         (entry("classes: [no/tumor, glioma]"), [":2", "'no/tumor'", "cannot be a folder"]),
