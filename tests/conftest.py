@@ -12,12 +12,12 @@ from brainmri_core.project.catalogue import load_catalogue
 from brainmri_core.project.job import Job
 from brainmri_core.project.layout import ARCHIVES_VARIABLE, ROOT_VARIABLE, Layout
 from brainmri_core.project.logs import Record, StageLog
+from tests.counts import LONG
 
 REAL = "sartajbhuvaji/brain-tumor-classification-mri"
 # A test must not fail because the machine is busy.
 settings.register_profile("brainmri", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("brainmri")
-LONG = bool(os.environ.get("BRAINMRI_LONG_TESTS"))
 # Beside each other, the folders whose files take longest come first, so that no worker is left with one at the end.
 FOLDERS = ("e2e", "faults", "dagster")
 _ARCHIVES = os.environ.get(ARCHIVES_VARIABLE)

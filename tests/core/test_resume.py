@@ -30,6 +30,7 @@ from brainmri_core.project.pointers import PackPointer
 from brainmri_core.system.locks import exclusive
 from brainmri_core.train import train
 from tests.core.training_pack import config, make_pack
+from tests.counts import trials
 
 pytestmark = pytest.mark.training
 
@@ -42,7 +43,7 @@ RECIPE: dict[str, dict[str, Any]] = {
     "aug": {"mixup_alpha": 0.2, "noise_std": 0.02},
 }
 VERSION = re.escape(str(torch.__version__))
-KILLS = 12 if os.environ.get("BRAINMRI_LONG_TESTS") else 3
+KILLS = trials(3, 12)
 
 
 def train_in_process(root: str, pack_json: str) -> None:

@@ -1,13 +1,10 @@
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 
 import pytest
 
 from tests.faults.warm import Warm
-
-LONG = bool(os.environ.get("BRAINMRI_LONG_TESTS"))
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ from brainmri_core.gc import collect_garbage
 from brainmri_core.project.layout import Layout
 from brainmri_core.project.pointers import POINTER_TYPES, latest_pointer, read_pointer
 from brainmri_core.verify import verify
-from tests.faults.conftest import LONG
+from tests.counts import trials
 from tests.faults.launches import OTHER, PHANTOM, make_home
 from tests.faults.test_crash import tally
 from tests.faults.test_signals import PIPELINE, manifest
@@ -19,8 +19,8 @@ from tests.faults.warm import Warm
 
 pytestmark = pytest.mark.training
 
-TOGETHER = 50 if LONG else 5
-WHOLE = 5 if LONG else 1
+TOGETHER = trials(5, 50)
+WHOLE = trials(1, 5)
 LINKS = {
     "split": "fetch_pointer",
     "resize": "mapping_pointer",

@@ -11,35 +11,35 @@ import pytest
 
 from brainmri_core.config import STAGES
 from brainmri_core.errors import StorageError
-from tests.faults.conftest import LONG
+from tests.counts import trials
 from tests.faults.warm import Warm
 
 pytestmark = pytest.mark.training
 
 # Trials by stage, reduced and long: killed before the N-th file operation, power cut there, killed at a random time.
 KILLS = {
-    "fetch": (5, 60),
-    "split": (3, 30),
-    "resize": (4, 40),
-    "validate": (2, 20),
-    "train": (3, 30),
-    "evaluate": (1, 12),
+    "fetch": trials(5, 60),
+    "split": trials(3, 30),
+    "resize": trials(4, 40),
+    "validate": trials(2, 20),
+    "train": trials(3, 30),
+    "evaluate": trials(1, 12),
 }
 POWER = {
-    "fetch": (3, 30),
-    "split": (1, 10),
-    "resize": (3, 30),
-    "validate": (1, 6),
-    "train": (2, 12),
-    "evaluate": (1, 4),
+    "fetch": trials(3, 30),
+    "split": trials(1, 10),
+    "resize": trials(3, 30),
+    "validate": trials(1, 6),
+    "train": trials(2, 12),
+    "evaluate": trials(1, 4),
 }
 RANDOM = {
-    "fetch": (2, 20),
-    "split": (1, 10),
-    "resize": (2, 15),
-    "validate": (1, 8),
-    "train": (1, 10),
-    "evaluate": (1, 4),
+    "fetch": trials(2, 20),
+    "split": trials(1, 10),
+    "resize": trials(2, 15),
+    "validate": trials(1, 8),
+    "train": trials(1, 10),
+    "evaluate": trials(1, 4),
 }
 SECONDS = {"fetch": 0.2, "split": 1.0, "resize": 0.4, "validate": 1.5, "train": 2.5, "evaluate": 5.0}
 ERRORS = {"ENOSPC": "no space", "EACCES": "permission", "EIO": "input/output"}
@@ -78,7 +78,7 @@ def test_killed_before_a_file_operation(
     total = warm.call("tests.faults.trials:operations", folder, stage)
     results = [
         warm.call("tests.faults.trials:crash", folder, stage, hashes[stage], "kill", at, 0.0)
-        for at in points(total, KILLS[stage][LONG])
+        for at in points(total, KILLS[stage])
     ]
     tally("kill -9 before a file operation", stage, results)
     assert problems(results) == []
@@ -94,7 +94,7 @@ def test_power_cut_before_a_file_operation(
     total = warm.call("tests.faults.trials:operations", folder, stage)
     results = [
         warm.call("tests.faults.trials:crash", folder, stage, hashes[stage], "power", at, 0.0)
-        for at in points(total, POWER[stage][LONG])
+        for at in points(total, POWER[stage])
     ]
     tally("power cut", stage, results)
     assert problems(results) == []
@@ -118,7 +118,7 @@ def test_killed_at_a_random_time(warm: Warm, prepared: tuple[str, dict[str, list
             0,
             moments.uniform(0.01, SECONDS[stage]),
         )
-        for _ in range(RANDOM[stage][LONG])
+        for _ in range(RANDOM[stage])
     ]
     tally("kill -9 at a random time", stage, results)
     assert problems(results) == []
@@ -127,7 +127,7 @@ def test_killed_at_a_random_time(warm: Warm, prepared: tuple[str, dict[str, list
 
 @pytest.mark.full
 @pytest.mark.parametrize("name", ERRORS)
-@pytest.mark.parametrize("stage", STAGES if LONG else ("fetch", "resize"))
+@pytest.mark.parametrize("stage", trials(["fetch", "resize"], list(STAGES)))
 def test_every_operation_fails_from_some_point_on(
     warm: Warm, prepared: tuple[str, dict[str, list[str]]], stage: str, name: str
 ) -> None:
@@ -136,7 +136,7 @@ def test_every_operation_fails_from_some_point_on(
     number = getattr(errno, name)
     results = [
         warm.call("tests.faults.trials:crash", folder, stage, hashes[stage], number, at, 0.0)
-        for at in points(total, 8 if LONG else 2)
+        for at in points(total, trials(2, 8))
     ]
     tally(f"{name} injected", stage, results)
     assert problems(results) == []

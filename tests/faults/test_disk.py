@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 
 from brainmri_core.errors import StorageError
-from tests.faults.conftest import LONG
+from tests.counts import trials
 from tests.faults.test_crash import problems, tally
 from tests.faults.warm import Warm
 
 pytestmark = pytest.mark.training
 
 TRIALS = "tests.faults.trials"
-SLACK_KIB = (8, 64, 256, 1024, 4096, 8192) if LONG else (64, 1024)
+SLACK_KIB = trials([64, 1024], [8, 64, 256, 1024, 4096, 8192])
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def mounted(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(place)], check=True)
 
 
-@pytest.mark.parametrize("stage", ["fetch", "split", "resize", "train"] if LONG else ["resize"])
+@pytest.mark.parametrize("stage", trials(["resize"], ["fetch", "split", "resize", "train"]))
 def test_a_full_disk_leaves_the_old_state_and_says_so(
     warm: Warm, prepared: tuple[str, dict[str, list[str]]], mounted: Path, stage: str
 ) -> None:
@@ -78,12 +78,12 @@ def test_a_full_temporary_folder(
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("stage", ["resize", "train"] if LONG else ["resize"])
+@pytest.mark.parametrize("stage", trials(["resize"], ["resize", "train"]))
 def test_under_a_memory_limit(warm: Warm, prepared: tuple[str, dict[str, list[str]]], stage: str) -> None:
     folder, hashes = prepared
     results = [
         warm.call(f"{TRIALS}:little_memory", folder, stage, hashes[stage], mib)
-        for mib in ((0, 8, 32, 128, 512) if LONG else (0, 512))
+        for mib in trials([0, 512], [0, 8, 32, 128, 512])
     ]
     tally("a memory limit", stage, results)
     assert problems(results) == []

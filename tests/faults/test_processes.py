@@ -12,8 +12,8 @@ import pytest
 
 from brainmri_core.project.layout import Layout
 from brainmri_core.verify import verify
+from tests.counts import trials
 from tests.e2e.conftest import Server, make_project, serve
-from tests.faults.conftest import LONG
 from tests.faults.launches import make_home
 from tests.faults.test_crash import tally
 from tests.faults.test_signals import PIPELINE, children_of, manifest
@@ -43,7 +43,7 @@ def newest_change(root: Path) -> float:
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("stage", STAGES if LONG else ["split", "train"])
+@pytest.mark.parametrize("stage", trials(["split", "train"], list(STAGES)))
 def test_a_killed_run_leaves_no_process_and_its_pool_slot_does_not_block_the_next(
     warm: Warm, tmp_path: Path, stage: str
 ) -> None:

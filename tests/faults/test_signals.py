@@ -14,7 +14,7 @@ from brainmri_core.config import STAGES
 from brainmri_core.project.layout import Layout
 from brainmri_core.project.pointers import latest_pointer
 from brainmri_core.verify import verify
-from tests.faults.conftest import LONG
+from tests.counts import trials
 from tests.faults.launches import make_home
 from tests.faults.test_crash import tally
 from tests.faults.tiny import PHANTOM, POINTERS, launch_file
@@ -22,7 +22,7 @@ from tests.faults.warm import Warm
 
 pytestmark = pytest.mark.training
 
-TRIALS = 40 if LONG else 4
+TRIALS = trials(4, 40)
 PIPELINE = "tests.faults.launches:pipeline"
 
 

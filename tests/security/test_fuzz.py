@@ -33,7 +33,7 @@ from brainmri_core.project.run_schema import read_manifest, read_plan
 from brainmri_core.sources.archive import extract_archive
 from brainmri_core.system.storage import sha256_json
 from brainmri_core.verify import verify
-from tests.conftest import LONG
+from tests.counts import trials
 from tests.security.corpus import LIMITS, archive, archives, encoded, images, slice_image
 
 SPEC = Path(__file__).parent.parent / "fixtures" / "spec_pipeline.yaml"
@@ -43,7 +43,7 @@ COUNTS: Counter[str] = Counter()
 def inputs(short: int, long: int) -> Any:
     """Settings of one fuzz test."""
     return settings(
-        max_examples=long if LONG else short,
+        max_examples=trials(short, long),
         deadline=None,
         database=None,
         suppress_health_check=list(HealthCheck),
@@ -363,4 +363,4 @@ def test_the_number_of_inputs_is_told(capsys: pytest.CaptureFixture[str]) -> Non
     with capsys.disabled():
         print(f"\nfuzzed with {COUNTS.total():,} inputs: {dict(COUNTS)}")
     assert set(COUNTS) == {"archives", "images", "configurations", "pointers", "records"}
-    assert COUNTS.total() >= (100_000 if LONG else 3000)
+    assert COUNTS.total() >= trials(3000, 100_000)
