@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -19,6 +22,7 @@ from brainmri_dagster.code_location import defs
 from brainmri_dagster.graph.asset_table import EXPERIMENT_TAG, PIPELINE
 from brainmri_dagster.graph.run_config import run_config_for
 from brainmri_dagster.running.upstream import recorded_pointer
+from tests.once import once
 
 PHANTOM = "brainmri/phantom"
 TINY = (
@@ -110,25 +114,39 @@ def checks_of(result: dg.ExecuteInProcessResult) -> dict[str, Any]:
     return {item.check_name: item for item in result.get_asset_check_evaluations()}
 
 
-@pytest.fixture(scope="session")
-def packed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workbench]:
-    """A project with the data stages done; read it, and leave its assets as they are."""
-    folder = tmp_path_factory.mktemp("packed")
-    yield from _workbench(folder)
-
-
-def _workbench(folder: Any) -> Iterator[Workbench]:
-    (folder / "home").mkdir()
+@contextmanager
+def bench_in(folder: Path) -> Iterator[Workbench]:
+    """Open the project and the Dagster instance in a folder."""
+    (folder / "home").mkdir(exist_ok=True)
     quiet = {"telemetry": {"enabled": False}, "nux": {"enabled": False}}
     with dg.DagsterInstance.local_temp(str(folder / "home"), overrides=quiet) as instance:
-        bench = Workbench(Layout(root=folder / "project"), instance)
-        bench.done(["raw_dataset", "dataset_split", "resized_images"])
+        yield Workbench(Layout(root=folder / "project"), instance)
+
+
+def _make_packed(folder: Path) -> None:
+    with bench_in(folder) as bench:
+        bench.done(PIPELINE[:3])
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workbench]:
+    """A project with the data stages done, for one module to go on with."""
+    made = once(tmp_path_factory, "packed", _make_packed)
+    folder = tmp_path_factory.mktemp("packed") / "copy"
+    with bench_in(shutil.copytree(made, folder)) as bench:
         yield bench
 
 
 @pytest.fixture(scope="module")
 def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workbench]:
     """A project with the whole graph done, for one module to go on with."""
-    for bench in _workbench(tmp_path_factory.mktemp("evaluated")):
-        bench.done(PIPELINE[3:])
+
+    def make(folder: Path) -> None:
+        packed = once(tmp_path_factory, "packed", _make_packed)
+        with bench_in(shutil.copytree(packed, folder, dirs_exist_ok=True)) as bench:
+            bench.done(PIPELINE[3:])
+
+    made = once(tmp_path_factory, "evaluated", make)
+    folder = tmp_path_factory.mktemp("evaluated") / "copy"
+    with bench_in(shutil.copytree(made, folder)) as bench:
         yield bench
