@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from brainmri_core.project.job import Job
 from brainmri_core.project.layout import ARCHIVES_VARIABLE, ROOT_VARIABLE, Layout
 from brainmri_core.project.logs import Record, StageLog
 from tests.counts import LONG
+from tests.once import once
 
 REAL = "sartajbhuvaji/brain-tumor-classification-mri"
 # A test must not fail because the machine is busy.
@@ -66,3 +68,12 @@ def job(tmp_path: Path, records: list[Record]) -> Iterator[Job]:
     entry = load_catalogue()["brainmri/phantom"]
     log = StageLog("test", "r1", entry.key, [records.append], "DEBUG")
     yield Job(layout=Layout(root=tmp_path / "project"), run_id="r1", entry=entry, log=log)
+
+
+@pytest.fixture
+def finished(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Layout:
+    """A copy of a project in which all six stages have run."""
+    from tests.faults.tiny import run_all
+
+    made = once(tmp_path_factory, "finished", lambda folder: run_all(folder / "project", "old", "old"))
+    return Layout(root=shutil.copytree(made / "project", tmp_path / "project"))

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from brainmri_core.errors import DataError
 from brainmri_core.project.catalogue import DatasetEntry
 from brainmri_core.sources.index import index_files
+from tests.counts import trials
 
-TREES = 1000
+TREES = trials(200, 1000)
 JPEG, OTHER = b"\xff\xd8\xff\xe0", b"\1\2\3\4"
 ENTRY = DatasetEntry(key="a/b", source="archive", classes=["glioma", "no t\u00fcmor"])
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -25,6 +25,8 @@ from brainmri_core.project.pointers import (
     FetchPointer,
     MappingPointer,
     PackPointer,
+    Pointer,
+    latest_pointer,
     write_pointer,
 )
 from brainmri_core.resize import resize
@@ -33,6 +35,7 @@ from brainmri_core.train import train
 from tests.core.training_pack import config as train_config
 from tests.core.training_pack import draw
 
+P = TypeVar("P", bound=Pointer)
 HOSTILE_CLASSES = ['gli<b>oma & "co"', "notumor", "pituitary|`x`</script>"]
 HOSTILE_FILE = "\"><img src=x onerror=alert(1)> {i} {{7*7}} 'é.png"
 
@@ -69,14 +72,31 @@ def evaluate_config(**blocks: Any) -> EvaluateConfig:
 def prepare(root: Path, entry: DatasetEntry, fetch_config: FetchConfig, size: int, **training: Any) -> Case:
     """Fetch, split, resize and train."""
     torch.set_num_threads(1)
-    records: list[Record] = []
-    layout = Layout(root=root)
-    job = Job(layout, "r1", entry, StageLog("test", "r1", entry.key, [records.append]))
+    job, records = _job(root, entry)
+    layout = job.layout
     fetched = write_pointer(layout, fetch(fetch_config, job))
     mapping = write_pointer(layout, split(SplitConfig(seed=42), fetched, job))
     pack = write_pointer(layout, resize(ResizeConfig(size=size), mapping, job))
     checkpoint = write_pointer(layout, train(train_config(**training), pack, job))
     return Case(job, fetched, mapping, pack, checkpoint, records)
+
+
+def reopened(root: Path, entry: DatasetEntry) -> Case:
+    """Return the case that `prepare` has left in a folder, or in the one that this folder was copied from."""
+    job, records = _job(root, entry)
+
+    def newest(kind: type[P]) -> P:
+        found = latest_pointer(job.layout, kind, entry.key)
+        assert found is not None
+        return found
+
+    parts = newest(FetchPointer), newest(MappingPointer), newest(PackPointer), newest(CheckpointPointer)
+    return Case(job, *parts, records)
+
+
+def _job(root: Path, entry: DatasetEntry) -> tuple[Job, list[Record]]:
+    records: list[Record] = []
+    return Job(Layout(root=root), "r1", entry, StageLog("test", "r1", entry.key, [records.append])), records
 
 
 def phantom_case(root: Path) -> Case:

@@ -23,6 +23,7 @@ from brainmri_core.errors import BrainMRIError, SourceError, StorageError
 from brainmri_core.sources.archive import extract_archive
 from brainmri_core.sources.folder import copy_tree, list_folder
 from brainmri_core.sources.local import find_archive
+from tests.counts import trials
 
 LIMITS = ArchiveLimits()
 
@@ -501,7 +502,7 @@ def _unpacks_inside_or_raises_our_error(data: bytes) -> None:
         assert sorted(path.name for path in folder.iterdir()) == ["a.zip", "dest"]
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=trials(100, 500), deadline=None)
 @given(ARCHIVES)
 def test_any_archive_unpacks_inside_or_raises_our_error(data: bytes) -> None:
     _unpacks_inside_or_raises_our_error(data)

@@ -304,6 +304,7 @@ def test_only_exact_copies_are_called_exact(
     assert all("exact" in (kind[a], kind[b]) for a, b in marked)
 
 
+@pytest.mark.full
 def test_confirmation_is_what_makes_the_hash_usable(
     phantom: tuple[PhantomTruth, FingerprintTable, list[str]],
 ) -> None:

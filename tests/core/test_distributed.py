@@ -153,6 +153,7 @@ def test_two_processes_learn_what_one_learns_from_the_same_batches(job: Job) -> 
     assert not list((root / "models/brainmri/phantom/resume").iterdir())
 
 
+@pytest.mark.full
 def test_a_signal_to_one_stops_both_at_one_batch_and_they_continue_to_the_bit(
     job: Job, tmp_path: Path
 ) -> None:

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.training
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(scope="module", params=[1, 3], ids=["gray", "colour"])
+@pytest.fixture(scope="module", params=[1, pytest.param(3, marks=pytest.mark.full)], ids=["gray", "colour"])
 def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return checkpoint_of("resnet18", request.param, tmp_path_factory.mktemp("model"))
 
@@ -105,6 +105,7 @@ def test_an_export_says_what_its_source_says_for_any_number_of_images(
     assert record["preprocessing"]["image_size"] == 64 and record["input"]["normalised_inside"] is True
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "name",
     [

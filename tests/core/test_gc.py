@@ -18,14 +18,16 @@ from brainmri_core.project.run_record import stage_record
 from brainmri_core.system.locks import exclusive
 from brainmri_core.system.storage import atomic_file, remove_folder, staging_folder
 from brainmri_core.verify import verify
-from tests.faults.tiny import PHANTOM, configuration, finished_project, run_stage
+from tests.faults.tiny import PHANTOM, configuration, run_stage
+
+pytestmark = pytest.mark.training
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
-def layout(tmp_path: Path) -> Layout:
-    return finished_project(tmp_path)
+def layout(finished: Layout) -> Layout:
+    return finished
 
 
 def tree(layout: Layout) -> set[str]:

@@ -29,7 +29,7 @@ from brainmri_core.project.pointers import EvaluationPointer, latest_pointer
 from brainmri_core.system.storage import read_json
 from brainmri_core.verify import verify
 from tests.core.evaluation_case import Case
-from tests.faults.tiny import PHANTOM, configuration, finished_project, run_stage
+from tests.faults.tiny import PHANTOM, configuration, run_stage
 
 IMAGES = ["glioma/b.png", "glioma/a.png"]
 
@@ -131,6 +131,7 @@ def test_more_checkpoints_than_the_interval_bears_are_warned_of() -> None:
     assert looks_sentence({"looks": 1, "checkpoints": 1}).endswith("looked at once, with 1 checkpoint.")
 
 
+@pytest.mark.training
 def test_an_evaluation_says_how_often_its_test_split_was_looked_at(
     case: Case, pointer: EvaluationPointer
 ) -> None:
@@ -151,6 +152,7 @@ def test_an_evaluation_says_how_often_its_test_split_was_looked_at(
     )
 
 
+@pytest.mark.training
 def test_a_fold_is_no_look_at_the_test_split(case: Case, pointer: EvaluationPointer) -> None:
     path = case.job.layout.test_ledger(PHANTOM)
     before = path.read_bytes()
@@ -162,8 +164,9 @@ def test_a_fold_is_no_look_at_the_test_split(case: Case, pointer: EvaluationPoin
     assert path.read_bytes() == before
 
 
-def test_verify_misses_an_evaluation_in_the_ledger_and_gc_leaves_it(tmp_path: Path) -> None:
-    layout = finished_project(tmp_path)
+@pytest.mark.training
+def test_verify_misses_an_evaluation_in_the_ledger_and_gc_leaves_it(finished: Layout) -> None:
+    layout = finished
     path = layout.test_ledger(PHANTOM)
     assert len(read_looks(path)) == 1
     collect_garbage(layout, configuration("old"), dry_run=False)
@@ -186,8 +189,9 @@ def test_verify_misses_an_evaluation_in_the_ledger_and_gc_leaves_it(tmp_path: Pa
     assert verify(layout).problems == []
 
 
-def test_a_project_of_before_the_ledger_is_whole_and_its_evaluations_are_counted(tmp_path: Path) -> None:
-    layout = finished_project(tmp_path)
+@pytest.mark.training
+def test_a_project_of_before_the_ledger_is_whole_and_its_evaluations_are_counted(finished: Layout) -> None:
+    layout = finished
     layout.test_ledger(PHANTOM).unlink()
     folder = layout.pointer_dir(EvaluationPointer.kind, PHANTOM)
     for file in [folder / "latest.json", *(folder / "history").glob("*.json")]:

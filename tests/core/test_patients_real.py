@@ -26,6 +26,8 @@ from brainmri_core.splitting.assignment import validation_mask
 from brainmri_core.system.storage import read_json
 from tests.conftest import REAL
 
+pytestmark = pytest.mark.full
+
 FIGSHARE = "figshare/1512427"
 TABLES = Path(brainmri_core.patients.__file__).parent
 

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import functools
 import multiprocessing
 import os
 import random
 import re
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -54,6 +56,16 @@ def train_in_process(root: str, pack_json: str) -> None:
         log = StageLog("train", "r1", entry.key, [sink], "DEBUG")
         job = Job(layout=Layout(root=Path(root)), run_id="r1", entry=entry, log=log)
         train(config(**RECIPE), PackPointer.model_validate_json(pack_json), job)
+
+
+@functools.cache
+def undisturbed(threads: int) -> str:
+    """Return the content hash of the recipe's training on a pack of 12 images a class, without an interruption."""
+    torch.set_num_threads(threads)
+    entry = load_catalogue()["brainmri/phantom"]
+    with tempfile.TemporaryDirectory() as folder:
+        job = Job(Layout(root=Path(folder)), "r1", entry, StageLog("train", "r1", entry.key, []))
+        return train(config(**RECIPE), make_pack(job, per_class=12), job).content_hash
 
 
 @pytest.fixture(autouse=True)
@@ -140,6 +152,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_bits(
     assert not list((root / "models").rglob(".tmp-*"))
 
 
+@pytest.mark.full
 def test_terminated_it_saves_the_batch_it_stopped_at_and_continues(
     job: Job, tmp_path: Path, start: Callable[[Path, PackPointer], ForkServerProcess]
 ) -> None:
@@ -163,13 +176,16 @@ def test_terminated_it_saves_the_batch_it_stopped_at_and_continues(
     assert same(wanted, finished(root))
 
 
-@pytest.mark.parametrize(("step", "threads"), [(1, 1), (3, 1), (3, 2), (8, 1)])
+@pytest.mark.parametrize(
+    ("step", "threads"),
+    [(3, 1), *(pytest.param(*rest, marks=pytest.mark.full) for rest in [(1, 1), (3, 2), (8, 1)])],
+)
 def test_interrupted_at_any_batch_it_continues_to_the_bit(
     job: Job, records: list[Record], monkeypatch: pytest.MonkeyPatch, step: int, threads: int
 ) -> None:
+    wanted = undisturbed(threads)
     torch.set_num_threads(threads)
     pack = make_pack(job, per_class=12)
-    wanted = train(config(**RECIPE), pack, job).content_hash
     augment, calls = loop_module.augment, 0
 
     def interrupting(*arguments: Any) -> torch.Tensor:
@@ -192,9 +208,9 @@ def test_interrupted_at_any_batch_it_continues_to_the_bit(
 def test_validation_is_interrupted_at_once_and_done_again(
     job: Job, records: list[Record], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    wanted = undisturbed(1)
     torch.set_num_threads(1)
     pack = make_pack(job, per_class=12)
-    wanted = train(config(**RECIPE), pack, job).content_hash
     validate, reached = loop_module.validate_weights, False
 
     def interrupting(*arguments: Any) -> tuple[float, float, float]:
@@ -321,7 +337,9 @@ def test_other_weights_under_the_same_name_begin_another_training(
     assert [record for record in records if record["event"] == "resumed"]
 
 
-@pytest.mark.parametrize("content", [None, b"{", b"[]"])
+@pytest.mark.parametrize(
+    "content", [None, *(pytest.param(rest, marks=pytest.mark.full) for rest in (b"{", b"[]"))]
+)
 def test_a_damaged_folder_of_another_training_stops_none(
     job: Job, records: list[Record], interrupted: tuple[PackPointer, Path], content: bytes | None
 ) -> None:

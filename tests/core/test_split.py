@@ -32,6 +32,7 @@ from brainmri_core.sources.phantom import PhantomTruth, read_truth
 from brainmri_core.split import OFFICIAL_COPY, split
 from brainmri_core.splitting.assignment import validation_mask
 from brainmri_core.system.storage import read_json
+from tests.counts import trials
 from tests.security.corpus import PATIENT, encoded, personal_jpeg
 
 KEY = "brainmri/phantom"
@@ -117,7 +118,9 @@ def project(phantom: Project, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proje
     yield phantom
 
 
-many = settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+many = settings(
+    max_examples=trials(3, 8), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 configs = st.builds(
     SplitConfig,
     seed=st.integers(0, 2**32 - 1),

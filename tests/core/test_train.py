@@ -106,14 +106,19 @@ def test_trainings_with_other_seeds_can_be_judged_by_the_same_images(job: Job) -
 @pytest.mark.parametrize(
     "blocks",
     [
-        {"optim": {"schedule": "step", "step_size": 1}},
-        {"optim": {"schedule": "cosine", "grad_clip": 1.0, "label_smoothing": 0.1}},
-        {"optim": {"balanced_sampling": True, "class_weights": False}},
         {"aug": {"mixup_alpha": 0.2, "cutmix_alpha": 1.0, "noise_std": 0.02, "scale": 0.1, "shift": 0.1}},
-        {"data": {"image_size": 24}},
         {"data": {"start_size": 16}, "loop": {"epochs": 2}},
-        {"optim": {"amp": False}},
-        {"optim": {"frozen_epochs": 1, "head_lr_factor": 10.0, "layer_decay": 0.8}},
+        *(
+            pytest.param(rest, marks=pytest.mark.full)
+            for rest in (
+                {"optim": {"schedule": "step", "step_size": 1}},
+                {"optim": {"schedule": "cosine", "grad_clip": 1.0, "label_smoothing": 0.1}},
+                {"optim": {"balanced_sampling": True, "class_weights": False}},
+                {"data": {"image_size": 24}},
+                {"optim": {"amp": False}},
+                {"optim": {"frozen_epochs": 1, "head_lr_factor": 10.0, "layer_decay": 0.8}},
+            )
+        ),
     ],
 )
 def test_every_option_trains(job: Job, blocks: dict[str, Any]) -> None:

@@ -10,12 +10,14 @@ import pytest
 from brainmri_core.project.layout import Layout
 from brainmri_core.project.pointers import latest_pointer, write_pointer
 from brainmri_core.verify import verify
-from tests.faults.tiny import PHANTOM, POINTERS, finished_project
+from tests.faults.tiny import PHANTOM, POINTERS
+
+pytestmark = pytest.mark.training
 
 
 @pytest.fixture
-def layout(tmp_path: Path) -> Layout:
-    return finished_project(tmp_path)
+def layout(finished: Layout) -> Layout:
+    return finished
 
 
 def one(layout: Layout, pattern: str) -> Path:

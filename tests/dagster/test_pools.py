@@ -12,6 +12,8 @@ from brainmri_dagster.commands.launch import open_instance
 from brainmri_dagster.definitions import defs
 from brainmri_dagster.running.pools import PatientClaims
 
+pytestmark = pytest.mark.training
+
 
 def claims_of(instance: dg.DagsterInstance) -> PatientClaims:
     return PatientClaims(instance, instance.create_run_for_job(defs.resolve_job_def("retrain")))

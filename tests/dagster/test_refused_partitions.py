@@ -12,6 +12,8 @@ from brainmri_core.project.layout import ROOT_VARIABLE
 from brainmri_dagster.definitions import defs
 from brainmri_dagster.running.refused_partitions import refusal
 
+pytestmark = pytest.mark.training
+
 MATERIALIZE = [str(Path(sys.executable).with_name("dagster")), "asset", "materialize"]
 
 

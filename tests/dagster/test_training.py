@@ -122,6 +122,7 @@ def test_a_killed_process_fails_the_step_and_the_next_run_goes_on(bench: Workben
         path.unlink()
 
 
+@pytest.mark.full
 def test_a_crash_in_one_process_shows_its_traceback(
     bench: Workbench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -143,6 +144,7 @@ def test_a_mistake_found_by_the_processes_is_the_same_sentence(bench: Workbench)
     assert failure_of(failed).startswith("train.data.batch_size 1 is less than train.distributed.nproc 2")
 
 
+@pytest.mark.full
 def test_processes_do_not_outlive_the_run_that_is_killed(bench: Workbench, tmp_path: Path) -> None:
     (tmp_path / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
     overrides = [*TINY, *TWO, f"paths.root={bench.layout.root}", "train.loop.epochs=300", "train.data.seed=9"]

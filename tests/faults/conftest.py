@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.faults.warm import Warm
+from tests.once import once
 
 
 @pytest.fixture(scope="session")
@@ -17,5 +20,11 @@ def warm() -> Iterator[Warm]:
 
 @pytest.fixture(scope="session")
 def prepared(warm: Warm, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, list[str]]]:
-    folder = str(tmp_path_factory.mktemp("crash"))
-    return folder, warm.call("tests.faults.trials:prepare", folder)
+    """A folder with a project for each stage to be disturbed in, and the content hashes allowed in it."""
+
+    def make(folder: Path) -> None:
+        hashes = warm.call("tests.faults.trials:prepare", str(folder))
+        (folder / "hashes.json").write_text(json.dumps(hashes))
+
+    folder = once(tmp_path_factory, "prepared", make)
+    return str(folder), json.loads((folder / "hashes.json").read_text())

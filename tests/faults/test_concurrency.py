@@ -19,7 +19,7 @@ from tests.faults.warm import Warm
 
 pytestmark = pytest.mark.training
 
-TOGETHER = trials(5, 50)
+TOGETHER = trials(2, 50)
 WHOLE = trials(1, 5)
 LINKS = {
     "split": "fetch_pointer",

@@ -54,6 +54,11 @@ def points(total: int, wanted: int) -> list[int]:
     return [1 + round(step * (total - 1) / (wanted - 1)) for step in range(wanted)]
 
 
+def with_rest_full(*seen: str) -> list[Any]:
+    """Return all stages; `make test` sees those named, `make test-all` the others too."""
+    return [stage if stage in seen else pytest.param(stage, marks=pytest.mark.full) for stage in STAGES]
+
+
 def tally(name: str, stage: str, results: list[dict[str, Any]]) -> None:
     """Note the trials for the reliability table's figures."""
     target = os.environ.get("BRAINMRI_TALLY")
@@ -70,7 +75,7 @@ def problems(results: list[dict[str, Any]]) -> list[str]:
     return [text for item in results for text in item["problems"]]
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", with_rest_full("fetch", "resize", "train"))
 def test_killed_before_a_file_operation(
     warm: Warm, prepared: tuple[str, dict[str, list[str]]], stage: str
 ) -> None:

@@ -44,7 +44,11 @@ def manifest(root: Path, run_id: str) -> dict[str, Any]:
     return dict(json.loads(path.read_text())) if path.is_file() else {}
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.full)],
+    ids=["SIGINT", "SIGTERM"],
+)
 def test_interrupted_at_any_time_it_says_cancelled_and_can_go_on(
     warm: Warm, tmp_path: Path, number: signal.Signals
 ) -> None:

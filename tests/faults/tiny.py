@@ -127,18 +127,6 @@ def run_all(root: Path, run_id: str, variant: str) -> dict[str, Pointer]:
     return {stage: run_stage(root, stage, f"{run_id}-{stage}", config) for stage in STAGES}
 
 
-@cache
-def _finished(variant: str) -> Path:
-    root = _folder("brainmri-finished-") / "project"
-    run_all(root, variant, variant)
-    return root
-
-
-def finished_project(folder: Path) -> Layout:
-    """Return a copy of a project in which all six stages have run."""
-    return Layout(root=Path(shutil.copytree(_finished("old"), folder / "project")))
-
-
 def _newest(job: Job, pointer_type: type[Any]) -> Any:
     found = latest_pointer(job.layout, pointer_type, job.dataset)
     assert found is not None

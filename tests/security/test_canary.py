@@ -27,7 +27,7 @@ from tests.kaggle_server import DATASET, SIGNATURE, Fault, KaggleServer, serving
 from tests.security.corpus import PATIENT, dicom_like, personal_jpeg
 from tests.security.test_pickles import Exploit
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.full, pytest.mark.e2e]
 SECRET = "canarySECRETtoken0815"
 HOSTILE_LABEL = "<img src=x onerror=alert(1)>"
 HOSTILE_FILE = '"><script>alert(1)< ![x](https:evil) | x.jpg'
