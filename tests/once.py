@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from brainmri_core.locks import exclusive
+from brainmri_core.system.locks import exclusive
 
 
 def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:

@@ -8,7 +8,6 @@ import pytest
 from brainmri_core.project.catalogue import load_catalogue
 from brainmri_core.project.pointers import EvaluationPointer
 from tests.core.evaluation_case import Case, phantom_case, reopened
-from tests.core.evaluation_case import Case, phantom_case, reopened
 from tests.once import once
 
 EVALUATION = "evaluation.json"
