@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from brainmri_core.config.evaluation import EvaluateConfig
-from brainmri_core.errors import StorageError
+from brainmri_core.errors import IntegrityError, StorageError
 from brainmri_core.evaluation.contender import Contender, packed_samples, trained_on
 from brainmri_core.evaluation.paired import paired_macro_f1
 from brainmri_core.evaluation.selection import BASIS_NAMES, Basis, folds_of_both, predictions_for, same_images
@@ -76,16 +76,17 @@ def crown(
         ``crowned`` and ``reason`` say what was decided. A champion is replaced where the whole 95% interval of the
         difference in macro F1 (paired bootstrap over groups) lies above zero: by out-of-fold predictions where both
         trainings have folds on the same data, else on the challenger's validation images whose group the champion was not
-        trained on. Both models then predict each image as they were trained to see it, in the same arithmetic.
+        trained on. Both models then predict each image as they were trained to see it, in the same arithmetic. A champion
+        that is there but cannot be compared keeps its title; one whose record or weights are gone loses it.
     """
     layout = job.layout
     folder = layout.checkpoint_dir(out_models, job.dataset, CHAMPION_FILE).parent
     with exclusive(layout.lock("champion", job.dataset)):
         current = latest_pointer(layout, ChampionPointer, job.dataset)
-        crowned, reason, comparison = _decide(config, current, checkpoint, job)
+        weights = folder / CHAMPION_FILE
+        crowned, reason, comparison = _decide(config, current, weights, checkpoint, job)
         holder = checkpoint.pointer_path if crowned or current is None else current.champion_checkpoint
         owner = checkpoint if crowned or current is None else follow(layout, CheckpointPointer, str(holder))
-        weights = folder / CHAMPION_FILE
         # Also where nobody was crowned: a run that ended between the weights and its pointer leaves others' weights.
         if not weights.is_file() or sha256_file(weights) != owner.checkpoint_sha256:
             _install(layout.absolute(owner.checkpoint), owner.checkpoint_sha256, weights)
@@ -114,18 +115,27 @@ def crown(
 
 
 def _decide(
-    config: EvaluateConfig, current: ChampionPointer | None, checkpoint: CheckpointPointer, job: Job
+    config: EvaluateConfig,
+    current: ChampionPointer | None,
+    weights: Path,
+    checkpoint: CheckpointPointer,
+    job: Job,
 ) -> tuple[bool, str, _Comparison | None]:
-    if current is None or not job.layout.absolute(current.champion_checkpoint).is_file():
+    if current is None:
         return True, "There was no champion yet.", None
-    champion = follow(job.layout, CheckpointPointer, current.champion_checkpoint)
+    champion = _recorded(current, job)
+    file = None if champion is None else _weights_of(champion, weights, job)
+    if champion is None or file is None:
+        gone = current.champion_checkpoint if champion is None else champion.checkpoint
+        text = f"There was a champion, but its checkpoint {gone} is gone or was changed, so that nothing could be compared."
+        return True, text, None
     if champion.checkpoint_sha256 == checkpoint.checkpoint_sha256:
         return False, "It is the champion already.", None
-    found = _compare(config, champion, checkpoint, job)
+    found = _compare(config, champion, file, checkpoint, job)
     images = f"{found.images} {BASIS_NAMES[found.basis]} images"
     if found.interval is None:
         obstacle = found.obstacle or f"{images} are too few"
-        return False, f"It was not compared with the champion: {obstacle}.", found
+        return False, f"It was not compared with the champion, which keeps its title: {obstacle}.", found
     low, high = found.interval
     figures = (
         f"macro F1 {found.challenger:.3f} against {found.champion:.3f} on {images} that neither was trained on; 95% interval "
@@ -136,12 +146,25 @@ def _decide(
     return False, f"It is not better beyond noise: {figures}.", found
 
 
+def _recorded(current: ChampionPointer, job: Job) -> CheckpointPointer | None:
+    stored = current.champion_checkpoint
+    return follow(job.layout, CheckpointPointer, stored) if job.layout.absolute(stored).is_file() else None
+
+
+def _weights_of(champion: CheckpointPointer, copy: Path, job: Job) -> Path | None:
+    """Return the champion's checkpoint, or where it is not what was recorded, its copy that is in use."""
+    for file in (job.layout.absolute(champion.checkpoint), copy):
+        if file.is_file() and sha256_file(file) == champion.checkpoint_sha256:
+            return file
+    return None
+
+
 def _compare(
-    config: EvaluateConfig, champion: CheckpointPointer, checkpoint: CheckpointPointer, job: Job
+    config: EvaluateConfig, champion: CheckpointPointer, file: Path, checkpoint: CheckpointPointer, job: Job
 ) -> _Comparison:
     folds = folds_of_both(checkpoint, champion, job.layout)
     if folds is None:
-        return _on_validation(config, champion, checkpoint, job)
+        return _on_validation(config, champion, file, checkpoint, job)
     (ours, classes), (theirs, known) = (predictions_for("out_of_fold", found, job.layout) for found in folds)
     ours, theirs = same_images(ours, theirs)
     if classes != known or not len(ours):
@@ -151,25 +174,26 @@ def _compare(
 
 
 def _on_validation(
-    config: EvaluateConfig, champion: CheckpointPointer, checkpoint: CheckpointPointer, job: Job
+    config: EvaluateConfig, champion: CheckpointPointer, file: Path, checkpoint: CheckpointPointer, job: Job
 ) -> _Comparison:
     """Let both models predict the challenger's validation images that the champion was not trained on."""
     pack = follow(job.layout, PackPointer, checkpoint.pack_pointer)
-    ours, theirs = (Contender.load(item, config, job) for item in (checkpoint, champion))
+    ours = Contender.load(checkpoint, job.layout.absolute(checkpoint.checkpoint), config, job)
+    theirs = Contender.load(champion, file, config, job)
     if set(ours.meta.classes) != set(theirs.meta.classes):
         return _Comparison("validation", 0, obstacle="the champion knows other classes")
     packed = packed_samples(pack, job)
     table = packed[validation_of(packed, ours.meta)].reset_index(drop=True)
-    table = table[~trained_on(table, packed, champion, theirs.meta, job)].reset_index(drop=True)
-    if not len(table):
-        return _Comparison(
-            "validation",
-            0,
-            obstacle="the champion was trained on every validation image, or a relative of it",
-        )
     try:
+        table = table[~trained_on(table, packed, pack, champion, theirs.meta, job)].reset_index(drop=True)
+        if not len(table):
+            return _Comparison(
+                "validation",
+                0,
+                obstacle="the champion was trained on every validation image, or a relative of it",
+            )
         calls = [contender.calls(table, pack, ours.meta.classes) for contender in (ours, theirs)]
-    except StorageError as error:  # the files that the champion's way of preparing needs were deleted
+    except (StorageError, IntegrityError) as error:  # what the champion was made of was deleted or changed
         return _Comparison("validation", len(table), obstacle=str(error).rstrip("."))
     readable = (calls[0] >= 0) & (calls[1] >= 0)
     table, calls = table[readable].reset_index(drop=True), [item[readable] for item in calls]

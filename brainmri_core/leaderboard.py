@@ -12,7 +12,7 @@ import pandas as pd
 
 from brainmri_core.errors import DataError
 from brainmri_core.evaluation.metrics import classification_metrics
-from brainmri_core.evaluation.selection import BASIS_NAMES, Basis, folds_of, predictions_for
+from brainmri_core.evaluation.selection import BASIS_NAMES, Basis, data_of, folds_of, predictions_for
 from brainmri_core.project.job import Job
 from brainmri_core.project.layout import Layout
 from brainmri_core.project.pointers import (
@@ -107,7 +107,8 @@ def rank(entries: list[Entry], job: Job) -> LeaderboardPointer:
 
 def _candidates(entries: list[Entry], layout: Layout) -> tuple[Basis, list[_Candidate]]:
     """Read what each experiment may be ranked by, and say what all of them are ranked by."""
-    newest = measured_on(entries[0].evaluation, layout)[1]
+    known = (data_of(item, layout) for entry in entries if (item := _checkpoint(entry.evaluation, layout)))
+    newest = next((data for data in known if data is not None), None)
     found = [_candidate(entry, newest, layout) for entry in entries]
     usable = [item for item in found if not item.left_out]
     if usable and all(item.folds for item in usable):
@@ -127,20 +128,34 @@ def _candidates(entries: list[Entry], layout: Layout) -> tuple[Basis, list[_Cand
     ]
 
 
-def _candidate(entry: Entry, newest: str, layout: Layout) -> _Candidate:
+def _candidate(entry: Entry, newest: str | None, layout: Layout) -> _Candidate:
     evaluation = entry.evaluation
-    checkpoint = None
-    if evaluation.checkpoint_pointer is not None:
-        checkpoint = follow(layout, CheckpointPointer, evaluation.checkpoint_pointer)
-    table, classes = predictions_for("validation", evaluation, layout)
-    trained = measured_on(evaluation, layout)[1]
-    reason = ""
-    if checkpoint is None or trained != newest:
+    checkpoint = _checkpoint(evaluation, layout)
+    trained = data_of(checkpoint, layout) if checkpoint is not None else None
+    table, classes, reason = pd.DataFrame(), list[str](), ""
+    if evaluation.checkpoint_pointer is None:
+        reason = "its weights came from a file, so what it was trained on is not on record"
+    elif trained is None:
+        reason = (
+            f"the record of {'its training' if checkpoint is None else 'the data it was trained on'} is gone"
+        )
+    elif trained != newest:
         reason = "trained on other data"
-    elif not len(table):
-        reason = "no predictions of its validation images"
+    elif not layout.absolute(evaluation.predictions).is_file():
+        reason = "its predictions are gone"
+    else:
+        table, classes = predictions_for("validation", evaluation, layout)
+        reason = "" if len(table) else "no predictions of its validation images"
     folds = folds_of(checkpoint, layout) if checkpoint is not None and not reason else None
     return _Candidate(entry, checkpoint, table, classes, folds, reason)
+
+
+def _checkpoint(evaluation: EvaluationPointer, layout: Layout) -> CheckpointPointer | None:
+    """Return the checkpoint that was evaluated; None where it is not, or no longer, on record."""
+    stored = evaluation.checkpoint_pointer
+    if stored is None or not layout.absolute(stored).is_file():
+        return None
+    return follow(layout, CheckpointPointer, stored)
 
 
 def _with_folds(item: _Candidate, folds: CrossValidationPointer, layout: Layout) -> _Candidate:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +15,7 @@ from torch import nn
 
 from brainmri_core.config.base import Precision
 from brainmri_core.config.evaluation import EvaluateConfig
+from brainmri_core.errors import IntegrityError
 from brainmri_core.evaluation.tested_model import validation_of
 from brainmri_core.images.pack import open_pack
 from brainmri_core.images.preparation import prepared_images
@@ -21,7 +23,13 @@ from brainmri_core.learning.checkpoint import CheckpointMeta, load_model
 from brainmri_core.learning.device import choose_device, choose_precision
 from brainmri_core.learning.inference import predict_evenly
 from brainmri_core.project.job import Job
-from brainmri_core.project.pointers import CheckpointPointer, MappingPointer, PackPointer, follow
+from brainmri_core.project.pointers import (
+    CheckpointPointer,
+    MappingPointer,
+    PackPointer,
+    follow,
+    read_pointer,
+)
 from brainmri_core.project.sample_table import (
     FETCH_COLUMNS,
     RESIZE_COLUMNS,
@@ -49,12 +57,11 @@ class Contender:
     job: Job
 
     @classmethod
-    def load(cls, checkpoint: CheckpointPointer, config: EvaluateConfig, job: Job) -> Contender:
-        """Load a checkpoint, which must be the one that was recorded."""
-        path = job.layout.absolute(checkpoint.checkpoint)
-        check_sha256(path, checkpoint.checkpoint_sha256, "checkpoint")
+    def load(cls, checkpoint: CheckpointPointer, file: Path, config: EvaluateConfig, job: Job) -> Contender:
+        """Load a checkpoint from a file, which must be the one that was recorded."""
+        check_sha256(file, checkpoint.checkpoint_sha256, "checkpoint")
         device = choose_device(job.env)
-        model, meta = load_model(path, device)
+        model, meta = load_model(file, device)
         precision = choose_precision(config.precision, True, device)
         return cls(model, meta, device, precision, config.mirror, config.data.batch_size, job)
 
@@ -132,6 +139,7 @@ def packed_samples(pack: PackPointer, job: Job) -> pd.DataFrame:
 def trained_on(
     table: pd.DataFrame,
     packed: pd.DataFrame,
+    pack: PackPointer,
     checkpoint: CheckpointPointer,
     meta: CheckpointMeta,
     job: Job,
@@ -142,10 +150,21 @@ def trained_on(
     ----------
     table, packed : pandas.DataFrame
         Some rows, and all rows, of the sample table with the groups that count.
+    pack : PackPointer
+        The pack of that table.
     checkpoint, meta
         The checkpoint, which may have been trained on another split or version of the data set, and its record.
+
+    Raises
+    ------
+    IntegrityError
+        If nothing on record says which images it was trained on.
     """
-    own = packed_samples(follow(job.layout, PackPointer, checkpoint.pack_pointer), job)
+    own = (
+        packed
+        if meta.data_hash == pack.content_hash
+        else packed_samples(_pack_of(checkpoint, meta, job), job)
+    )
     trained = own[(own["split"] == "train") & ~validation_of(own, meta)]
     # by the file too: the hash of a JPEG's pixels is of a reduced scale, which another version may choose otherwise
     seen = packed["file_sha256"].isin(set(trained["file_sha256"]))
@@ -153,3 +172,18 @@ def trained_on(
     patients = known_patients(table)
     known = (patients != "") & np.isin(patients, known_patients(trained))
     return np.asarray(table["group"].isin(set(packed.loc[seen, "group"])) | known, np.bool_)
+
+
+def _pack_of(checkpoint: CheckpointPointer, meta: CheckpointMeta, job: Job) -> PackPointer:
+    """Return the pack that a checkpoint was trained on, or where its record is gone, another one of the same content."""
+    layout = job.layout
+    history = layout.pointer_dir(PackPointer.kind, checkpoint.dataset) / "history"
+    for file in (layout.absolute(checkpoint.pack_pointer), *sorted(history.glob("*.json"), reverse=True)):
+        if file.is_file():
+            pack = read_pointer(layout, PackPointer, file)
+            if pack.content_hash == meta.data_hash and layout.absolute(pack.samples).is_file():
+                return pack
+    raise IntegrityError(
+        f"The record of the data that the checkpoint {checkpoint.checkpoint} was trained on is gone, so which images it has "
+        "seen is unknown; split and resize again with the settings of then."
+    )

@@ -26,11 +26,17 @@ Basis = Literal["out_of_fold", "validation"]
 BASIS_NAMES: dict[Basis, str] = {"out_of_fold": "out-of-fold", "validation": "validation"}
 
 
+def data_of(checkpoint: CheckpointPointer, layout: Layout) -> str | None:
+    """Return the content hash of the pack that a checkpoint was trained on; None where the record of it is gone."""
+    pack = layout.absolute(checkpoint.pack_pointer)
+    return read_pointer(layout, PackPointer, pack).content_hash if pack.is_file() else None
+
+
 def folds_of(checkpoint: CheckpointPointer, layout: Layout) -> CrossValidationPointer | None:
     """Return the newest cross-validation with a checkpoint's settings on its data; None where there is none on record."""
-    if checkpoint.recipe is None:
+    data = data_of(checkpoint, layout)
+    if checkpoint.recipe is None or data is None:
         return None
-    data = follow(layout, PackPointer, checkpoint.pack_pointer).content_hash
     history = layout.pointer_dir(CrossValidationPointer.kind, checkpoint.dataset) / "history"
     for file in sorted(history.glob("*.json"), reverse=True):
         found = read_pointer(layout, CrossValidationPointer, file)

@@ -351,13 +351,82 @@ def test_a_champion_of_other_classes_is_not_compared_one_of_another_order_is(thr
     decide(throne, "other1", contender(throne, "foreign", 6, knows=False, pack=pack, classes=names))
     pointer, _ = decide(throne, "other2", contender(throne, "ours", 7, knows=True, pack=pack))
     assert not pointer.crowned
-    assert pointer.reason == "It was not compared with the champion: the champion knows other classes."
+    assert pointer.reason == (
+        "It was not compared with the champion, which keeps its title: the champion knows other classes."
+    )
     for path in throne.layout.pointer_dir(ChampionPointer.kind, PHANTOM).rglob("*.json"):
         path.unlink()
     turned = contender(throne, "turned", 8, knows=True, pack=pack, classes=pack.classes[::-1])
     decide(throne, "other3", turned)
     _, record = decide(throne, "other4", contender(throne, "chances", 9, knows=False, pack=pack))
     assert record["comparison"]["champion"] == 1.0  # type: ignore[index]
+
+
+@pytest.mark.parametrize("kept", ["same content", "other record", "nothing"])
+def test_a_champion_is_compared_as_long_as_something_says_what_it_was_trained_on(
+    throne: Workbench, kept: str
+) -> None:
+    pack, name = pack_of(throne), kept.replace(" ", "-")
+    content = pack.content_hash if kept == "same content" else f"as before, {kept}"
+    copies = [
+        write_pointer(throne.layout, pack.model_copy(update={"content_hash": content}), update_latest=False)
+        for _ in range(2 if kept == "other record" else 1)
+    ]
+    champion = contender(throne, f"old-{name}", 41, knows=False, pack=copies[0])
+    recipe = write_pointer(
+        throne.layout, champion[0].model_copy(update={"recipe": "4" * 64}), update_latest=False
+    )
+    decide(throne, f"gone1-{name}", (recipe, champion[1]))
+    throne.layout.absolute(str(copies[0].pointer_path)).unlink()
+    pointer, record = decide(
+        throne, f"gone2-{name}", contender(throne, f"young-{name}", 42, knows=True, pack=pack)
+    )
+    for other in copies[1:]:
+        throne.layout.absolute(str(other.pointer_path)).unlink()
+    assert pointer.crowned == (kept != "nothing")
+    if kept == "nothing":
+        assert pointer.reason == (
+            "It was not compared with the champion, which keeps its title: The record of the data that the checkpoint "
+            f"{champion[0].checkpoint} was trained on is gone, so which images it has seen is unknown; split and resize "
+            "again with the settings of then."
+        )
+    else:
+        assert record["comparison"]["images"] > 0  # type: ignore[index]
+
+
+@pytest.mark.parametrize("lost", ["deleted", "changed"])
+def test_a_champion_whose_checkpoint_is_lost_is_compared_by_the_copy_in_use(
+    throne: Workbench, lost: str
+) -> None:
+    pack = pack_of(throne)
+    champion, _ = first = contender(throne, f"copied-{lost}", 43, knows=True, pack=pack)
+    decide(throne, f"copy1-{lost}", first)
+    file = throne.layout.absolute(champion.checkpoint)
+    if lost == "deleted":
+        file.unlink()
+    else:
+        file.write_bytes(b"other weights")
+    young = contender(throne, f"after-{lost}", 44, knows=False, pack=pack)
+    pointer, record = decide(throne, f"copy2-{lost}", young)
+    assert not pointer.crowned
+    assert record["comparison"]["champion"] == 1.0  # type: ignore[index]
+    (throne.layout.root / "models" / PHANTOM / "champion.pth").unlink()
+    pointer, record = decide(throne, f"copy3-{lost}", young)
+    assert (pointer.crowned, record["comparison"]) == (True, None)
+    assert f"its checkpoint {champion.checkpoint} is gone or was changed" in pointer.reason
+
+
+def test_who_follows_a_champion_that_is_gone_is_not_called_the_first(throne: Workbench) -> None:
+    pack = pack_of(throne)
+    champion, _ = first = contender(throne, "lost", 45, knows=True, pack=pack)
+    decide(throne, "lost1", first)
+    throne.layout.absolute(str(champion.pointer_path)).unlink()
+    pointer, record = decide(throne, "lost2", contender(throne, "heir", 46, knows=False, pack=pack))
+    assert (pointer.crowned, record["comparison"]) == (True, None)
+    assert pointer.reason == (
+        f"There was a champion, but its checkpoint {champion.pointer_path} is gone or was changed, so that nothing could "
+        "be compared."
+    )
 
 
 def test_out_of_fold_predictions_decide_where_both_trainings_have_folds(throne: Workbench) -> None:

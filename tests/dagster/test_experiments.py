@@ -156,9 +156,37 @@ def test_what_cannot_be_ranked_on_the_same_images_is_listed_with_its_reason(race
     assert [bool(row["left_out"]) for row in rows] == [False, False, True, True]
     foreign = entries[0].evaluation.model_copy(update={"checkpoint_pointer": None})
     pointer, rows = ranking(race, [*entries[3:], Entry("foreign", foreign)], "listing-foreign")
-    assert (pointer.experiments, rows[1]["left_out"]) == (1, "trained on other data")
+    assert (pointer.experiments, rows[1]["left_out"].partition(",")[0]) == (1, "its weights came from a file")
     with pytest.raises(DataError, match="run `brainmri experiment NAME` first"):
         rank([], race.job("nothing"))
+
+
+def test_an_experiment_whose_records_are_gone_is_listed_and_the_others_are_ranked(race: Workbench) -> None:
+    layout, pack = race.layout, pack_of(race)
+    lost = write_pointer(layout, pack.model_copy(update={"content_hash": "lost"}), update_latest=False)
+    entries, made = [], {}
+    for place, name in enumerate(["data", "training", "predictions", "whole"]):
+        checkpoint, evaluation = contender(
+            race, f"lost-{name}", 50 + place, knows=True, pack=lost if name == "data" else pack
+        )
+        stored = write_pointer(
+            layout, checkpoint.model_copy(update={"recipe": "5" * 64}), update_latest=False
+        )
+        made[name] = evaluation.model_copy(update={"checkpoint_pointer": stored.pointer_path})
+        entries.append(Entry(name, made[name]))
+    layout.absolute(str(lost.pointer_path)).unlink()
+    layout.absolute(str(made["training"].checkpoint_pointer)).unlink()
+    layout.absolute(made["predictions"].predictions).unlink()
+    pointer, rows = ranking(race, entries, "listing-lost")
+    assert pointer.experiments == 1
+    assert {row["experiment"]: row["left_out"] for row in rows} == {
+        "whole": "",
+        "data": "the record of the data it was trained on is gone",
+        "training": "the record of its training is gone",
+        "predictions": "its predictions are gone",
+    }
+    pointer, rows = ranking(race, entries[:1], "listing-alone")
+    assert (pointer.experiments, len(rows)) == (0, 1)
 
 
 def test_out_of_fold_predictions_rank_where_all_have_folds(race: Workbench) -> None:
