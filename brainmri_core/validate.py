@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from brainmri_core.config.data import CopySearchConfig, ValidateConfig
+from brainmri_core.config.data import ValidateConfig
 from brainmri_core.copies.leaks import find_leaks, read_copies
 from brainmri_core.copies.thumbs import read_thumbs
 from brainmri_core.errors import ConfigError, IntegrityError, MissingUpstreamError
@@ -25,9 +24,9 @@ from brainmri_core.project.pointers import (
     read_mapping,
 )
 from brainmri_core.project.sample_table import FETCH_COLUMNS, RESIZE_COLUMNS, SPLIT_COLUMNS, read_samples
+from brainmri_core.splitting.record import copy_limits, read_split_record
 from brainmri_core.system.clock import timestamp, utc_now
 from brainmri_core.system.storage import (
-    read_json,
     remove_stale,
     sha256_json,
     staging_folder,
@@ -153,8 +152,7 @@ def _gather(config: ValidateConfig, pack: PackPointer, job: Job) -> tuple[Eviden
     folder = layout.absolute(mapping.samples).parent
     thumbs = read_thumbs(folder, samples, pixels)
     copies = read_copies(folder)
-    record = _split_record(layout.absolute(mapping.split_json))
-    searched = record.get("config", {}).get("copies", {})
+    record = read_split_record(layout.absolute(mapping.split_json))
     scan = scan_pack(pixels)
     rows = samples["row"].to_numpy()[packed]
     side = samples["split"].to_numpy(object)
@@ -168,7 +166,7 @@ def _gather(config: ValidateConfig, pack: PackPointer, job: Job) -> tuple[Eviden
             copies,
             seed=job.env.seed,
             pack=pixels,
-            search=CopySearchConfig.model_validate(searched),
+            search=copy_limits(record),
         )
         shortcuts = scores.result()
     evidence = Evidence(
@@ -204,14 +202,6 @@ def _expected_mapping(config: ValidateConfig, mapping: MappingPointer, job: Job)
             "leave it empty to use the run's own."
         )
     return expected
-
-
-def _split_record(path: Path) -> dict[str, Any]:
-    """Read ``split.json``; a class-folder tree has none."""
-    recorded = read_json(path) if path.is_file() else {}
-    if not isinstance(recorded, dict):
-        raise IntegrityError(f"The record of the split {path} is not a mapping; run split again.")
-    return recorded
 
 
 def _split_facts(record: dict[str, Any]) -> dict[str, str | int | float | dict[str, float] | None]:

@@ -12,7 +12,6 @@ import pandas as pd
 
 from brainmri_core.copies.leaks import read_copies
 from brainmri_core.copies.thumbs import read_thumbs
-from brainmri_core.errors import IntegrityError
 from brainmri_core.images.decode import decode
 from brainmri_core.images.fit import fit_image
 from brainmri_core.project.job import Job
@@ -20,7 +19,7 @@ from brainmri_core.project.pointers import FetchPointer, MappingPointer, PackPoi
 from brainmri_core.project.sample_table import FETCH_COLUMNS, RESIZE_COLUMNS, SPLIT_COLUMNS, read_samples
 from brainmri_core.sources.masks import MASKS, MaskStore
 from brainmri_core.sources.phantom import read_truth
-from brainmri_core.system.storage import read_json
+from brainmri_core.splitting.record import copy_limits, read_split_record
 from brainmri_core.validation.leak_report import LeakReport, leak_report
 
 U8 = npt.NDArray[np.uint8]
@@ -98,6 +97,7 @@ def gather_evidence(pack: PackPointer, pixels: U8, job: Job) -> Evidence:
     mapping = follow(layout, MappingPointer, pack.mapping_pointer)
     folder = layout.absolute(mapping.samples).parent
     thumbs, copies = read_thumbs(folder, samples, pixels), read_copies(folder)
+    record = read_split_record(layout.absolute(mapping.split_json))
     fetched = follow(layout, FetchPointer, mapping.fetch_pointer) if mapping.fetch_pointer else None
     # A foreign archive may bring such files, too: they would name any image for this process to open.
     ours = fetched is not None and fetched.source == "phantom"
@@ -110,22 +110,21 @@ def gather_evidence(pack: PackPointer, pixels: U8, job: Job) -> Evidence:
         thumbs=thumbs,
         copies=copies,
         leak=leak_report(
-            samples, thumbs, copies, seed=job.env.seed, pack=pixels, pairs_per_split=_GALLERY_PAIRS
+            samples,
+            thumbs,
+            copies,
+            seed=job.env.seed,
+            pack=pixels,
+            search=copy_limits(record),
+            pairs_per_split=_GALLERY_PAIRS,
         ),
         planes=planes,
         masks=masks,
-        split_record=_record(layout.absolute(mapping.split_json)),
+        split_record=record,
         stored_masks=MaskStore.read(layout.absolute(fetched.samples).parent / MASKS)
         if fetched
         else MaskStore(),
     )
-
-
-def _record(path: Path) -> dict[str, Any]:
-    recorded = read_json(path) if path.is_file() else {}
-    if not isinstance(recorded, dict):
-        raise IntegrityError(f"The record of the split {path} is not a mapping; run split again.")
-    return recorded
 
 
 def _truth(root: Path) -> tuple[dict[str, str], dict[str, Path]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -17,6 +18,8 @@ from brainmri_core.project.foreign_names import compared, shown_name
 _SLICE = re.compile(r"#[^#/]*$")
 _SHIPPED = files("brainmri_core.patients")
 _LARGEST = 200_000_000
+_SEPARATOR = re.compile(r'"?sep=([,;\t|:])"?[,;\t ]*\r?', re.IGNORECASE)
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 @dataclass(frozen=True)
@@ -72,10 +75,12 @@ def read_table(source: str | Path, value: Sequence[str], further: Sequence[str] 
     """
     text, where = _text(source)
     wanted = " or ".join(map(repr, value))
-    header = text.partition("\n")[0]
+    header, _, below = text.partition("\n")
+    # spreadsheets write semicolons where the comma parts decimals, and Excel may say so in a line of its own
+    told = _SEPARATOR.fullmatch(header)
+    delimiter = told[1] if told else max(",;\t", key=header.count)
     try:
-        # spreadsheets write semicolons where the comma parts decimals
-        rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=header.count)))
+        rows = list(csv.reader(io.StringIO(below if told else text, newline=""), delimiter=delimiter))
     except csv.Error as error:
         raise ConfigError(f"{where} cannot be read ({error}); give a CSV with path and {value[0]}.") from None
     names = [name.strip().casefold() for name in rows[0]] if rows else []
@@ -86,7 +91,21 @@ def read_table(source: str | Path, value: Sequence[str], further: Sequence[str] 
     places = {name: names.index(name) for name in (key, *value, *further) if name in names}
     body = [row for row in rows[1:] if any(cell.strip() for cell in row)]
     cells = [{name: row[n].strip() if n < len(row) else "" for name, n in places.items()} for row in body]
-    return ImageTable(where, key, [row.pop(key) for row in cells], cells)
+    paths = [row.pop(key) for row in cells]
+    cells = [{name: _cleaned(cell) for name, cell in row.items()} for row in cells]
+    for number, row in enumerate(cells, 1):
+        if (column := next((name for name, cell in row.items() if _CONTROL.search(cell)), None)) is not None:
+            raise ConfigError(
+                f"{where} has a control character in the column {column!r} of row {number} below the header; remove it, so "
+                "that no two names look alike that are not."
+            )
+    return ImageTable(where, key, paths, cells)
+
+
+def _cleaned(cell: str) -> str:
+    """Return a cell in one form: two names that look alike, as one system or another writes them, are the same."""
+    seen = "".join(char for char in unicodedata.normalize("NFC", cell) if unicodedata.category(char) != "Cf")
+    return seen.strip()
 
 
 def check_shipped(name: str) -> None:

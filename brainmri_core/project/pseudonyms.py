@@ -43,10 +43,15 @@ def hashed(name: str, key: bytes) -> str:
     return f"hashed:{hmac.digest(key, name.encode('utf-8', 'surrogatepass'), hashlib.sha256).hex()[:16]}"
 
 
+def is_hashed(name: str) -> bool:
+    """Say whether a stored name is a keyed hash, which means one person in the whole project."""
+    return _HASHED.fullmatch(name) is not None
+
+
 def pseudonym(name: str, key: bytes) -> str:
     """Return how a patient's name is stored.
 
     A running number of up to four digits, alone or after a word such as ``patient``, ``sub`` or ``P``, says nothing about
     a person and stays. Everything else may be a name or a hospital's number, and is `hashed`.
     """
-    return name if _RUNNING.fullmatch(name) or _HASHED.fullmatch(name) else hashed(name, key)
+    return name if _RUNNING.fullmatch(name) or is_hashed(name) else hashed(name, key)

@@ -102,7 +102,8 @@ def assign_folds(groups: Sequence[str], labels: Labels, k: int, seed: int) -> np
     Returns
     -------
     numpy.ndarray
-        int64 fold of each image, 0 to k - 1. A class with k groups or more has at least one in every fold.
+        int64 fold of each image, 0 to k - 1. A class with k groups or more has at least one in every fold; one with fewer
+        has each in a fold of its own, and none in the others.
     """
     names, number, table = _counts(groups, labels)
     hashes = np.array([keyed_hash(name, seed, "fold") for name in names], np.uint64)
@@ -124,7 +125,24 @@ def assign_folds(groups: Sequence[str], labels: Labels, k: int, seed: int) -> np
         room = np.clip((sizes[rest].sum() + held.sum()) / k - held, 0, None)
         cuts = np.cumsum(room) * (sizes[rest].sum() / max(room.sum(), 1))
         fold[rest] = np.searchsorted(cuts[:-1], middle, side="right")
+        _fill_empty(fold, np.flatnonzero(strata == stratum), sizes, hashes, k)
     return fold[number]
+
+
+def _fill_empty(
+    fold: npt.NDArray[np.int64],
+    members: npt.NDArray[np.intp],
+    sizes: npt.NDArray[np.int64],
+    hashes: npt.NDArray[np.uint64],
+    k: int,
+) -> None:
+    """Move the smallest groups of one class out of folds that hold several into those that hold none."""
+    smallest = members[np.lexsort((hashes[members], sizes[members]))]
+    for empty in sorted(set(range(k)) - set(fold[members].tolist())):
+        held = np.bincount(fold[members], minlength=k)
+        movable = smallest[held[fold[smallest]] > 1]
+        if len(movable):
+            fold[movable[0]] = empty
 
 
 def joined(

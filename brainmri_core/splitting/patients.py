@@ -14,10 +14,11 @@ from brainmri_core.config.data import SplitConfig
 from brainmri_core.errors import ConfigError, DataError
 from brainmri_core.project.image_tables import ImageFinder, ImageTable, is_file, read_table
 from brainmri_core.project.job import Job
-from brainmri_core.project.pseudonyms import project_key, pseudonym
+from brainmri_core.project.pseudonyms import is_hashed, project_key, pseudonym
 from brainmri_core.project.sample_table import known_patients
 
 Names = npt.NDArray[np.object_]
+_SOURCES = {"pattern": "split.patient_pattern", "data": "The data set itself"}
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,8 @@ def find_patients(config: SplitConfig, table: pd.DataFrame, job: Job) -> KnownPa
     """Find the patient of each image; where a source is silent about one, the next is asked.
 
     The sources are ``split.patients_csv`` or, without it, the table of the catalogue entry; ``split.patient_pattern``; and
-    the column ``patient`` that fetch has found in the data.
+    the column ``patient`` that fetch has found in the data. How the names of two sources go together, `_as_called_before`
+    says.
 
     Raises
     ------
@@ -60,14 +62,49 @@ def find_patients(config: SplitConfig, table: pd.DataFrame, job: Job) -> KnownPa
         ("pattern", _from_paths(config, table, job)),
         ("data", known_patients(table)),
     ):
-        both = (names != "") & (found != "")
-        # one source's name for a patient whom a source before it calls otherwise, and on fewer images
-        also = dict(zip(found[both], names[both], strict=True))
-        found = np.array([also.get(name, name) for name in found], object)
+        found = _as_called_before(names, found, source, notes)
         new = (names == "") & (found != "")
         names[new] = found[new]
         sources |= {source: int(new.sum())} if new.any() else {}
     return KnownPatients(names, sources, notes)
+
+
+def _as_called_before(names: Names, found: Names, source: str, notes: list[str]) -> Names:
+    """Return one source's names as the sources before it call the same patients, by the images that both name.
+
+    A name that stands for one patient of theirs becomes that patient's. A name that stands for several becomes nobody's, since
+    the sources before count: images that only this source names are one more patient, unless one of the several is called so.
+    The same name means the same patient, unless the images that both name show two ways of numbering; then it is kept apart.
+    """
+    both = (names != "") & (found != "")
+    meant: dict[str, set[str]] = {}
+    for later, earlier in zip(found[both], names[both], strict=True):
+        meant.setdefault(later, set()).add(earlier)
+    taken = set(names) - {""}
+    differ = any(earlier != later for later, known in meant.items() for earlier in known)
+    called: dict[str, str] = {}
+    apart = []
+    for name in sorted(set(found) - {""}):
+        known = meant.get(name, set())
+        if len(known) == 1:
+            called[name] = next(iter(known))
+        elif name in taken - known and differ and not is_hashed(name):
+            called[name] = f"{name} ({source})"
+            apart.append(name)
+    shared = sorted(name for name, known in meant.items() if len(known) > 1)
+    if shared:
+        several = sorted(meant[shared[0]])
+        notes.append(
+            f"{_SOURCES[source]} calls several patients of an earlier source by one name ({len(shared)} such), the first "
+            f"{several[0]} and {several[1]} by {shared[0]}; the earlier source counts, and images that only the later one "
+            "names keep its name."
+        )
+    if apart:
+        notes.append(
+            f"{_SOURCES[source]} numbers patients in another way than an earlier source, so that a name of both means two "
+            f"patients ({len(apart)} such, the first {apart[0]})."
+        )
+    return np.array([called.get(name, name) for name in found], object)
 
 
 def _from_table(config: SplitConfig, table: pd.DataFrame, job: Job, notes: list[str]) -> Names:

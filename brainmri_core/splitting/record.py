@@ -9,17 +9,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from pydantic import ValidationError
 
-from brainmri_core.config.data import SplitConfig
+from brainmri_core.config.data import CopySearchConfig, SplitConfig
 from brainmri_core.copies.fingerprint import FingerprintTable
 from brainmri_core.copies.likeness import ORIENTATIONS
 from brainmri_core.copies.search import CopyPairs
+from brainmri_core.errors import IntegrityError
 from brainmri_core.project.job import Job
 from brainmri_core.project.pointers import MappingPointer, latest_pointer
 from brainmri_core.project.sample_table import read_samples
 from brainmri_core.splitting.neighbour_runs import Neighbours, proxy_quality
 from brainmri_core.splitting.patients import KnownPatients
-from brainmri_core.system.storage import atomic_file
+from brainmri_core.system.storage import atomic_file, read_json
 
 
 @dataclass(frozen=True)
@@ -142,6 +144,36 @@ def _patients(table: pd.DataFrame, found: Found) -> dict[str, Any]:
         "notes": found.patients.notes,
         "proxy": proxy_quality(names, found.neighbours, copies),
     }
+
+
+def read_split_record(path: Path) -> dict[str, Any]:
+    """Read ``split.json``; a class-folder tree has none, for which an empty record is returned.
+
+    Raises
+    ------
+    IntegrityError
+        If it is damaged.
+    """
+    recorded = read_json(path) if path.is_file() else {}
+    if not isinstance(recorded, dict):
+        raise IntegrityError(f"The record of the split {path} is not a mapping; run split again.")
+    return recorded
+
+
+def copy_limits(record: dict[str, Any]) -> CopySearchConfig:
+    """Return what confirmed a copy in a split, by its record; the defaults where it says nothing.
+
+    Raises
+    ------
+    IntegrityError
+        If what it says is no such configuration.
+    """
+    try:
+        return CopySearchConfig.model_validate(record.get("config", {}).get("copies", {}))
+    except (AttributeError, ValidationError):
+        raise IntegrityError(
+            "The record of the split names no valid limits for copies; run split again."
+        ) from None
 
 
 def copies_table(table: pd.DataFrame, pairs: CopyPairs) -> pd.DataFrame:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from brainmri_core.splitting.assignment import (
@@ -79,18 +79,22 @@ def test_adding_images_changes_few_folds(seed: int, k: int, added: int) -> None:
     assert (before != after[:1000]).sum() <= (k - 1) * (added + 4 * largest if added else 0)
 
 
-@settings(max_examples=200, deadline=None)
-@given(tables, st.integers(2, 6), st.integers(0, 2**32 - 1))
-def test_every_fold_has_every_class_that_has_groups_enough(
-    rows: list[tuple[int, int]], k: int, seed: int
+sized = st.lists(st.tuples(st.sampled_from([1, 2, 3, 10, 60]), st.integers(0, 2)), min_size=1, max_size=30)
+
+
+@settings(max_examples=300, deadline=None)
+@given(sized, st.integers(2, 6), st.integers(0, 2**32 - 1))
+@example([(size, 0) for size in (1, 1, 1, 2, 60)], 5, 42)
+@example([(size, 0) for size in (1, 3, 3, 60)], 5, 42)
+def test_groups_of_any_size_leave_no_fold_without_a_class_that_they_can_fill(
+    sizes: list[tuple[int, int]], k: int, seed: int
 ) -> None:
-    rows = [(group, group % 3) for group, _ in rows]
-    groups, labels = unpack(rows)
-    fold = assign_folds(groups, labels, k, seed)
-    for label in set(labels):
-        members = [n for n, value in enumerate(labels) if value == label]
-        if len({groups[n] for n in members}) >= k:
-            assert set(fold[members]) == set(range(k))
+    groups = np.array([f"g{n}" for n, (size, _) in enumerate(sizes) for _ in range(size)])
+    labels = np.array([label for size, label in sizes for _ in range(size)])
+    fold = assign_folds(groups.tolist(), labels, k, seed)
+    for label in set(labels.tolist()):
+        members = labels == label
+        assert len(set(fold[members])) == min(k, len(set(groups[members])))
 
 
 def test_seed_and_purpose_change_the_choice() -> None:

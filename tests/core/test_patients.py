@@ -94,10 +94,23 @@ def test_without_patients_images_of_one_patient_are_on_both_sides(job: Job) -> N
         ("{path},{patient}", "path,group"),
         ("7,{patient},{path},x", "age,patient,path,note"),
         ('"{path}" ;{patient} ', "Path; Patient"),
+        ("{path};{patient}", "sep=;\npath;patient"),
+        ("{path},{patient}", '\ufeff"sep=,",\r\npath,patient'),
+        ("{path},{patient}\u200b", "path,patient"),
         ("{path}\t{patient}", "path\tpatient"),
         (".\\{path},{patient}", "path,patient"),
     ],
-    ids=["plain", "group", "further columns", "semicolons", "tabs", "windows"],
+    ids=[
+        "plain",
+        "group",
+        "further columns",
+        "semicolons",
+        "separator",
+        "quoted separator",
+        "invisible",
+        "tabs",
+        "windows",
+    ],
 )
 @pytest.mark.parametrize("group_by", ["auto", "patient"])
 def test_patients_of_a_csv_stay_whole(job: Job, line: str, head: str, group_by: str) -> None:
@@ -150,6 +163,49 @@ def test_a_patient_that_fetch_has_found_is_kept_and_named_as_a_csv_names_it(job:
     again = table_of(replace(job, run_id="r2"), pointer, patients_csv=name)
     assert again["patient"].tolist() == ["7"] * 3 + hashed.tolist()[3:]
     assert whole(again)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected", "notes"),
+    [
+        # P000 and P001 of the pattern are both patient 7 of the CSV
+        ({"P000 a": "7", "P001 a": "7"}, {"P000": "7", "P001": "7", "P002": "P002"}, []),
+        # two patients of the CSV are one of the pattern; P000 c is neither
+        (
+            {"P000 a": "7", "P000 b": "8"},
+            {"P000 a": "7", "P000 b": "8", "P000 c": "P000"},
+            ["calls several patients of an earlier source by one name (1 such), the first 7 and 8 by P000"],
+        ),
+        # one of the two has the pattern's name: the third image is that patient's
+        (
+            {"P000 a": "P000", "P000 b": "8"},
+            {"P000 a": "P000", "P000 b": "8", "P000 c": "P000"},
+            ["the first 8 and P000 by P000"],
+        ),
+        # the CSV's P001 is the pattern's P000, so the pattern's P001 is somebody else
+        (
+            {"P000 a": "P001"},
+            {"P000": "P001", "P001": "P001 (pattern)"},
+            ["a name of both means two patients (1 such, the first P001)"],
+        ),
+        # nothing contradicts that P002 is the same patient in both
+        ({"P001 a": "P001", "P002 a": "P002"}, {"P001": "P001", "P002": "P002"}, []),
+    ],
+    ids=["two are one", "one is two", "one is two, one named so", "other numbers", "same numbers"],
+)
+def test_names_of_two_sources_go_together_by_the_images_that_both_name(
+    job: Job, given: dict[str, str], expected: dict[str, str], notes: list[str]
+) -> None:
+    pointer = fetched(job)
+    rows = "".join(f"glioma/{image}.png,{patient}\n" for image, patient in given.items())
+    config = {"patients_csv": csv(job, f"path,patient\n{rows}"), "patient_pattern": r"/(?P<patient>P\d+) "}
+    table = table_of(job, pointer, **config)
+    for start, patient in expected.items():
+        assert set(table.loc[table["path"].str.contains(f"/{start}"), "patient"]) == {patient}, start
+    assert table.groupby("patient")["group"].nunique().max() == 1
+    found = record_of(job)["patients"]["notes"]
+    assert len(found) == len(notes)
+    assert all(part in note for part, note in zip(notes, found, strict=True)), found
 
 
 def test_a_catalogue_table_lies_beside_the_catalogue(job: Job, tmp_path: Path) -> None:
@@ -221,8 +277,24 @@ PATH = "glioma/P000 a.png"
         ("path,person\na,1\n", ConfigError, "lacks the column 'patient' or 'group'"),
         (f"path,patient\n{PATH},1\n{PATH},2\n", DataError, f"gives '{PATH}' two patients"),
         ("path,patient\na\0b,1\n", BrainMRIError, r"patients\.csv"),
+        (
+            f"path,patient\nx,1\n{PATH},1\x00\n",
+            ConfigError,
+            "control character in the column 'patient' of row 2",
+        ),
+        (f'path,patient\n{PATH},"1\n2"\n', ConfigError, "control character in the column 'patient' of row 1"),
     ],
-    ids=["no image", "empty", "nothing", "no path", "no patient", "two patients", "binary"],
+    ids=[
+        "no image",
+        "empty",
+        "nothing",
+        "no path",
+        "no patient",
+        "two patients",
+        "binary",
+        "nul",
+        "line end",
+    ],
 )
 def test_a_csv_that_cannot_be_used_is_one_sentence(
     job: Job, text: str, error: type[BrainMRIError], sentence: str
