@@ -11,6 +11,7 @@ import typer
 
 from brainmri_core.errors import BrainMRIError, IntegrityError
 from brainmri_dagster.commands import model as cli_model
+from brainmri_dagster.commands import overlap as cli_overlap
 
 if TYPE_CHECKING:
     from brainmri_core.config import PipelineConfig
@@ -296,6 +297,7 @@ def _project(config: Path | None) -> tuple[Layout, PipelineConfig]:
 app.command()(cli_model.predict)
 app.command()(cli_model.compare)
 app.command("app")(cli_model.show)
+app.command()(cli_overlap.overlap)
 app.command()(cli_model.export)
 
 

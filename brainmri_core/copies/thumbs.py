@@ -17,8 +17,8 @@ U8 = npt.NDArray[np.uint8]
 THUMB_SIDE = 64
 
 
-def read_thumbs(folder: Path, samples: pd.DataFrame, pixels: U8) -> U8:
-    """Open the thumbnails in a split's folder, or make them from the pack where there are none (a class-folder tree).
+def read_thumbs(folder: Path, samples: pd.DataFrame, pixels: U8 | None) -> U8:
+    """Open the thumbnails in a split's folder, or make them from the pack, where one is given and there are none.
 
     Returns
     -------
@@ -28,6 +28,8 @@ def read_thumbs(folder: Path, samples: pd.DataFrame, pixels: U8) -> U8:
     kept = _kept(folder / "thumbs.npy", len(samples))
     if kept is not None:
         return kept
+    if pixels is None:
+        raise IntegrityError(f"The thumbnails {folder / 'thumbs.npy'} are missing; run split again.")
     made = np.zeros((len(samples), THUMB_SIDE, THUMB_SIDE), np.uint8)
     for position, row in enumerate(samples["row"].to_numpy()):
         if row >= 0:

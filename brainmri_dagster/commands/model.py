@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
 from collections.abc import Iterator
 from enum import StrEnum
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from brainmri_core.config.formats import READABLE
-from brainmri_core.errors import BrainMRIError
+from brainmri_dagster.commands.sentences import sentences
 
 if TYPE_CHECKING:
     from brainmri_core.predict import Classifier
@@ -49,18 +48,6 @@ class ExportFormat(StrEnum):
     SAFETENSORS = "safetensors"
 
 
-@contextlib.contextmanager
-def _sentences(debug: bool) -> Iterator[None]:
-    """Turn an error into its sentence and exit code."""
-    try:
-        yield
-    except BrainMRIError as error:
-        if debug:
-            raise
-        print(f"brainmri: {error}", file=sys.stderr)
-        raise typer.Exit(error.exit_code) from None
-
-
 def predict(
     paths: Annotated[
         list[str],
@@ -80,7 +67,7 @@ def predict(
 ) -> None:
     """Classify images: calibrated probabilities, and a flag for images unlike the training images."""
     failed, no_map = 0, None
-    with _sentences(debug):
+    with sentences(debug):
         from brainmri_core.images.listing import list_images
         from brainmri_dagster.commands.printing import Row, render, with_overlays
 
@@ -133,7 +120,7 @@ def compare(
     debug: Debug = False,
 ) -> None:
     """Compare two evaluations on the same test images, in pairs: what differs beyond noise?"""
-    with _sentences(debug):
+    with sentences(debug):
         from brainmri_core.compare import compare as compared
         from brainmri_core.compare import find_evaluation
         from brainmri_core.config import load_config
@@ -159,7 +146,7 @@ def show(
     debug: Debug = False,
 ) -> None:
     """Show a page on this machine to drop an image in: probabilities, overlay, nearest training images."""
-    with _sentences(debug):
+    with sentences(debug):
         classifier = _classifier(checkpoint, dataset, config)
         from brainmri_core.app import serve
 
@@ -177,7 +164,7 @@ def export(
     debug: Debug = False,
 ) -> None:
     """Write a checkpoint for another runtime, its classes and preprocessing inside."""
-    with _sentences(debug):
+    with sentences(debug):
         from brainmri_core.classifier.search import default_checkpoint, find_classifier
         from brainmri_core.config import load_config
         from brainmri_core.project.layout import Layout, resolve_root

@@ -1,0 +1,197 @@
+"""Overlap: which images of one data set are in another, on which side, and whether both call them the same."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from brainmri_core.config import PipelineConfig
+from brainmri_core.config.training import TrainConfig
+from brainmri_core.copies.across import KINDS, find_copies_across
+from brainmri_core.copies.thumbs import read_thumbs, read_trimmed_thumbs
+from brainmri_core.errors import ConfigError, MissingUpstreamError
+from brainmri_core.project.catalogue import DatasetEntry
+from brainmri_core.project.layout import Layout
+from brainmri_core.project.pointers import FetchPointer, MappingPointer, follow, latest_pointer
+from brainmri_core.project.sample_table import FETCH_COLUMNS, SPLIT_COLUMNS, known_patients, read_samples
+from brainmri_core.splitting.assignment import validation_mask
+from brainmri_core.splitting.shared_patients import shared_patients
+
+U8 = npt.NDArray[np.uint8]
+SIDES = ("training", "validation", "test", "left out")
+COUNTS = ("images", *KINDS, *SIDES, "other class", "patient in A")
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """What two data sets have in common.
+
+    Attributes
+    ----------
+    a, b : str
+        Keys of the data sets.
+    images_a, images_b : int
+        Images that could be read, those that the split leaves out included.
+    counts : pandas.DataFrame
+        A row per class and side of B (columns ``class``, ``side``), with numbers of images of B: ``images``; by closest copy
+        in A, each image once, `KINDS`; by where A has a copy, an image on each of the `SIDES` where it has one; ``other
+        class``, those of whose copies one is of another class in A; ``patient in A``, those whose known patient is on an
+        image of A.
+    pairs : pandas.DataFrame
+        A row per pair of copies: path, class and side of either image, ``kind``, ``orientation``, ``correlation``,
+        ``same_class``.
+    patients : int
+        Known patients on images of both.
+    one_archive : bool
+        Whether both were fetched from the same files.
+    notes : list of str
+        What a reader must know, a sentence each.
+    """
+
+    a: str
+    b: str
+    images_a: int
+    images_b: int
+    counts: pd.DataFrame
+    pairs: pd.DataFrame
+    patients: int
+    one_archive: bool
+    notes: list[str]
+
+    @property
+    def in_a(self) -> int:
+        """Images of B of which A has a copy."""
+        return int(self.pairs["path_b"].nunique())
+
+    @property
+    def of_b(self) -> int:
+        """Images of A of which B has a copy."""
+        return int(self.pairs["path_a"].nunique())
+
+
+@dataclass(frozen=True)
+class _Set:
+    """A data set's newest split, its unreadable images left out; ``side`` is one of `SIDES`."""
+
+    mapping: MappingPointer
+    fetched: FetchPointer | None
+    table: pd.DataFrame
+    thumbs: U8
+    trimmed: U8 | None
+
+
+def find_overlap(layout: Layout, a: DatasetEntry, b: DatasetEntry, settings: PipelineConfig) -> Overlap:
+    """Search the newest splits of two data sets for what they have in common.
+
+    Parameters
+    ----------
+    layout : Layout
+        The project.
+    a, b : DatasetEntry
+        The data sets.
+    settings : PipelineConfig
+        ``split.copies`` says what is a copy, ``train.data`` which training images serve for validation.
+
+    Raises
+    ------
+    ConfigError
+        If both are the same data set.
+    MissingUpstreamError
+        If one has no split.
+    IntegrityError
+        If a split is damaged.
+    """
+    if a.key == b.key:
+        raise ConfigError(
+            f"Both data sets are {a.key}; name two, the copies within one are in its validation report."
+        )
+    one, other = (_read(layout, entry, settings) for entry in (a, b))
+    inner = None if one.trimmed is None or other.trimmed is None else (one.trimmed, other.trimmed)
+    found = find_copies_across(
+        one.table, one.thumbs, other.table, other.thumbs, settings.split.copies, trimmed=inner
+    )
+    # B's class by the name that A's catalogue entry has for it
+    called = other.table["label"].map(lambda name: a.canonical(name) or name)
+    pairs = _pairs(found, one.table, other.table, called)
+    shared = shared_patients(one.mapping, one.table, other.mapping, other.table, layout)
+    again = [item.mapping.dataset for item in (one, other) if item.trimmed is None]
+    missed = (
+        "copies with other margins may be missed: its split is of a version that did not keep what finds them"
+    )
+    return Overlap(
+        a=a.key,
+        b=b.key,
+        images_a=len(one.table),
+        images_b=len(other.table),
+        counts=_counts(found, pairs, one.table, other.table, shared),
+        pairs=pairs,
+        patients=len(shared),
+        one_archive=_one_archive(one.fetched, other.fetched),
+        notes=[f"{name}: {missed}; run `brainmri split --dataset {name}` again." for name in again],
+    )
+
+
+def _read(layout: Layout, entry: DatasetEntry, settings: PipelineConfig) -> _Set:
+    mapping = latest_pointer(layout, MappingPointer, entry.key)
+    if mapping is None:
+        raise MissingUpstreamError(
+            f"The data set {entry.key} has no split in {layout.root}; make one with `brainmri fetch --dataset "
+            f"{entry.key}` and `brainmri split --dataset {entry.key}`."
+        )
+    path = layout.absolute(mapping.samples)
+    table = read_samples(path, {**FETCH_COLUMNS, **SPLIT_COLUMNS})
+    thumbs, trimmed = read_thumbs(path.parent, table, None), read_trimmed_thumbs(path.parent, table)
+    train = settings.stage("train")
+    assert isinstance(train, TrainConfig) and train.data.seed is not None
+    seed = train.data.seed if train.data.val_seed is None else train.data.val_seed
+    held_out = validation_mask(table, train.data.val_frac, seed)
+    names = table["split"].map({"train": SIDES[0], "test": SIDES[2], "excluded": SIDES[3]})
+    readable = np.flatnonzero(table["pixel_sha256"] != "")
+    return _Set(
+        mapping,
+        None if mapping.fetch_pointer is None else follow(layout, FetchPointer, mapping.fetch_pointer),
+        table.assign(side=names.mask(held_out, SIDES[1])).iloc[readable].reset_index(drop=True),
+        thumbs[readable],
+        None if trimmed is None else trimmed[readable],
+    )
+
+
+def _one_archive(one: FetchPointer | None, other: FetchPointer | None) -> bool:
+    if one is None or other is None:
+        return False
+    same = one.archive_sha256 is not None and one.archive_sha256 == other.archive_sha256
+    return same or one.content_hash == other.content_hash
+
+
+def _pairs(
+    found: pd.DataFrame, one: pd.DataFrame, other: pd.DataFrame, called: pd.Series[str]
+) -> pd.DataFrame:
+    sides = {}
+    for name, table, rows in (("a", one, found["a"]), ("b", other, found["b"])):
+        part = table.iloc[rows]
+        for column, of in (("path", "path"), ("class", "label"), ("side", "side")):
+            sides[f"{column}_{name}"] = part[of].to_numpy(object)
+    pairs = pd.DataFrame(sides).join(found[["kind", "orientation", "correlation"]])
+    return pairs.assign(same_class=pairs["class_a"].to_numpy() == called.to_numpy(object)[found["b"]])
+
+
+def _counts(
+    found: pd.DataFrame, pairs: pd.DataFrame, one: pd.DataFrame, other: pd.DataFrame, shared: set[str]
+) -> pd.DataFrame:
+    marks = pd.DataFrame(False, index=range(len(other)), columns=list(COUNTS))
+    marks["images"] = True
+    marks["patient in A"] = np.isin(known_patients(other).astype(str), list(shared))
+    closest = pairs.assign(b=found["b"], rank=pairs["kind"].map(KINDS.index)).sort_values(
+        "rank", kind="stable"
+    )
+    for kind, part in closest.drop_duplicates("b").groupby("kind"):
+        marks.loc[part["b"], kind] = True
+    for side, part in closest.groupby("side_a"):
+        marks.loc[part["b"], side] = True
+    marks.loc[closest.loc[~closest["same_class"], "b"], "other class"] = True
+    rows = marks.groupby([other["label"].rename("class"), other["side"]]).sum().reset_index()
+    order = rows["side"].map(SIDES.index)
+    return rows.assign(order=order).sort_values(["class", "order"], ignore_index=True).drop(columns="order")

@@ -1,0 +1,44 @@
+"""Patients of two data sets who are one person, as far as their names can tell."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+from brainmri_core.project.catalogue import load_catalogue
+from brainmri_core.project.image_tables import is_file
+from brainmri_core.project.layout import Layout
+from brainmri_core.project.pointers import MappingPointer
+from brainmri_core.project.sample_table import known_patients
+from brainmri_core.system.storage import read_json
+
+
+def shared_patients(
+    one: MappingPointer, images: pd.DataFrame, other: MappingPointer, others: pd.DataFrame, layout: Layout
+) -> set[str]:
+    """Return the names of the patients who are on images of two splits.
+
+    A keyed hash means one person in the whole project. A running number does so in one data set, and across those whose
+    numbers all come from the package's tables, which share them; elsewhere patient 1 of two sets are two people.
+
+    Parameters
+    ----------
+    one, other : MappingPointer
+        The splits.
+    images, others : pandas.DataFrame
+        Images of either, with ``patient`` where patients are known.
+    """
+    names = (set(known_patients(images)) & set(known_patients(others))) - {""}
+    if one.dataset != other.dataset and not all(_shipped_numbers(split, layout) for split in (one, other)):
+        return {name for name in names if name.startswith("hashed:")}
+    return names
+
+
+def _shipped_numbers(split: MappingPointer, layout: Layout) -> bool:
+    """Say whether all patients of a split come from a table of the package."""
+    record: Any = read_json(layout.absolute(split.split_json))
+    sources = (record.get("patients") or {}).get("sources") if isinstance(record, dict) else None
+    entry = load_catalogue().get(split.dataset)
+    shipped = entry is not None and entry.patients is not None and not is_file(entry.patients)
+    return shipped and isinstance(sources, dict) and set(sources) == {"catalogue"}
