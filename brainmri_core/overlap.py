@@ -129,7 +129,7 @@ def find_overlap(layout: Layout, a: DatasetEntry, b: DatasetEntry, settings: Pip
         counts=_counts(found, pairs, one.table, other.table, shared),
         pairs=pairs,
         patients=len(shared),
-        one_archive=_one_archive(one.fetched, other.fetched),
+        one_archive=bool(one.fetched and other.fetched and one.fetched.same_files(other.fetched)),
         notes=[f"{name}: {missed}; run `brainmri split --dataset {name}` again." for name in again],
     )
 
@@ -157,13 +157,6 @@ def _read(layout: Layout, entry: DatasetEntry, settings: PipelineConfig) -> _Set
         thumbs[readable],
         None if trimmed is None else trimmed[readable],
     )
-
-
-def _one_archive(one: FetchPointer | None, other: FetchPointer | None) -> bool:
-    if one is None or other is None:
-        return False
-    same = one.archive_sha256 is not None and one.archive_sha256 == other.archive_sha256
-    return same or one.content_hash == other.content_hash
 
 
 def _pairs(

@@ -8,10 +8,17 @@ from pathlib import Path
 from brainmri_core.classifier.record import CLASSIFIER_NAME, ClassifierFile, read_classifier
 from brainmri_core.errors import ConfigError, IntegrityError, MissingUpstreamError
 from brainmri_core.evaluation.outliers import OutlierModel
-from brainmri_core.learning.checkpoint import known_hashes
+from brainmri_core.learning.checkpoint import CheckpointMeta, known_hashes
 from brainmri_core.project.layout import Layout
-from brainmri_core.project.pointers import ChampionPointer, EvaluationPointer, read_pointer
-from brainmri_core.system.storage import sha256_file
+from brainmri_core.project.pointers import (
+    ChampionPointer,
+    CheckpointPointer,
+    EvaluationPointer,
+    PackPointer,
+    follow,
+    read_pointer,
+)
+from brainmri_core.system.storage import check_sha256, sha256_file
 
 
 def find_classifier(path: Path) -> tuple[Path, Path | None, ClassifierFile | None, OutlierModel | None]:
@@ -101,3 +108,54 @@ def default_checkpoint(layout: Layout, out_models: str, dataset: str | None = No
             f"There is no model in {layout.root} yet; make one with `brainmri pipeline`, or name a file with --checkpoint."
         )
     return best
+
+
+def checkpoint_in_use(
+    layout: Layout, champion: ChampionPointer | None, newest: CheckpointPointer | None, dataset: str
+) -> Path:
+    """Return the checkpoint of a data set that is measured elsewhere: its champion, else its newest.
+
+    Raises
+    ------
+    MissingUpstreamError
+        If there is neither.
+    IntegrityError
+        If the file is not the one on record.
+    """
+    if champion is not None:
+        holder = follow(layout, CheckpointPointer, champion.champion_checkpoint)
+        path = layout.absolute(champion.weights)
+    elif newest is not None:
+        holder, path = newest, layout.absolute(newest.checkpoint)
+    else:
+        raise MissingUpstreamError(
+            f"There is no checkpoint of {dataset} yet; make one with `brainmri train --dataset {dataset}`, or name a file "
+            "with --checkpoint."
+        )
+    check_sha256(path, holder.checkpoint_sha256, "checkpoint")
+    return path
+
+
+def own_evaluation(layout: Layout, weights: Path, meta: CheckpointMeta) -> EvaluationPointer | None:
+    """Return the newest evaluation of a checkpoint on the test images of the very data it was trained on."""
+    hashes = known_hashes(weights)
+    history = layout.pointer_dir(EvaluationPointer.kind, meta.dataset) / "history"
+    for file in sorted(history.glob("*.json"), reverse=True):
+        found = read_pointer(layout, EvaluationPointer, file)
+        folder = layout.absolute(found.folder)
+        if (folder / CLASSIFIER_NAME).is_file() and read_classifier(folder)[0].checkpoint_sha256 in hashes:
+            pack = layout.absolute(found.pack_pointer or "")
+            if not pack.is_file() or read_pointer(layout, PackPointer, pack).content_hash == meta.data_hash:
+                return found
+    return None
+
+
+def recorded_checkpoint(layout: Layout, weights: Path, dataset: str) -> CheckpointPointer | None:
+    """Return the training of a data set that left a checkpoint, None where none of this project did."""
+    hashes = known_hashes(weights)
+    history = layout.pointer_dir(CheckpointPointer.kind, dataset) / "history"
+    for file in sorted(history.glob("*.json"), reverse=True):
+        found = read_pointer(layout, CheckpointPointer, file)
+        if found.checkpoint_sha256 in hashes:
+            return found
+    return None

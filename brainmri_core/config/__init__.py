@@ -18,12 +18,16 @@ from brainmri_core.config.base import (
 )
 from brainmri_core.config.data import FetchConfig, ResizeConfig, SplitConfig, ValidateConfig
 from brainmri_core.config.evaluation import EvaluateConfig
+from brainmri_core.config.external import ExternalConfig
 from brainmri_core.config.training import TrainConfig
 from brainmri_core.errors import ConfigError
 
 CONFIG_VARIABLE = "BRAINMRI_CONFIG"
-Stage = Literal["fetch", "split", "resize", "validate", "train", "evaluate"]
+Stage = Literal["fetch", "split", "resize", "validate", "train", "evaluate", "external"]
 STAGES: tuple[Stage, ...] = ("fetch", "split", "resize", "validate", "train", "evaluate")
+"""The stages of the pipeline of one data set, in order."""
+BLOCKS: tuple[Stage, ...] = (*STAGES, "external")
+"""All that have a block of their own in the configuration."""
 
 
 class EnvConfig(StageConfig):
@@ -62,6 +66,7 @@ class PipelineConfig(StageConfig):
     validate_: ValidateConfig = Field(ValidateConfig(), alias="validate")
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    external: ExternalConfig = ExternalConfig()
 
     @model_validator(mode="after")
     def _consistent(self) -> PipelineConfig:
@@ -90,7 +95,7 @@ class PipelineConfig(StageConfig):
     def resolved(self) -> dict[str, Any]:
         """Return the whole configuration as plain JSON values, keyed as YAML writes it, seeds filled in."""
         value = self.model_dump(mode="json", by_alias=True)
-        value.update({name: self.stage(name).model_dump(mode="json", by_alias=True) for name in STAGES})
+        value.update({name: self.stage(name).model_dump(mode="json", by_alias=True) for name in BLOCKS})
         return value
 
 

@@ -78,7 +78,7 @@ def bootstrap_metrics(
     np.add.at(cells, (number, labels * k + called), 1.0)
     confusion = (weights.astype(np.float64) @ cells).reshape(-1, k, k)
     values = confusion_metrics(confusion, classes, present=np.bincount(labels, minlength=k) > 0)
-    values |= _proper_scores(labels, logits, predicted, number, weights)
+    values |= proper_scores(labels, logits, predicted, number, weights)
     values |= _ranking(labels, predicted, number, weights, classes)
     return values
 
@@ -129,9 +129,16 @@ def _binary(confusion: F64, classes: Sequence[str]) -> dict[str, F64]:
     }
 
 
-def _proper_scores(
+def proper_scores(
     labels: I64, logits: Floats, predicted: F64, number: I64, weights: npt.NDArray[np.float32]
 ) -> dict[str, F64]:
+    """Compute Brier score, NLL and calibration error of every resample, named as those before temperature scaling.
+
+    Parameters
+    ----------
+    predicted : numpy.ndarray
+        float64 ``(N, K)``: the probabilities of the logits. The others are as `bootstrap_metrics` has them.
+    """
     confidence, correct = predicted.max(axis=1), predicted.argmax(axis=1) == labels
     shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
     losses = np.log(np.exp(shifted).sum(axis=1)) - shifted[np.arange(len(labels)), labels]

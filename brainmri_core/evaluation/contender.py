@@ -21,7 +21,7 @@ from brainmri_core.images.pack import open_pack
 from brainmri_core.images.preparation import prepared_images
 from brainmri_core.learning.checkpoint import CheckpointMeta, load_model
 from brainmri_core.learning.device import choose_device, choose_precision
-from brainmri_core.learning.inference import predict_evenly
+from brainmri_core.learning.inference import Predictions, predict_evenly
 from brainmri_core.project.job import Job
 from brainmri_core.project.pointers import (
     CheckpointPointer,
@@ -87,46 +87,62 @@ class Contender:
         StorageError, IntegrityError
             If a file is gone or was changed.
         """
-        how = self.meta.preprocessing
         called = np.full(len(table), -1, np.int64)
-        wanted = (how.pack_size, how.fit, how.colour, how.gray_ranges)
-        if wanted == (pack.size, pack.fit, pack.channels == 3, pack.gray_ranges):
-            logits = self._logits(open_pack(self.job.layout, pack), table["row"].to_numpy(np.int64))
-            called[:] = logits.argmax(axis=1)
-        else:
-            for positions, pixels in self._prepared(table, pack):
-                called[positions] = self._logits(pixels, np.arange(len(pixels))).argmax(axis=1)
+        for positions, _, found in self.outputs(table, pack):
+            called[positions] = found.logits.argmax(axis=1)
         order = np.array([*map(classes.index, self.meta.classes), -1], np.int64)
         return np.asarray(order[called], np.int64)
 
-    def _logits(self, pixels: U8, rows: I64) -> npt.NDArray[np.float32]:
-        return predict_evenly(
-            self.model,
-            pixels,
-            rows,
-            self.meta.preprocessing,
-            device=self.device,
-            batch_size=self.batch_size,
-            precision=self.precision,
-            tta=self.mirror,
-        ).logits
+    def outputs(self, table: pd.DataFrame, pack: PackPointer) -> Iterator[tuple[I64, U8, Predictions]]:
+        """Yield positions in the table with the pixels this model sees there and what it makes of them, some at a time.
 
-    def _prepared(self, table: pd.DataFrame, pack: PackPointer) -> Iterator[tuple[list[int], U8]]:
+        Parameters
+        ----------
+        table, pack
+            As `calls`. Images whose file cannot be decoded are left out.
+        """
+        how = self.meta.preprocessing
+        wanted = (how.pack_size, how.fit, how.colour, how.gray_ranges)
+        alike = wanted == (pack.size, pack.fit, pack.channels == 3, pack.gray_ranges)
+        for positions, pixels in self._packed(table, pack) if alike else self._prepared(table, pack):
+            found = predict_evenly(
+                self.model,
+                pixels,
+                np.arange(len(pixels)),
+                how,
+                device=self.device,
+                batch_size=self.batch_size,
+                precision=self.precision,
+                tta=self.mirror,
+            )
+            yield positions, pixels, found
+
+    def _packed(self, table: pd.DataFrame, pack: PackPointer) -> Iterator[tuple[I64, U8]]:
+        pixels = open_pack(self.job.layout, pack)
+        rows, most = table["row"].to_numpy(np.int64), self._most()
+        for start in range(0, len(rows), most):
+            part = rows[start : start + most]
+            yield np.arange(start, start + len(part)), np.asarray(pixels[part])
+
+    def _most(self) -> int:
+        """Return how many images are held in memory at once."""
+        how = self.meta.preprocessing
+        return max(1, _CHUNK_BYTES // (how.pack_size**2 * (3 if how.colour else 1)))
+
+    def _prepared(self, table: pd.DataFrame, pack: PackPointer) -> Iterator[tuple[I64, U8]]:
         """Yield positions in the table and their images, prepared as the model was trained, some at a time."""
         how = self.meta.preprocessing
-        channels = 3 if how.colour else 1
         mapping = follow(self.job.layout, MappingPointer, pack.mapping_pointer)
         images = prepared_images(
             self.job.layout.absolute(mapping.dataset_root),
             table,
             size=how.pack_size,
             fit=how.fit,
-            channels=channels,
+            channels=3 if how.colour else 1,
             gray_ranges=how.gray_ranges,
         )
-        most = max(1, _CHUNK_BYTES // (how.pack_size**2 * channels))
-        while part := list(islice(images, most)):
-            yield [position for position, _ in part], np.stack([pixels for _, pixels in part])
+        while part := list(islice(images, self._most())):
+            yield np.array([position for position, _ in part]), np.stack([pixels for _, pixels in part])
 
 
 def packed_samples(pack: PackPointer, job: Job) -> pd.DataFrame:

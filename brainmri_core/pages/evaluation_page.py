@@ -102,7 +102,7 @@ def write_pages(folder: Path, result: Evaluation, job: Job) -> None:
     write_bytes(folder / "report.html", page.encode())
 
 
-def standing(metrics: Mapping[str, Any]) -> str:
+def standing(metrics: Mapping[str, Any], each: str = "test image") -> str:
     """Say how many independent patients or groups stand behind a score, and of how many images the patient is unknown."""
     units, patients = metrics["n_units"], metrics["patients"]
     if not patients["known"]:
@@ -110,7 +110,7 @@ def standing(metrics: Mapping[str, Any]) -> str:
             f"Independent groups of related images behind the score: {units:,}. No image's patient is known."
         )
     if not patients["images_unknown"]:
-        return f"Independent patients behind the score: {units:,}. The patient of every test image is known."
+        return f"Independent patients behind the score: {units:,}. The patient of every {each} is known."
     return (
         f"Independent patients or groups of related images behind the score: {units:,}. Known patients: "
         f"{patients['known']:,}, with {patients['images']:,} of the images. Images whose patient is unknown: "

@@ -37,6 +37,11 @@ class Pointer(BaseModel):
     content_hash: str
     pointer_path: str | None = None
 
+    @property
+    def place(self) -> str:
+        """Name of the pointer's folder, below that of its kind."""
+        return self.dataset
+
 
 class FetchPointer(Pointer):
     """Where a fetched data set lies."""
@@ -62,6 +67,11 @@ class FetchPointer(Pointer):
     )
     n_slices: int = Field(0, description="slices that scans were taken apart into; each is an image")
     left_out: dict[str, int] = Field(default_factory=dict, description="kind of file left out -> files")
+
+    def same_files(self, other: FetchPointer) -> bool:
+        """Say whether both were fetched from one archive, or hold the same files."""
+        one_archive = self.archive_sha256 is not None and self.archive_sha256 == other.archive_sha256
+        return one_archive or self.content_hash == other.content_hash
 
 
 class MappingPointer(Pointer):
@@ -231,6 +241,37 @@ class ChampionPointer(Pointer):
     decision: str
 
 
+class ExternalEvaluationPointer(Pointer):
+    """One evaluation of a checkpoint on another data set, `dataset`, than the one it was trained on."""
+
+    kind: ClassVar[str] = "external_evaluation"
+
+    written_at_utc: str
+    trained_on: str
+    folder: str
+    metrics: str
+    predictions: str
+    report: str
+    headline: dict[str, float | None]
+    images: int = Field(description="images scored: those the model cannot have seen, of classes it knows")
+    taken_out: int = Field(description="images that the model may have seen")
+    reason: str | None = Field(None, description="why there is no score; none where there is one")
+    checkpoint_sha256: str
+    checkpoint_pointer: str | None = Field(description="none for a file that no training here has left")
+    evaluation_pointer: str | None = Field(description="the evaluation on its own data, if there is one")
+    pack_pointer: str | None
+
+    @property
+    def place(self) -> str:
+        """Name of the pointer's folder: one for each pair of data sets."""
+        return pair_place(self.trained_on, self.dataset)
+
+
+def pair_place(trained_on: str, evaluated_on: str) -> str:
+    """Return the folder of a pair's pointers, below that of their kind; ``+`` is in no data set's key."""
+    return f"{evaluated_on}+{trained_on.replace('/', '+')}"
+
+
 POINTER_TYPES: dict[str, type[Pointer]] = {
     cls.kind: cls
     for cls in (
@@ -246,6 +287,7 @@ POINTER_TYPES: dict[str, type[Pointer]] = {
         CrossValidationPointer,
         LeaderboardPointer,
         ChampionPointer,
+        ExternalEvaluationPointer,
     )
 }
 
@@ -280,8 +322,8 @@ def write_pointer(layout: Layout, pointer: P, *, update_latest: bool = True) -> 
     Pointer
         The pointer with `pointer_path` set.
     """
-    folder = layout.pointer_dir(pointer.kind, pointer.dataset)
-    with exclusive(layout.lock("pointer", pointer.kind, pointer.dataset)):
+    folder = layout.pointer_dir(pointer.kind, pointer.place)
+    with exclusive(layout.lock("pointer", pointer.kind, pointer.place)):
         stem = f"{timestamp(utc_now()).replace(':', '')}-{pointer.run_id}"
         attempt = 0
         while True:
@@ -318,9 +360,9 @@ def read_pointer(layout: Layout, pointer_type: type[P], path: Path) -> P:
     return pointer
 
 
-def latest_pointer(layout: Layout, pointer_type: type[P], dataset: str) -> P | None:
-    """Return a data set's newest pointer of a kind, or None if there is none."""
-    path = layout.pointer_dir(pointer_type.kind, dataset) / "latest.json"
+def latest_pointer(layout: Layout, pointer_type: type[P], place: str) -> P | None:
+    """Return the newest pointer of a kind of a data set (of a pair of them: `pair_place`), or None if there is none."""
+    path = layout.pointer_dir(pointer_type.kind, place) / "latest.json"
     return read_pointer(layout, pointer_type, path) if path.is_file() else None
 
 
@@ -361,13 +403,13 @@ def result_files(layout: Layout, pointer: Pointer) -> list[Path]:
 
 PATH_FIELDS = frozenset(
     "dataset_root training_dir testing_dir validation_dir samples path split_json pack report checkpoint history curves folder metrics "
-    "predictions table plot weights decision champion_checkpoint challenger_checkpoint fetch_pointer mapping_pointer pack_pointer checkpoint_pointer pointer_path".split()
+    "predictions table plot weights decision champion_checkpoint challenger_checkpoint fetch_pointer mapping_pointer pack_pointer checkpoint_pointer evaluation_pointer pointer_path".split()
 )
 
 
 _NOT_RESULTS = frozenset(
     "dataset_root training_dir testing_dir validation_dir weights champion_checkpoint challenger_checkpoint fetch_pointer mapping_pointer "
-    "pack_pointer checkpoint_pointer pointer_path".split()
+    "pack_pointer checkpoint_pointer evaluation_pointer pointer_path".split()
 )
 
 

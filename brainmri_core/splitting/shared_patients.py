@@ -37,7 +37,8 @@ def shared_patients(
 
 def _shipped_numbers(split: MappingPointer, layout: Layout) -> bool:
     """Say whether all patients of a split come from a table of the package."""
-    record: Any = read_json(layout.absolute(split.split_json))
+    path = layout.absolute(split.split_json)
+    record: Any = read_json(path) if path.is_file() else {}  # a class-folder tree has none
     sources = (record.get("patients") or {}).get("sources") if isinstance(record, dict) else None
     entry = load_catalogue().get(split.dataset)
     shipped = entry is not None and entry.patients is not None and not is_file(entry.patients)

@@ -1,0 +1,283 @@
+"""What a model scores on images from elsewhere, beside what it scores on test images of its own data set."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from brainmri_core.config.external import ExternalConfig
+from brainmri_core.evaluation.bootstrap import (
+    LEVEL,
+    UNDEFINED,
+    bootstrap_metrics,
+    group_weights,
+    interval,
+    proper_scores,
+)
+from brainmri_core.evaluation.calibration import calibration_scores, probabilities
+from brainmri_core.evaluation.metrics import classification_metrics, tumour_versus_none
+from brainmri_core.evaluation.prediction_table import labels_of, logits_of
+from brainmri_core.evaluation.subsets import score_subsets
+from brainmri_core.project.sample_table import known_patients
+from brainmri_core.splitting.assignment import independent_units
+
+F64 = npt.NDArray[np.float64]
+I64 = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
+Resampled = dict[str, F64]
+
+_BEFORE, _AFTER = "calibration.before.", "calibration.after."
+COMPARED = (
+    "macro_f1", "balanced_accuracy", "accuracy", "macro_auroc", "tumour_vs_none.sensitivity",
+    "tumour_vs_none.specificity", f"{_BEFORE}ece_equal_width", f"{_AFTER}ece_equal_width", f"{_AFTER}nll",
+)  # fmt: skip
+LOWER_IS_BETTER = frozenset(name for name in COMPARED if name.startswith("calibration."))
+
+
+@dataclass(frozen=True)
+class Carried:
+    """What a model brings from the evaluation on its own data: nothing of it is fitted anew.
+
+    Attributes
+    ----------
+    temperature : float or None
+        Divides the logits.
+    threshold : float or None
+        Outlier score above which an image is flagged as unlike the training images.
+    own : pandas.DataFrame or None
+        The prediction table of that evaluation.
+    reason : str or None
+        Why there is no evaluation.
+    """
+
+    temperature: float | None = None
+    threshold: float | None = None
+    own: pd.DataFrame | None = None
+    reason: str | None = None
+
+
+def full_scores(
+    scored: pd.DataFrame, classes: Sequence[str], carried: Carried, config: ExternalConfig
+) -> dict[str, Any]:
+    """Score images of classes the model knows, which it cannot have seen.
+
+    Parameters
+    ----------
+    scored : pandas.DataFrame
+        Rows of the prediction table, at least one.
+    classes : sequence of str
+        The model's classes by index; those without an image keep their probabilities, and a call of one is wrong.
+    carried : Carried
+        Temperature.
+    config : ExternalConfig
+        Resamples and seed.
+
+    Returns
+    -------
+    dict
+        As `metrics.classification_metrics`, with ``intervals``, ``bootstrap``, ``patients``, ``calibration`` before and after
+        the carried temperature, and ``tumour_vs_none``.
+    """
+    assert config.seed is not None
+    labels, logits = labels_of(scored), logits_of(scored, classes)
+    shares = probabilities(logits)
+    found = classification_metrics(labels, shares, classes)
+    patients = known_patients(scored)
+    values = _resampled(scored, classes, carried.temperature, config.bootstrap_resamples, config.seed)
+    intervals = {name: interval(drawn[1:]) for name, drawn in values.items()}
+    found["reasons"] |= {f"intervals.{name}": UNDEFINED for name, item in intervals.items() if item is None}
+    after = carried.temperature
+    return found | {
+        "n_groups": int(scored["group"].nunique()),
+        "n_units": len(set(independent_units(scored))),
+        "patients": {
+            "known": len(set(patients) - {""}),
+            "images": int((patients != "").sum()),
+            "images_unknown": int((patients == "").sum()),
+        },
+        "intervals": intervals,
+        "bootstrap": {
+            "level": LEVEL,
+            "resamples": config.bootstrap_resamples,
+            "unit": "patient" if (patients != "").any() else "group",
+            "seed": config.seed,
+        },
+        "calibration": {
+            "temperature": after,
+            "before": calibration_scores(logits, labels),
+            "after": calibration_scores(logits, labels, after) if after is not None else None,
+            **({"reason": carried.reason or "its evaluation fitted none"} if after is None else {}),
+        },
+        "tumour_vs_none": tumour_versus_none(labels, shares, classes),
+    }
+
+
+def score_rows(
+    known: pd.DataFrame, unseen: Mask, classes: Sequence[str], common: Sequence[str], config: ExternalConfig
+) -> list[dict[str, Any]]:
+    """Score the unseen images in two ways, and all images, which is no external score.
+
+    Parameters
+    ----------
+    known : pandas.DataFrame
+        Rows of the prediction table of classes the model knows.
+    unseen : numpy.ndarray
+        bool: those it cannot have seen.
+    common : sequence of str
+        The classes of both sets: the second way takes the model's probabilities of the others away.
+
+    Returns
+    -------
+    list of dict
+        As `subsets.score_subsets`; the kinds are ``unseen``, ``common`` and ``all``.
+    """
+    seed, resamples = config.seed or 0, min(config.bootstrap_resamples, 1000)
+    logits = logits_of(known, classes)
+    among = np.isin(classes, common)
+    shares = probabilities(logits)
+    renormalised = probabilities(np.where(among, logits, -np.inf))
+    everything = np.ones(len(known), np.bool_)
+    parts: list[tuple[str, str, Mask, F64]] = [
+        ("unseen", "images the model cannot have seen", unseen, shares),
+        ("common", "the same, probabilities shared among the common classes", unseen, renormalised),
+        ("all", "all images, those the model may have seen included: no external score", everything, shares),
+    ]
+    rows: list[dict[str, Any]] = []
+    for kind, name, mask, predicted in parts:
+        if mask.any():
+            one = iter([(kind, name, mask)])
+            rows += score_subsets(one, known, predicted, classes, resamples=resamples, seed=seed)
+    return rows
+
+
+def compare_with_own(
+    scored: pd.DataFrame, classes: Sequence[str], carried: Carried, config: ExternalConfig
+) -> dict[str, Any]:
+    """Set the score on images from elsewhere beside that on the model's own test images of the same classes.
+
+    The two sets have no image in common, so each is resampled by itself.
+
+    Returns
+    -------
+    dict
+        ``classes`` that both sets hold, ``images`` and ``n_units`` of the own test images, and ``measures``: own, external,
+        their difference (external less own) and its 95% interval; or ``reason``.
+    """
+    assert config.seed is not None
+    if carried.own is None:
+        return {"reason": carried.reason}
+    own = carried.own[carried.own["split"] == "test"]
+    shared = [name for name in classes if (own["label"] == name).any() and (scored["label"] == name).any()]
+    own, other = (part[part["label"].isin(shared)] for part in (own, scored))
+    if not shared:
+        return {"reason": "its own test images show none of these classes"}
+    resamples, temperature = config.bootstrap_resamples, carried.temperature
+    ours = _resampled(own, classes, temperature, resamples, config.seed)
+    theirs = _resampled(other, classes, temperature, resamples, config.seed + 1)
+    return {
+        "classes": shared,
+        "images": len(own),
+        "n_units": len(set(independent_units(own))),
+        "measures": {
+            name: {
+                "own": float(ours[name][0]),
+                "external": float(theirs[name][0]),
+                "difference": float(theirs[name][0] - ours[name][0]),
+                "interval": interval(theirs[name][1:] - ours[name][1:]),
+            }
+            for name in COMPARED
+            if name in ours and name in theirs
+        },
+    }
+
+
+def _resampled(
+    table: pd.DataFrame, classes: Sequence[str], temperature: float | None, resamples: int, seed: int
+) -> Resampled:
+    """Return each measure of all images, then of every resample: float64 ``(1 + R,)``."""
+    number, drawn = group_weights(independent_units(table), resamples, seed)
+    weights = np.concatenate([np.ones((1, drawn.shape[1]), np.float32), drawn])
+    labels, logits = labels_of(table), logits_of(table, classes)
+    values = bootstrap_metrics(labels, logits, number, weights, classes)
+    if temperature is not None:
+        shares = probabilities(logits, temperature)
+        cooled = proper_scores(labels, logits / np.float32(temperature), shares, number, weights)
+        values |= {name.replace(_BEFORE, _AFTER): value for name, value in cooled.items()}
+    return values
+
+
+def flag_rates(
+    table: pd.DataFrame, scored: Mask, carried: Carried, classes: Sequence[str], config: ExternalConfig
+) -> dict[str, Any]:
+    """Say what share of the images is flagged as unlike the training images, and how right the model is on either part.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        The prediction table with what was taken out left out, images of classes the model never learnt included.
+    scored : numpy.ndarray
+        bool: the images of classes it knows.
+
+    Returns
+    -------
+    dict
+        ``threshold``; of the scored images ``flagged_share`` with ``interval``, and images and accuracy of the ``flagged`` and the
+        ``unflagged``; ``own_flagged_share`` of the own test images; ``never_learnt``: for each class the model never
+        learnt its images, what they were called and the share flagged. Shares are null where there is no threshold, with
+        a ``reason``.
+    """
+    threshold = carried.threshold
+    flagged = np.zeros(len(table), np.bool_)
+    if threshold is not None:
+        flagged = table["outlier_score"].to_numpy(np.float64) > threshold
+    units = np.asarray(independent_units(table), object)
+    right = table["correct"].to_numpy(np.bool_)
+
+    def share(of: Mask, among: Mask) -> dict[str, Any]:
+        if threshold is None or not among.any():
+            return {"share": None, "interval": None}
+        number, weights = group_weights(
+            units[among].tolist(), config.bootstrap_resamples, int(config.seed or 0)
+        )
+        counts = np.bincount(number).astype(np.float64)
+        hits = np.bincount(number, of[among]).astype(np.float64)
+        drawn = weights.astype(np.float64)
+        return {
+            "share": float(of[among].mean()),
+            "interval": interval((drawn @ hits) / (drawn @ counts)),
+        }
+
+    def part(among: Mask) -> dict[str, Any]:
+        found = share(right, among)
+        return {"images": int(among.sum()), "accuracy": found["share"], "interval": found["interval"]}
+
+    never: dict[str, dict[str, Any]] = {}
+    for name in sorted(set(table["label"][~scored])):
+        among = ~scored & (table["label"] == name).to_numpy(np.bool_)
+        called = table["predicted"][among].value_counts()
+        rate = share(flagged, among)
+        never[name] = {
+            "images": int(among.sum()),
+            "called": {label: int(called.get(label, 0)) for label in classes},
+            "flagged_share": rate["share"],
+            "interval": rate["interval"],
+        }
+    rate = share(flagged, scored)
+    own = carried.own[carried.own["split"] == "test"] if carried.own is not None else None
+    return {
+        "threshold": threshold,
+        "flagged_share": rate["share"],
+        "interval": rate["interval"],
+        "own_flagged_share": float((own["outlier_score"] > threshold).mean())
+        if own is not None and threshold is not None
+        else None,
+        "flagged": part(scored & flagged),
+        "unflagged": part(scored & ~flagged),
+        "never_learnt": never,
+        **({"reason": carried.reason or "its evaluation set no limit"} if threshold is None else {}),
+    }

@@ -1,0 +1,122 @@
+"""How unlike images from elsewhere are to those a model was selected by, and what its calls say of the share of each class."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from brainmri_core.config.external import ExternalConfig
+from brainmri_core.evaluation.calibration import probabilities
+from brainmri_core.evaluation.contender import Contender
+from brainmri_core.evaluation.external_scores import Carried
+from brainmri_core.evaluation.label_shift import estimate_label_shift
+from brainmri_core.evaluation.shift import ImageSet, image_features, measure_shift
+from brainmri_core.evaluation.taken_out import Learnt
+from brainmri_core.project.job import Job
+from brainmri_core.project.pointers import PackPointer
+from brainmri_core.splitting.assignment import independent_units
+
+F32 = npt.NDArray[np.float32]
+F64 = npt.NDArray[np.float64]
+Mask = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Images as a model sees them, and what it makes of them.
+
+    Attributes
+    ----------
+    table : pandas.DataFrame
+        N rows of the sample table: those whose file could be prepared.
+    logits, embeddings : numpy.ndarray
+        float32 ``(N, K)`` and ``(N, D)``.
+    features : numpy.ndarray
+        float64 ``(N, F)``, from `shift.image_features`.
+    """
+
+    table: pd.DataFrame
+    logits: F32
+    embeddings: F32
+    features: F64
+
+    def images(self, mask: Mask) -> ImageSet:
+        """Return some of the images for the measures of shift."""
+        groups = tuple(independent_units(self.table[mask]))
+        return ImageSet(self.features[mask], groups, self.embeddings[mask])
+
+
+def see(model: Contender, table: pd.DataFrame, pack: PackPointer) -> Seen:
+    """Let a model see images of a pack, prepared as it was trained to see them."""
+    width, height = (table[name].to_numpy(np.int64) for name in ("width", "height"))
+    places, logits, embeddings, features = [], [], [], []
+    for positions, pixels, found in model.outputs(table, pack):
+        assert found.embeddings is not None
+        places.append(positions)
+        logits.append(found.logits)
+        embeddings.append(found.embeddings)
+        features.append(image_features(pixels, width[positions], height[positions]))
+    order = np.concatenate(places)
+    return Seen(
+        table.iloc[order].reset_index(drop=True),
+        np.concatenate(logits),
+        np.concatenate(embeddings),
+        np.concatenate(features),
+    )
+
+
+def describe_shift(
+    config: ExternalConfig,
+    model: Contender,
+    carried: Carried,
+    learnt: Learnt | str,
+    seen: Seen,
+    scored: Mask,
+    job: Job,
+) -> dict[str, Any]:
+    """Set the scored images beside the validation images of the model.
+
+    Returns
+    -------
+    dict
+        ``shift``: what `shift.measure_shift` finds, and ``prevalence``: the estimate of `label_shift` with the ``true`` share of
+        each class; each a mapping with a ``reason`` where there is nothing to compare.
+    """
+    assert config.seed is not None
+    reason = learnt if isinstance(learnt, str) else None
+    if reason is None and not scored.any():
+        reason = "there is no image to compare"
+    if isinstance(learnt, str) or reason is not None or not learnt.validation.any():
+        reason = reason or "the checkpoint does not say which images it was selected by"
+        return {"shift": {"reason": reason}, "prevalence": {"reason": reason}}
+    own = learnt.images.table[learnt.validation].reset_index(drop=True)
+    at_home = see(model, own, learnt.images.pack)
+    everything = np.ones(len(at_home.table), np.bool_)
+    report = measure_shift(
+        at_home.images(everything),
+        seen.images(scored),
+        (f"the validation images of {model.meta.dataset}", job.dataset),
+        seed=config.seed,
+        permutations=config.shift_permutations,
+    )
+    classes, temperature = model.meta.classes, carried.temperature or 1.0
+    elsewhere = seen.table[scored]
+    estimate = estimate_label_shift(
+        at_home.table["class_index"].to_numpy(np.int64),
+        probabilities(at_home.logits, temperature),
+        independent_units(at_home.table),
+        probabilities(seen.logits[scored], temperature),
+        independent_units(elsewhere),
+        classes,
+        seed=config.seed,
+    )
+    truth = np.bincount(elsewhere["class_index"].to_numpy(np.int64), minlength=len(classes)) / len(elsewhere)
+    return {
+        "shift": report.model_dump(mode="json"),
+        "prevalence": estimate.model_dump(mode="json")
+        | {"true": dict(zip(classes, truth.tolist(), strict=True))},
+    }

@@ -1,0 +1,99 @@
+"""What a reader must know before believing the numbers of an external evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import pandas as pd
+
+from brainmri_core.escaping import printable
+from brainmri_core.evaluation.metrics_file import FEW_UNITS, Warnings
+from brainmri_core.evaluation.taken_out import REASONS, TakenOut
+from brainmri_core.learning.checkpoint import CheckpointMeta
+
+MOST = 0.5
+
+
+def no_score(table: pd.DataFrame, taken: TakenOut, scored: int) -> str | None:
+    """Say in one sentence why there is no image to score, with how many were taken out by reason; None where there is one.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        The prediction table.
+    taken : TakenOut
+        What the model may have seen.
+    scored : int
+        Images left that are of a class the model knows.
+    """
+    if scored:
+        return None
+    by_reason = ", ".join(f"{count:,} {text(name, count)}" for name, count in taken.counts().items() if count)
+    if not by_reason:
+        return "No image is of a class that the model knows, so that there is no score."
+    gone = f"The model may have seen {len(taken.table):,} of the {len(table):,} images ({by_reason})"
+    if len(taken.table) == len(table):
+        return f"{gone}: nothing is left that could be scored."
+    return f"{gone}, and no other is of a class that it knows: nothing is left that could be scored."
+
+
+def text(reason: str, count: int) -> str:
+    """Return a reason of `taken_out.REASONS` in words that fit a number of images."""
+    words = REASONS[reason]
+    if count == 1:
+        return words
+    return words.replace("copy of a", "copies of a").replace("shows a", "show a")
+
+
+def external_warnings(metrics: Mapping[str, Any], meta: CheckpointMeta, taken: TakenOut) -> Warnings:
+    """Say what puts the result in doubt (``red``) and what limits it (``amber``)."""
+    found: Warnings = []
+
+    def add(level: Literal["red", "amber"], sentence: str) -> None:
+        found.append({"level": level, "text": sentence})
+
+    images, scores = metrics["images"], metrics["scores"]
+    if metrics["reason"] is not None:
+        add("red", metrics["reason"])
+    if taken.obstacle is not None:
+        add(
+            "red",
+            f"Nothing could be taken out, as {taken.obstacle}: the model may have seen any of these images.",
+        )
+    elif images["taken_out"] > MOST * images["predicted"]:
+        add(
+            "amber",
+            f"The model may have seen {images['taken_out']:,} of the {images['predicted']:,} images, which were taken out; "
+            "the rest may be unlike the whole.",
+        )
+    if started := meta.train_config.get("model", {}).get("weights_file"):
+        add(
+            "amber",
+            f"The training began from the weights of {printable(str(started))}; what those were trained on is not known and was "
+            "not taken out.",
+        )
+    if scores is None:
+        return found
+    if taken.tested:
+        add(
+            "amber",
+            f"{taken.tested:,} of the images left are copies of the model's own test images or show their patients: it has "
+            "not learnt from them, but they are in both scores.",
+        )
+    if unknown := scores["patients"]["images_unknown"]:
+        add(
+            "amber",
+            f"The patient of {unknown:,} of the {images['scored']:,} images scored is unknown: some may show people of the "
+            "training images on other slices than those, which no search finds.",
+        )
+    if absent := [name for name in metrics["common_classes"] if not scores["per_class"][name]["support"]]:
+        add("amber", f"No image of {', '.join(absent)} is left; averages are over the other classes.")
+    if scores["n_units"] < FEW_UNITS:
+        add(
+            "amber",
+            f"{scores['n_units']} independent patients or groups only are left; the intervals are rough.",
+        )
+    if reason := metrics["comparison"].get("reason"):
+        add("amber", f"There is no comparison with the model's own test images: {reason}.")
+    return found

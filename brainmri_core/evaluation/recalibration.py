@@ -1,0 +1,141 @@
+"""What a temperature fitted on a few labelled images from elsewhere would give: a help for deciding how many to label."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from brainmri_core.evaluation.bootstrap import interval
+from brainmri_core.evaluation.calibration import (
+    equal_width_bins,
+    expected_calibration_error,
+    fit_temperature,
+    nll,
+    probabilities,
+)
+
+Floats = npt.NDArray[np.floating[Any]]
+F64 = npt.NDArray[np.float64]
+I64 = npt.NDArray[np.int64]
+
+
+def plan_recalibration(
+    logits: Floats,
+    labels: I64,
+    groups: Sequence[str],
+    sizes: Sequence[int],
+    *,
+    temperature: float,
+    resamples: int,
+    seed: int,
+) -> list[dict[str, Any]]:
+    """Fit the temperature on some of the images, chosen at random again and again, and score it on the rest.
+
+    Whole groups are drawn until they hold as many images as wanted; a group of which an image was drawn is not in the
+    rest, as images of one patient are alike.
+
+    Parameters
+    ----------
+    logits : numpy.ndarray
+        Floating ``(N, K)``.
+    labels : numpy.ndarray
+        int64 ``(N,)``.
+    groups : sequence of str
+        Independent unit of each image.
+    sizes : sequence of int
+        How many images are labelled.
+    temperature : float
+        The one in use, to compare with.
+    resamples, seed : int
+        How often is drawn, and the seed of that.
+
+    Returns
+    -------
+    list of dict
+        For each size ``images``, ``draws`` that left a rest, and mean and 95% interval over the draws of ``temperature``,
+        of ``ece`` and ``nll`` on the rest, and of ``nll_gain``, the NLL at the temperature in use less that at the new
+        one; or ``images`` and ``reason``.
+    """
+    return [
+        _planned(size, list(_draws(logits, labels, groups, size, temperature, resamples, seed)), resamples)
+        if len(labels) >= 2 * size
+        else {
+            "images": size,
+            "reason": f"{len(labels)} images are too few to label {size} and score the rest",
+        }
+        for size in sizes
+    ]
+
+
+def _planned(size: int, drawn: list[dict[str, float]], resamples: int) -> dict[str, Any]:
+    if len(drawn) * 2 <= resamples:
+        return {
+            "images": size,
+            "reason": "a few patients or groups hold most of the images, so that too little is left",
+        }
+    found: dict[str, Any] = {"images": size, "draws": len(drawn)}
+    for name in drawn[0]:
+        values = np.array([item[name] for item in drawn])
+        found[name] = {"mean": float(values.mean()), "interval": interval(values)}
+    return found
+
+
+def _draws(
+    logits: Floats,
+    labels: I64,
+    groups: Sequence[str],
+    size: int,
+    temperature: float,
+    resamples: int,
+    seed: int,
+) -> Iterator[dict[str, float]]:
+    number = np.unique(np.asarray(groups, object).astype(str), return_inverse=True)[1]
+    rng = np.random.default_rng([seed, 0xCA1, size])
+    for _ in range(resamples):
+        chosen, rest = labelled_part(number, size, rng)
+        if len(rest) < size:
+            continue
+        fitted = fit_temperature(logits[chosen], labels[chosen])
+        yield {
+            "temperature": fitted,
+            "ece": _ece(logits[rest], labels[rest], fitted),
+            "nll": nll(logits[rest], labels[rest], fitted),
+            "nll_gain": nll(logits[rest], labels[rest], temperature)
+            - nll(logits[rest], labels[rest], fitted),
+        }
+
+
+def labelled_part(number: I64, size: int, rng: np.random.Generator) -> tuple[I64, I64]:
+    """Draw whole groups until they hold enough images.
+
+    Parameters
+    ----------
+    number : numpy.ndarray
+        int64 ``(N,)``: each image's group, from 0.
+    size : int
+        How many images are wanted.
+    rng : numpy.random.Generator
+        Source of the draw.
+
+    Returns
+    -------
+    chosen, rest : numpy.ndarray
+        int64: `size` images of the groups drawn, and all images of the other groups.
+    """
+    counts = np.bincount(number)
+    order = rng.permutation(len(counts))
+    before = np.zeros(len(counts), np.int64)  # images of the groups drawn before each
+    before[order[1:]] = counts[order].cumsum()[:-1]
+    drawn = before[number] < size
+    return rng.permutation(np.flatnonzero(drawn))[:size], np.flatnonzero(~drawn)
+
+
+def _ece(logits: Floats, labels: I64, temperature: float) -> float:
+    shares = probabilities(logits, temperature)
+    confidence = shares.max(axis=1)
+    return expected_calibration_error(
+        confidence, shares.argmax(axis=1) == labels, equal_width_bins(confidence)
+    )

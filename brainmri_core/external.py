@@ -1,0 +1,340 @@
+"""External evaluation: measure a checkpoint on another data set, without the images it may have seen.
+
+The checkpoint comes with the temperature and the outlier limit of its evaluation on its own data; nothing is fitted anew.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from brainmri_core.classifier.record import ClassifierFile, read_classifier
+from brainmri_core.classifier.search import own_evaluation, recorded_checkpoint
+from brainmri_core.config.external import ExternalConfig
+from brainmri_core.errors import ConfigError, DataError
+from brainmri_core.evaluation.contender import Contender
+from brainmri_core.evaluation.external_scores import (
+    Carried,
+    compare_with_own,
+    flag_rates,
+    full_scores,
+    score_rows,
+)
+from brainmri_core.evaluation.external_shift import Seen, describe_shift, see
+from brainmri_core.evaluation.external_warnings import external_warnings, no_score
+from brainmri_core.evaluation.outliers import OutlierModel
+from brainmri_core.evaluation.prediction_table import labels_of, logits_of, prediction_table, read_predictions
+from brainmri_core.evaluation.recalibration import plan_recalibration
+from brainmri_core.evaluation.taken_out import (
+    Learnt,
+    PackedImages,
+    TakenOut,
+    learnt_from,
+    refuse_one_archive,
+    take_out,
+)
+from brainmri_core.learning.checkpoint import CheckpointMeta, known_hashes, load_model, twin_sha256
+from brainmri_core.learning.device import choose_device
+from brainmri_core.pages.external_page import ExternalEvaluation, write_external_page
+from brainmri_core.pictures.figures import write_confusion
+from brainmri_core.project.catalogue import load_catalogue
+from brainmri_core.project.foreign_names import compared
+from brainmri_core.project.job import Job
+from brainmri_core.project.pointers import EvaluationPointer, ExternalEvaluationPointer, PackPointer
+from brainmri_core.project.sample_table import write_samples
+from brainmri_core.splitting.assignment import independent_units
+from brainmri_core.system.clock import timestamp, utc_now
+from brainmri_core.system.storage import remove_stale, sha256_json, staging_folder, write_json
+
+SCHEMA_VERSION = 1
+BARE_BATCH_SIZE = 32
+Mask = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class _Traveller:
+    """A checkpoint on its way to another data set: the model, and what its evaluation at home gave it to take along."""
+
+    weights: Path
+    model: Contender
+    carried: Carried
+    outliers: OutlierModel | None
+    evaluation: EvaluationPointer | None
+
+    @property
+    def meta(self) -> CheckpointMeta:
+        return self.model.meta
+
+
+def evaluate_elsewhere(
+    config: ExternalConfig, trained_on: str, weights: Path, pack: PackPointer, job: Job
+) -> ExternalEvaluationPointer:
+    """Evaluate a checkpoint of one data set on the images of another.
+
+    Parameters
+    ----------
+    config : ExternalConfig
+        Its ``seed`` must be set.
+    trained_on : str
+        Key of the data set the checkpoint was trained on.
+    weights : pathlib.Path
+        The checkpoint, in torch's format or as safetensors.
+    pack : PackPointer
+        The packed images of the job's data set, of any split. They are prepared as the checkpoint says, from their files
+        where the pack was made otherwise.
+    job : Job
+        The run.
+
+    Returns
+    -------
+    ExternalEvaluationPointer
+        Its folder holds ``metrics.json``, ``predictions.parquet`` (all images; ``taken_out`` says what was), ``taken_out.csv``,
+        ``report.html`` and, where there is a score, ``confusion.png``, and appears in one rename. Its ``reason`` says why
+        there is no score.
+
+    Raises
+    ------
+    ConfigError
+        If both data sets are the same, or the checkpoint is of a third.
+    DataError
+        If no class is common, the images have no labels, or both data sets are one archive.
+    ModelError
+        If the checkpoint is missing, damaged or foreign.
+    """
+    if trained_on == job.dataset:
+        raise ConfigError(
+            f"{trained_on} is what the model was trained on; its own test images are measured by the evaluation: "
+            f"`brainmri evaluate --dataset {trained_on}`."
+        )
+    traveller = _load(weights, trained_on, job)
+    known = _known_classes(traveller.meta, pack)
+    learnt = learnt_from(traveller.meta, job)
+    if isinstance(learnt, Learnt):
+        refuse_one_archive(learnt.images.pack, pack, job)
+    other = PackedImages.read(pack, job)
+    taken = (
+        take_out(learnt, other, config.copies, job)
+        if isinstance(learnt, Learnt)
+        else TakenOut.nothing(learnt)
+    )
+    job.log.info("taken out as seen", images=len(taken.table), of=len(other.table), **taken.counts())
+    seen = see(traveller.model, _named(other.table, known, traveller.meta), pack)
+    table = _table(traveller, seen, taken)
+    metrics = _measure(config, traveller, table, known, taken)
+    metrics |= describe_shift(config, traveller.model, traveller.carried, learnt, seen, _scored(table), job)
+    metrics["warnings"] = external_warnings(metrics, traveller.meta, taken)
+    return _write(config, traveller, table, metrics, learnt, other, taken, job)
+
+
+def _load(weights: Path, trained_on: str, job: Job) -> _Traveller:
+    """Load a checkpoint with what its newest evaluation on its own data knows of it."""
+    device = choose_device(job.env)
+    model, meta = load_model(weights, device)
+    if meta.dataset != trained_on:
+        raise ConfigError(
+            f"The checkpoint {weights} was trained on {meta.dataset}, not on {trained_on}; say --trained-on {meta.dataset}."
+        )
+    found = own_evaluation(job.layout, weights, meta)
+    described: ClassifierFile | None = None
+    outliers: OutlierModel | None = None
+    if found is None:
+        why = "the checkpoint was not evaluated on its own data in this project"
+        carried = Carried(reason=why)
+        job.log.warning(f"{why}; run `brainmri evaluate --dataset {trained_on}` for the comparison")
+    else:
+        described, outliers = read_classifier(job.layout.absolute(found.folder))
+        limit = None if outliers is None else outliers.threshold
+        own = read_predictions(job.layout.absolute(found.predictions))[0]
+        carried = Carried(described.temperature, limit, own)
+    batch_size = described.batch_size if described else BARE_BATCH_SIZE
+    precision, mirror = (described.precision, described.mirror) if described else ("fp32", False)
+    contender = Contender(model, meta, device, precision, mirror, batch_size, job)
+    return _Traveller(weights, contender, carried, outliers, found)
+
+
+def _known_classes(meta: CheckpointMeta, pack: PackPointer) -> dict[str, str]:
+    """Return the classes of a pack that a checkpoint knows, by the model's name for them, in the model's order.
+
+    Raises
+    ------
+    DataError
+        If there is none.
+    """
+    entry = load_catalogue().get(meta.dataset)
+    same = {compared(name): name for name in meta.classes}
+    names = {
+        name: (entry.canonical(name) if entry is not None else None) or same.get(compared(name), "")
+        for name in pack.classes
+    }
+    known = {name: target for name, target in names.items() if target in meta.classes}
+    if not pack.classes:
+        raise DataError(
+            f"{pack.dataset} has no classes, so that there is nothing to score a model by; `brainmri predict` calls its images."
+        )
+    if not known:
+        raise DataError(
+            f"{pack.dataset} ({', '.join(pack.classes)}) and the checkpoint of {meta.dataset} ({', '.join(meta.classes)}) have "
+            "no class in common; add an alias to the catalogue where a class only has another name."
+        )
+    return dict(sorted(known.items(), key=lambda item: meta.classes.index(item[1])))
+
+
+def _named(samples: pd.DataFrame, known: dict[str, str], meta: CheckpointMeta) -> pd.DataFrame:
+    """Name the images' classes as the model does; those it never learnt keep their name and have the index -1."""
+    labels = samples["label"].astype(object)
+    index = {name: meta.classes.index(target) for name, target in known.items()}
+    return samples.assign(
+        label=[known.get(name, name) for name in labels],
+        class_index=[index.get(name, -1) for name in labels],
+        split="external",
+    )
+
+
+def _table(traveller: _Traveller, seen: Seen, taken: TakenOut) -> pd.DataFrame:
+    """Make the prediction table; ``taken_out`` is the reason of what was, else empty."""
+    none = np.full(len(seen.table), np.nan)
+    distance = none if traveller.outliers is None else traveller.outliers.score(seen.embeddings)
+    table = prediction_table(seen.table, seen.logits, traveller.meta.classes, distance)
+    reasons = dict(zip(taken.table["path"], taken.table["reason"], strict=True))
+    table["taken_out"] = [reasons.get(path, "") for path in table["path"]]
+    return table
+
+
+def _scored(table: pd.DataFrame) -> Mask:
+    """Mark the images that count: of a class the model knows, and not taken out."""
+    known = table["class_index"].to_numpy(np.int64) >= 0
+    return np.asarray(known & (table["taken_out"] == "").to_numpy(np.bool_), np.bool_)
+
+
+def _measure(
+    config: ExternalConfig, traveller: _Traveller, table: pd.DataFrame, known: dict[str, str], taken: TakenOut
+) -> dict[str, Any]:
+    classes, carried = traveller.meta.classes, traveller.carried
+    common = list(dict.fromkeys(known.values()))
+    counts = _scored(table)
+    learnt = (table["class_index"] >= 0).to_numpy(np.bool_)
+    left = (table["taken_out"] == "").to_numpy(np.bool_)
+    scored = table[counts].reset_index(drop=True)
+    reason = no_score(table, taken, len(scored))
+    metrics: dict[str, Any] = {
+        "schema_version": SCHEMA_VERSION,
+        "trained_on": traveller.meta.dataset,
+        "classes": list(classes),
+        "common_classes": common,
+        "never_learnt": sorted(set(table["label"][~learnt])),
+        "images": {
+            "predicted": len(table),
+            "taken_out": int((~left).sum()),
+            "never_learnt": int((left & ~learnt).sum()),
+            "scored": len(scored),
+        },
+        "taken_out": {
+            "by_reason": taken.counts(),
+            "obstacle": taken.obstacle,
+            "left_but_in_own_test": taken.tested,
+        },
+        "reason": reason,
+        "out_of_distribution": flag_rates(
+            table[left].reset_index(drop=True), learnt[left], carried, classes, config
+        ),
+        "rows": score_rows(
+            table[learnt].reset_index(drop=True), counts[learnt], classes, common, config
+        ),
+        "scores": None,
+        "comparison": {"reason": reason},
+        "recalibration": [],
+    }  # fmt: skip
+    if reason is None:
+        metrics["scores"] = full_scores(scored, classes, carried, config)
+        metrics["comparison"] = compare_with_own(scored, classes, carried, config)
+        metrics["recalibration"] = plan_recalibration(
+            logits_of(scored, classes),
+            labels_of(scored),
+            independent_units(scored),
+            config.recalibration_images,
+            temperature=carried.temperature or 1.0,
+            resamples=config.recalibration_resamples,
+            seed=int(config.seed or 0),
+        )
+    return metrics
+
+
+def _write(
+    config: ExternalConfig,
+    traveller: _Traveller,
+    table: pd.DataFrame,
+    metrics: dict[str, Any],
+    learnt: Learnt | str,
+    other: PackedImages,
+    taken: TakenOut,
+    job: Job,
+) -> ExternalEvaluationPointer:
+    layout, scores = job.layout, metrics["scores"]
+    target = layout.evaluation_dir(config.out, job.dataset, job.run_id)
+    for stale in remove_stale(target.parent) if target.parent.is_dir() else []:
+        job.log.info("removed a stale temporary", path=stale.name)
+    identity = {"dataset": job.dataset, "run_id": job.run_id, "written_at_utc": timestamp(utc_now())}
+    with staging_folder(target) as folder:
+        write_samples(folder / "predictions.parquet", table)
+        taken.table.drop(columns="position").to_csv(folder / "taken_out.csv", index=False)
+        if scores is not None:
+            write_confusion(folder / "confusion.png", scores["confusion_matrix"], metrics["classes"])
+        document = {**identity, **metrics}
+        write_json(folder / "metrics.json", document)
+        images = learnt.images if isinstance(learnt, Learnt) else None
+        write_external_page(
+            folder, ExternalEvaluation(document, traveller.meta, images, other, taken, config), job
+        )
+    for warning in metrics["warnings"]:
+        job.log.warning(warning["text"], severity=warning["level"])
+    training = recorded_checkpoint(layout, traveller.weights, traveller.meta.dataset)
+    told = external_headline(metrics)
+    job.log.info(
+        "evaluated elsewhere",
+        images=len(table),
+        **{name: value for name, value in told.items() if value is not None},
+    )
+    return ExternalEvaluationPointer(
+        dataset=job.dataset,
+        run_id=job.run_id,
+        content_hash=sha256_json([sorted(known_hashes(traveller.weights)), other.pack.content_hash, metrics]),
+        written_at_utc=identity["written_at_utc"],
+        trained_on=traveller.meta.dataset,
+        folder=layout.relative(target),
+        metrics=layout.relative(target / "metrics.json"),
+        predictions=layout.relative(target / "predictions.parquet"),
+        report=layout.relative(target / "report.html"),
+        headline=told,
+        images=metrics["images"]["scored"],
+        taken_out=metrics["images"]["taken_out"],
+        reason=metrics["reason"],
+        checkpoint_sha256=twin_sha256(traveller.weights),
+        checkpoint_pointer=training.pointer_path if training else None,
+        evaluation_pointer=traveller.evaluation.pointer_path if traveller.evaluation else None,
+        pack_pointer=other.pack.pointer_path,
+    )
+
+
+def external_headline(metrics: dict[str, Any]) -> dict[str, float | None]:
+    """Return the numbers that stand for the whole external evaluation; all but the shares are null without a score."""
+    scores, measures = metrics["scores"] or {}, metrics["comparison"].get("measures", {})
+    calibration = scores.get("calibration") or {"before": None, "after": None}
+    images = metrics["images"]
+    return {
+        **{
+            name: scores.get(name)
+            for name in ("accuracy", "balanced_accuracy", "macro_f1", "macro_auroc", "mcc")
+        },
+        "macro_f1_drop": measures["macro_f1"]["difference"] if "macro_f1" in measures else None,
+        **{
+            f"ece_{when}": calibration[when] and calibration[when]["ece_equal_width"]
+            for when in ("before", "after")
+        },
+        "taken_out_share": images["taken_out"] / max(images["predicted"], 1),
+        "flagged_share": metrics["out_of_distribution"]["flagged_share"],
+    }
