@@ -23,8 +23,9 @@ import pandas as pd
 import torch
 from real_pack import add_options, keep_checkpoint, make_job, real_pack
 
-from brainmri_core.config import configs_dir, load_config
+from brainmri_core.config import load_config
 from brainmri_core.config.evaluation import EvaluateConfig
+from brainmri_core.config.files import config_file
 from brainmri_core.config.training import TrainConfig
 from brainmri_core.evaluate import evaluate
 from brainmri_core.project.pointers import PackPointer
@@ -86,7 +87,7 @@ def recipe(blocks: Blocks, *, image_size: int, epochs: int, seed: int) -> TrainC
         "model": {"pretrained": False},
         "loop": {"epochs": epochs},
     }
-    value = load_config(configs_dir() / "pipeline.yaml").train.model_dump()
+    value = load_config(config_file("pipeline.yaml")).train.model_dump()
     return TrainConfig.model_validate(join(value, blocks, fixed))
 
 
@@ -158,7 +159,7 @@ def confirm(options: argparse.Namespace) -> None:
     """Train the recipe of from-scratch.yaml and evaluate it once on the test split."""
     results = options.root / "confirm.jsonl"
     pack = real_pack(options.root, options.pack_size)
-    experiment = load_config(configs_dir() / "experiments" / "from-scratch.yaml", options.override).train
+    experiment = load_config(config_file("experiments/from-scratch.yaml"), options.override).train
     changed: Blocks = {
         name: values
         for name, values in experiment.model_dump(exclude_unset=True).items()

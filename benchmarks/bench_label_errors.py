@@ -25,8 +25,9 @@ from scipy.special import softmax
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 
-from brainmri_core.config import configs_dir, load_config
+from brainmri_core.config import load_config
 from brainmri_core.config.data import FetchConfig, ResizeConfig, SplitConfig
+from brainmri_core.config.files import config_file
 from brainmri_core.config.training import TrainConfig
 from brainmri_core.copies.lookup import unit_vectors
 from brainmri_core.evaluation.label_issues import known_error_ranks, label_issues
@@ -105,7 +106,7 @@ def network(job: Job, pack: PackPointer, table: pd.DataFrame, held: Mask, given:
             "content_hash": sha256_json(own.run_id),
         }
     )
-    recipe = load_config(configs_dir() / "experiments" / "from-scratch.yaml").train.model_dump()
+    recipe = load_config(config_file("experiments/from-scratch.yaml")).train.model_dump()
     recipe["data"] |= {"image_size": given.size, "seed": 42}
     recipe["model"]["pretrained"] = False
     recipe["loop"]["epochs"] = given.epochs

@@ -50,7 +50,7 @@ def direct() -> None:
     from brainmri_core.validate import validate
 
     config, layout = load_config(), Layout(root=resolve_root())
-    entry = find_entry(load_catalogue(ROOT / "configs" / "datasets.yaml"), DATASET)
+    entry = find_entry(load_catalogue(), DATASET)
     job = Job(
         layout=layout, run_id="direct", entry=entry, log=StageLog("direct", "direct", DATASET, [], "INFO")
     )
@@ -74,7 +74,6 @@ def direct() -> None:
 def one_round(command: list[str], folder: Path, home: Path) -> float:
     (folder / "configs").mkdir(parents=True)
     (folder / "configs" / "pipeline.yaml").write_text(CONFIG)
-    (folder / "configs" / "datasets.yaml").write_bytes((ROOT / "configs" / "datasets.yaml").read_bytes())
     env = {
         **os.environ,
         "DAGSTER_HOME": str(home),

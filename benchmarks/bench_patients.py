@@ -26,8 +26,9 @@ import pandas as pd
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 
-from brainmri_core.config import configs_dir, load_config
+from brainmri_core.config import load_config
 from brainmri_core.config.data import FetchConfig, PhantomConfig, ResizeConfig, SplitConfig
+from brainmri_core.config.files import config_file
 from brainmri_core.config.training import TrainConfig
 from brainmri_core.copies.fingerprint import half_size
 from brainmri_core.copies.leaks import find_twins, patient_twins, read_copies
@@ -193,7 +194,7 @@ def network(
             "content_hash": sha256_json(job.run_id),
         }
     )
-    recipe = load_config(configs_dir() / "experiments" / "from-scratch.yaml").train.model_dump()
+    recipe = load_config(config_file("experiments/from-scratch.yaml")).train.model_dump()
     recipe["data"] |= {"image_size": options.size, "seed": seed}
     recipe["model"]["pretrained"] = False
     recipe["loop"]["epochs"] = options.epochs

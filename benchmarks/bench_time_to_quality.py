@@ -21,7 +21,8 @@ import numpy as np
 from classic import Classic, write_folders
 from real_pack import add_options, make_job, real_pack
 
-from brainmri_core.config import configs_dir, load_config, with_seed
+from brainmri_core.config import load_config, with_seed
+from brainmri_core.config.files import config_file
 from brainmri_core.config.training import TrainConfig
 from brainmri_core.images.pack import open_pack
 from brainmri_core.project.logs import Record
@@ -60,9 +61,7 @@ def race(options: argparse.Namespace, seed: int) -> tuple[Scores, Scores]:
         f"train.data.image_size={options.size}",
         *options.override,
     ]
-    config = with_seed(
-        load_config(configs_dir() / "experiments" / "from-scratch.yaml", overrides).train, seed
-    )
+    config = with_seed(load_config(config_file("experiments/from-scratch.yaml"), overrides).train, seed)
     assert isinstance(config, TrainConfig)
     ours: Scores = []
     other: Scores = []

@@ -25,7 +25,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from brainmri_core.config import configs_dir, load_config
+from brainmri_core.config import load_config
+from brainmri_core.config.files import config_file
 from brainmri_core.learning.batches import resident
 from brainmri_core.learning.checkpoint import Preprocessing
 from brainmri_core.learning.device import (
@@ -125,7 +126,7 @@ def noise_loop(
     size: int, images: int, batch_size: int, precision: str, epochs: int, compiled: bool
 ) -> Iterator[tuple[Loop, nn.Module]]:
     """Yield a training on a pack of noise that lies in a file, the way a real one does."""
-    config = load_config(configs_dir() / "experiments" / "from-scratch.yaml").train
+    config = load_config(config_file("experiments/from-scratch.yaml")).train
     config = config.model_copy(
         update={
             "data": config.data.model_copy(update={"batch_size": batch_size}),

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from brainmri_core.config.data import FetchConfig
 from brainmri_core.errors import ConfigError, IntegrityError, SourceError
+from brainmri_core.project.catalogue import catalogue_path, replaces_shipped
 from brainmri_core.project.foreign_names import shown_name
 from brainmri_core.project.job import Job
 from brainmri_core.project.layout import ARCHIVES_VARIABLE
@@ -98,6 +99,8 @@ def fetch(config: FetchConfig, job: Job) -> FetchPointer:
             f"The data set {job.dataset} is not labelled: fetch.{key} has no use; leave it empty."
         )
     cache = job.layout.dataset_cache(config.cache_dir, job.dataset)
+    if replaces_shipped(job.dataset):
+        job.log.info("the catalogue's own entry is replaced by the user's", file=str(catalogue_path()))
     with exclusive(job.layout.lock("fetch", job.dataset)):
         for stale in remove_stale(cache) if cache.is_dir() else []:
             job.log.info("removed a stale temporary", path=stale.name)

@@ -12,6 +12,7 @@ import typer
 from brainmri_core.errors import BrainMRIError, IntegrityError
 from brainmri_dagster.commands import model as cli_model
 from brainmri_dagster.commands import overlap as cli_overlap
+from brainmri_dagster.commands import project
 
 if TYPE_CHECKING:
     from brainmri_core.config import PipelineConfig
@@ -294,6 +295,9 @@ def _project(config: Path | None) -> tuple[Layout, PipelineConfig]:
     return Layout(root=resolve_root(settings.paths.root)), settings
 
 
+app.command()(project.init)
+app.command("add-dataset")(project.add_dataset)
+app.command()(project.datasets)
 app.command()(cli_model.predict)
 app.command()(cli_model.compare)
 app.command("app")(cli_model.show)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,7 +9,6 @@ from pydantic import Field, model_validator
 
 from brainmri_core.config.base import (
     RUN_ID_PATTERN,
-    KeyPath,
     StageConfig,
     apply_overrides,
     read_yaml,
@@ -19,10 +17,10 @@ from brainmri_core.config.base import (
 from brainmri_core.config.data import FetchConfig, ResizeConfig, SplitConfig, ValidateConfig
 from brainmri_core.config.evaluation import EvaluateConfig
 from brainmri_core.config.external import ExternalConfig
+from brainmri_core.config.files import default_config_path, named_config_path
 from brainmri_core.config.training import TrainConfig
 from brainmri_core.errors import ConfigError
 
-CONFIG_VARIABLE = "BRAINMRI_CONFIG"
 Stage = Literal["fetch", "split", "resize", "validate", "train", "evaluate", "external"]
 STAGES: tuple[Stage, ...] = ("fetch", "split", "resize", "validate", "train", "evaluate")
 """The stages of the pipeline of one data set, in order."""
@@ -109,28 +107,13 @@ def with_seed(config: StageConfig, seed: int) -> StageConfig:
     return config
 
 
-def configs_dir() -> Path:
-    """Return the folder of the default configuration: that of ``BRAINMRI_CONFIG``, ``./configs``, or the source tree's."""
-    named = os.environ.get(CONFIG_VARIABLE)
-    if named:
-        return Path(named).expanduser().resolve().parent
-    local = Path("configs").resolve()
-    return local if (local / "pipeline.yaml").is_file() else Path(__file__).resolve().parents[2] / "configs"
-
-
-def default_config_path() -> Path:
-    """Return the configuration file used when none is named."""
-    named = os.environ.get(CONFIG_VARIABLE)
-    return Path(named).expanduser().resolve() if named else configs_dir() / "pipeline.yaml"
-
-
 def load_config(path: Path | None = None, overrides: list[str] | None = None) -> PipelineConfig:
     """Load the pipeline configuration.
 
     Parameters
     ----------
     path : pathlib.Path or None
-        YAML file; None takes `default_config_path`. A file that holds one stage's block alone at its top level
+        YAML file; None takes `default_config_path`, and `named_config_path` says what a relative one stands for. A file that holds one stage's block alone at its top level
         under its stage name is fine: everything left out has its default.
     overrides : list of str or None
         ``key=value`` texts, applied last.
@@ -140,12 +123,8 @@ def load_config(path: Path | None = None, overrides: list[str] | None = None) ->
     ConfigError
         With the file, the line and key path, what was found and the nearest valid key.
     """
-    source = path or default_config_path()
-    if path is None and not source.is_file() and CONFIG_VARIABLE not in os.environ:
-        value: dict[str, Any] = {}
-        lines: dict[KeyPath, int] = {}
-    else:
-        value, lines = read_yaml(source)
+    source = default_config_path() if path is None else named_config_path(path)
+    value, lines = read_yaml(source)
     for key, item in value.items():
         if item is None and key in PipelineConfig.model_fields and key != "run_id":
             raise ConfigError(

@@ -6,8 +6,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from brainmri_core.config import PipelineConfig, configs_dir
+from brainmri_core.config import PipelineConfig
 from brainmri_core.config.base import apply_overrides, read_yaml, validate_config
+from brainmri_core.config.files import files_by_name
 from brainmri_core.errors import ConfigError
 
 BLOCKS = ("env", "train", "evaluate")
@@ -20,14 +21,14 @@ def job_name(experiment: str) -> str:
 
 
 def experiment_files(folder: Path | None = None) -> dict[str, Path]:
-    """Return the experiments by name: the YAML files of ``experiments/`` beside the default configuration.
+    """Return the experiments by name: the YAML files of the user's ``configs/experiments/``, and those of the package.
 
     Raises
     ------
     ConfigError
         If a file's name is no experiment name, or two names differ in '-' and '_' only: a job's name has no '-'.
     """
-    files = sorted((folder or configs_dir() / "experiments").glob("*.yaml"))
+    files = sorted(folder.glob("*.yaml")) if folder else list(files_by_name("experiments").values())
     jobs: dict[str, Path] = {}
     for file in files:
         if not _NAME.fullmatch(file.stem) or file.stem == "default":

@@ -9,8 +9,8 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from brainmri_core.config import configs_dir
 from brainmri_core.config.base import StageConfig, read_yaml, validate_config
+from brainmri_core.config.files import SHIPPED, user_configs
 from brainmri_core.errors import ConfigError, DataError
 from brainmri_core.project.foreign_names import compared
 from brainmri_core.project.image_tables import check_shipped, is_file, read_table
@@ -33,9 +33,9 @@ class DatasetEntry(StageConfig):
     aliases : dict
         Folder name to canonical class name.
     patients : str or None
-        Who is on which image: a table of `brainmri_core.patients`, or a CSV file beside the catalogue.
+        Who is on which image: a table of the package (`brainmri_core/defaults/patients`), or a CSV file beside the catalogue.
     label_corrections : str or None
-        Labels known to be wrong: a table of `brainmri_core.patients`, or a CSV file beside the catalogue.
+        Labels known to be wrong: a table of the package (`brainmri_core/defaults/patients`), or a CSV file beside the catalogue.
     modality : str
         What images the data set holds; any: other modalities than MR are let in.
     archives : list of str
@@ -104,13 +104,27 @@ class _CatalogueFile(StageConfig):
     datasets: dict[str, DatasetEntry] = Field(min_length=1)
 
 
+FILE_NAME = "datasets.yaml"
+
+
 def catalogue_path() -> Path:
-    """Return the catalogue that goes with the default configuration."""
-    return configs_dir() / "datasets.yaml"
+    """Return the user's own catalogue, whose entries are added to those of the package. It need not exist."""
+    return user_configs() / FILE_NAME
 
 
 def load_catalogue(path: Path | None = None) -> dict[str, DatasetEntry]:
-    """Load the catalogue, in file order.
+    """Load the catalogue: the package's data sets, then the user's.
+
+    Parameters
+    ----------
+    path : pathlib.Path or None
+        One file to read alone; None reads the package's and `catalogue_path`. Where both have a key, in whatever case,
+        the user's entry takes the place of the package's.
+
+    Returns
+    -------
+    dict
+        Entries by key, in file order.
 
     Raises
     ------
@@ -118,7 +132,25 @@ def load_catalogue(path: Path | None = None) -> dict[str, DatasetEntry]:
         If a key is malformed or appears twice, an alias or a corrected label names no class, class names cannot be
         folders beside each other, or a table cannot be read; the message gives the line.
     """
-    source = path or catalogue_path()
+    if path is not None:
+        return _load(path)
+    entries, own = _load(SHIPPED / FILE_NAME), catalogue_path()
+    if own.is_file() and read_yaml(own)[0]:
+        added = _load(own)
+        taken = {key.casefold() for key in added}
+        entries = {key: entry for key, entry in entries.items() if key.casefold() not in taken} | added
+    return entries
+
+
+def replaces_shipped(key: str) -> bool:
+    """Say whether a data set's entry is one of the user's in the place of the package's."""
+    own = catalogue_path()
+    if not own.is_file() or key not in (read_yaml(own)[0].get("datasets") or {}):
+        return False
+    return key.casefold() in {name.casefold() for name in read_yaml(SHIPPED / FILE_NAME)[0]["datasets"]}
+
+
+def _load(source: Path) -> dict[str, DatasetEntry]:
     value, lines = read_yaml(source)
     entries = validate_config(_CatalogueFile, value, str(source), lines).datasets
     seen: dict[str, str] = {}
@@ -201,5 +233,5 @@ def find_entry(catalogue: dict[str, DatasetEntry], key: str) -> DatasetEntry:
     near = difflib.get_close_matches(key, catalogue, n=1, cutoff=0.4)
     hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(catalogue)}."
     raise ConfigError(
-        f"The data set {key!r} is not in the catalogue {catalogue_path()}; {hint} Add it there to use it."
+        f"The data set {key!r} is not in the catalogue; {hint} Add it to {catalogue_path()} to use it."
     )

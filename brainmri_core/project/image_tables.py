@@ -16,7 +16,7 @@ from brainmri_core.errors import ConfigError
 from brainmri_core.project.foreign_names import compared, shown_name
 
 _SLICE = re.compile(r"#[^#/]*$")
-_SHIPPED = files("brainmri_core.patients")
+_SHIPPED = files("brainmri_core.defaults") / "patients"
 _LARGEST = 200_000_000
 _SEPARATOR = re.compile(r'"?sep=([,;\t|:])"?[,;\t ]*\r?', re.IGNORECASE)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")

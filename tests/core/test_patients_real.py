@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-import brainmri_core.patients
 from brainmri_core.config.data import FetchConfig, SplitConfig
+from brainmri_core.config.files import SHIPPED
 from brainmri_core.copies.lookup import unit_vectors
 from brainmri_core.evaluation.label_issues import known_error_ranks, label_issues
 from brainmri_core.fetch import fetch
@@ -29,7 +29,7 @@ from tests.conftest import REAL
 pytestmark = pytest.mark.full
 
 FIGSHARE = "figshare/1512427"
-TABLES = Path(brainmri_core.patients.__file__).parent
+TABLES = SHIPPED / "patients"
 
 
 @pytest.fixture(scope="module", params=[REAL, FIGSHARE])

@@ -6,10 +6,11 @@ import pytest
 import yaml
 
 from brainmri_core.config import STAGES, PipelineConfig, load_config
+from brainmri_core.config.files import SHIPPED
 from brainmri_core.project.catalogue import load_catalogue
 
 ROOT = Path(__file__).resolve().parents[2]
-CONFIGS = ROOT / "configs"
+CONFIGS = SHIPPED
 FILE_OF_STAGE = {name: CONFIGS / f"{'eval' if name == 'evaluate' else name}.yaml" for name in STAGES}
 
 

@@ -66,7 +66,6 @@ def make_project(folder: Path) -> Project:
     """Lay out a project folder and its Dagster instance."""
     (folder / "configs").mkdir(parents=True)
     (folder / "home").mkdir()
-    shutil.copy(ROOT / "configs/datasets.yaml", folder / "configs")
     (folder / "configs/pipeline.yaml").write_text(SMALL)
     shutil.copy(ROOT / "brainmri_dagster/dagster.yaml", folder / "home")
     env = {

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 import sys
 import zipfile
@@ -38,14 +37,12 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A reader's machine: a checkout, a small download in ~/Downloads, and the UI with its daemon running."""
     folder = tmp_path_factory.mktemp("reader")
     project = make_project(folder)
-    shutil.copytree(ROOT / "configs/experiments", folder / "configs/experiments")
     checkout, home = folder / "checkout", folder / "reader-home"
     checkout.mkdir()
     (checkout / ".venv").symlink_to(sys.prefix)
     for name in (
         "Makefile",
         "workspace.yaml",
-        "configs",
         "setup.cfg",
         "pyproject.toml",
         "constraints.txt",

@@ -1,0 +1,61 @@
+"""Where configuration files are found: the user's own first, then those that come with the package."""
+
+from __future__ import annotations
+
+import os
+from importlib.resources import files
+from pathlib import Path
+
+CONFIG_VARIABLE = "BRAINMRI_CONFIG"
+USER_FOLDER = "configs"
+SHIPPED = Path(str(files("brainmri_core.defaults")))
+"""The package's own files; pip unpacks a package, so this is a real folder."""
+
+
+def user_configs() -> Path:
+    """Return the user's folder of configuration: that of the file in ``BRAINMRI_CONFIG``, else ``./configs``.
+
+    It need not exist.
+    """
+    named = os.environ.get(CONFIG_VARIABLE)
+    return Path(named).expanduser().resolve().parent if named else Path(USER_FOLDER).resolve()
+
+
+def config_file(name: str) -> Path:
+    """Return a configuration file: the user's of this name, else the package's.
+
+    Parameters
+    ----------
+    name : str
+        Relative to the folder, such as ``pipeline.yaml`` or ``experiments/from-scratch.yaml``.
+    """
+    own = user_configs() / name
+    return own if own.is_file() else SHIPPED / name
+
+
+def default_config_path() -> Path:
+    """Return the configuration file used when none is named: that of ``BRAINMRI_CONFIG``, else ``pipeline.yaml``."""
+    named = os.environ.get(CONFIG_VARIABLE)
+    return Path(named).expanduser().resolve() if named else config_file("pipeline.yaml")
+
+
+def named_config_path(path: Path) -> Path:
+    """Return the file that a command was told to read.
+
+    ``configs/NAME`` that does not exist here stands for the package's file of that name, so that the commands of the
+    documentation work in any folder.
+    """
+    if path.exists() or path.is_absolute() or path.parts[:1] != (USER_FOLDER,):
+        return path
+    shipped = SHIPPED.joinpath(*path.parts[1:])
+    return shipped if ".." not in path.parts and shipped.is_file() else path
+
+
+def files_by_name(folder: str) -> dict[str, Path]:
+    """Return the YAML files of a folder such as ``experiments``, by name without ending; the user's replace the package's."""
+    found = {
+        path.stem: path
+        for source in (SHIPPED, user_configs())
+        for path in sorted((source / folder).glob("*.yaml"))
+    }
+    return dict(sorted(found.items()))

@@ -1,0 +1,72 @@
+"""Commands that set a project up: init, add-dataset and datasets."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from brainmri_core.errors import BrainMRIError
+
+
+def init(
+    folder: Annotated[Path, typer.Argument(help="Folder of the new project; made if it does not exist.")],
+) -> None:
+    """Write a new project: configuration to edit, and what Dagster's programs look for. Nothing is overwritten."""
+    from brainmri_core.new_project import new_project
+
+    try:
+        made = new_project(folder)
+    except BrainMRIError as error:
+        raise _ended(error) from None
+    for name in made.written:
+        print(f"wrote {folder / name}")
+    for name in made.kept:
+        print(f"kept  {folder / name}")
+    print(f"Next: cd {folder} && brainmri pipeline --config configs/demo.yaml")
+
+
+def add_dataset(
+    dataset: Annotated[str, typer.Argument(metavar="OWNER/SLUG", help="Key of the new entry.")],
+    archive: Annotated[Path, typer.Option("--archive", help="Zip or folder that holds the data set.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the entry and write nothing.")] = False,
+) -> None:
+    """Guess the classes of a data set from its folders, show them, and write its entry to configs/datasets.yaml."""
+    from brainmri_core.add_dataset import add_entry, guess_entry
+    from brainmri_core.escaping import printable
+
+    try:
+        guess = guess_entry(dataset, archive.expanduser())
+        for label, name in guess.folders.items():
+            print(f"{guess.images[label]:>8,} images in {printable(label)!r} -> {printable(name)}")
+        origins = ", ".join(f"{count:,} {origin}" for origin, count in sorted(guess.origins.items()))
+        print(f"Official split: {origins}.\n\n{guess.text}")
+        if dry_run:
+            return
+        path = add_entry(guess)
+    except BrainMRIError as error:
+        raise _ended(error) from None
+    print(f"Written to {path}. Look at the classes above, then:")
+    print(f"brainmri pipeline --dataset {dataset} --archive {archive}")
+
+
+def datasets() -> None:
+    """List the data sets of the catalogue, those that come with brainmri and your own."""
+    from brainmri_core.project.catalogue import load_catalogue
+
+    try:
+        entries = load_catalogue()
+    except BrainMRIError as error:
+        raise _ended(error) from None
+    width = max(map(len, entries))
+    for key, entry in entries.items():
+        print(
+            f"{key:<{width}}  {entry.source:<8} {', '.join(entry.classes)}  ({entry.title}; {entry.licence})"
+        )
+
+
+def _ended(error: BrainMRIError) -> typer.Exit:
+    print(f"brainmri: {error}", file=sys.stderr)
+    return typer.Exit(error.exit_code)
