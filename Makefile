@@ -10,25 +10,25 @@ export NO_MKDOCS_2_WARNING = 1
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
-.venv/.runtime: setup.cfg pyproject.toml constraints.txt scripts/install.py
+# One lock for all commands. uv checks every archive against its hashes, and is itself installed from there by pip.
+.venv/.installed: requirements.lock setup.cfg pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m scripts.install
-	@touch $@
-
-.venv/.test: .venv/.runtime
-	$(BIN)/python -m scripts.install test
+	sed -n '/^uv==/,/[^\\]$$/p' requirements.lock > .venv/uv.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement .venv/uv.lock
+	VIRTUAL_ENV=.venv $(BIN)/uv pip install --quiet --require-hashes --requirement requirements.lock
+	VIRTUAL_ENV=.venv $(BIN)/uv pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
 $(DAGSTER_HOME)/dagster.yaml: | brainmri_dagster/dagster.yaml
 	@mkdir -p $(DAGSTER_HOME)
 	@cp brainmri_dagster/dagster.yaml $@
 
-install: .venv/.runtime  ## install into .venv
+install: .venv/.installed  ## install into .venv
 
-demo: .venv/.runtime $(DAGSTER_HOME)/dagster.yaml  ## run the whole graph on the built-in synthetic data set
+demo: .venv/.installed $(DAGSTER_HOME)/dagster.yaml  ## run the whole graph on the built-in synthetic data set
 	$(BIN)/brainmri pipeline --config configs/demo.yaml
 
-static: .venv/.test
+static: .venv/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -42,19 +42,19 @@ test: static  ## the same, the documentation, and tests of every part, the real 
 	$(BIN)/mkdocs build --strict --quiet
 	$(PYTEST) -m "not full and not slow"
 
-test-rest: .venv/.test  ## what test leaves out, with few trials of each fault
+test-rest: .venv/.installed  ## what test leaves out, with few trials of each fault
 	$(PYTEST) -m "full or journey"
 
-test-all: .venv/.test  ## all tests, with many trials of each fault
+test-all: .venv/.installed  ## all tests, with many trials of each fault
 	BRAINMRI_LONG_TESTS=1 $(PYTEST)
 
-audit: .venv/.test  ## ask for known vulnerabilities of the pinned packages
+audit: .venv/.installed  ## ask for known vulnerabilities of the pinned packages
 	$(BIN)/python -m scripts.audit
 
-docs: .venv/.test  ## build the documentation into site/
+docs: .venv/.installed  ## build the documentation into site/
 	$(BIN)/mkdocs build --strict --quiet
 
-ui: .venv/.runtime $(DAGSTER_HOME)/dagster.yaml  ## open the Dagster UI on 127.0.0.1:3000
+ui: .venv/.installed $(DAGSTER_HOME)/dagster.yaml  ## open the Dagster UI on 127.0.0.1:3000
 	$(BIN)/dagster dev --host 127.0.0.1 --port 3000 --workspace workspace.yaml
 
 clean:  ## remove the environment and the caches, not the data

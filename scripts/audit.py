@@ -1,4 +1,4 @@
-"""Ask for known vulnerabilities of the packages of ``constraints.txt``; without a network, say so and let it pass.
+"""Ask for known vulnerabilities of the packages of ``requirements.lock``; without a network, say so and let it pass.
 
 ``python -m scripts.audit`` ends with 0 (none, or nobody could be asked), 1 (some) or, with ``--strict``, 2 (nobody could
 be asked).
@@ -13,9 +13,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from scripts.install import pins
+from scripts.pins import LOCK, pins
 
-ROOT = Path(__file__).resolve().parents[1]
 _PROBE = "pip==9.0.0"  # with vulnerabilities that everybody knows of: who finds none was not asked
 
 
@@ -64,4 +63,4 @@ def audit(text: str, strict: bool) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(audit((ROOT / "constraints.txt").read_text(), "--strict" in sys.argv[1:]))
+    raise SystemExit(audit(LOCK.read_text(), "--strict" in sys.argv[1:]))

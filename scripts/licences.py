@@ -1,17 +1,16 @@
-"""List the licence of every package of ``constraints.txt``: ``python -m scripts.licences > docs/licences.md``."""
+"""List the licence of every package of ``requirements.lock``: ``python -m scripts.licences > docs/licences.md``."""
 
 from __future__ import annotations
 
+import re
 import sys
 from importlib import metadata
-from pathlib import Path
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from scripts.install import pins
+from scripts.pins import LOCK, pins
 
-ROOT = Path(__file__).resolve().parents[1]
 _LONG = 60
 _SAME = {
     "BSD": "BSD",
@@ -32,7 +31,7 @@ _SAME = {
 
 
 def pinned(text: str) -> dict[str, str]:
-    """Return the version of each package that a constraints file pins, by canonical name."""
+    """Return the version of each package that a lock pins, by canonical name."""
     return {name: version for name, (version, _) in pins(text).items()}
 
 
@@ -69,20 +68,23 @@ def needed_to_run() -> set[str]:
     return {name for name, _ in found}
 
 
-def table(constraints: str) -> str:
+def table(lock: str) -> str:
     """Return the page, one row a package."""
     running = needed_to_run()
     rows = []
-    for name, version in sorted(pinned(constraints).items()):
+    for name, version in sorted(pinned(lock).items()):
         try:
             found = metadata.distribution(name)
         except metadata.PackageNotFoundError:
+            if re.search(rf"(?m)^{re.escape(name)}==\S+ ;", lock):  # for another system alone
+                rows.append(f"| {name} | {version} | not installed on Linux | other systems |")
+                continue
             raise SystemExit(
-                f"{name} is not installed; run make test first, so that all of constraints.txt is."
+                f"{name} is not installed; run make install first, so that all of {LOCK.name} is."
             ) from None
         if found.version != version:
             raise SystemExit(
-                f"{name} {found.version} is installed and constraints.txt says {version}; run make test first."
+                f"{name} {found.version} is installed and {LOCK.name} says {version}; run make install first."
             )
         part = "running" if name in running else "extras and tests"
         rows.append(f"| {name} | {version} | {licence(found).replace('|', '/')} | {part} |")
@@ -92,7 +94,7 @@ def table(constraints: str) -> str:
 _HEAD = (
     "# Licences",
     "",
-    "What the packages of `constraints.txt` say of themselves, listed by `python -m scripts.licences > docs/licences.md`.",
+    "What the packages of `requirements.lock` say of themselves, listed by `python -m scripts.licences > docs/licences.md`.",
     "brainmri itself is under the MIT licence. The NVIDIA libraries come with torch's wheels for CUDA only.",
     "",
     "| Package | Version | Licence | For |",
@@ -100,4 +102,4 @@ _HEAD = (
 )
 
 if __name__ == "__main__":
-    sys.stdout.write(table((ROOT / "constraints.txt").read_text()))
+    sys.stdout.write(table(LOCK.read_text()))

@@ -45,7 +45,7 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         "workspace.yaml",
         "setup.cfg",
         "pyproject.toml",
-        "constraints.txt",
+        "requirements.lock",
         "brainmri_dagster",
         "scripts",
     ):

@@ -14,10 +14,10 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from scripts import audit, install, licences
+from scripts import audit, licences, pins
 
 ROOT = Path(__file__).parents[2]
-CONSTRAINTS = (ROOT / "constraints.txt").read_text()
+LOCK = pins.LOCK.read_text()
 
 
 def test_list_of_licences_is_that_of_the_pinned_packages() -> None:
@@ -25,9 +25,9 @@ def test_list_of_licences_is_that_of_the_pinned_packages() -> None:
     rows = [line.split(" | ") for line in listed.splitlines() if line.startswith("| ") and "==" not in line][
         1:
     ]
-    assert {row[0].removeprefix("| "): row[1] for row in rows} == licences.pinned(CONSTRAINTS)
+    assert {row[0].removeprefix("| "): row[1] for row in rows} == licences.pinned(LOCK)
     try:
-        expected = licences.table(CONSTRAINTS)
+        expected = licences.table(LOCK)
     except SystemExit as other_versions:
         pytest.skip(f"other packages than the pinned ones are installed: {other_versions}")
     assert listed == expected, "run python -m scripts.licences > docs/licences.md"
@@ -49,7 +49,7 @@ def test_no_package_forces_its_licence_on_this_project() -> None:
     ],
 )  # fmt: skip
 def test_versions_with_known_holes_are_kept_out(name: str, least: str, hole: str) -> None:
-    assert Version(licences.pinned(CONSTRAINTS)[name]) >= Version(least), hole
+    assert Version(licences.pinned(LOCK)[name]) >= Version(least), hole
     required = {item.name: item.specifier for item in map(Requirement, metadata.requires("brainmri") or [])}
     if name in required and name in ("pillow", "torch", "pyarrow"):
         before = f"{Version(least).major - 1}.99"
@@ -57,37 +57,27 @@ def test_versions_with_known_holes_are_kept_out(name: str, least: str, hole: str
 
 
 def test_every_pin_has_hashes() -> None:
-    pinned = install.pins(CONSTRAINTS)
+    pinned = pins.pins(LOCK)
     assert len(pinned) > 100
     assert [name for name, (_, hashes) in pinned.items() if not hashes] == []
-    assert CONSTRAINTS.count("==") == len(pinned)
+    assert LOCK.count("==") == len(pinned)
 
 
 def test_pins_are_read_with_hashes_comments_and_markers() -> None:
     zeros, ones = "sha256:" + "0" * 64, "sha256:" + "1" * 64
     text = f"A_b==1.0 \\\n    --hash={zeros} \\\n    --hash={ones}\nc==2 # note\n# d==3\ne==4 ; python_version > '3'\n"
-    assert install.pins(text) == {"a-b": ("1.0", [zeros, ones]), "c": ("2", []), "e": ("4", [])}
+    assert pins.pins(text) == {"a-b": ("1.0", [zeros, ones]), "c": ("2", []), "e": ("4", [])}
 
 
-def test_only_archives_with_a_hash_are_installed() -> None:
-    digest = "sha256:" + "0" * 64
-    report = {"install": [{"metadata": {"name": "A.b", "version": "1.0"}}]}
-    assert install.hashed(report, {"a-b": ("1.0", [digest])}) == f"a-b==1.0 --hash={digest}"
-    for pinned in ({}, {"a-b": ("1.0", [])}):
-        with pytest.raises(
-            SystemExit, match=r"a-b 1\.0 is needed here, but constraints\.txt has no hash of it"
-        ):
-            install.hashed(report, pinned)
-
-
-def test_extras_are_those_of_the_metadata() -> None:
-    needed = set(install.requirements(["test"]))
-    assert {"setuptools>=77", "torch>=2.10", "mlflow-skinny>=3.0", "pytest>=8.3"} <= needed
-    assert not any(line.startswith("brainmri") for line in needed)
+def test_the_lock_holds_what_the_metadata_ask_for() -> None:
+    pinned = pins.pins(LOCK)
+    for item in map(Requirement, metadata.requires("brainmri") or []):
+        if item.name != "brainmri":
+            assert item.specifier.contains(pinned[pins.canonical(item.name)][0]), item
 
 
 def test_an_archive_with_another_hash_is_refused(tmp_path: Path) -> None:
-    """pip itself, on an archive that was changed after it was pinned."""
+    """uv itself, as make calls it, on an archive that was changed after it was pinned."""
     archive = tmp_path / "demo-1.0-py3-none-any.whl"
     with zipfile.ZipFile(archive, "w") as wheel:
         wheel.writestr("demo.py", "")
@@ -96,23 +86,20 @@ def test_an_archive_with_another_hash_is_refused(tmp_path: Path) -> None:
             "demo-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
         )
         wheel.writestr("demo-1.0.dist-info/RECORD", "")
-    report = {"install": [{"metadata": {"name": "demo", "version": "1.0"}}]}
-    listed = tmp_path / "archives.txt"
-    pip = [sys.executable, "-m", "pip", "install", "--no-index", "--find-links", str(tmp_path)]
-    pip += [
-        "--target",
-        str(tmp_path / "there"),
-        "--require-hashes",
-        "--no-deps",
-        "--requirement",
-        str(listed),
-    ]
+    assert "uv pip install --quiet --require-hashes" in (ROOT / "Makefile").read_text()
+    uv = [sys.executable, "-m", "uv", "pip", "install", "--no-index", "--find-links", str(tmp_path)]
+    uv += ["--no-cache", "--target", str(tmp_path / "there"), "--require-hashes"]
     good = "sha256:" + hashlib.sha256(archive.read_bytes()).hexdigest()
-    for digest, code in (("sha256:" + "0" * 64, 1), (good, 0)):
-        listed.write_text(install.hashed(report, {"demo": ("1.0", [digest])}))
-        done = subprocess.run(pip, capture_output=True, text=True, check=False)
-        assert done.returncode == code, done.stderr
-        assert ("HASHES" in done.stderr) == bool(code)
+    for hashes, said in (
+        ("", "no hashes"),
+        (" --hash=sha256:" + "0" * 64, "Hash mismatch"),
+        (f" --hash={good}", None),
+    ):
+        listed = tmp_path / "requirements.lock"
+        listed.write_text(f"demo==1.0{hashes}\n")
+        done = subprocess.run([*uv, "-r", str(listed)], capture_output=True, text=True, check=False)
+        assert (done.returncode == 0) == (said is None), done.stderr
+        assert (tmp_path / "there/demo.py").exists() == (said is None)
 
 
 def service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *answers: object) -> None:
