@@ -223,17 +223,16 @@ def _check_losses(config: SplitConfig, table: pd.DataFrame, job: Job) -> None:
 def _assign_pooled(config: SplitConfig, table: pd.DataFrame, found: Found, job: Job) -> None:
     rows = np.flatnonzero(_included(table))
     part = table.iloc[rows]
-    remedy = "add images of other patients or raise split.copies.ncc_threshold"
     for label, of_class in part.groupby("label"):
         if of_class["group"].nunique() < 2:
-            who = _whose(found.patients.names[of_class.index], len(of_class))
+            who, remedy = _whose(found.patients.names[of_class.index], len(of_class))
             raise DataError(
                 f"The class {label!r} of {job.dataset} lives in one group{who}, so it cannot be on both sides; {remedy}, "
                 "or remove the class."
             )
     largest = part["group"].value_counts()
     if len(largest) and largest.iloc[0] > max(config.test_frac, 1 - config.test_frac) * len(part):
-        who = _whose(found.patients.names[rows[part["group"] == largest.index[0]]], largest.iloc[0])
+        who, remedy = _whose(found.patients.names[rows[part["group"] == largest.index[0]]], largest.iloc[0])
         raise DataError(
             f"One group{who} holds {largest.iloc[0]} of the {len(part)} images of {job.dataset}, more than a whole side; "
             f"{remedy}."
@@ -245,10 +244,16 @@ def _assign_pooled(config: SplitConfig, table: pd.DataFrame, found: Found, job: 
     table.loc[rows[test], "split"] = "test"
 
 
-def _whose(names: npt.NDArray[np.object_], images: int) -> str:
-    """Say whose images a group holds, if all are known to be one patient's."""
+def _whose(names: npt.NDArray[np.object_], images: int) -> tuple[str, str]:
+    """Say whose images a group holds, if all are known to be one patient's, and what can be done about it."""
     one = set(names)
-    return f", the patient {names[0]} with {images} images" if len(one) == 1 and one != {""} else ""
+    if len(one) == 1 and one != {""}:
+        who = f", the patient {names[0]} with {images} images"
+        return (
+            who,
+            "add images of other patients or correct what names the patients, if these are several people",
+        )
+    return "", "add images of other patients or raise split.copies.ncc_threshold"
 
 
 def _assign_official(config: SplitConfig, table: pd.DataFrame, found: Found, job: Job) -> None:

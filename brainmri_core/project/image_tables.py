@@ -75,12 +75,8 @@ def read_table(source: str | Path, value: Sequence[str], further: Sequence[str] 
     """
     text, where = _text(source)
     wanted = " or ".join(map(repr, value))
-    header, _, below = text.partition("\n")
-    # spreadsheets write semicolons where the comma parts decimals, and Excel may say so in a line of its own
-    told = _SEPARATOR.fullmatch(header)
-    delimiter = told[1] if told else max(",;\t", key=header.count)
     try:
-        rows = list(csv.reader(io.StringIO(below if told else text, newline=""), delimiter=delimiter))
+        rows = csv_rows(text)
     except csv.Error as error:
         raise ConfigError(f"{where} cannot be read ({error}); give a CSV with path and {value[0]}.") from None
     names = [name.strip().casefold() for name in rows[0]] if rows else []
@@ -100,6 +96,22 @@ def read_table(source: str | Path, value: Sequence[str], further: Sequence[str] 
                 "that no two names look alike that are not."
             )
     return ImageTable(where, key, paths, cells)
+
+
+def csv_rows(text: str) -> list[list[str]]:
+    """Return the rows of a CSV that commas, semicolons or tabs part, as its header does.
+
+    Spreadsheets write semicolons where the comma parts decimals, and Excel may say so in a line of its own (``sep=;``).
+
+    Raises
+    ------
+    csv.Error
+        If it is none.
+    """
+    header, _, below = text.partition("\n")
+    told = _SEPARATOR.fullmatch(header)
+    delimiter = told[1] if told else max(",;\t", key=header.count)
+    return list(csv.reader(io.StringIO(below if told else text, newline=""), delimiter=delimiter))
 
 
 def _cleaned(cell: str) -> str:

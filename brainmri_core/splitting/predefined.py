@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import re
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pandas as pd
 from brainmri_core.config.data import SplitConfig
 from brainmri_core.errors import ConfigError, DataError
 from brainmri_core.project.foreign_names import stored_names
+from brainmri_core.project.image_tables import csv_rows
 from brainmri_core.project.job import Job
 from brainmri_core.splitting.neighbour_runs import connected
 from brainmri_core.system.storage import sha256_json
@@ -100,17 +102,19 @@ def _check_sides(path: Path, table: pd.DataFrame, patients: npt.NDArray[np.objec
 
 def _read(path: Path) -> pd.DataFrame:
     try:
-        given = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except (OSError, ValueError) as error:
+        header, *body = csv_rows(path.read_text("utf-8-sig")) or [[]]
+    except (OSError, ValueError, csv.Error) as error:
         raise ConfigError(
             f"The split file {path} cannot be read ({error}); give a CSV with path,split[,group]."
         ) from None
-    given.columns = given.columns.str.strip()
-    missing = [name for name in ("path", "split") if name not in given]
+    names = [name.strip() for name in header]
+    missing = [name for name in ("path", "split") if name not in names]
     if missing:
         raise ConfigError(
             f"The split file {path} lacks the column {missing[0]!r}; its header must be path,split[,group]."
         )
+    body = [[*row, *[""] * len(names)] for row in body if any(cell.strip() for cell in row)]
+    given = pd.DataFrame({name: [row[names.index(name)] for row in body] for name in names}, dtype="str")
     given["split"] = given["split"].str.strip().str.lower()
     return given
 

@@ -358,6 +358,10 @@ def test_a_class_of_a_single_patient_is_refused_with_the_number_of_images(job: J
         caught.value
     )
     assert "add images of other patients" in str(caught.value)
+    assert "or correct what names the patients, if these are several people, or remove the class" in str(
+        caught.value
+    )
+    assert "ncc_threshold" not in str(caught.value), "copies have nothing to do with it"
 
 
 def test_a_predefined_split_with_a_patient_on_two_sides_is_refused_by_name(job: Job) -> None:

@@ -372,6 +372,15 @@ def test_given_groups_are_joined_with_the_copies_found(project: Project) -> None
     assert (found["group"][others] == table["group"][others]).all(), "a blank group joins nothing"
 
 
+@pytest.mark.parametrize(("mark", "first"), [(",", ""), (";", ""), (";", "sep=;\n"), ("\t", "")])
+def test_a_predefined_split_is_read_as_spreadsheets_write_it(project: Project, mark: str, first: str) -> None:
+    given = rows_of(project)
+    text = "\ufeff" + first + given.to_csv(index=False, sep=mark, lineterminator="\r\n")
+    (project.layout.root / "sheet.csv").write_bytes(text.encode())
+    _, found = project.split(SplitConfig(seed=3, strategy="predefined", predefined_csv="sheet.csv"))
+    assert found["split"].tolist() == given["split"].tolist()
+
+
 def test_paths_of_a_predefined_split_may_be_spelt_as_another_system_does(project: Project) -> None:
     given = rows_of(project)
     _, expected = project.split(write_csv(project, given, "here.csv"))
