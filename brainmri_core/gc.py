@@ -186,6 +186,7 @@ def _bases(layout: Layout, config: PipelineConfig) -> list[Path]:
         layout.configured(config.train.io.out_models),
         layout.configured(config.train.io.out_summary),
         layout.configured(config.evaluate.io.eval_out),
+        layout.configured(config.batch_predict.out_dir),
     ]
     configured.append(layout.configured(config.train.io.out_models) / "cross_validation")
     fixed = [outputs / name for name in ("mappings", "validation", "cross_validation", "leaderboard")]

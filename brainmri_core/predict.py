@@ -122,7 +122,9 @@ class Classifier:
         """Predict images, all results at once; see `stream`."""
         return list(self.stream(images, maps=maps))
 
-    def stream(self, images: Source | Iterable[Source], *, maps: bool = False) -> Iterator[Prediction]:
+    def stream(
+        self, images: Source | Iterable[Source], *, maps: bool = False, traces: bool = False
+    ) -> Iterator[Prediction]:
         """Predict images one batch at a time, in the order given.
 
         Parameters
@@ -135,6 +137,8 @@ class Classifier:
             those files instead.
         maps : bool
             Add the fitted pixels and the Grad-CAM map of the predicted class.
+        traces : bool
+            Add what images are compared by: the fitted pixels, the embedding, and the size before.
 
         Yields
         ------
@@ -146,9 +150,9 @@ class Classifier:
         InputTypeError
             A `TypeError`: if something is none of these. It is raised at the call, before any image is read.
         """
-        return self._stream(items_of(images, self.meta.preprocessing), maps)
+        return self._stream(items_of(images, self.meta.preprocessing), maps, traces)
 
-    def _stream(self, items: Sequence[Item], maps: bool) -> Iterator[Prediction]:
+    def _stream(self, items: Sequence[Item], maps: bool, traces: bool) -> Iterator[Prediction]:
         order = Order()
         batch: list[Fitted] = []
         with closing(fitted(items, self.meta.preprocessing)) as found:
@@ -162,13 +166,15 @@ class Classifier:
                     order.expect(index)
                     batch.append(item)
                 if len(batch) == self.inference.batch_size:
-                    self._flush(batch, order, maps)
+                    self._flush(batch, order, maps, traces)
                 yield from order.ready()
-        self._flush(batch, order, maps)
+        self._flush(batch, order, maps, traces)
         yield from order.ready()
 
-    def _flush(self, batch: list[Fitted], order: Order, maps: bool) -> None:
+    def _flush(self, batch: list[Fitted], order: Order, maps: bool, traces: bool) -> None:
         if batch:
-            for item, result in zip(batch, self.inference.predict(batch, maps=maps), strict=True):
+            for item, result in zip(
+                batch, self.inference.predict(batch, maps=maps, traces=traces), strict=True
+            ):
                 order.add(item.index, result)
             batch.clear()

@@ -45,7 +45,7 @@ class Inference:
     precision: Precision
     mirror: bool
 
-    def predict(self, batch: Sequence[Fitted], *, maps: bool) -> list[Prediction]:
+    def predict(self, batch: Sequence[Fitted], *, maps: bool, traces: bool = False) -> list[Prediction]:
         """Predict at most `batch_size` images, in their order."""
         pixels, rows = np.stack([item.pixels for item in batch]), np.arange(len(batch))
         found = predict_evenly(
@@ -77,9 +77,12 @@ class Inference:
                 logits=found.logits[row],
                 outlier_score=None if scores is None else float(scores[row]),
                 outlier=None if scores is None else bool(scores[row] > limit),
-                pixels=item.pixels if maps else None,
+                pixels=item.pixels if maps or traces else None,
                 heatmap=None if heat is None else heat[row],
                 no_heatmap=reason,
+                embedding=found.embeddings[row] if traces else None,
+                width=item.width if traces else None,
+                height=item.height if traces else None,
             )
             for row, item in enumerate(batch)
         ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -27,13 +27,15 @@ _LEAST_SHARE = 32  # images that make another worker process worth its start
 
 @dataclass(frozen=True)
 class Fitted:
-    """One image at the model's size, and where it belongs in the output."""
+    """One image at the model's size, where it belongs in the output, and its size before."""
 
     index: int
     name: str
     slice: int | None
     slices: int | None
     pixels: U8
+    width: int
+    height: int
 
 
 class Order:
@@ -109,7 +111,8 @@ def _of_pixels(index: int, item: Item, wanted: Preprocessing) -> Fitted | Predic
     except DecodeError as error:
         return Prediction(item.name, error=str(error))
     size = fit_image(pixels, wanted.pack_size, wanted.fit)
-    return _checked(Fitted(index, item.name, None, 1, size), colour, wanted)
+    height, width = pixels.shape[:2]
+    return _checked(Fitted(index, item.name, None, 1, size, width, height), colour, wanted)
 
 
 def _answered(index: int, name: str, answer: Answer, wanted: Preprocessing) -> Fitted | Prediction:
@@ -120,9 +123,10 @@ def _answered(index: int, name: str, answer: Answer, wanted: Preprocessing) -> F
     try:
         pixels = np.frombuffer(body, np.uint8).reshape(shape)
         slices, colour = int(header["slices"]), finite(header["colourfulness"])
+        width, height = int(finite(header["width"])), int(finite(header["height"]))
     except (KeyError, TypeError, ValueError, OverflowError):
         return Prediction(name, error=no_answer(name))
-    return _checked(Fitted(index, name, header.get("slice"), slices, pixels), colour, wanted)
+    return _checked(Fitted(index, name, header.get("slice"), slices, pixels, width, height), colour, wanted)
 
 
 def _checked(found: Fitted, colour: float, wanted: Preprocessing) -> Fitted | Prediction:
@@ -138,4 +142,4 @@ def _checked(found: Fitted, colour: float, wanted: Preprocessing) -> Fitted | Pr
         error = f"{shown} is a colour picture, and the model knows {known} only; it was left out."
     if error is not None:
         return Prediction(found.name, number, slices, error)
-    return Fitted(found.index, found.name, number, slices, found.pixels)
+    return replace(found, slice=number, slices=slices)

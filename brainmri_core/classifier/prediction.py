@@ -37,11 +37,15 @@ class Prediction:
     outlier : bool or None
         Whether the score lies above the threshold: the probabilities then mean little.
     pixels : numpy.ndarray or None
-        uint8, the fitted image, where maps were asked for.
+        uint8, the fitted image, where maps or traces were asked for.
     heatmap : numpy.ndarray or None
         float32 ``(S, S)`` in [0, 1]: Grad-CAM of the predicted class, where maps were asked for.
     no_heatmap : str or None
         Why there is none although it was asked for.
+    embedding : numpy.ndarray or None
+        float32 ``(D,)``, where traces were asked for.
+    width, height : int or None
+        Size of the image before it was fitted, where traces were asked for.
     """
 
     name: str
@@ -56,3 +60,6 @@ class Prediction:
     pixels: U8 | None = None
     heatmap: F32 | None = None
     no_heatmap: str | None = None
+    embedding: F32 | None = None
+    width: int | None = None
+    height: int | None = None

@@ -14,6 +14,7 @@ from brainmri_core.config.base import (
     read_yaml,
     validate_config,
 )
+from brainmri_core.config.batch import BatchPredictConfig
 from brainmri_core.config.data import FetchConfig, ResizeConfig, SplitConfig, ValidateConfig
 from brainmri_core.config.evaluation import EvaluateConfig
 from brainmri_core.config.external import ExternalConfig
@@ -21,10 +22,10 @@ from brainmri_core.config.files import default_config_path, named_config_path
 from brainmri_core.config.training import TrainConfig
 from brainmri_core.errors import ConfigError
 
-Stage = Literal["fetch", "split", "resize", "validate", "train", "evaluate", "external"]
+Stage = Literal["fetch", "split", "resize", "validate", "train", "evaluate", "external", "batch_predict"]
 STAGES: tuple[Stage, ...] = ("fetch", "split", "resize", "validate", "train", "evaluate")
 """The stages of the pipeline of one data set, in order."""
-BLOCKS: tuple[Stage, ...] = (*STAGES, "external")
+BLOCKS: tuple[Stage, ...] = (*STAGES, "external", "batch_predict")
 """All that have a block of their own in the configuration."""
 
 
@@ -65,6 +66,7 @@ class PipelineConfig(StageConfig):
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     external: ExternalConfig = ExternalConfig()
+    batch_predict: BatchPredictConfig = BatchPredictConfig()
 
     @model_validator(mode="after")
     def _consistent(self) -> PipelineConfig:

@@ -77,10 +77,13 @@ class GroupSums:
         float64 ``(G, G)``, zero on the diagonal: a group says nothing about itself.
     sizes : numpy.ndarray
         float64 ``(G,)``: points of each group.
+    own : numpy.ndarray
+        float64 ``(G,)``: the kernel summed over the pairs of two points of a group.
     """
 
     sums: F64
     sizes: F64
+    own: F64
 
     @classmethod
     def of(cls, points: F64, number: I64, kernel: Kernel) -> GroupSums:
@@ -95,16 +98,20 @@ class GroupSums:
         for start in range(0, len(points), rows):
             alike = np.exp(_squared(scaled[start : start + rows], scaled) / (-2 * kernel.width**2))
             np.add.at(sums, numbers[start : start + rows], np.add.reduceat(alike, starts, axis=1))
+        own = sums.diagonal() - sizes  # each point is like itself
         np.fill_diagonal(sums, 0.0)
-        return cls(sums, sizes)
+        return cls(sums, sizes, own)
 
-    def discrepancy(self, sides: Mask) -> F64:
+    def discrepancy(self, sides: Mask, *, ungrouped: bool = False) -> F64:
         """Return the squared discrepancy of each division of the groups, without bias: about 0 where nothing differs.
 
         Parameters
         ----------
         sides : numpy.ndarray
             bool ``(R, G)``, with two groups or more on either side.
+        ungrouped : bool
+            Count the pairs within a group on the chosen side, as in a set whose groups nobody knows. Then that side may
+            be a single group of two points or more; the result is greater by what points of a group are alike.
 
         Returns
         -------
@@ -118,7 +125,10 @@ class GroupSums:
         rest = self.sums.sum() - within - 2 * between
         here, squares = chosen @ self.sizes, chosen @ self.sizes**2
         there, others = self.sizes.sum() - here, (self.sizes**2).sum() - squares
-        found: F64 = within / (here**2 - squares) + rest / (there**2 - others) - 2 * between / (here * there)
+        pairs = here**2 - squares
+        if ungrouped:
+            within, pairs = within + chosen @ self.own, here**2 - here
+        found: F64 = within / pairs + rest / (there**2 - others) - 2 * between / (here * there)
         return found
 
 
@@ -147,9 +157,12 @@ def permutation_test(sums: GroupSums, first: Mask, permutations: int, seed: int)
 
 
 def chance_discrepancies(sums: GroupSums, part: int, draws: int, seed: int) -> F64:
-    """Return the squared discrepancies ``(draws,)`` between `part` random groups of one set and the rest of them."""
+    """Return the squared discrepancies ``(draws,)`` between `part` random groups of one set, as if ungrouped, and the rest.
+
+    The parts must hold two points or more.
+    """
     rng = np.random.default_rng([seed, 0x5418])
-    return sums.discrepancy(_drawn(len(sums.sizes), part, draws, rng))
+    return sums.discrepancy(_drawn(len(sums.sizes), part, draws, rng), ungrouped=True)
 
 
 def _drawn(groups: int, part: int, draws: int, rng: np.random.Generator) -> Mask:

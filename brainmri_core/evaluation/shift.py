@@ -263,7 +263,7 @@ def measure_shift(
     )
 
 
-def not_comparable(first: ImageSet, second: ImageSet, kind: str) -> str | None:
+def _not_comparable(first: ImageSet, second: ImageSet, kind: str) -> str | None:
     """Say why two sets cannot be compared in one of `KINDS`, None where they can."""
     if kind == "embedding" and (first.embeddings is None or second.embeddings is None):
         return "there are no embeddings of one of the sets"
@@ -273,7 +273,7 @@ def not_comparable(first: ImageSet, second: ImageSet, kind: str) -> str | None:
 
 
 def _discrepancy(kind: str, first: ImageSet, second: ImageSet, permutations: int, seed: int) -> Discrepancy:
-    reason = not_comparable(first, second, kind)
+    reason = _not_comparable(first, second, kind)
     if reason is not None:
         return Discrepancy(kind=kind, squared=None, p_value=None, reason=reason)
     here, there = first.points(kind), second.points(kind)
@@ -309,7 +309,7 @@ def _origin_model(first: ImageSet, second: ImageSet, seed: int) -> OriginModel:
     from sklearn.metrics import roc_auc_score
 
     folds = min(_FOLDS, first.n_groups, second.n_groups)
-    reason = not_comparable(first, second, "size")
+    reason = _not_comparable(first, second, "size")
     if reason is not None:
         return OriginModel(auroc=None, by_kind={}, folds=0, reason=reason)
     features = np.concatenate([first.features, second.features])

@@ -29,15 +29,18 @@ def answers(
     any_modality: bool = False,
 ) -> Iterator[bytes]:
     """Encode the fitted pixels of each slice of a file (an ordinary image has one), or the reason why there are none."""
+    header: dict[str, Any]
     try:
         kind = medical_kind(data, name)
         if kind is None:
             decoded, pixels = decode_fitted(
                 data, name=name, size=size, fit=fit, gray=gray, gray_ranges=gray_ranges
             )
-            yield message({"slices": 1, "colourfulness": decoded.colourfulness}, pixels.tobytes())
+            header = {"slices": 1, "colourfulness": decoded.colourfulness}
+            header |= {"width": decoded.width, "height": decoded.height}
+            yield message(header, pixels.tobytes())
             return
-        header: dict[str, Any] = {"reason": f"{printable(name)} holds no image."}
+        header = {"reason": f"{printable(name)} holds no image."}
         body = b""
         for number, found in enumerate(medical_slices(data, name, kind, any_modality=any_modality), 1):
             if (
@@ -46,7 +49,9 @@ def answers(
                 yield message({**header, "more": True}, body)
             pixels = fit_image(_levels(found.pixels, gray_ranges), size, fit)
             body = (pixels if gray else np.repeat(pixels[..., None], 3, axis=2)).tobytes()
+            height, width = found.pixels.shape[:2]
             header = {"slices": found.count, "slice": number, "colourfulness": 0.0}
+            header |= {"width": width, "height": height}
         yield message(header, body)
     except DecodeError as error:
         yield message({"reason": str(error)})

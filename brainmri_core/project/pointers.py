@@ -272,6 +272,32 @@ def pair_place(trained_on: str, evaluated_on: str) -> str:
     return f"{evaluated_on}+{trained_on.replace('/', '+')}"
 
 
+class BatchPredictionPointer(Pointer):
+    """The predictions of all images of a data set."""
+
+    kind: ClassVar[str] = "batch_predictions"
+
+    written_at_utc: str
+    folder: str
+    predictions: str
+    predictions_sha256: str
+    report: str
+    fetch_pointer: str
+    checkpoint_pointer: str | None = Field(None, description="none where a file was named")
+    model_sha256: str = Field(description="SHA-256 of the checkpoint's file")
+    trained_on: str = Field(description="data set that the model was trained on")
+    images: int
+    unusable: int = Field(description="images that could not be predicted")
+    flagged: int | None = Field(
+        None, description="images unlike the training images; none where nothing flags them"
+    )
+    predicted: dict[str, int] = Field(description="class -> images")
+    drifted: list[str] | None = Field(
+        None,
+        description="kinds of features in which the images drifted; none where nothing was measured",
+    )
+
+
 POINTER_TYPES: dict[str, type[Pointer]] = {
     cls.kind: cls
     for cls in (
@@ -288,6 +314,7 @@ POINTER_TYPES: dict[str, type[Pointer]] = {
         LeaderboardPointer,
         ChampionPointer,
         ExternalEvaluationPointer,
+        BatchPredictionPointer,
     )
 }
 

@@ -1,0 +1,277 @@
+"""Batch prediction: every image of a data set, labelled or not, predicted by a model in use, and compared with what it knows."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from brainmri_core.classifier.choice import model_of
+from brainmri_core.classifier.finished_work import KEY, FinishedWork, embeddings_of, features_of, public
+from brainmri_core.classifier.prediction import Prediction
+from brainmri_core.classifier.record import CLASSIFIER_NAME, OUTLIERS_NAME
+from brainmri_core.classifier.reference import validation_reference
+from brainmri_core.config.batch import BatchPredictConfig
+from brainmri_core.errors import IntegrityError
+from brainmri_core.escaping import printable
+from brainmri_core.evaluation.drift import DriftReport, measure_drift
+from brainmri_core.evaluation.label_shift import estimate_label_shift
+from brainmri_core.evaluation.shift import ImageSet, measure_shift
+from brainmri_core.predict import Classifier
+from brainmri_core.project.foreign_names import shown_name
+from brainmri_core.project.job import Job
+from brainmri_core.project.layout import RESUME_FOLDER
+from brainmri_core.project.pointers import BatchPredictionPointer, CheckpointPointer, FetchPointer
+from brainmri_core.project.sample_table import (
+    FETCH_COLUMNS,
+    known_patients,
+    known_scans,
+    read_samples,
+    write_samples,
+)
+from brainmri_core.splitting.assignment import joined
+from brainmri_core.system.clock import timestamp, utc_now
+from brainmri_core.system.locks import exclusive
+from brainmri_core.system.storage import (
+    remove_stale,
+    sha256_file,
+    sha256_json,
+    staging_folder,
+    write_json,
+)
+
+_RULES = 1  # of predicting; work done by others is done again
+_PART = 256
+"""Images after which the work is put on the disk: what a kill can cost."""
+
+_SAY_EVERY_S = 10.0
+_Answer = tuple[tuple[str, str], Prediction]
+
+
+@dataclass(frozen=True)
+class _Model:
+    classifier: Classifier
+    sha256: str
+    identity: str
+    record: CheckpointPointer | None
+
+
+def batch_predict(config: BatchPredictConfig, fetched: FetchPointer, job: Job) -> BatchPredictionPointer:
+    """Predict all images of a data set.
+
+    Parameters
+    ----------
+    config : BatchPredictConfig
+        Which model; its seed must be set.
+    fetched : FetchPointer
+        The data set. Its labels, if it has some, are not looked at.
+    job : Job
+        The run.
+
+    Returns
+    -------
+    BatchPredictionPointer
+        Its folder holds ``predictions.parquet``, a row per image, and ``report.json``, with the drift of the images from
+        the model's validation images.
+
+    Raises
+    ------
+    ConfigError, MissingUpstreamError
+        If it is not clear which model is meant, or there is none.
+    ModelError, IntegrityError
+        If the checkpoint is gone, damaged or not the one on record.
+    """
+    model = _load(config, job)
+    meta = model.classifier.meta
+    if job.entry.labelled:
+        job.log.warning(
+            "the labels of this data set are not looked at; evaluate or external_evaluation measure a model on them"
+        )
+    table = read_samples(job.layout.absolute(fetched.samples), FETCH_COLUMNS).sort_values(
+        "path", ignore_index=True
+    )
+    place = job.layout.configured(config.out_dir) / job.dataset
+    with exclusive(job.layout.lock("batch_predict", job.dataset)):
+        for stale in remove_stale(place) if place.is_dir() else []:
+            job.log.info("removed a stale temporary", path=stale.name)
+        work = FinishedWork(place / RESUME_FOLDER / model.identity, tuple(meta.classes))
+        rows, reused = _predicted(
+            model.classifier, work, table, job.layout.absolute(fetched.dataset_root), job
+        )
+        report = _report(config, model, rows, table, reused, job)
+        target = place / job.run_id
+        with staging_folder(target) as folder:
+            write_samples(folder / "predictions.parquet", _described(rows, table))
+            write_json(folder / "report.json", report)
+        work.settle(rows)
+    counts = {key: report[key] for key in ("images", "unusable", "flagged")}
+    job.log.info("predicted all images", **counts, reused=reused, drifted=report["drifted"])
+    return BatchPredictionPointer(
+        dataset=job.dataset,
+        run_id=job.run_id,
+        content_hash=sha256_json([fetched.content_hash, model.identity, config.false_alarms, config.seed]),
+        written_at_utc=report["written_at_utc"],
+        folder=job.layout.relative(target),
+        predictions=job.layout.relative(target / "predictions.parquet"),
+        predictions_sha256=sha256_file(target / "predictions.parquet"),
+        report=job.layout.relative(target / "report.json"),
+        fetch_pointer=str(fetched.pointer_path),
+        checkpoint_pointer=model.record.pointer_path if model.record else None,
+        model_sha256=model.sha256,
+        trained_on=meta.dataset,
+        predicted=report["predicted"],
+        drifted=report["drifted"],
+        **counts,
+    )
+
+
+def _load(config: BatchPredictConfig, job: Job) -> _Model:
+    record = None
+    if config.checkpoint is not None:
+        path = job.layout.configured(config.checkpoint)
+    else:
+        path, record = model_of(job.layout, config.model_of, "batch_predict.model_of")
+    classifier = Classifier.load(path, env=job.env)
+    digest = sha256_file(classifier.weights)
+    files = [] if classifier.evaluation is None else [CLASSIFIER_NAME, OUTLIERS_NAME]
+    described = [
+        sha256_file(file)
+        for name in files
+        if classifier.evaluation is not None and (file := classifier.evaluation / name).is_file()
+    ]
+    # anything else it depends on is in the checkpoint
+    identity = sha256_json([_RULES, digest, described, str(classifier.inference.device)])[:16]
+    job.log.info(
+        "model in use", file=classifier.weights.name, sha256=digest[:12], trained_on=classifier.meta.dataset
+    )
+    for caveat in classifier.caveats()[1:]:
+        job.log.warning(caveat)
+    return _Model(classifier, digest, identity, record)
+
+
+def _predicted(
+    classifier: Classifier, work: FinishedWork, table: pd.DataFrame, root: Path, job: Job
+) -> tuple[pd.DataFrame, int]:
+    """Return a row for each image of the table, in its order, and how many were done before."""
+    known, damaged = work.read()
+    for path in damaged:
+        job.log.warning("predictions that a run left are damaged; they are made again", file=path.name)
+    known = known.merge(table[KEY], on=KEY)
+    missing = table[KEY].merge(known[KEY], on=KEY, how="left", indicator=True)
+    todo = missing[missing["_merge"] == "left_only"]
+    job.log.info("predicting", images=len(table), done_before=len(known), to_do=len(todo))
+    names = {str(root / path): (path, digest) for path, digest in todo[KEY].itertuples(index=False)}
+    parts, done, said = [known], len(known), time.monotonic()
+    answers = _answers(classifier, names, root)
+    with (
+        closing(answers),
+        tqdm(total=len(table), initial=done, desc="predicting", unit="image", disable=None) as bar,
+    ):
+        while part := list(islice(answers, _PART)):
+            rows = work.rows([key for key, _ in part], [item for _, item in part])
+            work.add(rows)
+            parts.append(rows)
+            done += len(part)
+            bar.update(len(part))
+            if time.monotonic() - said > _SAY_EVERY_S:
+                said = time.monotonic()
+                job.log.info("predicted", done=done, of=len(table))
+    filled = [part for part in parts if len(part)] or parts
+    rows = table[KEY].merge(pd.concat(filled, ignore_index=True), on=KEY, how="left")
+    lost = rows["path"][rows["error"].isna()]
+    if len(lost):
+        raise IntegrityError(
+            f"The fetched file {shown_name(lost.iloc[0])} of {job.dataset} is gone; delete {root} and fetch again."
+        )
+    return rows[work.columns], len(known)
+
+
+def _answers(
+    classifier: Classifier, names: dict[str, tuple[str, str]], root: Path
+) -> Generator[_Answer, None, None]:
+    """Yield each image's key with its prediction, errors without the folder of this machine."""
+    shown = f"{printable(str(root))}/"
+    for item in classifier.stream(list(names), traces=True):
+        if item.name not in names or item.slice not in (None, 1):
+            continue
+        error = item.error and item.error.replace(shown, "")
+        if item.slice is not None:  # fetch takes scans apart
+            error = f"{printable(names[item.name][0])} holds {item.slices} slices; fetch the data set again."
+        yield names[item.name], item if error is None else Prediction(item.name, error=error)
+
+
+def _described(rows: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
+    """Return the predictions with what the data set itself knows of whose images they are."""
+    found = public(rows)
+    for place, name in enumerate(("patient", "scan"), len(KEY)):
+        if name in table.columns:
+            found.insert(place, name, table[name])
+    return found
+
+
+def _report(
+    config: BatchPredictConfig, model: _Model, rows: pd.DataFrame, table: pd.DataFrame, reused: int, job: Job
+) -> dict[str, Any]:
+    classifier = model.classifier
+    usable = (rows["error"] == "").to_numpy()
+    called = rows["predicted"][usable].value_counts()
+    flagged = None if classifier.outliers is None else int(rows["outlier"][usable].sum())
+    drift = _drift(config, model, rows[usable], table[usable], job)
+    return {
+        "dataset": job.dataset,
+        "run_id": job.run_id,
+        "written_at_utc": timestamp(utc_now()),
+        "model": {
+            "sha256": model.sha256,
+            "architecture": classifier.meta.model_name,
+            "trained_on": classifier.meta.dataset,
+            "run_id": classifier.meta.run_id,
+            "temperature": classifier.temperature,
+            "outlier_threshold": None if classifier.outliers is None else classifier.outliers.threshold,
+        },
+        "caveats": classifier.caveats(),
+        "images": len(rows),
+        "unusable": int((~usable).sum()),
+        "reused": reused,
+        "flagged": flagged,
+        "predicted": {name: int(called.get(name, 0)) for name in classifier.classes},
+        "drifted": list(drift.drifted) if drift.measured else None,
+        "drift": drift.model_dump(mode="json"),
+    }
+
+
+def _drift(
+    config: BatchPredictConfig, model: _Model, rows: pd.DataFrame, table: pd.DataFrame, job: Job
+) -> DriftReport:
+    """Compare the images with the validation images of the model's training."""
+    assert config.seed is not None
+    if not len(rows):
+        return DriftReport(reason="no image could be predicted")
+    reference = validation_reference(model.classifier.inference, job.layout)
+    if isinstance(reference, str):
+        return DriftReport(reason=reference)
+    groups = tuple(map(str, joined(known_patients(table), known_scans(table)).tolist()))
+    images = ImageSet(features_of(rows), groups, embeddings_of(rows))
+    classes = model.classifier.classes
+    names = (f"the validation images of {model.classifier.meta.dataset}", job.dataset)
+    return DriftReport(
+        measures=measure_drift(reference.images, images, false_alarms=config.false_alarms, seed=config.seed),
+        shift=measure_shift(reference.images, images, names, seed=config.seed),
+        labels=estimate_label_shift(
+            reference.labels,
+            reference.probabilities,
+            reference.images.groups,
+            rows[[f"prob_{name}" for name in classes]].to_numpy(np.float64),
+            groups,
+            classes,
+            seed=config.seed,
+        ),
+    )

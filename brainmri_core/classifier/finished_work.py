@@ -1,0 +1,130 @@
+"""Predictions that are done, kept while the rest is made: a run that was killed, or one over a grown folder, goes on with them."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from brainmri_core.classifier.prediction import Prediction
+from brainmri_core.evaluation.shift import FEATURE_NAMES, image_features
+from brainmri_core.system.storage import atomic_file, remove_folder, storage_error
+
+F32 = npt.NDArray[np.float32]
+F64 = npt.NDArray[np.float64]
+
+KEY = ["path", "file_sha256"]
+_TEXT = [*KEY, "predicted", "error"]
+_FEATURES = [f"feature_{name}" for name in FEATURE_NAMES]
+
+
+@dataclass(frozen=True)
+class FinishedWork:
+    """A folder of Parquet files, each with a row per image: what the classifier said, and what drift is measured by.
+
+    Attributes
+    ----------
+    folder : pathlib.Path
+        Named after the classifier: another one's work is none of this.
+    classes : tuple of str
+        The classifier's.
+    """
+
+    folder: Path
+    classes: tuple[str, ...]
+
+    @property
+    def columns(self) -> list[str]:
+        """Names of the columns, in order."""
+        scores = [f"{kind}_{name}" for kind in ("prob", "logit") for name in self.classes]
+        return [*_TEXT, "outlier_score", "outlier", *scores, *_FEATURES, "embedding"]
+
+    def rows(self, keys: Sequence[tuple[str, str]], found: Sequence[Prediction]) -> pd.DataFrame:
+        """Return the rows of some images.
+
+        Parameters
+        ----------
+        keys : sequence of tuple
+            Path and file hash of N images.
+        found : sequence of Prediction
+            N predictions with traces; one with an error has empty values.
+        """
+        usable = [index for index, item in enumerate(found) if item.error is None]
+        features = np.full((len(found), len(_FEATURES)), np.nan)
+        if usable:
+            pixels = np.stack([np.asarray(found[index].pixels) for index in usable])
+            sizes = np.array([[found[index].width, found[index].height] for index in usable], np.int64)
+            features[usable] = image_features(pixels, sizes[:, 0], sizes[:, 1])
+        rows = []
+        for (path, digest), item, values in zip(keys, found, features, strict=True):
+            row: dict[str, Any] = dict(zip(KEY, (path, digest), strict=True))
+            row |= {"predicted": item.predicted, "error": item.error or ""}
+            row |= {"outlier_score": item.outlier_score, "outlier": item.outlier}
+            logits = [np.nan] * len(self.classes) if item.logits is None else item.logits.tolist()
+            row |= {f"prob_{name}": item.probabilities.get(name, np.nan) for name in self.classes}
+            row |= {f"logit_{name}": value for name, value in zip(self.classes, logits, strict=True)}
+            row |= dict(zip(_FEATURES, values.tolist(), strict=True))
+            row["embedding"] = b"" if item.embedding is None else item.embedding.tobytes()
+            rows.append(row)
+        return self._typed(pd.DataFrame(rows, columns=self.columns))
+
+    def _typed(self, table: pd.DataFrame) -> pd.DataFrame:
+        kinds = dict.fromkeys(self.columns[len(_TEXT) + 2 : -1], "float64")
+        kinds |= dict.fromkeys(_TEXT, "str") | {"outlier_score": "float64", "outlier": "boolean"}
+        kinds |= {f"logit_{name}": "float32" for name in self.classes}
+        return table.astype(kinds)
+
+    def add(self, rows: pd.DataFrame) -> None:
+        """Keep rows, in a file of their own that is there whole or not at all."""
+        with atomic_file(self.folder / f"part-{uuid.uuid4().hex}.parquet") as handle:
+            rows.to_parquet(handle, index=False, compression="zstd")
+
+    def read(self) -> tuple[pd.DataFrame, list[Path]]:
+        """Return all rows kept, an image's newest only, and the files that cannot be read and are removed."""
+        parts, damaged = [self._typed(pd.DataFrame(columns=self.columns))], []
+        for path in sorted(self.folder.glob("part-*.parquet")):
+            try:
+                part = pd.read_parquet(path)
+                if part.columns.tolist() != self.columns:
+                    raise ValueError("it has other columns")
+                parts.append(self._typed(part))
+            except (OSError, ValueError, TypeError) as error:
+                if (
+                    isinstance(error, OSError) and error.errno
+                ):  # the system's; that of a damaged file has no number
+                    raise storage_error(error, path, "read") from error
+                path.unlink(missing_ok=True)
+                damaged.append(path)
+        filled = [part for part in parts if len(part)] or parts
+        return pd.concat(filled, ignore_index=True).drop_duplicates(KEY, keep="last"), damaged
+
+    def settle(self, rows: pd.DataFrame) -> None:
+        """Keep these rows alone, in one file, and no other classifier's work."""
+        before = list(self.folder.glob("part-*.parquet"))
+        self.add(rows)
+        for path in before:
+            path.unlink(missing_ok=True)
+        for other in self.folder.parent.iterdir():
+            if other.is_dir() and other != self.folder:
+                remove_folder(other)
+
+
+def features_of(rows: pd.DataFrame) -> F64:
+    """Return the features of rows, float64 ``(N, F)``, columns as in `shift.FEATURE_NAMES`."""
+    return np.asarray(rows[_FEATURES].to_numpy(np.float64))
+
+
+def embeddings_of(rows: pd.DataFrame) -> F32:
+    """Return the embeddings of rows, float32 ``(N, D)``."""
+    return np.stack([np.frombuffer(value, np.float32) for value in rows["embedding"]])
+
+
+def public(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return what a reader of the predictions needs."""
+    return rows.drop(columns=[*_FEATURES, "embedding"])

@@ -1,0 +1,27 @@
+"""Config of the predictions of a whole data set."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from brainmri_core.config.base import StageConfig
+
+
+class BatchPredictConfig(StageConfig):
+    """Predict all images of a data set, labelled or not, and see whether they are like the model's validation images."""
+
+    checkpoint: str | None = Field(
+        None,
+        description="Checkpoint file or folder of an evaluation; empty: the champion of model_of, else its newest checkpoint.",
+    )
+    model_of: str | None = Field(
+        None, description="Data set whose model predicts; empty is enough where only one data set has one."
+    )
+    out_dir: str = Field("outputs/batch_predictions", min_length=1, description="Folder of predictions.")
+    false_alarms: float = Field(
+        0.01,
+        gt=0,
+        le=0.5,
+        description="Share of batches like the validation images that the drift check may flag.",
+    )
+    seed: int | None = Field(None, ge=0, description="Seed of the drift measures; empty means env.seed.")

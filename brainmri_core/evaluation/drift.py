@@ -1,0 +1,177 @@
+"""Drift: whether the images a model is asked about still look like those it was validated on.
+
+How unlike is too unlike is told by the validation images themselves: parts of them, drawn at random in whole groups, are
+compared with the rest of them, and what hardly any part reaches is the threshold.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from brainmri_core.evaluation.discrepancy import GroupSums, Kernel, chance_discrepancies, number_groups
+from brainmri_core.evaluation.label_shift import LabelShift
+from brainmri_core.evaluation.shift import KINDS, ImageSet, ShiftReport
+
+DRAWS = 1000
+MIN_GROUPS = 10
+"""Independent groups of validation images from which on a threshold is drawn from them."""
+
+LEAST = 1e-3
+"""Squared discrepancy below which nothing is called drift, however large the sets: about that of 3 images in 100 that are
+from somewhere else."""
+
+
+class DriftMeasure(BaseModel):
+    """One kind of features.
+
+    Attributes
+    ----------
+    squared, threshold : float or None
+        Squared maximum mean discrepancy from the validation images, and what it may be.
+    reason : str or None
+        Why there is none.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: str
+    squared: float | None
+    threshold: float | None
+    reason: str | None = None
+
+    @property
+    def exceeded(self) -> bool:
+        """Whether it lies above its threshold."""
+        return self.squared is not None and self.threshold is not None and self.squared > self.threshold
+
+
+class DriftReport(BaseModel):
+    """What became of the images since the model was validated.
+
+    Attributes
+    ----------
+    shift : ShiftReport or None
+        The same images described further: p values, features, a model that tells the sets apart.
+    labels : LabelShift or None
+        Estimated shares of the classes.
+    reason : str or None
+        Why nothing was measured.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    measures: tuple[DriftMeasure, ...] = ()
+    shift: ShiftReport | None = None
+    labels: LabelShift | None = None
+    reason: str | None = None
+
+    @property
+    def drifted(self) -> tuple[str, ...]:
+        """The kinds of features above their thresholds."""
+        return tuple(item.kind for item in self.measures if item.exceeded)
+
+    @property
+    def measured(self) -> bool:
+        """Whether any kind of features was compared."""
+        return any(item.squared is not None for item in self.measures)
+
+    @property
+    def unmeasured(self) -> dict[str, str]:
+        """What was not measured, and why."""
+        if self.reason is not None:
+            return dict.fromkeys(KINDS, self.reason)
+        return {item.kind: item.reason for item in self.measures if item.reason is not None}
+
+    def sentence(self) -> str:
+        """Say what was found, and what could not be measured."""
+        told = []
+        if self.drifted:
+            told.append(
+                f"The images are unlike the model's validation images in {', '.join(self.drifted)}: its scores, "
+                "probabilities and limits may not hold for them."
+            )
+        elif self.measured:
+            told.append("The images look like the model's validation images.")
+        reasons: dict[str, list[str]] = {}
+        for kind, reason in self.unmeasured.items():
+            reasons.setdefault(reason, []).append(kind)
+        told += [f"Not measured in {', '.join(kinds)}: {reason}." for reason, kinds in reasons.items()]
+        if self.drifted and self.shift is not None:
+            told.append(self.shift.summary)
+        return " ".join(told)
+
+
+def measure_drift(
+    reference: ImageSet, other: ImageSet, *, false_alarms: float, seed: int
+) -> tuple[DriftMeasure, ...]:
+    """Compare images with the validation images of a model.
+
+    Parameters
+    ----------
+    reference : ImageSet
+        The validation images, with their groups.
+    other : ImageSet
+        What the model is asked about. The threshold is drawn for as many images of as many groups, but never more than half
+        of the validation images. Where its groups are not known, its images count as those of patients like theirs.
+    false_alarms : float
+        Share of such parts of the validation images that exceed a threshold, all kinds together.
+    seed : int
+        Seed of the draws, and of the sample where a set is large.
+
+    Returns
+    -------
+    tuple of DriftMeasure
+        One for each of `KINDS`.
+    """
+    first, second = reference.part(seed), other.part(seed)
+    return tuple(_measure(kind, first, second, false_alarms / len(KINDS), seed) for kind in KINDS)
+
+
+def _measure(kind: str, first: ImageSet, second: ImageSet, level: float, seed: int) -> DriftMeasure:
+    part = _part_groups(first, second)
+    reason = _not_measurable(kind, first, second)
+    if reason is None and math.comb(first.n_groups, part) * level < 1:
+        reason = (
+            f"images of {part} patient{'s' * (part > 1)} or group{'s' * (part > 1)} are too few to tell drift from chance by "
+            f"{first.n_groups} in the validation images"
+        )
+    if reason is not None:
+        return DriftMeasure(kind=kind, squared=None, threshold=None, reason=reason)
+    here, there = first.points(kind), second.points(kind)
+    assert here is not None and there is not None
+    # that of the validation images alone, so that the measure of one day can be compared with that of another
+    kernel = Kernel.fit(here, standardise=kind != "embedding")
+    own = GroupSums.of(here, number_groups(first.groups), kernel)
+    chance = chance_discrepancies(own, part, DRAWS, seed)
+    numbers = [number_groups(first.groups), first.n_groups + np.arange(len(second))]
+    sums = GroupSums.of(np.concatenate([here, there]), np.concatenate(numbers), kernel)
+    side = np.arange(len(sums.sizes)) >= first.n_groups
+    return DriftMeasure(
+        kind=kind,
+        squared=float(sums.discrepancy(side[None])[0]),
+        threshold=max(float(np.quantile(chance, 1 - level, method="higher")), LEAST),
+    )
+
+
+def _not_measurable(kind: str, first: ImageSet, second: ImageSet) -> str | None:
+    if kind == "embedding" and (first.embeddings is None or second.embeddings is None):
+        return "there are no embeddings of one of the sets"
+    if len(second) < 2:
+        return "there are fewer than two images"
+    if first.n_groups < MIN_GROUPS:
+        return f"the validation images are of {first.n_groups} patients or groups, fewer than {MIN_GROUPS}"
+    return None
+
+
+def _part_groups(reference: ImageSet, other: ImageSet) -> int:
+    """Return how many groups hold about as many images as are compared, at most as many as those are of, and half of all.
+
+    One group is a part only where all have two images or more: a single image is not compared with itself.
+    """
+    share = min(len(other) / len(reference), 0.5)
+    groups = min(round(share * reference.n_groups), other.n_groups, reference.n_groups // 2)
+    least = 1 if np.bincount(number_groups(reference.groups)).min() > 1 else 2
+    return max(groups, least)
