@@ -1,0 +1,291 @@
+from __future__ import annotations
+
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image, ImageFilter
+
+from brainmri_core.batch_predict import batch_predict
+from brainmri_core.config.batch import BatchPredictConfig
+from brainmri_core.config.data import FetchConfig
+from brainmri_core.errors import ConfigError, IntegrityError, MissingUpstreamError, ModelError
+from brainmri_core.fetch import fetch
+from brainmri_core.gc import collect_garbage
+from brainmri_core.predict import Classifier
+from brainmri_core.project.catalogue import DatasetEntry
+from brainmri_core.project.pointers import (
+    BatchPredictionPointer,
+    CheckpointPointer,
+    EvaluationPointer,
+    FetchPointer,
+    write_pointer,
+)
+from brainmri_core.system.storage import read_json, sha256_file
+from brainmri_core.verify import verify
+from tests.core.evaluation_case import Case
+
+INBOX = DatasetEntry(key="clinic/inbox", source="archive", labelled=False)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _evaluated(case: Case, pointer: EvaluationPointer) -> None:
+    """The project knows the evaluation of its checkpoint."""
+    write_pointer(case.job.layout, pointer)
+
+
+@pytest.fixture
+def inbox(tmp_path: Path, case: Case) -> Path:
+    """A folder of 12 images of the training data's kind, of which nobody says what they show."""
+    source = case.job.layout.absolute(case.fetched.dataset_root)
+    folder = tmp_path / "inbox"
+    folder.mkdir()
+    for number, path in enumerate(sorted(source.glob("Testing/**/*.jpg"))[:12]):
+        shutil.copyfile(path, folder / f"{number:02d}.jpg")
+    return folder
+
+
+def got(case: Case, folder: Path, run_id: str = "b1") -> FetchPointer:
+    job = replace(case.job, entry=INBOX, run_id=run_id)
+    return write_pointer(job.layout, fetch(FetchConfig(archive=str(folder)), job))
+
+
+def predicted(case: Case, folder: Path, run_id: str, **settings: Any) -> BatchPredictionPointer:
+    config = BatchPredictConfig.model_validate({"seed": 42, **settings})
+    job = replace(case.job, entry=INBOX, run_id=run_id)
+    case.records.clear()
+    return write_pointer(job.layout, batch_predict(config, got(case, folder, run_id), job))
+
+
+def table_of(case: Case, found: BatchPredictionPointer) -> pd.DataFrame:
+    return pd.read_parquet(case.job.layout.absolute(found.predictions))
+
+
+def report_of(case: Case, found: BatchPredictionPointer) -> dict[str, Any]:
+    report = read_json(case.job.layout.absolute(found.report))
+    assert isinstance(report, dict)
+    return report
+
+
+def said(case: Case, event: str) -> dict[str, Any]:
+    return next(item for item in case.records if item["event"] == event)
+
+
+def test_every_image_gets_the_answer_of_predict(case: Case, inbox: Path) -> None:
+    found = predicted(case, inbox, "answers")
+    table = table_of(case, found)
+    assert table["path"].tolist() == [f"{number:02d}.jpg" for number in range(12)]
+    classifier = Classifier.load(case.job.layout.absolute(case.checkpoint.checkpoint))
+    assert classifier.temperature is not None
+    for row, expected in zip(table.to_dict("records"), classifier.predict(inbox), strict=True):
+        shares = {name: row[f"prob_{name}"] for name in classifier.classes}
+        assert shares == pytest.approx(expected.probabilities, abs=1e-12)
+        assert [row[f"logit_{name}"] for name in classifier.classes] == list(expected.logits)
+        assert (row["predicted"], row["outlier"]) == (expected.predicted, expected.outlier)
+        assert row["error"] == ""
+    assert sum(found.predicted.values()) == found.images == 12
+    assert found.flagged == table["outlier"].sum()
+    assert found.trained_on == case.job.dataset
+
+
+def test_a_file_that_cannot_be_used_costs_itself_only_and_is_named_as_in_the_folder(
+    case: Case, inbox: Path
+) -> None:
+    (inbox / "05.jpg").write_bytes((inbox / "05.jpg").read_bytes()[:900])
+    Image.new("L", (64, 64), 0).save(inbox / "blank.png")
+    found = predicted(case, inbox, "unusable")
+    errors = table_of(case, found).set_index("path")["error"]
+    assert errors[errors != ""].index.tolist() == ["05.jpg", "blank.png"]
+    assert errors["blank.png"].startswith("blank.png is blank")
+    assert str(case.job.layout.root) not in "".join(errors)
+    assert (found.images, found.unusable) == (13, 2)
+    assert table_of(case, found).loc[5, [f"prob_{name}" for name in case.pack.classes]].isna().all()
+
+
+def test_a_folder_of_files_that_cannot_be_used_is_told_and_drift_says_why_not(
+    case: Case, tmp_path: Path
+) -> None:
+    (tmp_path / "bad").mkdir()
+    Image.new("L", (64, 64), 0).save(tmp_path / "bad/blank.png")
+    found = predicted(case, tmp_path / "bad", "nothing")
+    assert (found.images, found.unusable, found.drifted) == (1, 1, None)
+    assert report_of(case, found)["drift"]["reason"] == "no image could be predicted"
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from brainmri_core import batch_predict
+from brainmri_core.classifier.finished_work import FinishedWork
+from brainmri_core.config.batch import BatchPredictConfig
+from brainmri_core.project.job import Job
+from brainmri_core.project.layout import Layout
+from brainmri_core.project.logs import StageLog
+from brainmri_core.project.pointers import FetchPointer, latest_pointer
+from tests.core.test_batch_predict import INBOX
+
+batch_predict._PART = 4
+add, parts = FinishedWork.add, []
+
+def add_or_die(self, rows):
+    if len(parts) == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    parts.append(len(rows))
+    add(self, rows)
+
+FinishedWork.add = add_or_die
+layout = Layout(root=Path(sys.argv[1]))
+job = Job(layout, "killed", INBOX, StageLog("test", "killed", INBOX.key, []))
+batch_predict.batch_predict(BatchPredictConfig(seed=42), latest_pointer(layout, FetchPointer, INBOX.key), job)
+"""
+
+
+def test_work_done_before_a_kill_is_not_done_again(case: Case, inbox: Path) -> None:
+    for path in list(inbox.iterdir()):  # files no other test has predicted
+        Image.open(path).convert("L").resize((90, 90)).save(path.with_suffix(".png"))
+        path.unlink()
+    got(case, inbox)
+    root = case.job.layout.root
+    ended = subprocess.run(
+        [sys.executable, "-c", KILLED, str(root)], capture_output=True, text=True, check=False, timeout=300
+    )
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
+    assert not (root / "outputs/batch_predictions/clinic/inbox/killed").exists()
+    found = predicted(case, inbox, "resumed")
+    assert (said(case, "predicting")["done_before"], said(case, "predicting")["to_do"]) == (8, 4)
+    shutil.rmtree(root / "outputs/batch_predictions/clinic/inbox/resume")
+    anew = predicted(case, inbox, "anew")
+    assert said(case, "predicting")["done_before"] == 0
+    pd.testing.assert_frame_equal(table_of(case, found), table_of(case, anew))
+    assert report_of(case, anew)["drift"] == report_of(case, found)["drift"]
+    assert anew.content_hash == found.content_hash
+
+
+def test_of_a_grown_folder_only_what_is_new_is_predicted(case: Case, inbox: Path) -> None:
+    predicted(case, inbox, "first")
+    shutil.copyfile(inbox / "00.jpg", inbox / "zz.jpg")
+    (inbox / "01.jpg").write_bytes((inbox / "02.jpg").read_bytes())
+    (inbox / "03.jpg").unlink()
+    found = predicted(case, inbox, "grown")
+    assert (said(case, "predicting")["done_before"], said(case, "predicting")["to_do"]) == (10, 2)
+    table = table_of(case, found).set_index("path")
+    assert "03.jpg" not in table.index
+    assert table.loc["01.jpg", "outlier_score"] == pytest.approx(table.loc["02.jpg", "outlier_score"])
+    assert report_of(case, found)["reused"] == 10
+
+
+def test_damaged_work_is_said_and_done_again(case: Case, inbox: Path) -> None:
+    predicted(case, inbox, "whole")
+    (part,) = (case.job.layout.root / "outputs/batch_predictions/clinic/inbox/resume").glob("*/*.parquet")
+    part.write_bytes(part.read_bytes()[:100])
+    predicted(case, inbox, "mended")
+    assert said(case, "predictions that a run left are damaged; they are made again")["file"] == part.name
+    assert said(case, "predicting")["done_before"] == 0
+
+
+def test_drift_is_measured_against_the_validation_images_and_found(case: Case, tmp_path: Path) -> None:
+    source = case.job.layout.absolute(case.fetched.dataset_root)
+    same, soft = tmp_path / "same", tmp_path / "soft"
+    for folder in (same, soft):
+        folder.mkdir()
+    for number, path in enumerate(sorted(source.glob("T*ing/**/*.jpg"))[::2]):
+        shutil.copyfile(path, same / f"{number}.jpg")
+        Image.open(path).filter(ImageFilter.GaussianBlur(3)).save(soft / f"{number}.jpg", quality=95)
+    usual, blurred = predicted(case, same, "same"), predicted(case, soft, "soft")
+    assert usual.drifted == []
+    assert blurred.drifted is not None
+    assert "edges" in blurred.drifted
+    drift = report_of(case, blurred)["drift"]
+    assert "less sharpness" in drift["shift"]["summary"]
+    assert drift["shift"]["reference"] == "the validation images of brainmri/phantom"
+    shares = report_of(case, usual)["drift"]["labels"]
+    assert shares["estimated"] is None or sum(shares["estimated"].values()) == pytest.approx(1)
+
+
+def test_a_checkpoint_without_evaluation_or_training_data_says_what_cannot_be_told(
+    case: Case, inbox: Path, tmp_path: Path
+) -> None:
+    alone = replace(
+        case, job=replace(case.job, layout=case.job.layout.model_copy(update={"root": tmp_path / "p"}))
+    )
+    file = tmp_path / "elsewhere.pth"
+    shutil.copyfile(case.job.layout.absolute(case.checkpoint.checkpoint), file)
+    found = predicted(alone, inbox, "bare", checkpoint=str(file))
+    report = report_of(alone, found)
+    assert (found.flagged, found.drifted, found.checkpoint_pointer) == (None, None, None)
+    assert report["model"]["temperature"] is None
+    assert "probabilities are not calibrated" in report["caveats"][1]
+    assert (
+        report["drift"]["reason"] == "the images that the checkpoint was validated on are not in this project"
+    )
+    assert table_of(alone, found)["outlier"].isna().all()
+    assert found.model_sha256 == sha256_file(file)
+
+
+def test_no_model_a_gone_one_and_several_are_said_with_the_way_out(
+    case: Case, inbox: Path, tmp_path: Path
+) -> None:
+    empty = replace(
+        case, job=replace(case.job, layout=case.job.layout.model_copy(update={"root": tmp_path / "p"}))
+    )
+    with pytest.raises(MissingUpstreamError, match=r"no model in .* yet; make one with `brainmri pipeline`"):
+        predicted(empty, inbox, "none")
+    with pytest.raises(MissingUpstreamError, match="no checkpoint of owner/slug yet"):
+        predicted(case, inbox, "none", model_of="owner/slug")
+    with pytest.raises(ModelError, match=r"gone.pth does not exist"):
+        predicted(case, inbox, "none", checkpoint=str(tmp_path / "gone.pth"))
+    layout = empty.job.layout
+    record = case.checkpoint.model_copy(update={"pointer_path": None})
+    write_pointer(layout, record)
+    with pytest.raises(MissingUpstreamError, match=r"best.pth of brainmri/phantom is gone; restore it"):
+        predicted(empty, inbox, "gone")
+    weights = layout.absolute(record.checkpoint)
+    weights.parent.mkdir(parents=True)
+    weights.write_bytes(b"x")
+    with pytest.raises(IntegrityError, match="checkpoint"):
+        predicted(empty, inbox, "changed")
+    write_pointer(layout, CheckpointPointer.model_validate({**record.model_dump(), "dataset": "owner/other"}))
+    with pytest.raises(
+        ConfigError, match=r"several data sets \(brainmri/phantom, owner/other\); choose one with"
+    ):
+        predicted(empty, inbox, "several")
+
+
+def test_a_labelled_data_set_is_predicted_and_its_labels_left_alone(case: Case) -> None:
+    case.records.clear()
+    job = replace(case.job, run_id="labelled")
+    found = batch_predict(BatchPredictConfig(seed=42), case.fetched, job)
+    assert found.images == case.fetched.n_images
+    assert any("labels of this data set are not looked at" in item["event"] for item in case.records)
+    assert "label" not in table_of(case, found)
+
+
+def test_the_project_is_whole_afterwards_and_nothing_of_it_is_garbage(case: Case, inbox: Path) -> None:
+    found = predicted(case, inbox, "kept")
+    assert not verify(case.job.layout).problems
+    folder = case.job.layout.absolute(found.folder)
+    assert folder not in collect_garbage(case.job.layout).results
+    orphan = folder.with_name("orphan")
+    shutil.copytree(folder, orphan)
+    assert orphan in collect_garbage(case.job.layout).results
+    shutil.rmtree(orphan)
+    table = case.job.layout.absolute(found.predictions)
+    whole = table.read_bytes()
+    table.write_bytes(whole[:-1])
+    problems = verify(case.job.layout).problems
+    table.write_bytes(whole)
+    assert [item.path for item in problems] == [found.predictions]
+
+
+def test_the_stored_numbers_are_finite_where_there_are_any(case: Case, inbox: Path) -> None:
+    table = table_of(case, predicted(case, inbox, "finite"))
+    numbers = table[[name for name in table if name.startswith(("prob_", "logit_"))]].to_numpy(np.float64)
+    assert np.isfinite(numbers).all()
+    assert not [name for name in table if name.startswith("feature_") or name == "embedding"]
