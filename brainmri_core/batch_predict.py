@@ -14,11 +14,11 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from brainmri_core.classifier.choice import model_of
 from brainmri_core.classifier.finished_work import KEY, FinishedWork, embeddings_of, features_of, public
 from brainmri_core.classifier.prediction import Prediction
 from brainmri_core.classifier.record import CLASSIFIER_NAME, OUTLIERS_NAME
 from brainmri_core.classifier.reference import validation_reference
+from brainmri_core.classifier.search import model_in_use, recorded_checkpoint
 from brainmri_core.config.batch import BatchPredictConfig
 from brainmri_core.errors import IntegrityError
 from brainmri_core.escaping import printable
@@ -134,11 +134,10 @@ def batch_predict(config: BatchPredictConfig, fetched: FetchPointer, job: Job) -
 
 
 def _load(config: BatchPredictConfig, job: Job) -> _Model:
-    record = None
     if config.checkpoint is not None:
         path = job.layout.configured(config.checkpoint)
     else:
-        path, record = model_of(job.layout, config.model_of, "batch_predict.model_of")
+        path = model_in_use(job.layout, config.model_of, "batch_predict.model_of")
     classifier = Classifier.load(path, env=job.env)
     digest = sha256_file(classifier.weights)
     files = [] if classifier.evaluation is None else [CLASSIFIER_NAME, OUTLIERS_NAME]
@@ -154,6 +153,7 @@ def _load(config: BatchPredictConfig, job: Job) -> _Model:
     )
     for caveat in classifier.caveats()[1:]:
         job.log.warning(caveat)
+    record = recorded_checkpoint(job.layout, classifier.weights, classifier.meta.dataset)
     return _Model(classifier, digest, identity, record)
 
 

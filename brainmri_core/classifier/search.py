@@ -16,6 +16,7 @@ from brainmri_core.project.pointers import (
     EvaluationPointer,
     PackPointer,
     follow,
+    latest_pointer,
     read_pointer,
 )
 from brainmri_core.system.storage import check_sha256, sha256_file
@@ -134,6 +135,45 @@ def checkpoint_in_use(
         )
     check_sha256(path, holder.checkpoint_sha256, "checkpoint")
     return path
+
+
+def model_in_use(layout: Layout, dataset: str | None, setting: str) -> Path:
+    """Return the checkpoint in use of a data set.
+
+    Parameters
+    ----------
+    dataset : str or None
+        Whose; None is enough where only one data set has a champion, or none has and only one a checkpoint.
+    setting : str
+        What chooses the data set, for the messages.
+
+    Raises
+    ------
+    ConfigError
+        If several data sets have a model and none is named.
+    MissingUpstreamError
+        If there is no model.
+    IntegrityError
+        If its file is gone, or not the one on record.
+    """
+    name = dataset or _only_dataset(layout, setting)
+    champion = latest_pointer(layout, ChampionPointer, name)
+    return checkpoint_in_use(layout, champion, latest_pointer(layout, CheckpointPointer, name), name)
+
+
+def _only_dataset(layout: Layout, setting: str) -> str:
+    for kind in (ChampionPointer.kind, CheckpointPointer.kind):
+        folder = layout.root / "outputs" / "pointers" / kind
+        names = sorted(file.parent.relative_to(folder).as_posix() for file in folder.glob("*/*/latest.json"))
+        if len(names) > 1:
+            raise ConfigError(
+                f"There are models of several data sets ({', '.join(names)}); choose one with {setting}."
+            )
+        if names:
+            return names[0]
+    raise MissingUpstreamError(
+        f"There is no model in {layout.root} yet; make one with `brainmri pipeline`, or name a file with --checkpoint."
+    )
 
 
 def own_evaluation(layout: Layout, weights: Path, meta: CheckpointMeta) -> EvaluationPointer | None:

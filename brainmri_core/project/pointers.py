@@ -283,7 +283,7 @@ class BatchPredictionPointer(Pointer):
     predictions_sha256: str
     report: str
     fetch_pointer: str
-    checkpoint_pointer: str | None = Field(None, description="none where a file was named")
+    checkpoint_pointer: str | None = Field(None, description="none for a file that no training here has left")
     model_sha256: str = Field(description="SHA-256 of the checkpoint's file")
     trained_on: str = Field(description="data set that the model was trained on")
     images: int

@@ -244,7 +244,7 @@ def test_no_model_a_gone_one_and_several_are_said_with_the_way_out(
     layout = empty.job.layout
     record = case.checkpoint.model_copy(update={"pointer_path": None})
     write_pointer(layout, record)
-    with pytest.raises(MissingUpstreamError, match=r"best.pth of brainmri/phantom is gone; restore it"):
+    with pytest.raises(IntegrityError, match=r"best.pth is missing; run the stage that makes it again"):
         predicted(empty, inbox, "gone")
     weights = layout.absolute(record.checkpoint)
     weights.parent.mkdir(parents=True)
