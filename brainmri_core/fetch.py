@@ -165,7 +165,9 @@ def _locate(config: FetchConfig, job: Job) -> _Source:
             _refuse_anothers(path, key, config, job)
         return _Source("archive", key, path, {"archive_sha256": digest})
     if job.entry.source == "phantom":
-        described = {"generator": 1, **config.phantom.model_dump(mode="json")}
+        second = job.entry.site == "second"
+        made = config.phantom.model_dump(mode="json", exclude=None if second else {"second_site"})
+        described = {"generator": 1, **made}
         return _Source("phantom", f"phantom-{sha256_json(described)[:16]}", None, {})
     if job.entry.source == "archive":
         raise SourceError(
@@ -239,8 +241,10 @@ def _unpack(config: FetchConfig, source: _Source, target: Path, job: Job) -> Non
         litter: list[str] = []
         if source.kind == "phantom":
             from brainmri_core.sources.phantom import write_phantom
+            from brainmri_core.sources.second_site import write_second_site
 
-            write_phantom(files, config.phantom)
+            write = write_second_site if job.entry.site == "second" else write_phantom
+            write(files, config.phantom)
         else:
             assert source.path is not None
             _bring(source.path, files, config, litter, _settled_before(config, job))

@@ -59,6 +59,18 @@ class RetryConfig(StageConfig):
     timeout_s: float = Field(30.0, gt=0, le=600, description="Seconds without a byte that count as a stall.")
 
 
+class SecondSiteConfig(StageConfig):
+    """What the second synthetic data set has in common with the first one."""
+
+    shared_subjects: int = Field(2, ge=0, le=2000, description="Subjects of each class who are on both.")
+    copies_per_kind: int = Field(
+        12, ge=0, le=1000, description="Planted copies of the first one's images: exact, turned, re-encoded."
+    )
+    label_conflicts: int = Field(
+        4, ge=0, le=1000, description="Planted copies filed under another class than in the first one."
+    )
+
+
 class PhantomConfig(StageConfig):
     """The built-in synthetic data set: how many subjects, and which copies are planted among their slices."""
 
@@ -70,6 +82,7 @@ class PhantomConfig(StageConfig):
     test_frac: float = Field(0.2, gt=0, lt=1, description="Share of the slices filed under Testing.")
     copies_per_kind: int = Field(16, ge=0, le=1000, description="Planted copies of each kind.")
     label_conflicts: int = Field(6, ge=0, le=1000, description="Planted copies filed under another class.")
+    second_site: SecondSiteConfig = SecondSiteConfig()
 
 
 class SlicesConfig(StageConfig):

@@ -18,8 +18,8 @@ from brainmri_core.system.threads import cores, threads
 U8 = npt.NDArray[np.uint8]
 U64 = npt.NDArray[np.uint64]
 I64 = npt.NDArray[np.int64]
-KINDS = ("exact", "pixels", "turned", "re-encoded")
-"""Same file; another file of the same decoded pixels; a copy in another orientation; any other copy."""
+KINDS = ("exact", "pixels", "re-encoded", "turned")
+"""From the closest: same file; another file of the same decoded pixels; another copy as it is; one in another orientation."""
 ACROSS_COLUMNS = {"a": "int64", "b": "int64", "kind": "str", "orientation": "str", "correlation": "float64"}
 
 _CHUNK = 256

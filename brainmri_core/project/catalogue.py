@@ -40,6 +40,8 @@ class DatasetEntry(StageConfig):
         What images the data set holds; any: other modalities than MR are let in.
     archives : list of str
         Further names that its archive or folder may have.
+    site : str
+        Of the built-in synthetic data: which of the two that were made of it.
     labelled : bool
         False: a folder of images of which nobody says what they show. They can be fetched and predicted, no more.
     """
@@ -56,6 +58,7 @@ class DatasetEntry(StageConfig):
     label_corrections: str | None = None
     modality: Literal["MR", "any"] = "MR"
     archives: list[str] = Field(default_factory=list)
+    site: Literal["first", "second"] = "first"
     labelled: bool = True
 
     @model_validator(mode="after")

@@ -25,6 +25,30 @@ class Subject:
 
 
 @dataclass(frozen=True)
+class Scanner:
+    """How a site's images look, whomever they show.
+
+    Attributes
+    ----------
+    gamma, noise, brightness : float
+        Factors of the exponent of the gray levels, of the noise, and of the brightest gray level.
+    voxel : float
+        Side of what is measured at a time, in pixels of the image.
+    head : tuple of float
+        Factors of the head's width and height.
+    """
+
+    gamma: float = 1.0
+    noise: float = 1.0
+    brightness: float = 1.0
+    voxel: float = 1.0
+    head: tuple[float, float] = (1.0, 1.0)
+
+
+FIRST_SCANNER = Scanner()
+
+
+@dataclass(frozen=True)
 class Slice:
     """One rendered slice: uint8 pixels ``(H, W)`` and a bool tumour mask of the same shape."""
 
@@ -62,7 +86,7 @@ def _blend(image: F32, mask: F32, value: F32 | float) -> F32:
     return image * (1 - mask) + mask * np.asarray(value, np.float32)
 
 
-def render(subject: Subject, number: int, slices: int) -> Slice:
+def render(subject: Subject, number: int, slices: int, scanner: Scanner = FIRST_SCANNER) -> Slice:
     """Render one slice of a subject.
 
     Parameters
@@ -71,6 +95,8 @@ def render(subject: Subject, number: int, slices: int) -> Slice:
         The subject; its seed decides shape, contrast and tumour.
     number, slices : int
         Which of how many slices; neighbours look alike.
+    scanner : Scanner
+        What it is measured with.
     """
     body = np.random.default_rng((*subject.seed, 0))
     own = np.random.default_rng((*subject.seed, 1, number))
@@ -79,6 +105,7 @@ def render(subject: Subject, number: int, slices: int) -> Slice:
     angle = body.normal(0, 0.05) + own.normal(0, 0.045)
     zoom = (1.0 - 0.22 * depth * depth - 0.05 * depth) * body.uniform(0.94, 1.04)
     x, y = _coordinates(width, height, angle, zoom, own.normal(0, 0.02, 2))
+    x, y = x / np.float32(scanner.head[0]), y / np.float32(scanner.head[1])
     t2 = body.random() < 0.2
     texture = [_noise(body, (height, width), cells) for cells in (9, 22, 40)]
     fresh = [_noise(own, (height, width), cells) for cells in (9, 22, 40)]
@@ -92,12 +119,22 @@ def render(subject: Subject, number: int, slices: int) -> Slice:
         )
     bias = 1 + np.float32(0.12) * (body.normal() * x + body.normal() * y + body.normal() * x * y)
     image = np.clip(image * np.clip(bias, 0.6, 1.4), 0, None)
-    sigma = body.uniform(0.012, 0.035)
+    sigma = body.uniform(0.012, 0.035) * scanner.noise
     real = image + own.normal(0, sigma, image.shape).astype(np.float32)
     imaginary = own.normal(0, sigma, image.shape).astype(np.float32)
-    magnitude = np.sqrt(real**2 + imaginary**2) ** np.float32(body.uniform(0.85, 1.15))
-    scaled = magnitude * np.float32(body.uniform(205, 255))
+    magnitude = np.sqrt(real**2 + imaginary**2) ** np.float32(body.uniform(0.85, 1.15) * scanner.gamma)
+    scaled = _measured(magnitude, scanner.voxel) * np.float32(body.uniform(205, 255) * scanner.brightness)
     return Slice(np.clip(scaled, 0, 255).astype(np.uint8), tumour > 0.5)
+
+
+def _measured(image: F32, voxel: float) -> F32:
+    """Return an image as it is after it was measured in fewer pixels and brought back to its size."""
+    if voxel == 1:
+        return image
+    height, width = image.shape
+    size = (round(width / voxel), round(height / voxel))
+    few = Image.fromarray(image).resize(size, Image.Resampling.BOX)
+    return np.asarray(few.resize((width, height), Image.Resampling.BICUBIC), np.float32)
 
 
 def _coordinates(

@@ -6,7 +6,7 @@ What was planted is written to ``truth/truth.json`` beside the images, and the t
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from brainmri_core.config.data import PhantomConfig
 from brainmri_core.errors import IntegrityError, SourceError
-from brainmri_core.sources.anatomy import PLANES, Subject, render
+from brainmri_core.sources.anatomy import PLANES, Slice, Subject, render
 from brainmri_core.system.storage import read_json, storage_error, write_json
 from brainmri_core.system.threads import cores, threads
 
@@ -27,6 +27,7 @@ FOLDERS = {
     "notumor": ("no_tumor", "image"),
 }
 CopyKind = Literal["exact", "mirrored", "reencoded", "rescaled", "brightness", "padded"]
+CopyElsewhereKind = Literal["exact", "turned", "reencoded"]
 KINDS: tuple[CopyKind, ...] = ("exact", "mirrored", "reencoded", "rescaled", "brightness", "padded")
 _SIZES = ((256, 256), (256, 256), (256, 256), (236, 236), (225, 225), (210, 240), (260, 220), (320, 320))
 
@@ -55,13 +56,41 @@ class PhantomImage(BaseModel):
     mask: str | None = None
 
 
+class CopyElsewhere(BaseModel):
+    """A planted copy of an image of the first site.
+
+    Attributes
+    ----------
+    path, original : str
+        The copy, and the image of the first site.
+    orientation : str
+        Brought into it, the original looks like the copy; a name of `likeness.ORIENTATIONS`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    path: str
+    original: str
+    kind: CopyElsewhereKind
+    orientation: str
+
+
 class PhantomTruth(BaseModel):
-    """Ground truth of one generated data set."""
+    """Ground truth of one generated data set.
+
+    Attributes
+    ----------
+    images : list of PhantomImage
+        A subject of one name is one person, on both sites.
+    elsewhere : list of CopyElsewhere
+        Of the second site, its copies of images of the first one.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     seed: int
     images: list[PhantomImage]
+    elsewhere: list[CopyElsewhere] = []
 
 
 def write_phantom(dest: Path, config: PhantomConfig) -> PhantomTruth:
@@ -86,11 +115,10 @@ def write_phantom(dest: Path, config: PhantomConfig) -> PhantomTruth:
     StorageError
         If the files cannot be written.
     """
-    if dest.exists() and any(dest.iterdir()):
-        raise SourceError(f"The folder {dest} is not empty; the synthetic data set needs a new one.")
+    refuse_filled(dest)
     rng = np.random.default_rng((config.seed, 0))
-    subjects = _subjects(config)
-    originals = _place_originals(subjects, config, rng)
+    subjects = first_subjects(config)
+    originals = place_originals(subjects, config, rng)
 
     def draw(item: tuple[PhantomImage, Subject, int]) -> None:
         image, subject, number = item
@@ -101,10 +129,29 @@ def write_phantom(dest: Path, config: PhantomConfig) -> PhantomTruth:
             list(pool.map(draw, originals))
         images = [image for image, _, _ in originals]
         images += _plant_copies(dest, images, config, rng)
-        truth = PhantomTruth(seed=config.seed, images=sorted(images, key=lambda image: image.path))
-        write_json(dest / "truth" / "truth.json", truth.model_dump(mode="json"))
+        return write_truth(dest, config, images)
     except OSError as error:
         raise storage_error(error, dest) from error
+
+
+def refuse_filled(dest: Path) -> None:
+    """Refuse a folder that holds something."""
+    if dest.exists() and any(dest.iterdir()):
+        raise SourceError(f"The folder {dest} is not empty; the synthetic data set needs a new one.")
+
+
+def write_truth(
+    dest: Path, config: PhantomConfig, images: list[PhantomImage], elsewhere: Sequence[CopyElsewhere] = ()
+) -> PhantomTruth:
+    """Write the ground truth beside the images, and return it."""
+    truth = PhantomTruth(
+        seed=config.seed,
+        images=sorted(images, key=lambda image: image.path),
+        elsewhere=sorted(elsewhere, key=lambda copy: copy.path),
+    )
+    # the first site's file is what it was before there was a second one
+    left_out = {"elsewhere"} if not elsewhere else None
+    write_json(dest / "truth" / "truth.json", truth.model_dump(mode="json", exclude=left_out))
     return truth
 
 
@@ -125,7 +172,8 @@ def read_truth(dataset_root: Path) -> PhantomTruth:
         ) from None
 
 
-def _subjects(config: PhantomConfig) -> list[Subject]:
+def first_subjects(config: PhantomConfig) -> list[Subject]:
+    """Return the subjects of the first site."""
     subjects = []
     for class_number, label in enumerate(FOLDERS):
         for number in range(config.subjects_per_class):
@@ -136,7 +184,7 @@ def _subjects(config: PhantomConfig) -> list[Subject]:
     return subjects
 
 
-def _place_originals(
+def place_originals(
     subjects: list[Subject], config: PhantomConfig, rng: np.random.Generator
 ) -> list[tuple[PhantomImage, Subject, int]]:
     """Number the slices of each class in a row, subject by subject, and file a share of them under Testing."""
@@ -148,10 +196,10 @@ def _place_originals(
             numbers[subject.label] += 1
             side = "Testing" if rng.random() < config.test_frac else "Training"
             path = f"{side}/{folder}/{prefix} ({numbers[subject.label]}).jpg"
-            mask = _mask_path(path) if subject.label != "notumor" else None
+            mask = mask_path(path) if subject.label != "notumor" else None
             image = PhantomImage(
                 path=path,
-                subject=f"{subject.label}-{subject.seed[1] % 10_000:04d}",
+                subject=subject_name(subject),
                 plane=subject.plane,
                 label=subject.label,
                 filed_as=subject.label,
@@ -161,31 +209,50 @@ def _place_originals(
     return placed
 
 
-def _mask_path(path: str) -> str:
+def subject_name(subject: Subject) -> str:
+    """Return what a subject is called in the ground truth."""
+    return f"{subject.label}-{subject.seed[1] % 10_000:04d}"
+
+
+def mask_path(path: str) -> str:
+    """Return where an image's tumour mask lies."""
     return f"truth/masks/{PurePosixPath(path).with_suffix('.png').as_posix()}"
 
 
 def _write_original(
     dest: Path, image: PhantomImage, subject: Subject, number: int, config: PhantomConfig
 ) -> None:
+    drawn, data = drawn_original(subject, number, config)
+    save(dest / image.path, data)
+    if image.mask is not None:
+        save_mask(dest / image.mask, drawn)
+
+
+def drawn_original(subject: Subject, number: int, config: PhantomConfig) -> tuple[Slice, bytes]:
+    """Return a slice of the first site, and its file."""
     drawn = render(subject, number, config.slices_per_subject)
     rng = np.random.default_rng((*subject.seed, 2, number))
     picture = Image.fromarray(drawn.pixels)
     if rng.random() > 0.05:
         picture = picture.convert("RGB")
-    _save(dest / image.path, _jpeg(picture, int(rng.integers(80, 96))))
-    if image.mask is not None:
-        buffer = io.BytesIO()
-        Image.fromarray(drawn.tumour.astype(np.uint8) * 255).save(buffer, "PNG")
-        _save(dest / image.mask, buffer.getvalue())
+    return drawn, as_jpeg(picture, int(rng.integers(80, 96)))
 
 
-def _save(path: Path, data: bytes) -> None:
+def save_mask(path: Path, drawn: Slice) -> None:
+    """Write the tumour of a slice as a PNG."""
+    buffer = io.BytesIO()
+    Image.fromarray(drawn.tumour.astype(np.uint8) * 255).save(buffer, "PNG")
+    save(path, buffer.getvalue())
+
+
+def save(path: Path, data: bytes) -> None:
+    """Write a file and the folders above it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)
 
 
-def _jpeg(picture: Image.Image, quality: int) -> bytes:
+def as_jpeg(picture: Image.Image, quality: int) -> bytes:
+    """Return a picture as a JPEG file."""
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=quality)
     return buffer.getvalue()
@@ -242,8 +309,8 @@ def _plant_copies(
         data = (dest / original.path).read_bytes()
         if kind != "exact":
             with Image.open(io.BytesIO(data)) as picture:
-                data = _jpeg(_CHANGES[kind](picture, rng), int(rng.integers(55, 75)))
-        _save(dest / path, data)
+                data = as_jpeg(_CHANGES[kind](picture, rng), int(rng.integers(55, 75)))
+        save(dest / path, data)
         changes = {
             "path": path,
             "filed_as": filed_as,

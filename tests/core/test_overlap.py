@@ -175,7 +175,7 @@ def test_the_lines_hold_the_totals(layout: Layout) -> None:
     lines = overlap_lines(search(layout))
     assert lines[:2] == ["A: our/set, 5 images, 4 of them in B", "B: their/set, 7 images, 4 of them in A"]
     (total,) = [line for line in lines if line.startswith("all")]
-    assert total.split()[1:] == ["7", "0", "1", "1", "2", "1", "1", "1", "1", "1", "2"]
+    assert total.split()[1:] == ["7", "0", "1", "2", "1", "1", "1", "1", "1", "1", "2"]
     assert (
         lines[-1]
         == "4 pairs of copies, 1 of them with another class; 2 known patients are on images of both."
