@@ -39,6 +39,7 @@ def test_every_shipped_file_loads(path):
     if path.name == "datasets.yaml":
         assert list(load_catalogue(path)) == [
             "brainmri/phantom",
+            "brainmri/phantom-b",
             "sartajbhuvaji/brain-tumor-classification-mri",
             "masoudnickparvar/brain-tumor-mri-dataset",
             "figshare/1512427",
