@@ -3,7 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 export DAGSTER_HOME ?= $(CURDIR)/.dagster
 
-PYTEST := $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+# Two workers, one thread each: they and the programs they start do not fight for the cores.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 .PHONY: help install demo static check test test-rest test-all audit docs ui clean
 export NO_MKDOCS_2_WARNING = 1
 

@@ -1,9 +1,11 @@
-"""How often a test tries: few times in ``make test``, many in ``make test-all``. No other file decides that."""
+"""How much a test tries: little in ``make test``, much in ``make test-all``. No other file decides that."""
 
 from __future__ import annotations
 
 import os
-from typing import TypeVar
+from typing import Any, TypeVar
+
+import pytest
 
 LONG = bool(os.environ.get("BRAINMRI_LONG_TESTS"))
 T = TypeVar("T")
@@ -12,3 +14,11 @@ T = TypeVar("T")
 def trials(few: T, many: T) -> T:
     """Return what holds for this session."""
     return many if LONG else few
+
+
+def rest(*values: Any) -> list[Any]:
+    """Return further values of a parameter, or tuples of values, each one more of a kind: ``make test`` leaves them out."""
+    return [
+        pytest.param(*(value if isinstance(value, tuple) else (value,)), marks=pytest.mark.full)
+        for value in values
+    ]

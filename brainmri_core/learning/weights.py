@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -120,14 +121,10 @@ def match(weights: Mapping[str, torch.Tensor], name: str) -> Match:
     name : str
         Architecture; its first convolution may have one channel or three in the file.
     """
-    with _ShapesOnly():
-        model = build_model(name, num_classes=1, in_channels=3)
     weights = {_OLD_DENSENET.sub(r"\1\2", key): value for key, value in weights.items()}
-    shapes = {key: value.shape for key, value in model.state_dict().items()}
-    final = head(model)
-    top = next(path for path, module in model.named_modules() if module is final)
+    shapes, top, spellings = _architecture(name)
     best, prefixes, spelled = -1, [""], {key: key for key in shapes}
-    for names in _spellings(model, shapes):
+    for names in spellings:
         scores = _score(weights, names, shapes, top)
         if scores and max(scores.values()) > best:
             best, spelled = max(scores.values()), names
@@ -135,6 +132,17 @@ def match(weights: Mapping[str, torch.Tensor], name: str) -> Match:
     chosen = next((prefix for prefix in prefixes if _AVERAGED.search(prefix)), prefixes[0])
     also = [prefix for prefix in prefixes if prefix != chosen]
     return _match(weights, chosen, spelled, shapes, top, also)
+
+
+@cache
+def _architecture(name: str) -> tuple[dict[str, torch.Size], str, list[dict[str, str]]]:
+    """Return the shapes of an architecture's tensors, the name of its head, and the names its tensors go by."""
+    with _ShapesOnly():
+        model = build_model(name, num_classes=1, in_channels=3)
+    shapes = {key: value.shape for key, value in model.state_dict().items()}
+    final = head(model)
+    top = next(path for path, module in model.named_modules() if module is final)
+    return shapes, top, _spellings(model, shapes)
 
 
 def _spellings(model: nn.Module, shapes: Mapping[str, torch.Size]) -> list[dict[str, str]]:
@@ -233,8 +241,7 @@ def misfit(weights: Mapping[str, torch.Tensor], found: Match, source: str, name:
             f"{text}; they are those of a {right}: set train.model.name to it, or name another file."
         )
     if found.wrong and found.matched:
-        with _ShapesOnly():
-            shape = build_model(name, num_classes=1, in_channels=3).state_dict()[found.wrong[0]].shape
+        shape = _architecture(name)[0][found.wrong[0]]
         text += f", {found.wrong[0]} is {_sides(found.body[found.wrong[0]].shape)} instead of {_sides(shape)}"
     elif found.missing and found.matched:
         text += f", {found.missing[0]} is not there"

@@ -22,13 +22,14 @@ from brainmri_core.learning.checkpoint import (
 )
 from brainmri_core.learning.models import build_model
 from brainmri_dagster.cli import app
+from tests.counts import rest
 
 pytestmark = pytest.mark.training
 
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(scope="module", params=[1, pytest.param(3, marks=pytest.mark.full)], ids=["gray", "colour"])
+@pytest.fixture(scope="module", params=[1, *rest(3)], ids=["gray", "colour"])
 def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return checkpoint_of("resnet18", request.param, tmp_path_factory.mktemp("model"))
 

@@ -31,6 +31,7 @@ from brainmri_core.system.storage import read_json
 from brainmri_core.validate import validate
 from brainmri_core.validation.report import load_report
 from tests.core.test_split import picture, small_set
+from tests.counts import rest
 
 PATIENTS = [f"P{number:03}" for number in range(16)]
 
@@ -112,7 +113,7 @@ def test_without_patients_images_of_one_patient_are_on_both_sides(job: Job) -> N
         "windows",
     ],
 )
-@pytest.mark.parametrize("group_by", ["auto", "patient"])
+@pytest.mark.parametrize("group_by", ["auto", *rest("patient")])
 def test_patients_of_a_csv_stay_whole(job: Job, line: str, head: str, group_by: str) -> None:
     pointer = fetched(job)
     name = patients_csv(job, pointer, line, head)

@@ -32,7 +32,7 @@ from brainmri_core.project.pointers import PackPointer
 from brainmri_core.system.locks import exclusive
 from brainmri_core.train import train
 from tests.core.training_pack import config, make_pack
-from tests.counts import trials
+from tests.counts import rest, trials
 
 pytestmark = pytest.mark.training
 
@@ -178,7 +178,7 @@ def test_terminated_it_saves_the_batch_it_stopped_at_and_continues(
 
 @pytest.mark.parametrize(
     ("step", "threads"),
-    [(3, 1), *(pytest.param(*rest, marks=pytest.mark.full) for rest in [(1, 1), (3, 2), (8, 1)])],
+    [(3, 1), *rest((1, 1), (3, 2), (8, 1))],
 )
 def test_interrupted_at_any_batch_it_continues_to_the_bit(
     job: Job, records: list[Record], monkeypatch: pytest.MonkeyPatch, step: int, threads: int
@@ -337,9 +337,7 @@ def test_other_weights_under_the_same_name_begin_another_training(
     assert [record for record in records if record["event"] == "resumed"]
 
 
-@pytest.mark.parametrize(
-    "content", [None, *(pytest.param(rest, marks=pytest.mark.full) for rest in (b"{", b"[]"))]
-)
+@pytest.mark.parametrize("content", [None, *rest(b"{", b"[]")])
 def test_a_damaged_folder_of_another_training_stops_none(
     job: Job, records: list[Record], interrupted: tuple[PackPointer, Path], content: bytes | None
 ) -> None:
@@ -377,6 +375,7 @@ def test_a_look_at_a_training_does_not_keep_it_from_running(
     other.join()
 
 
+@pytest.mark.full
 def test_patience_counts_on_after_an_interruption(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.set_num_threads(1)
     pack = make_pack(job, per_class=8)
@@ -400,6 +399,7 @@ def test_patience_counts_on_after_an_interruption(job: Job, monkeypatch: pytest.
     assert found.epochs_run == found.best_epoch + 3
 
 
+@pytest.mark.full
 def test_asked_for_explicitly_a_state_of_another_config_is_refused(
     job: Job, interrupted: tuple[PackPointer, Path]
 ) -> None:

@@ -21,6 +21,7 @@ from brainmri_core.sources.index import LEFT_OUT
 from brainmri_core.split import split
 from tests.core.evaluation_case import prepare
 from tests.core.test_medical import SECRET, dicom, nifti
+from tests.counts import rest
 
 CLASSES = ("glioma", "notumor")
 
@@ -110,7 +111,7 @@ def test_patients_and_studies_are_keyed_hashes_of_this_project(
     assert not set(again["patient"].dropna()) & set(table["patient"].dropna())
 
 
-@pytest.mark.parametrize("group_by", ["auto", "patient", "near_duplicate", "subject"])
+@pytest.mark.parametrize("group_by", ["auto", *rest("patient", "near_duplicate", "subject")])
 def test_slices_of_one_file_are_never_parted(job: Job, fetched: FetchPointer, group_by: str) -> None:
     mapping = split(SplitConfig(seed=3, test_frac=0.4, group_by=group_by), fetched, job)
     table = read_samples(job.layout.absolute(mapping.samples))
@@ -153,7 +154,7 @@ def test_another_modality_is_let_in_where_the_catalogue_says_so(tmp_path: Path, 
     assert fetch(FetchConfig(archive=str(tmp_path / "ct")), wide).n_images == 4
 
 
-@pytest.mark.parametrize("signed", [0, 1])
+@pytest.mark.parametrize("signed", [0, *rest(1)])
 def test_slices_of_a_series_that_declares_nothing_share_one_gray_range(
     tmp_path: Path, job: Job, signed: int
 ) -> None:

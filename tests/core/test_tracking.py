@@ -15,6 +15,7 @@ from brainmri_core.project.job import Job
 from brainmri_core.project.logs import Record
 from brainmri_core.train import train
 from tests.core.training_pack import config, make_pack
+from tests.counts import rest
 
 pytestmark = pytest.mark.training
 
@@ -119,7 +120,7 @@ def test_a_store_that_cannot_be_used_is_named(job: Job, tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-@pytest.mark.parametrize("backend", ["mlflow", "tensorboard"])
+@pytest.mark.parametrize("backend", ["mlflow", *rest("tensorboard")])
 def test_a_tracker_that_fails_in_the_middle_is_said_and_ends_no_training(
     job: Job, records: list[Record], monkeypatch: pytest.MonkeyPatch, backend: str
 ) -> None:

@@ -29,6 +29,7 @@ from brainmri_core.project.logs import Record
 from brainmri_core.project.sample_table import read_samples, write_samples
 from brainmri_core.train import train
 from tests.core.training_pack import CLASSES, config, make_pack
+from tests.counts import rest
 
 pytestmark = pytest.mark.training
 
@@ -77,6 +78,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_does_not(job: Job
     assert hashes[0] == hashes[1] != hashes[2]
 
 
+@pytest.mark.full
 def test_threads_that_read_ahead_change_nothing_in_the_result(job: Job) -> None:
     pack = make_pack(job, per_class=8)
     made = [
@@ -108,16 +110,13 @@ def test_trainings_with_other_seeds_can_be_judged_by_the_same_images(job: Job) -
     [
         {"aug": {"mixup_alpha": 0.2, "cutmix_alpha": 1.0, "noise_std": 0.02, "scale": 0.1, "shift": 0.1}},
         {"data": {"start_size": 16}, "loop": {"epochs": 2}},
-        *(
-            pytest.param(rest, marks=pytest.mark.full)
-            for rest in (
-                {"optim": {"schedule": "step", "step_size": 1}},
-                {"optim": {"schedule": "cosine", "grad_clip": 1.0, "label_smoothing": 0.1}},
-                {"optim": {"balanced_sampling": True, "class_weights": False}},
-                {"data": {"image_size": 24}},
-                {"optim": {"amp": False}},
-                {"optim": {"frozen_epochs": 1, "head_lr_factor": 10.0, "layer_decay": 0.8}},
-            )
+        *rest(
+            {"optim": {"schedule": "step", "step_size": 1}},
+            {"optim": {"schedule": "cosine", "grad_clip": 1.0, "label_smoothing": 0.1}},
+            {"optim": {"balanced_sampling": True, "class_weights": False}},
+            {"data": {"image_size": 24}},
+            {"optim": {"amp": False}},
+            {"optim": {"frozen_epochs": 1, "head_lr_factor": 10.0, "layer_decay": 0.8}},
         ),
     ],
 )
@@ -127,6 +126,7 @@ def test_every_option_trains(job: Job, blocks: dict[str, Any]) -> None:
     assert all(bool(torch.isfinite(value).all()) for value in weights.values())
 
 
+@pytest.mark.full
 def test_a_colour_pack_trains_a_colour_model(job: Job) -> None:
     pointer = train(
         config(model={"name": "resnet18"}, loop={"epochs": 1}),
@@ -421,6 +421,7 @@ def test_memory_that_runs_out_splits_the_batch_and_goes_on(
     assert told == [2, 4]
 
 
+@pytest.mark.full
 def test_a_try_that_ran_out_of_memory_leaves_no_trace_in_the_statistics(
     job: Job, records: list[Record], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -480,6 +481,7 @@ def test_memory_for_two_images_there_must_be(job: Job, monkeypatch: pytest.Monke
         train(config(model={"name": "resnet18"}), make_pack(job, per_class=8), job)
 
 
+@pytest.mark.full
 def test_validation_takes_smaller_batches_where_memory_runs_out(
     job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from brainmri_core.project.catalogue import CLASSES
 from brainmri_core.project.layout import ROOT_VARIABLE
 from brainmri_dagster.cli import app
+from tests.counts import rest
 
 pytestmark = pytest.mark.training
 
@@ -119,15 +120,17 @@ def state(root: Path) -> dict[str, bytes]:
     ("make", "stage", "code", "sentence"),
     [
         (absent, "fetch", 3, "absent.zip"),
-        pytest.param(no_zip, "fetch", 3, "data.zip", marks=pytest.mark.full),
         (truncated, "fetch", 3, "data.zip"),
-        pytest.param(empty, "fetch", 3, "data.zip", marks=pytest.mark.full),
-        pytest.param(climbing, "fetch", 3, "../outside.png", marks=pytest.mark.full),
-        pytest.param(one_class, "fetch", 4, "fewer than two classes", marks=pytest.mark.full),
-        pytest.param(empty_class, "fetch", 4, "glioma", marks=pytest.mark.full),
         (unknown_class, "split", 4, "'cats'"),
         (unreadable_class, "split", 4, "'glioma'"),
-        pytest.param(single_image, "split", 4, "'pituitary'", marks=pytest.mark.full),
+        *rest(
+            (no_zip, "fetch", 3, "data.zip"),
+            (empty, "fetch", 3, "data.zip"),
+            (climbing, "fetch", 3, "../outside.png"),
+            (one_class, "fetch", 4, "fewer than two classes"),
+            (empty_class, "fetch", 4, "glioma"),
+            (single_image, "split", 4, "'pituitary'"),
+        ),
     ],
 )
 def test_bad_data_ends_with_one_sentence_and_leaves_earlier_results(

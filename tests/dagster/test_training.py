@@ -97,6 +97,7 @@ def bench(packed: Workbench, monkeypatch: pytest.MonkeyPatch) -> Iterator[Workbe
     assert workers(packed.layout.root) == {}, "a training process was left behind"
 
 
+@pytest.mark.full
 def test_several_processes_report_through_the_event_log(bench: Workbench) -> None:
     result = bench.done(TRAIN, *TWO, "train.loop.epochs=2")
     told = event_log(bench, result.dagster_run.run_id)
@@ -139,6 +140,7 @@ def test_a_crash_in_one_process_shows_its_traceback(
     assert "in run_epochs" in told, "the traceback leads to where it happened"
 
 
+@pytest.mark.full
 def test_a_mistake_found_by_the_processes_is_the_same_sentence(bench: Workbench) -> None:
     failed = bench.run(TRAIN, *TWO, "train.data.batch_size=1")
     assert failure_of(failed).startswith("train.data.batch_size 1 is less than train.distributed.nproc 2")

@@ -74,7 +74,6 @@ def make_project(folder: Path) -> Project:
         "BRAINMRI_CONFIG": str(folder / "configs/pipeline.yaml"),
         "DAGSTER_HOME": str(folder / "home"),
         "PYTHONPATH": str(ROOT),
-        "OMP_NUM_THREADS": "2",
     }
     return Project(folder / "project", env)
 

@@ -11,7 +11,7 @@ import pytest
 
 from brainmri_core.config import STAGES
 from brainmri_core.errors import StorageError
-from tests.counts import trials
+from tests.counts import rest, trials
 from tests.faults.warm import Warm
 
 pytestmark = pytest.mark.training
@@ -54,11 +54,6 @@ def points(total: int, wanted: int) -> list[int]:
     return [1 + round(step * (total - 1) / (wanted - 1)) for step in range(wanted)]
 
 
-def with_rest_full(*seen: str) -> list[Any]:
-    """Return all stages; `make test` sees those named, `make test-all` the others too."""
-    return [stage if stage in seen else pytest.param(stage, marks=pytest.mark.full) for stage in STAGES]
-
-
 def tally(name: str, stage: str, results: list[dict[str, Any]]) -> None:
     """Note the trials for the reliability table's figures."""
     target = os.environ.get("BRAINMRI_TALLY")
@@ -75,7 +70,7 @@ def problems(results: list[dict[str, Any]]) -> list[str]:
     return [text for item in results for text in item["problems"]]
 
 
-@pytest.mark.parametrize("stage", with_rest_full("fetch", "resize", "train"))
+@pytest.mark.parametrize("stage", ["fetch", "resize", "train", *rest("split", "validate", "evaluate")])
 def test_killed_before_a_file_operation(
     warm: Warm, prepared: tuple[str, dict[str, list[str]]], stage: str
 ) -> None:

@@ -14,7 +14,7 @@ from brainmri_core.config import STAGES
 from brainmri_core.project.layout import Layout
 from brainmri_core.project.pointers import latest_pointer
 from brainmri_core.verify import verify
-from tests.counts import trials
+from tests.counts import rest, trials
 from tests.faults.launches import make_home
 from tests.faults.test_crash import tally
 from tests.faults.tiny import PHANTOM, POINTERS, launch_file
@@ -46,7 +46,7 @@ def manifest(root: Path, run_id: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     "number",
-    [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.full)],
+    [signal.SIGINT, *rest(signal.SIGTERM)],
     ids=["SIGINT", "SIGTERM"],
 )
 def test_interrupted_at_any_time_it_says_cancelled_and_can_go_on(
