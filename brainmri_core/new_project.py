@@ -42,7 +42,7 @@ def new_project(folder: Path) -> NewProject:
     sources = {
         _HIDDEN.get(name := path.relative_to(_TEMPLATE).as_posix(), name): path
         for path in sorted(_TEMPLATE.rglob("*"))
-        if path.is_file() and path.suffix != ".pyc"
+        if path.is_file() and "__pycache__" not in path.parts
     }
     sources[f"{USER_FOLDER}/pipeline.yaml"] = SHIPPED / "pipeline.yaml"
     written, kept = [], []

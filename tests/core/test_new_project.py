@@ -29,7 +29,14 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_new_project_holds_what_the_programs_look_for_and_changes_nothing(project: Path) -> None:
     names = {path.relative_to(project).as_posix() for path in project.rglob("*") if path.is_file()}
-    assert {"workspace.yaml", "pyproject.toml", ".gitignore", "README.md", "configs/datasets.yaml"} <= names
+    assert {
+        "workspace.yaml",
+        "pyproject.toml",
+        "mri_project/definitions.py",
+        ".gitignore",
+        "README.md",
+        "configs/datasets.yaml",
+    } <= names
     assert load_config() == load_config(SHIPPED / "pipeline.yaml")
     assert list(load_catalogue()) == list(load_catalogue(SHIPPED / "datasets.yaml"))
 
