@@ -29,7 +29,13 @@ from brainmri_core.predict import Classifier
 from brainmri_core.project.foreign_names import shown_name
 from brainmri_core.project.job import Job
 from brainmri_core.project.layout import RESUME_FOLDER
-from brainmri_core.project.pointers import BatchPredictionPointer, CheckpointPointer, FetchPointer
+from brainmri_core.project.pointers import (
+    BatchPredictionPointer,
+    ChampionPointer,
+    CheckpointPointer,
+    FetchPointer,
+    latest_pointer,
+)
 from brainmri_core.project.sample_table import (
     FETCH_COLUMNS,
     known_patients,
@@ -137,7 +143,10 @@ def _load(config: BatchPredictConfig, job: Job) -> _Model:
     if config.checkpoint is not None:
         path = job.layout.configured(config.checkpoint)
     else:
-        path = model_in_use(job.layout, config.model_of, "batch_predict.model_of")
+        kinds = (ChampionPointer, CheckpointPointer)
+        own = any(latest_pointer(job.layout, kind, job.dataset) is not None for kind in kinds)
+        trained_on = config.model_of or (job.dataset if own else None)
+        path = model_in_use(job.layout, trained_on, "batch_predict.model_of")
     classifier = Classifier.load(path, env=job.env)
     digest = sha256_file(classifier.weights)
     files = [] if classifier.evaluation is None else [CLASSIFIER_NAME, OUTLIERS_NAME]

@@ -198,6 +198,31 @@ def pipeline(
     _run(stages, config, override, dataset, archive, run_id, debug, dry_run=dry_run, stale_only=stale_only)
 
 
+@app.command("batch-predict")
+def batch_predict(
+    config: Config = None,
+    override: Override = None,
+    dataset: Dataset = None,
+    archive: Archive = None,
+    model_of: Annotated[
+        str | None,
+        typer.Option(
+            "--model-of", metavar="OWNER/SLUG", help="Whose champion predicts, else its newest checkpoint."
+        ),
+    ] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option("--checkpoint", help="Checkpoint or evaluation folder to use instead.")
+    ] = None,
+    run_id: RunId = None,
+    debug: Debug = False,
+) -> None:
+    """Predict all images of a data set, labelled or not, and see whether they are like the model's."""
+    chosen = [f"batch_predict.model_of={model_of}"] if model_of is not None else []
+    if checkpoint is not None:
+        chosen.append(f"batch_predict.checkpoint={checkpoint.expanduser().resolve()}")
+    _run(["fetch", "batch_predict"], config, [*(override or []), *chosen], dataset, archive, run_id, debug)
+
+
 @app.command()
 def experiment(
     name: Annotated[str, typer.Argument(help="File of configs/experiments, without .yaml.")],

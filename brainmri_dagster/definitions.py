@@ -5,7 +5,9 @@ from __future__ import annotations
 import dagster as dg
 
 from brainmri_dagster.defs.assets import GRAPH
+from brainmri_dagster.defs.batch import batch_predictions
 from brainmri_dagster.defs.champion import champion
+from brainmri_dagster.defs.incoming import incoming_images, incoming_job
 from brainmri_dagster.defs.jobs import JOBS
 from brainmri_dagster.defs.leaderboard import EXPERIMENT_JOBS, leaderboard
 from brainmri_dagster.defs.sensors import SCHEDULES, SENSORS
@@ -17,9 +19,9 @@ from brainmri_dagster.running.refused_partitions import word_refusals
 install()
 word_refusals()
 defs = dg.Definitions(
-    assets=[*GRAPH, champion, leaderboard],
-    jobs=[*JOBS, *EXPERIMENT_JOBS],
-    sensors=SENSORS,
+    assets=[*GRAPH, champion, leaderboard, batch_predictions],
+    jobs=[*JOBS, *EXPERIMENT_JOBS, incoming_job],
+    sensors=[*SENSORS, incoming_images],
     schedules=SCHEDULES,
     resources={"project": project_resource, "pointer_io_manager": pointer_io_manager},
     # The stages of one data set follow one another, so a process per step would only add start-up time.

@@ -15,7 +15,8 @@ class BatchPredictConfig(StageConfig):
         description="Checkpoint file or folder of an evaluation; empty: the champion of model_of, else its newest checkpoint.",
     )
     model_of: str | None = Field(
-        None, description="Data set whose model predicts; empty is enough where only one data set has one."
+        None,
+        description="Data set whose model predicts; empty: the data set's own, else the only one that has a model.",
     )
     out_dir: str = Field("outputs/batch_predictions", min_length=1, description="Folder of predictions.")
     false_alarms: float = Field(

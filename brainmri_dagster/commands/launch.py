@@ -13,12 +13,13 @@ from typing import Any
 
 import dagster as dg
 
-from brainmri_core.config import STAGES, PipelineConfig, Stage, load_config
+from brainmri_core.config import BLOCKS, STAGES, PipelineConfig, Stage, load_config
 from brainmri_core.config.experiments import apply_experiment, find_experiment
 from brainmri_core.errors import BrainMRIError, ConfigError
 from brainmri_core.project.catalogue import find_entry
 from brainmri_core.project.layout import Layout
 from brainmri_core.project.pointers import (
+    BatchPredictionPointer,
     CheckpointPointer,
     EvaluationPointer,
     LeaderboardPointer,
@@ -244,6 +245,14 @@ def _result_lines(layout: Layout, pointer: Pointer) -> list[str]:
         return [score, f"checkpoint: {layout.absolute(pointer.checkpoint)}"]
     if isinstance(pointer, ValidationPointer):
         return [f"report: {layout.absolute(pointer.page)}"]
+    if isinstance(pointer, BatchPredictionPointer):
+        return [
+            *(f"{name:<20} {count}" for name, count in pointer.predicted.items()),
+            f"{'unusable':<20} {pointer.unusable}",
+            f"{'flagged':<20} {'-' if pointer.flagged is None else pointer.flagged}",
+            f"{'drifted in':<20} {'-' if pointer.drifted is None else ', '.join(pointer.drifted) or 'nothing'}",
+            f"predictions: {layout.absolute(pointer.predictions)}",
+        ]
     if isinstance(pointer, LeaderboardPointer):
         return [f"leaderboard: {layout.absolute(pointer.plot)}"]
     return []
@@ -309,4 +318,4 @@ def _release_dry_run(layout: Layout, run_id: str) -> None:
 
 
 def _stage(name: str) -> Stage:
-    return next(stage for stage in STAGES if stage == name)
+    return next(stage for stage in BLOCKS if stage == name)

@@ -57,6 +57,8 @@ def new_dataset_version(context: dg.SensorEvaluationContext) -> dg.SensorResult:
     cursor: dict[str, Seen] = json.loads(context.cursor) if context.cursor else {}
     requests, reasons = [], []
     for key, entry in catalogue().items():
+        if not entry.labelled:  # it has no graph to refresh; `incoming_images` looks after it
+            continue
         seen = cursor.get(key, {})
         try:
             now = _version(entry, seen)
@@ -131,7 +133,7 @@ def retrain(context: dg.SensorEvaluationContext) -> Iterator[dg.RunRequest | dg.
         except BrainMRIError as error:
             context.log.warning(f"{key}: {error}")
             continue
-        if data is not None and not _is_busy(context.instance, key):
+        if data is not None and not is_busy(context.instance, key):
             requested += 1
             yield dg.RunRequest(run_key=f"{key}@{data}", partition_key=key)
     if not requested:
@@ -156,7 +158,8 @@ def _untrained_data(instance: dg.DagsterInstance, layout: Layout, key: str) -> s
     return f"{validated.content_hash[:16]}-after-{checkpoint.content_hash[:16]}"
 
 
-def _is_busy(instance: dg.DagsterInstance, key: str) -> bool:
+def is_busy(instance: dg.DagsterInstance, key: str) -> bool:
+    """Say whether a run of a data set is queued or at work."""
     filters = dg.RunsFilter(statuses=_UNFINISHED, tags={"dagster/partition": key})
     return bool(instance.get_runs(filters, limit=1))
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from brainmri_core.config import Stage
 from brainmri_core.project.pointers import (
+    BatchPredictionPointer,
     ChampionPointer,
     CheckpointPointer,
     CrossValidationPointer,
@@ -135,6 +136,14 @@ ASSETS: dict[str, StageAsset] = {
             label="cross_validation",
         ),
         StageAsset("leaderboard", None, LeaderboardPointer, ("evaluation",), None, "leaderboard"),
+        StageAsset(
+            "batch_predictions",
+            "batch_predict",
+            BatchPredictionPointer,
+            ("raw_dataset",),
+            "fetch_pointer",
+            "batch of predictions",
+        ),
     )
 }
 PIPELINE = (
@@ -145,15 +154,17 @@ PIPELINE = (
     "model_checkpoint",
     "evaluation",
 )
+WITHOUT_LABELS = ("raw_dataset", "batch_predictions")
+"""The assets that a data set without labels can have."""
 FOLD_ASSETS = ("fold_checkpoint", "fold_evaluation")
 # Settings that say where and how, not what: changing them makes nothing out of date.
 INCIDENTAL = frozenset(
-    "fetch.archive fetch.cache_dir fetch.write_pointer fetch.offline fetch.retry fetch.limits split.dest split.clear_dest "
+    "fetch.archive fetch.cache_dir fetch.write_pointer fetch.offline fetch.settled_before fetch.retry fetch.limits split.dest split.clear_dest "
     "resize.in_dir resize.out_dir resize.export_tree validate.in_dir train.data.train_in train.data.num_workers train.io train.tracking "
-    "evaluate.data.eval_in evaluate.data.num_workers evaluate.io.eval_out evaluate.model.weights_path".split()
+    "evaluate.data.eval_in evaluate.data.num_workers evaluate.io.eval_out evaluate.model.weights_path batch_predict.out_dir".split()
 )
 ASSET_OF_STAGE: dict[Stage, StageAsset] = {
-    item.stage: item for name in PIPELINE if (item := ASSETS[name]).stage is not None
+    item.stage: item for name in (*PIPELINE, "batch_predictions") if (item := ASSETS[name]).stage is not None
 }
 
 

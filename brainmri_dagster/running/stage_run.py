@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 import dagster as dg
 
-from brainmri_core.config import STAGES, PipelineConfig
+from brainmri_core.config import BLOCKS, PipelineConfig
 from brainmri_core.config.base import validate_config
 from brainmri_core.errors import BrainMRIError, ConfigError
 from brainmri_core.gc import remove_leftovers
@@ -38,6 +38,7 @@ from brainmri_dagster.graph.asset_table import (
     FOLD_ASSETS,
     PROCESS_TAG,
     RUN_ID_TAG,
+    WITHOUT_LABELS,
     dataset_of,
     is_fold,
 )
@@ -107,7 +108,7 @@ def config_of(step: Any, project: ProjectConfig) -> PipelineConfig:
         if name in ASSETS and (stage := ASSETS[name].stage) is not None:
             value[stage] = op.config
     config = validate_config(PipelineConfig, value, "run config")
-    blocks = {("validate_" if name == "validate" else name): config.stage(name) for name in STAGES}
+    blocks = {("validate_" if name == "validate" else name): config.stage(name) for name in BLOCKS}
     return config.model_copy(update=blocks)
 
 
@@ -176,6 +177,8 @@ def _open(step: Any, asset: str, partition: str) -> Iterator[StageRun]:
                 if problem is not None:
                     raise problem
                 entry = find_entry(catalogue(), dataset)
+                if asset not in WITHOUT_LABELS:
+                    entry.require_labels(f"the asset {asset}")
                 _check_dataset(config, dataset)
                 job = Job(layout=layout, run_id=run_id, entry=entry, log=log, env=config.env)
                 log.info("started", asset=asset)

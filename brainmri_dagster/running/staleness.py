@@ -131,4 +131,5 @@ def local_archive(config: FetchConfig, entry: DatasetEntry) -> Path | None:
         entry.key,
         Path(config.archive).expanduser() if config.archive else None,
         Path(folder).expanduser() if folder and entry.source != "phantom" else None,
+        entry.archives,
     )

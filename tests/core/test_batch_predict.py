@@ -256,6 +256,8 @@ def test_no_model_a_gone_one_and_several_are_said_with_the_way_out(
         ConfigError, match=r"several data sets \(brainmri/phantom, owner/other\); choose one with"
     ):
         predicted(empty, inbox, "several")
+    with pytest.raises(IntegrityError, match=r"phantom/r1/best.pth was changed"):  # its own goes first
+        batch_predict(BatchPredictConfig(seed=42), case.fetched, empty.job)
 
 
 def test_a_labelled_data_set_is_predicted_and_its_labels_left_alone(case: Case) -> None:
