@@ -38,6 +38,7 @@ _MARKS = (
     "history.parquet",
     "metrics.json",
     "leaderboard.csv",
+    "generalisation.csv",
     "best.pth",
     "last.pth",
 )
@@ -189,7 +190,8 @@ def _bases(layout: Layout, config: PipelineConfig) -> list[Path]:
         layout.configured(config.batch_predict.out_dir),
     ]
     configured.append(layout.configured(config.train.io.out_models) / "cross_validation")
-    fixed = [outputs / name for name in ("mappings", "validation", "cross_validation", "leaderboard")]
+    names = ("mappings", "validation", "cross_validation", "leaderboard", "generalisation")
+    fixed = [outputs / name for name in names]
     root = layout.root.resolve()
     real = {path.resolve(): path for path in (*configured, *fixed) if path.resolve().is_relative_to(root)}
     return list(real.values())

@@ -103,6 +103,10 @@ class DatasetEntry(StageConfig):
         return known.get(compared(label))
 
 
+EVERY = DatasetEntry(key="brainmri/every-data-set", source="archive", title="All data sets together")
+"""Stands for all data sets where a result is of all of them; no catalogue holds it."""
+
+
 class _CatalogueFile(StageConfig):
     datasets: dict[str, DatasetEntry] = Field(min_length=1)
 

@@ -272,6 +272,23 @@ def pair_place(trained_on: str, evaluated_on: str) -> str:
     return f"{evaluated_on}+{trained_on.replace('/', '+')}"
 
 
+class GeneralisationPointer(Pointer):
+    """The external evaluations of all pairs of data sets side by side; its data set stands for all of them."""
+
+    kind: ClassVar[str] = "generalisation"
+
+    written_at_utc: str
+    folder: str
+    table: str
+    plot: str
+    report: str
+    pairs: int
+    scored: int = Field(description="pairs with a score")
+    best: str | None = Field(description="data set of the model whose worst score elsewhere is highest")
+    best_worst: float | None
+    best_mean: float | None
+
+
 class BatchPredictionPointer(Pointer):
     """The predictions of all images of a data set."""
 
@@ -314,6 +331,7 @@ POINTER_TYPES: dict[str, type[Pointer]] = {
         LeaderboardPointer,
         ChampionPointer,
         ExternalEvaluationPointer,
+        GeneralisationPointer,
         BatchPredictionPointer,
     )
 }

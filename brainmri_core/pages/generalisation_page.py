@@ -1,0 +1,55 @@
+"""``report.html`` of the matrix of all data sets: self-contained and escaped."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from markupsafe import Markup
+
+from brainmri_core.pages.evaluation_page import environment_of_templates
+from brainmri_core.system.storage import write_bytes
+
+
+def write_generalisation_page(
+    path: Path,
+    table: pd.DataFrame,
+    models: pd.DataFrame,
+    own: Mapping[str, Mapping[str, Any]],
+    mixed: Sequence[str],
+) -> None:
+    """Write the page.
+
+    Parameters
+    ----------
+    path : pathlib.Path
+        Where to.
+    table, models : pandas.DataFrame
+        As `generalisation.COLUMNS` and `generalisation.rank_models`.
+    own : mapping
+        Data set to macro_f1, low and high of its model on its own test images; empty where it was not evaluated.
+    mixed : sequence of str
+        Data sets whose pairs are of several checkpoints.
+    """
+    trained = sorted(table["trained_on"].unique())
+    pairs = _records(table)
+    templates = environment_of_templates()
+    page = templates.get_template("generalisation.html.j2").render(
+        trained=trained,
+        measured=sorted({*trained, *table["evaluated_on"]}),
+        pairs=pairs,
+        cells={(item["trained_on"], item["evaluated_on"]): item for item in pairs},
+        own=own,
+        models=_records(models),
+        mixed=mixed,
+        style=Markup(templates.get_template("evaluation.css").render()),
+    )
+    write_bytes(path, page.encode())
+
+
+def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return rows with None for what is undefined."""
+    rows: list[dict[str, Any]] = table.astype(object).where(table.notna(), None).to_dict("records")
+    return rows
