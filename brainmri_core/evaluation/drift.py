@@ -135,8 +135,8 @@ def _measure(kind: str, first: ImageSet, second: ImageSet, level: float, seed: i
     reason = _not_measurable(kind, first, second)
     if reason is None and math.comb(first.n_groups, part) * level < 1:
         reason = (
-            f"images of {part} patient{'s' * (part > 1)} or group{'s' * (part > 1)} are too few to tell drift from chance by "
-            f"{first.n_groups} in the validation images"
+            f"{len(second)} images are too few to tell drift from chance by the {first.n_groups} patients or groups of the "
+            "validation images"
         )
     if reason is not None:
         return DriftMeasure(kind=kind, squared=None, threshold=None, reason=reason)

@@ -37,7 +37,7 @@ class LabelShift(BaseModel):
         Class to its estimated share.
     intervals : dict
         Class to the 95% interval of its share, by a bootstrap over the groups of both sets; empty where fewer than half of
-        the resamples can be solved.
+        the resamples can be solved, or one of the sets is of a single group.
     condition : float
         Condition number of the mean predictions by class.
     reason : str or None
@@ -117,6 +117,7 @@ def estimate_label_shift(
             condition=condition if np.isfinite(condition) else None,
             reason=reason,
         )
+    varied = min(len(set(groups)), len(set(unlabelled_groups))) > 1
     confusions = _resampled(_confusions(labels, probabilities, k), groups, resamples, seed)
     targets = _resampled(unlabelled, unlabelled_groups, resamples, seed + 1)
     targets /= targets.sum(axis=1, keepdims=True)  # each prediction sums to 1
@@ -129,7 +130,7 @@ def estimate_label_shift(
     return LabelShift(
         **known,
         estimated=_by_class(classes, _shares(means, unlabelled.mean(axis=0))),
-        intervals=_intervals(np.stack(drawn), classes) if len(drawn) * 2 > resamples else {},
+        intervals=_intervals(np.stack(drawn), classes) if varied and len(drawn) * 2 > resamples else {},
         condition=condition,
     )
 

@@ -82,7 +82,7 @@ def test_what_cannot_be_measured_is_said() -> None:
     )
     one = DriftReport(measures=measure_drift(reference, images(1, 1, each=5), false_alarms=0.01, seed=0))
     assert set(one.unmeasured.values()) == {
-        "images of 1 patient or group are too few to tell drift from chance by 60 in the validation images"
+        "5 images are too few to tell drift from chance by the 60 patients or groups of the validation images"
     }
     gone = DriftReport(reason="the images are gone")
     assert list(gone.unmeasured) == list(KINDS)

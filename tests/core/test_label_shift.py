@@ -78,6 +78,14 @@ def test_images_of_one_patient_widen_the_interval() -> None:
     assert widths["patient"] > 1.8 * widths["own"]
 
 
+def test_one_patient_alone_has_no_interval() -> None:
+    labels, names = np.arange(600) % 3, [str(i) for i in range(600)]
+    shares = predictions(labels, 0)
+    found = estimate_label_shift(labels, shares, names, shares[:30], ["p"] * 30, CLASSES, seed=0)
+    assert found.estimated is not None
+    assert found.intervals == {}
+
+
 def test_a_model_that_cannot_tell_two_classes_apart_gives_no_estimate() -> None:
     labels = np.arange(600) % 3
     shares = predictions(labels, 0)
