@@ -24,19 +24,25 @@ $(DAGSTER_HOME)/dagster.yaml: | brainmri_dagster/dagster.yaml
 	@mkdir -p $(DAGSTER_HOME)
 	@cp brainmri_dagster/dagster.yaml $@
 
+# hadolint is under the GPL: a program of its own folder that `make static` calls, no package beside ours.
+.venv/hadolint: scripts/hadolint.lock | .venv/.installed
+	$(BIN)/uv pip install --quiet --no-deps --require-hashes --target $@ --requirement $<
+	@touch $@
+
 install: .venv/.installed  ## install into .venv
 
 demo: .venv/.installed $(DAGSTER_HOME)/dagster.yaml  ## run the whole graph on the built-in synthetic data set
 	$(BIN)/brainmri pipeline --config configs/demo.yaml
 
-static: .venv/.installed
+static: .venv/.installed .venv/hadolint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m scripts.floor_plan --check
+	.venv/hadolint/bin/hadolint Dockerfile
 
-check: static  ## lint, types, import contract and the tests that train nothing
+check: static  ## lint, types, import contracts and the tests that train nothing
 	$(PYTEST) -m "not training and not e2e and not full and not slow"
 
 test: static  ## the same, the documentation, and tests of every part, the real UI included

@@ -6,4 +6,4 @@ import os
 # that takes five times the processor time of the work itself. What the user has set stays.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
