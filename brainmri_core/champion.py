@@ -16,6 +16,7 @@ import pandas as pd
 from brainmri_core.config.evaluation import EvaluateConfig
 from brainmri_core.errors import IntegrityError, StorageError
 from brainmri_core.evaluation.contender import Contender, packed_samples, trained_on
+from brainmri_core.evaluation.external_choice import ExternalBasis, compare_elsewhere, external_evaluations
 from brainmri_core.evaluation.paired import paired_macro_f1
 from brainmri_core.evaluation.selection import BASIS_NAMES, Basis, folds_of_both, predictions_for, same_images
 from brainmri_core.evaluation.tested_model import validation_of
@@ -62,7 +63,7 @@ def crown(
     Parameters
     ----------
     config : EvaluateConfig
-        Batch size, resamples and seed of the comparison.
+        Batch size, resamples and seed of the comparison, and whether it is of the scores on other data sets.
     out_models : str
         Folder of models; the champion is ``<out_models>/<owner>/<slug>/champion.pth``.
     checkpoint, evaluation : pointers
@@ -76,7 +77,8 @@ def crown(
         ``crowned`` and ``reason`` say what was decided. A champion is replaced where the whole 95% interval of the
         difference in macro F1 (paired bootstrap over groups) lies above zero: by out-of-fold predictions where both
         trainings have folds on the same data, else on the challenger's validation images whose group the champion was not
-        trained on. Both models then predict each image as they were trained to see it, in the same arithmetic. A champion
+        trained on, or, where ``evaluate.choose_by`` says so, on the other data sets that both were measured on.
+        On validation images both models predict each image as they were trained to see it, in the same arithmetic. A champion
         that is there but cannot be compared keeps its title; one whose record or weights are gone loses it.
     """
     layout = job.layout
@@ -162,6 +164,8 @@ def _weights_of(champion: CheckpointPointer, copy: Path, job: Job) -> Path | Non
 def _compare(
     config: EvaluateConfig, champion: CheckpointPointer, file: Path, checkpoint: CheckpointPointer, job: Job
 ) -> _Comparison:
+    if config.choose_by != "own":
+        return _elsewhere(config, config.choose_by, champion, checkpoint, job)
     folds = folds_of_both(checkpoint, champion, job.layout)
     if folds is None:
         return _on_validation(config, champion, file, checkpoint, job)
@@ -171,6 +175,23 @@ def _compare(
         return _Comparison("out_of_fold", len(ours), obstacle="its folds have other classes or images")
     calls = [table["predicted_index"].to_numpy(np.int64) for table in (ours, theirs)]
     return _paired(config, "out_of_fold", ours, calls, classes)
+
+
+def _elsewhere(
+    config: EvaluateConfig,
+    basis: ExternalBasis,
+    champion: CheckpointPointer,
+    checkpoint: CheckpointPointer,
+    job: Job,
+) -> _Comparison:
+    if not config.bootstrap_resamples:
+        return _Comparison(basis, 0, obstacle="evaluate.bootstrap_resamples is 0")
+    ours, theirs = (external_evaluations(item, job.layout) for item in (checkpoint, champion))
+    resamples, seed = config.bootstrap_resamples, int(config.data.seed or 0)
+    found = compare_elsewhere(ours, theirs, basis, job.layout, resamples=resamples, seed=seed)
+    if isinstance(found, str):
+        return _Comparison(basis, 0, obstacle=found)
+    return _Comparison(basis, found.images, found.ours, found.theirs, found.interval)
 
 
 def _on_validation(

@@ -5,12 +5,14 @@ from __future__ import annotations
 import csv
 import io
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import numpy as np
 import pandas as pd
 
 from brainmri_core.errors import DataError
+from brainmri_core.evaluation.external_choice import Evaluations, external_evaluations, together
 from brainmri_core.evaluation.metrics import classification_metrics
 from brainmri_core.evaluation.selection import BASIS_NAMES, Basis, data_of, folds_of, predictions_for
 from brainmri_core.project.job import Job
@@ -26,6 +28,7 @@ from brainmri_core.project.pointers import (
 from brainmri_core.system.clock import timestamp, utc_now
 from brainmri_core.system.storage import atomic_file, sha256_json, staging_folder, write_bytes
 
+ChooseBy = Literal["own", "external_worst", "external_mean"]
 Row = dict[str, str | float | None]
 
 
@@ -47,13 +50,14 @@ class _Candidate:
     classes: list[str]
     folds: CrossValidationPointer | None = None
     left_out: str = ""
+    elsewhere: Evaluations = field(default_factory=dict)
 
     def images(self) -> str:
         """Return what is the same for candidates that were scored on the same images."""
         return sha256_json(self.predictions["path"].tolist())
 
 
-def rank(entries: list[Entry], job: Job) -> LeaderboardPointer:
+def rank(entries: list[Entry], job: Job, choose_by: ChooseBy = "own") -> LeaderboardPointer:
     """Rank experiments by macro F1 on images that none of them was trained on, and that are not the test split.
 
     Parameters
@@ -63,6 +67,9 @@ def rank(entries: list[Entry], job: Job) -> LeaderboardPointer:
         listed below the others with the reason.
     job : Job
         The run.
+    choose_by : str
+        ``external_worst`` and ``external_mean`` rank by the worst or mean macro F1 on other data sets; experiments that
+        were not measured on the same ones as most are listed below with the reason.
 
     Returns
     -------
@@ -78,7 +85,7 @@ def rank(entries: list[Entry], job: Job) -> LeaderboardPointer:
     """
     if not entries:
         raise DataError(f"No evaluation of {job.dataset} is recorded; run `brainmri experiment NAME` first.")
-    basis, candidates = _candidates(entries, job.layout)
+    basis, candidates = _candidates(entries, job.layout, choose_by)
     rows = [_row(item, basis) for item in candidates]
     rows.sort(key=lambda row: (bool(row["left_out"]), -float(row["macro_f1"] or 0.0)))
     ranked = [row for row in rows if not row["left_out"]]
@@ -95,7 +102,9 @@ def rank(entries: list[Entry], job: Job) -> LeaderboardPointer:
     return LeaderboardPointer(
         dataset=job.dataset,
         run_id=job.run_id,
-        content_hash=sha256_json([basis, [entry.evaluation.content_hash for entry in entries]]),
+        content_hash=sha256_json(
+            [basis, [entry.evaluation.content_hash for entry in entries], *_elsewhere(candidates)]
+        ),
         written_at_utc=timestamp(utc_now()),
         folder=job.layout.relative(target),
         table=job.layout.relative(target / "leaderboard.csv"),
@@ -105,11 +114,19 @@ def rank(entries: list[Entry], job: Job) -> LeaderboardPointer:
     )
 
 
-def _candidates(entries: list[Entry], layout: Layout) -> tuple[Basis, list[_Candidate]]:
+def _elsewhere(candidates: list[_Candidate]) -> list[list[str]]:
+    """Return the content of the external evaluations that rank, nothing where none does."""
+    found = [sorted(item.content_hash for item in one.elsewhere.values()) for one in candidates]
+    return [hashes for hashes in found if hashes]
+
+
+def _candidates(entries: list[Entry], layout: Layout, choose_by: ChooseBy) -> tuple[Basis, list[_Candidate]]:
     """Read what each experiment may be ranked by, and say what all of them are ranked by."""
     known = (data_of(item, layout) for entry in entries if (item := _checkpoint(entry.evaluation, layout)))
     newest = next((data for data in known if data is not None), None)
     found = [_candidate(entry, newest, layout) for entry in entries]
+    if choose_by != "own":
+        return choose_by, _measured_elsewhere(found, layout)
     usable = [item for item in found if not item.left_out]
     if usable and all(item.folds for item in usable):
         return "out_of_fold", [
@@ -126,6 +143,30 @@ def _candidates(entries: list[Entry], layout: Layout) -> tuple[Basis, list[_Cand
         )
         for item in found
     ]
+
+
+def _measured_elsewhere(found: list[_Candidate], layout: Layout) -> list[_Candidate]:
+    """Give the candidates their external evaluations, and leave out those measured on other data sets than most."""
+    measured = [
+        replace(item, elsewhere=external_evaluations(item.checkpoint, layout))
+        if item.checkpoint is not None and not item.left_out
+        else item
+        for item in found
+    ]
+    shared = Counter(tuple(item.elsewhere) for item in measured if item.elsewhere).most_common(1)
+    sets = shared[0][0] if shared else ()
+    result = []
+    for item in measured:
+        if not item.left_out and not item.elsewhere:
+            item = replace(
+                item, left_out="it was not measured on another data set: evaluate its checkpoint there"
+            )
+        elif not item.left_out and tuple(item.elsewhere) != sets:
+            item = replace(
+                item, left_out=f"measured on other data sets than most, which were on {', '.join(sets)}"
+            )
+        result.append(item)
+    return result
 
 
 def _candidate(entry: Entry, newest: str | None, layout: Layout) -> _Candidate:
@@ -178,8 +219,12 @@ def measured_on(evaluation: EvaluationPointer, layout: Layout) -> tuple[str, str
 
 
 def _row(item: _Candidate, basis: Basis) -> Row:
-    table, score = item.predictions, None
-    if not item.left_out:
+    table, score, images = item.predictions, None, len(item.predictions)
+    if not item.left_out and (basis == "external_worst" or basis == "external_mean"):
+        found = [float(pointer.headline["macro_f1"] or 0.0) for pointer in item.elsewhere.values()]
+        score = float(together(np.array(found), basis))
+        images = sum(pointer.images for pointer in item.elsewhere.values())
+    elif not item.left_out:
         shares = table[[f"prob_{name}" for name in item.classes]].to_numpy(np.float64)
         score = classification_metrics(table["class_index"].to_numpy(np.int64), shares, item.classes)[
             "macro_f1"
@@ -189,7 +234,7 @@ def _row(item: _Candidate, basis: Basis) -> Row:
         "model": item.checkpoint.model_name if item.checkpoint else "",
         "ranked_by": "" if item.left_out else basis,
         "macro_f1": score,
-        "images": None if item.left_out else len(table),
+        "images": None if item.left_out else images,
         "test_macro_f1": item.entry.evaluation.headline.get("macro_f1"),
         "left_out": item.left_out,
         "run_id": item.entry.evaluation.run_id,

@@ -71,3 +71,8 @@ class EvaluateConfig(StageConfig):
         "fp32",
         description="Arithmetic of the forward pass; fp32 gives the same figures on other hardware, auto is faster.",
     )
+    choose_by: Literal["own", "external_worst", "external_mean"] = Field(
+        "own",
+        description="What leaderboard and champion choose models by: held-out images of their own data set, or the worst or "
+        "mean macro F1 of their external evaluations on other data sets.",
+    )

@@ -44,11 +44,23 @@ def paired_macro_f1(
     difference : list of float or None
         95% interval of ours less theirs; None where fewer than half of the resamples define it.
     """
-    number, weights = group_weights(groups, resamples, seed)
-    every = np.ones((1, weights.shape[1]), np.float32)
-    point = [_macro_f1(labels, called, number, every, classes)[0] for called in (ours, theirs)]
-    drawn = [_macro_f1(labels, called, number, weights, classes) for called in (ours, theirs)]
-    return float(point[0]), float(point[1]), interval(np.asarray(drawn[0] - drawn[1], np.float64))
+    one, other = macro_f1_draws(labels, (ours, theirs), groups, classes, resamples=resamples, seed=seed)
+    return float(one[0]), float(other[0]), interval(one[1:] - other[1:])
+
+
+def macro_f1_draws(
+    labels: I64,
+    calls: Sequence[I64],
+    groups: Sequence[str],
+    classes: Sequence[str],
+    *,
+    resamples: int,
+    seed: int,
+) -> list[F64]:
+    """Return, for each model's calls, macro F1 on all images, then on every resample: float64 ``(1 + R,)``."""
+    number, drawn = group_weights(groups, resamples, seed)
+    weights = np.concatenate([np.ones((1, drawn.shape[1]), np.float32), drawn])
+    return [_macro_f1(labels, called, number, weights, classes) for called in calls]
 
 
 def _macro_f1(labels: I64, called: I64, number: I64, weights: F32, classes: Sequence[str]) -> F64:
@@ -56,4 +68,5 @@ def _macro_f1(labels: I64, called: I64, number: I64, weights: F32, classes: Sequ
     cells = np.zeros((weights.shape[1], k * k))
     np.add.at(cells, (number, labels * k + called), 1.0)
     confusion = (weights.astype(np.float64) @ cells).reshape(-1, k, k)
-    return confusion_metrics(confusion, classes, np.bincount(labels, minlength=k) > 0)["macro_f1"]
+    found = confusion_metrics(confusion, classes, np.bincount(labels, minlength=k) > 0)["macro_f1"]
+    return np.asarray(found, np.float64)

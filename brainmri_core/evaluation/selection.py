@@ -22,8 +22,13 @@ from brainmri_core.project.pointers import (
     read_pointer,
 )
 
-Basis = Literal["out_of_fold", "validation"]
-BASIS_NAMES: dict[Basis, str] = {"out_of_fold": "out-of-fold", "validation": "validation"}
+Basis = Literal["out_of_fold", "validation", "external_worst", "external_mean"]
+BASIS_NAMES: dict[Basis, str] = {
+    "out_of_fold": "out-of-fold",
+    "validation": "validation",
+    "external_worst": "external (worst data set)",
+    "external_mean": "external (mean of data sets)",
+}
 
 
 def data_of(checkpoint: CheckpointPointer, layout: Layout) -> str | None:

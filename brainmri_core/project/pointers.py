@@ -222,7 +222,7 @@ class LeaderboardPointer(Pointer):
     table: str
     plot: str
     experiments: int
-    ranked_by: Literal["out_of_fold", "validation"] | None = Field(
+    ranked_by: Literal["out_of_fold", "validation", "external_worst", "external_mean"] | None = Field(
         None, description="predictions that the order rests on; none: of an older version, the test split"
     )
 

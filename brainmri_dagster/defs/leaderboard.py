@@ -29,7 +29,8 @@ def leaderboard(context: dg.AssetExecutionContext) -> dg.MaterializeResult[Leade
         from brainmri_core.leaderboard import Entry, rank
 
         newest = newest_evaluations(context.instance, run.job.layout, run.job.dataset)
-        pointer = rank([Entry(name, evaluation) for name, evaluation in newest.items()], run.job)
+        entries = [Entry(name, evaluation) for name, evaluation in newest.items()]
+        pointer = rank(entries, run.job, run.config.evaluate.choose_by)
         return run.result(pointer, shown(run.job.layout, pointer), {"experiments": pointer.experiments})
 
 

@@ -161,7 +161,7 @@ FOLD_ASSETS = ("fold_checkpoint", "fold_evaluation")
 INCIDENTAL = frozenset(
     "fetch.archive fetch.cache_dir fetch.write_pointer fetch.offline fetch.settled_before fetch.retry fetch.limits split.dest split.clear_dest "
     "resize.in_dir resize.out_dir resize.export_tree validate.in_dir train.data.train_in train.data.num_workers train.io train.tracking "
-    "evaluate.data.eval_in evaluate.data.num_workers evaluate.io.eval_out evaluate.model.weights_path batch_predict.out_dir".split()
+    "evaluate.data.eval_in evaluate.data.num_workers evaluate.io.eval_out evaluate.model.weights_path evaluate.choose_by batch_predict.out_dir".split()
 )
 ASSET_OF_STAGE: dict[Stage, StageAsset] = {
     item.stage: item for name in (*PIPELINE, "batch_predictions") if (item := ASSETS[name]).stage is not None

@@ -33,6 +33,7 @@ from brainmri_core.project.pointers import (
 )
 from brainmri_core.project.sample_table import read_samples, write_samples
 from brainmri_core.system.storage import read_json, sha256_file
+from tests.core.test_external_choice import measured
 from tests.dagster.conftest import PHANTOM, Workbench
 
 pytestmark = pytest.mark.training
@@ -243,6 +244,30 @@ def test_the_test_split_crowns_nobody(throne: Workbench) -> None:
     pointer, record = decide(throne, "test3", honest)
     assert pointer.crowned
     assert (record["comparison"]["basis"], record["comparison"]["challenger"]) == ("validation", 1.0)  # type: ignore[index]
+
+
+def test_a_champion_can_be_chosen_by_other_data_sets(throne: Workbench) -> None:
+    """The challenger is perfect at home and worse elsewhere, where the worst data set or the mean is asked for."""
+    pack, layout = pack_of(throne), throne.layout
+    holder = contender(throne, "traveller", 31, knows=False, pack=pack)
+    challenger = contender(throne, "homebody", 32, knows=True, pack=pack)
+    by_worst, by_mean = (f"evaluate.choose_by=external_{how}" for how in ("worst", "mean"))
+    decide(throne, "away1", holder)
+    pointer, _ = decide(throne, "away2", challenger, by_worst)
+    assert not pointer.crowned
+    assert "which keeps its title: they were not both measured on another data set" in pointer.reason
+    for (one, _), wrong in ((holder, {"x/near": 30, "x/far": 30}), (challenger, {"x/near": 0, "x/far": 90})):
+        for name, count in wrong.items():
+            images = list(range(count))
+            measured(layout, one.run_id, name, images, images=160, sha256=one.checkpoint_sha256)
+    pointer, record = decide(throne, "away3", challenger, by_worst)
+    assert not pointer.crowned
+    assert "macro F1 0.438 against 0.812 on 320 external (worst data set) images" in pointer.reason
+    pointer, record = decide(throne, "away4", challenger, by_mean)
+    assert record["comparison"]["challenger"] == pytest.approx(0.71875)  # type: ignore[index]
+    assert record["comparison"]["champion"] == pytest.approx(0.8125)  # type: ignore[index]
+    pointer, _ = decide(throne, "away5", challenger)
+    assert pointer.crowned, "by its own data set, the default, it is the better one"
 
 
 def test_images_that_the_champion_was_trained_on_do_not_count(throne: Workbench) -> None:

@@ -8,11 +8,12 @@ import pytest
 from brainmri_core.config import load_config
 from brainmri_core.config.experiments import apply_experiment, experiment_files, find_experiment
 from brainmri_core.errors import ConfigError, DataError
-from brainmri_core.leaderboard import Entry, rank
+from brainmri_core.leaderboard import ChooseBy, Entry, rank
 from brainmri_core.project.pointers import CrossValidationPointer, LeaderboardPointer, write_pointer
 from brainmri_dagster.code_location import defs
 from brainmri_dagster.defs.leaderboard import shown as of_leaderboard
 from brainmri_dagster.running.recorded_evaluations import recorded_evaluations
+from tests.core.test_external_choice import measured
 from tests.dagster.conftest import PHANTOM, Workbench
 from tests.dagster.test_champion import contender, cross_validated, pack_of
 
@@ -110,8 +111,10 @@ def race(packed: Workbench) -> Workbench:
     return packed
 
 
-def ranking(bench: Workbench, entries: list[Entry], run_id: str) -> tuple[LeaderboardPointer, list[dict]]:
-    pointer = rank(entries, bench.job(run_id))
+def ranking(
+    bench: Workbench, entries: list[Entry], run_id: str, choose_by: ChooseBy = "own"
+) -> tuple[LeaderboardPointer, list[dict]]:
+    pointer = rank(entries, bench.job(run_id), choose_by)
     assert bench.layout.absolute(pointer.plot).read_bytes().startswith(b"\x89PNG")
     with bench.layout.absolute(pointer.table).open(newline="") as handle:
         return pointer, list(csv.DictReader(handle))
@@ -159,6 +162,32 @@ def test_what_cannot_be_ranked_on_the_same_images_is_listed_with_its_reason(race
     assert (pointer.experiments, rows[1]["left_out"].partition(",")[0]) == (1, "its weights came from a file")
     with pytest.raises(DataError, match="run `brainmri experiment NAME` first"):
         rank([], race.job("nothing"))
+
+
+def test_the_leaderboard_can_rank_by_other_data_sets(race: Workbench) -> None:
+    pack, layout = pack_of(race), race.layout
+    wrong = {"even": (40, 40), "uneven": (0, 60), "elsewhere": (0, None), "unmeasured": (None, None)}
+    entries = []
+    for place, (name, counts) in enumerate(wrong.items()):
+        checkpoint, evaluation = contender(race, f"away-{name}", 70 + place, knows=True, pack=pack)
+        entries.append(Entry(name, evaluation))
+        for other, count in zip(("x/near", "x/far"), counts, strict=True):
+            if count is not None:
+                images = list(range(count))
+                measured(layout, name, other, images, images=100, sha256=checkpoint.checkpoint_sha256)
+    pointer, rows = ranking(race, entries, "by-worst", "external_worst")
+    assert (pointer.ranked_by, pointer.experiments) == ("external_worst", 2)
+    assert [(row["experiment"], row["macro_f1"], row["images"]) for row in rows[:2]] == [
+        ("even", "0.6", "200"),
+        ("uneven", "0.4", "200"),
+    ]
+    assert {row["experiment"]: row["left_out"] for row in rows[2:]} == {
+        "elsewhere": "measured on other data sets than most, which were on x/far, x/near",
+        "unmeasured": "it was not measured on another data set: evaluate its checkpoint there",
+    }
+    mean, rows = ranking(race, entries, "by-mean", "external_mean")
+    assert [(row["experiment"], row["macro_f1"]) for row in rows[:2]] == [("uneven", "0.7"), ("even", "0.6")]
+    assert mean.content_hash != pointer.content_hash
 
 
 def test_an_experiment_whose_records_are_gone_is_listed_and_the_others_are_ranked(race: Workbench) -> None:
