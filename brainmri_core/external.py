@@ -106,11 +106,7 @@ def evaluate_elsewhere(
     ModelError
         If the checkpoint is missing, damaged or foreign.
     """
-    if trained_on == job.dataset:
-        raise ConfigError(
-            f"{trained_on} is what the model was trained on; its own test images are measured by the evaluation: "
-            f"`brainmri evaluate --dataset {trained_on}`."
-        )
+    check_pair(trained_on, job)
     traveller = _load(weights, trained_on, job)
     known = _known_classes(traveller.meta, pack)
     learnt = learnt_from(traveller.meta, job)
@@ -129,6 +125,24 @@ def evaluate_elsewhere(
     metrics |= describe_shift(config, traveller.model, traveller.carried, learnt, seen, _scored(table), job)
     metrics["warnings"] = external_warnings(metrics, traveller.meta, taken)
     return _write(config, traveller, table, metrics, learnt, other, taken, job)
+
+
+def check_pair(trained_on: str, job: Job) -> None:
+    """Refuse to measure a model elsewhere on the data set that it was trained on, or on one without labels.
+
+    Raises
+    ------
+    ConfigError
+        If both data sets are the same.
+    DataError
+        If the job's has no labels.
+    """
+    if trained_on == job.dataset:
+        raise ConfigError(
+            f"{trained_on} is what the model was trained on; its own test images are measured by the asset evaluation: "
+            f"`brainmri evaluate --dataset {trained_on}`."
+        )
+    job.entry.require_labels("an external evaluation")
 
 
 def _load(weights: Path, trained_on: str, job: Job) -> _Traveller:
@@ -172,10 +186,6 @@ def _known_classes(meta: CheckpointMeta, pack: PackPointer) -> dict[str, str]:
         for name in pack.classes
     }
     known = {name: target for name, target in names.items() if target in meta.classes}
-    if not pack.classes:
-        raise DataError(
-            f"{pack.dataset} has no classes, so that there is nothing to score a model by; `brainmri predict` calls its images."
-        )
     if not known:
         raise DataError(
             f"{pack.dataset} ({', '.join(pack.classes)}) and the checkpoint of {meta.dataset} ({', '.join(meta.classes)}) have "

@@ -188,6 +188,7 @@ def _bases(layout: Layout, config: PipelineConfig) -> list[Path]:
         layout.configured(config.train.io.out_summary),
         layout.configured(config.evaluate.io.eval_out),
         layout.configured(config.batch_predict.out_dir),
+        layout.configured(config.external.out),
     ]
     configured.append(layout.configured(config.train.io.out_models) / "cross_validation")
     names = ("mappings", "validation", "cross_validation", "leaderboard", "generalisation")

@@ -64,6 +64,8 @@ def _run(
     dry_run: bool = False,
     stale_only: bool = False,
     experiment: str | None = None,
+    trained_on: str | None = None,
+    checkpoint: Path | None = None,
 ) -> None:
     signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))  # Dagster does so in its own processes
     try:
@@ -80,6 +82,8 @@ def _run(
                 dry_run=dry_run,
                 stale_only=stale_only,
                 experiment=experiment,
+                trained_on=trained_on,
+                checkpoint=checkpoint,
                 debug=debug,
             )
         )
@@ -160,11 +164,36 @@ def evaluate(
     config: Config = None,
     override: Override = None,
     dataset: Dataset = None,
+    trained_on: Annotated[
+        str | None,
+        typer.Option(
+            "--trained-on",
+            metavar="OWNER/SLUG",
+            help="Measure this data set's model on all images of --dataset that it cannot have seen.",
+        ),
+    ] = None,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(
+            "--checkpoint",
+            help="With --trained-on: the checkpoint; default: its champion, else its newest.",
+        ),
+    ] = None,
     run_id: RunId = None,
     debug: Debug = False,
 ) -> None:
-    """Measure a checkpoint on the test split."""
-    _run(["evaluate"], config, override, dataset, None, run_id, debug)
+    """Measure a checkpoint on the test split, or on another data set than its own."""
+    _run(
+        ["evaluate"],
+        config,
+        override,
+        dataset,
+        None,
+        run_id,
+        debug,
+        trained_on=trained_on,
+        checkpoint=checkpoint,
+    )
 
 
 @app.command()

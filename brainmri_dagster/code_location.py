@@ -1,4 +1,5 @@
-"""The code location of the UI and the daemon: the graph of one data set, and cross-validation, partitioned by fold too.
+"""The code location of the UI and the daemon: the graph of one data set, cross-validation, partitioned by fold too, and
+the external evaluation, partitioned by pairs of data sets.
 
 They are two modules because ``dagster asset materialize --select '*' --partition KEY`` takes assets of one partitions
 definition only.
@@ -10,6 +11,9 @@ import dagster as dg
 
 from brainmri_dagster import definitions
 from brainmri_dagster.defs.cross_validation import CROSS_VALIDATION
+from brainmri_dagster.defs.external import external_evaluation
 from brainmri_dagster.defs.jobs import folds_job
 
-defs = dg.Definitions.merge(definitions.defs, dg.Definitions(assets=CROSS_VALIDATION, jobs=[folds_job]))
+defs = dg.Definitions.merge(
+    definitions.defs, dg.Definitions(assets=[*CROSS_VALIDATION, external_evaluation], jobs=[folds_job])
+)

@@ -9,12 +9,12 @@ from collections.abc import Sequence
 
 import dagster as dg
 
-from brainmri_core.errors import BrainMRIError, ConfigError
+from brainmri_core.errors import BrainMRIError, ConfigError, MissingUpstreamError
 from brainmri_core.project.catalogue import find_entry
 from brainmri_core.project.pointers import ValidationPointer
 from brainmri_core.project.run_record import CANCELLED_EXIT_CODE
 from brainmri_core.system.clock import utc_now
-from brainmri_dagster.graph.asset_table import dataset_of
+from brainmri_dagster.graph.asset_table import dataset_of, trained_on
 from brainmri_dagster.graph.partitions import catalogue
 from brainmri_dagster.graph.resources import default_project
 from brainmri_dagster.running.dagster_internals import (
@@ -109,6 +109,8 @@ def targets(
         if key not in keys:
             continue
         partitions = _partitions(graph, key, datasets)
+        if key.to_user_string() == "external_evaluation":
+            partitions = _measurable(instance, partitions)
         found[key.to_user_string()] = (
             _unmade(instance, graph, key, partitions) if only_missing else partitions
         )
@@ -125,7 +127,45 @@ def _partitions(graph: AssetGraph, key: dg.AssetKey, datasets: list[str]) -> lis
         raise ConfigError(
             f"The asset {key.to_user_string()} has no partitions to fill; materialise it instead."
         )
-    return [str(item) for item in definition.get_partition_keys() if dataset_of(str(item)) in datasets]
+    keys = map(str, definition.get_partition_keys())
+    return [key for key in keys if {dataset_of(key), trained_on(key) or dataset_of(key)} <= set(datasets)]
+
+
+def _measurable(instance: dg.DagsterInstance, pairs: list[str]) -> list[str]:
+    """Return the pairs of two data sets of which one has a checkpoint and the other a pack, and say what is left out.
+
+    Raises
+    ------
+    MissingUpstreamError
+        If there is none.
+    """
+    layout = default_project().layout
+
+    def missing(asset: str, names: set[str]) -> set[str]:
+        return {name for name in names if recorded_pointer(instance, layout, asset, name) is None}
+
+    ends = [(str(trained_on(pair)), dataset_of(pair)) for pair in pairs]
+    names = {name for end in ends for name in end}
+    untrained, unpacked = missing("model_checkpoint", names), missing("resized_images", names)
+    found = [
+        pair
+        for pair, (trained, measured) in zip(pairs, ends, strict=True)
+        if trained != measured and trained not in untrained and measured not in unpacked
+    ]
+    told = [
+        f"{what}: {', '.join(sorted(left))}"
+        for what, left in (("without a checkpoint", untrained), ("without resized images", unpacked))
+        if left
+    ]
+    if not found:
+        listed = f" ({'; '.join(told)})" if told else ""
+        raise MissingUpstreamError(
+            "No pair of data sets can be measured: it takes two of which one has a checkpoint and the other resized images"
+            f"{listed}; run `brainmri train` or `brainmri resize`, or name two with --dataset."
+        )
+    if told:
+        print(f"left out, {'; '.join(told)}", file=sys.stderr)
+    return found
 
 
 def _unmade(

@@ -22,6 +22,7 @@ from brainmri_core.project.pointers import (
     BatchPredictionPointer,
     CheckpointPointer,
     EvaluationPointer,
+    ExternalEvaluationPointer,
     LeaderboardPointer,
     Pointer,
     ValidationPointer,
@@ -45,6 +46,7 @@ from brainmri_dagster.graph.asset_table import (
     EXPERIMENT_TAG,
     PROCESS_TAG,
     RUN_ID_TAG,
+    pair_key,
 )
 from brainmri_dagster.graph.partitions import catalogue
 from brainmri_dagster.graph.resources import ProjectConfig
@@ -71,6 +73,8 @@ class Request:
     dry_run: bool = False
     stale_only: bool = False
     experiment: str | None = None
+    trained_on: str | None = None
+    checkpoint: Path | None = None
     debug: bool = False
 
 
@@ -102,6 +106,9 @@ def launch(request: Request) -> int:
         _release_dry_run(project.layout, config.run_id)
         refuse_existing(project.layout, config.run_id)
     assets = [ASSET_OF_STAGE[_stage(name)].name for name in request.stages]
+    partition = dataset
+    if request.trained_on is not None:
+        assets, partition = ["external_evaluation"], pair_key(request.trained_on, dataset)
     with open_instance(project.layout) as instance:
         settle_dead_runs(instance, project.layout)
         if request.stale_only:
@@ -119,7 +126,7 @@ def launch(request: Request) -> int:
             return 0
         if request.experiment is not None:
             assets.append("leaderboard")
-        return _materialize(instance, project, config, dataset, assets, request)
+        return _materialize(instance, project, config, partition, assets, request)
 
 
 def configure(request: Request) -> tuple[PipelineConfig, str]:
@@ -129,6 +136,13 @@ def configure(request: Request) -> tuple[PipelineConfig, str]:
         overrides += [f"fetch.dataset={request.dataset}", f"split.dataset={request.dataset}"]
     if request.archive is not None:
         overrides.append(f"fetch.archive={request.archive.expanduser().resolve()}")
+    if request.checkpoint is not None:
+        if request.trained_on is None:
+            raise ConfigError(
+                "--checkpoint goes with --trained-on, which says whose model it is; to measure a file on the test split of its "
+                "own data, set evaluate.model.weights_path."
+            )
+        overrides.append(f"external.checkpoint={request.checkpoint.expanduser().resolve()}")
     if request.run_id is not None:
         overrides.append(f"run_id={request.run_id}")
     if request.experiment is None:
@@ -136,7 +150,8 @@ def configure(request: Request) -> tuple[PipelineConfig, str]:
     else:
         config = apply_experiment(load_config(request.config), find_experiment(request.experiment), overrides)
     dataset = config.dataset or next(iter(catalogue()))
-    find_entry(catalogue(), dataset)
+    for name in (dataset, request.trained_on or dataset):
+        find_entry(catalogue(), name)
     return config, dataset
 
 
@@ -156,11 +171,14 @@ def _materialize(
     instance: dg.DagsterInstance,
     project: ProjectConfig,
     config: PipelineConfig,
-    dataset: str,
+    partition: str,
     assets: list[str],
     request: Request,
 ) -> int:
-    from brainmri_dagster.definitions import defs
+    if request.trained_on is None:
+        from brainmri_dagster.definitions import defs
+    else:
+        from brainmri_dagster.code_location import defs
 
     tags = {COMMAND_TAG: shlex.join(["brainmri", *sys.argv[1:]]), CONSOLE_TAG: "true"}
     tags[PROCESS_TAG] = this_process()
@@ -176,7 +194,7 @@ def _materialize(
             run_config=run_config_for(config, assets) | quiet,
             instance=instance,
             resources=defs.resources,
-            partition_key=dataset,
+            partition_key=partition,
             raise_on_error=False,
             tags=tags,
             selection=assets,
@@ -232,7 +250,7 @@ def _print_result(layout: Layout, run_id: str, pointers: list[Pointer]) -> None:
 
 
 def _result_lines(layout: Layout, pointer: Pointer) -> list[str]:
-    if isinstance(pointer, EvaluationPointer):
+    if isinstance(pointer, EvaluationPointer | ExternalEvaluationPointer):
         return [
             *(
                 f"{name:<20} {'-' if value is None else format(value, '.4f')}"

@@ -2,7 +2,7 @@
 
 # No postponed annotations here: Dagster reads the type of `context` from the function itself.
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -42,9 +42,10 @@ def stage_asset(
     name: str,
     group: str,
     kinds: set[str],
-    deps: tuple[str, ...] = (),
+    deps: Sequence[str | dg.AssetDep] = (),
     check_specs: Sequence[dg.AssetCheckSpec] = (),
     partitions: dg.PartitionsDefinition[Any] = datasets,
+    ins: Mapping[str, dg.AssetIn] | None = None,
 ) -> Callable[[Callable[..., Any]], dg.AssetsDefinition]:
     """Return the decorator of one asset; its code version covers code and default config of its stage and of those before."""
     item = ASSETS[name]
@@ -55,6 +56,7 @@ def stage_asset(
         name=name,
         partitions_def=partitions,
         deps=deps,
+        ins=ins,
         check_specs=check_specs,
         io_manager_key="pointer_io_manager",
         required_resource_keys={"project"},

@@ -36,6 +36,15 @@ EVALUATION_CHECKS = [
     }.items()
 ]
 
+EXTERNAL_CHECKS = [
+    dg.AssetCheckSpec(name, asset="external_evaluation", description=description)
+    for name, description in {
+        "unseen_images": "The images that the model may have seen are known and taken out, and others are left to score.",
+        "external_calibration": "The expected calibration error, with the temperature of the model's own data, is at most external.max_ece.",
+        "generalises": "Macro F1 is not below that on the model's own test images beyond noise.",
+    }.items()
+]
+
 
 def validation_results(report: ValidationReport) -> list[dg.AssetCheckResult]:
     """Turn a validation report into one result per check, and one for the whole; checks that did not run have none.
@@ -118,13 +127,13 @@ def _baselines(metrics: Mapping[str, Any]) -> dg.AssetCheckResult:
     return _result("beats_baselines", metrics, told, None, **figures)
 
 
-def _calibration(metrics: Mapping[str, Any], bound: float) -> dg.AssetCheckResult:
+def _calibration(metrics: Mapping[str, Any], bound: float, check: str = "calibration") -> dg.AssetCheckResult:
     found = metrics["calibration"]
     when = "after" if found["after"] is not None else "before"
     error = float(found[when]["ece_equal_width"])
     told = f"The calibration error {when} temperature scaling is {error:.3f}; the bound is {bound:.3f}."
     severity = None if error <= bound else dg.AssetCheckSeverity.WARN
-    return _result("calibration", metrics, told, severity, ece=error, bound=bound)
+    return _result(check, metrics, told, severity, ece=error, bound=bound)
 
 
 def _no_regression(metrics: Mapping[str, Any], found: Regression | None) -> dg.AssetCheckResult:
@@ -140,3 +149,44 @@ def _no_regression(metrics: Mapping[str, Any], found: Regression | None) -> dg.A
     )
     severity = dg.AssetCheckSeverity.ERROR if found.worse else None
     return _result("no_regression", metrics, told, severity, previous_macro_f1=found.before)
+
+
+def external_results(metrics: Mapping[str, Any], max_ece: float) -> list[dg.AssetCheckResult]:
+    """Turn ``metrics.json`` of an external evaluation into one result per check; without a score only the first has one."""
+    results = [_unseen_images(metrics)]
+    if metrics["scores"] is not None:
+        calibrated = _calibration(_for_check(metrics), max_ece, "external_calibration")
+        results += [calibrated, _generalises(metrics)]
+    return results
+
+
+def _for_check(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what `_result` reads of an evaluation."""
+    scores = metrics["scores"] or {"macro_f1": None}
+    return {**scores, "dataset": f"{metrics['dataset']}|{metrics['trained_on']}"}
+
+
+def _unseen_images(metrics: Mapping[str, Any]) -> dg.AssetCheckResult:
+    images, obstacle = metrics["images"], metrics["taken_out"]["obstacle"]
+    severity = None
+    told = f"{images['taken_out']:,} of {images['predicted']:,} images were taken out; {images['scored']:,} are scored."
+    if obstacle is not None:
+        told, severity = f"Nothing could be taken out: {obstacle}.", dg.AssetCheckSeverity.WARN
+    if metrics["reason"] is not None:
+        told, severity = metrics["reason"], dg.AssetCheckSeverity.ERROR
+    return _result("unseen_images", _for_check(metrics), told, severity, **images)
+
+
+def _generalises(metrics: Mapping[str, Any]) -> dg.AssetCheckResult:
+    compared = metrics["comparison"]
+    item = compared.get("measures", {}).get("macro_f1")
+    if item is None or item["interval"] is None:
+        told = f"There is nothing to compare with: {compared.get('reason') or 'too few resamples define a difference'}."
+        return _result("generalises", _for_check(metrics), told, dg.AssetCheckSeverity.WARN)
+    low, high = item["interval"]
+    told = (
+        f"Macro F1 {item['external']:.3f}, against {item['own']:.3f} on its own test images; 95% interval of the difference: "
+        f"{low:+.3f} to {high:+.3f}."
+    )
+    severity = dg.AssetCheckSeverity.WARN if high < 0 else None
+    return _result("generalises", _for_check(metrics), told, severity, difference=item["difference"])

@@ -18,6 +18,7 @@ from brainmri_core.project.pointers import (
     CheckpointPointer,
     CrossValidationPointer,
     EvaluationPointer,
+    ExternalEvaluationPointer,
     FetchPointer,
     MappingPointer,
     PackPointer,
@@ -291,6 +292,35 @@ def _tables(metrics: Mapping[str, Any]) -> Metadata:
         **({"baselines": table(baselines, "rule")} if baselines else {}),
         "subsets": table(subsets, "subset"),
         "warnings": dg.MetadataValue.md(warnings or "none"),
+    }
+
+
+def of_external(layout: Layout, pointer: ExternalEvaluationPointer) -> Metadata:
+    """Headline numbers, what was taken out and why, the rows of scores, and the drop against the model's own test images."""
+    folder = layout.absolute(pointer.folder)
+    metrics = read_json(layout.absolute(pointer.metrics))
+    confusion = picture(folder / "confusion.png", "confusion matrix", 640)
+    taken = {name: {"images": count} for name, count in metrics["taken_out"]["by_reason"].items()}
+    shown = ("n_images", "n_units", "macro_f1", "balanced_accuracy", "accuracy")
+    rows = {row["name"]: {name: row[name] for name in shown} for row in metrics["rows"]}
+    drop = {
+        name: {key: item[key] for key in ("own", "external", "difference")}
+        for name, item in metrics["comparison"].get("measures", {}).items()
+    }
+    warnings = "\n".join(f"- **{item['level']}**: {markdown(item['text'])}" for item in metrics["warnings"])
+    return {
+        **numbers(pointer.headline),
+        **numbers(metrics["images"], "images_"),
+        "trained_on": pointer.trained_on,
+        "taken_out": table(taken, "reason"),
+        **({"rows": table(rows, "images")} if rows else {}),
+        **({"comparison": table(drop, "measure")} if drop else {}),
+        **(_confusion(metrics["scores"]) if metrics["scores"] else {}),
+        **({"confusion_picture": confusion} if confusion else {}),
+        "warnings": dg.MetadataValue.md(warnings or "none"),
+        "report": path_of(layout, pointer.report),
+        "metrics": path_of(layout, pointer.metrics),
+        "predictions": path_of(layout, pointer.predictions),
     }
 
 

@@ -11,6 +11,7 @@ from brainmri_core.project.pointers import (
     CheckpointPointer,
     CrossValidationPointer,
     EvaluationPointer,
+    ExternalEvaluationPointer,
     FetchPointer,
     FoldCheckpointPointer,
     FoldEvaluationPointer,
@@ -19,6 +20,7 @@ from brainmri_core.project.pointers import (
     PackPointer,
     Pointer,
     ValidationPointer,
+    pair_place,
 )
 
 RUN_ID_TAG = "brainmri/run_id"
@@ -144,6 +146,15 @@ ASSETS: dict[str, StageAsset] = {
             "fetch_pointer",
             "batch of predictions",
         ),
+        StageAsset(
+            "external_evaluation",
+            "external",
+            ExternalEvaluationPointer,
+            ("champion", "model_checkpoint", "evaluation", "resized_images"),
+            None,
+            "external evaluation",
+            label="external_evaluation",
+        ),
     )
 }
 PIPELINE = (
@@ -157,11 +168,14 @@ PIPELINE = (
 WITHOUT_LABELS = ("raw_dataset", "batch_predictions")
 """The assets that a data set without labels can have."""
 FOLD_ASSETS = ("fold_checkpoint", "fold_evaluation")
+MODEL_ASSETS = ("champion", "model_checkpoint", "evaluation")
+"""What an external evaluation reads of the data set that its model was trained on; the rest is of the other."""
 # Settings that say where and how, not what: changing them makes nothing out of date.
 INCIDENTAL = frozenset(
     "fetch.archive fetch.cache_dir fetch.write_pointer fetch.offline fetch.settled_before fetch.retry fetch.limits split.dest split.clear_dest "
     "resize.in_dir resize.out_dir resize.export_tree validate.in_dir train.data.train_in train.data.num_workers train.io train.tracking "
-    "evaluate.data.eval_in evaluate.data.num_workers evaluate.io.eval_out evaluate.model.weights_path evaluate.choose_by batch_predict.out_dir".split()
+    "evaluate.data.eval_in evaluate.data.num_workers evaluate.io.eval_out evaluate.model.weights_path evaluate.choose_by "
+    "batch_predict.out_dir external.out".split()
 )
 ASSET_OF_STAGE: dict[Stage, StageAsset] = {
     item.stage: item for name in (*PIPELINE, "batch_predictions") if (item := ASSETS[name]).stage is not None
@@ -169,10 +183,35 @@ ASSET_OF_STAGE: dict[Stage, StageAsset] = {
 
 
 def dataset_of(partition: str) -> str:
-    """Return the data set's key of a partition key; a fold's is ``owner/slug|fold``."""
+    """Return the data set's key of a partition key; a fold's is ``owner/slug|fold``, that of a pair `pair_key`."""
     return partition.partition("|")[0]
 
 
 def is_fold(partition: str) -> bool:
     """Say whether a partition key is that of a fold."""
-    return "|" in partition
+    return "|" in partition and trained_on(partition) is None
+
+
+def pair_key(trained: str, evaluated: str) -> str:
+    """Return the partition key of a data set trained on and one evaluated on: Dagster sorts by the dimensions' names."""
+    return f"{evaluated}|{trained}"
+
+
+def trained_on(partition: str) -> str | None:
+    """Return the data set trained on of a pair's partition key, None of any other."""
+    other = partition.partition("|")[2]
+    return other if "/" in other else None
+
+
+def partition_read(upstream: str, partition: str) -> str:
+    """Return the partition of an asset that is read by another's of this partition key."""
+    trained = trained_on(partition)
+    if trained is not None and upstream in MODEL_ASSETS:
+        return trained
+    return partition if upstream in FOLD_ASSETS else dataset_of(partition)
+
+
+def pointer_place(partition: str) -> str:
+    """Return the folder of a partition's pointers, below that of their kind."""
+    trained = trained_on(partition)
+    return partition if trained is None else pair_place(trained, dataset_of(partition))

@@ -7,7 +7,7 @@ import dagster as dg
 from brainmri_core.errors import BrainMRIError
 from brainmri_core.project.pointers import Pointer, write_pointer
 from brainmri_core.project.run_record import record_pointer
-from brainmri_dagster.graph.asset_table import ASSETS, FOLD_ASSETS, is_fold
+from brainmri_dagster.graph.asset_table import ASSETS, FOLD_ASSETS, is_fold, partition_read, trained_on
 from brainmri_dagster.graph.resources import ProjectConfig
 from brainmri_dagster.running.stage_run import fail_stage, run_id_of
 from brainmri_dagster.running.upstream import recorded_pointer
@@ -47,11 +47,10 @@ class PointerIOManager(dg.IOManager):
         run = step.dagster_run
         lineage = tuple(item for item in (run.run_id, run.parent_run_id, run.root_run_id) if item)
         asset = context.asset_key.to_user_string()
+        own = context.partition_key
+        keys = [partition_read(asset, own)] if trained_on(own) else sorted(context.asset_partition_keys)
         try:
-            found = {
-                key: recorded_pointer(step.instance, self._layout, asset, key, lineage)
-                for key in sorted(context.asset_partition_keys)
-            }
+            found = {key: recorded_pointer(step.instance, self._layout, asset, key, lineage) for key in keys}
         except BrainMRIError as error:
             fail_stage(step, context.partition_key, error)
         return (

@@ -15,7 +15,7 @@ from dagster import DagsterInvalidSubsetError
 from brainmri_core.errors import ConfigError
 from brainmri_core.escaping import printable
 from brainmri_core.project.catalogue import find_entry
-from brainmri_dagster.graph.asset_table import dataset_of
+from brainmri_dagster.graph.asset_table import dataset_of, pair_key
 from brainmri_dagster.graph.partitions import catalogue
 from brainmri_dagster.running.dagster_internals import CheckError
 
@@ -50,7 +50,10 @@ def refusal(error: BaseException, options: list[str]) -> str | None:
     if not isinstance(error, CheckError | DagsterInvalidSubsetError) or "artition" not in str(error):
         return None
     if "share the same PartitionsDefinition" in str(error):
-        return "The selected assets have different partitions; materialize those of cross-validation by themselves."
+        return (
+            "The selected assets have different partitions; materialize those of cross-validation, and the external evaluation, "
+            "by themselves."
+        )
     partition = _partition(options)
     if partition is None:
         return (
@@ -61,10 +64,11 @@ def refusal(error: BaseException, options: list[str]) -> str | None:
         find_entry(catalogue(), dataset_of(partition))
     except ConfigError as unknown:
         return str(unknown)
+    name = dataset_of(partition)
     return (
-        f"The partition {printable(partition)!r} is none of the selected assets; those of a data set take {_OPTION} "
-        f"{dataset_of(partition)}, those of cross-validation a fold of split.folds with it, such as "
-        f"{dataset_of(partition)}|0."
+        f"The partition {printable(partition)!r} is none of the selected assets; those of a data set take {_OPTION} {name}, "
+        f"those of cross-validation a fold of split.folds with it, such as {name}|0, and the external evaluation {name} and "
+        f"the data set trained on, such as {pair_key(next(iter(catalogue())), name)}."
     )
 
 

@@ -41,6 +41,7 @@ from brainmri_dagster.graph.asset_table import (
     WITHOUT_LABELS,
     dataset_of,
     is_fold,
+    partition_read,
 )
 from brainmri_dagster.graph.partitions import catalogue
 from brainmri_dagster.graph.resources import ProjectConfig, defaults
@@ -281,7 +282,7 @@ def plan_stages(
         for upstream in item.inputs:
             inputs[upstream] = None
             if upstream not in selected and (upstream not in FOLD_ASSETS or is_fold(partition)):
-                key = partition if upstream in FOLD_ASSETS else dataset_of(partition)
+                key = partition_read(upstream, partition)
                 found = recorded_pointer(instance, project.layout, upstream, key)
                 inputs[upstream] = found.pointer_path if found else None
         resolved = config.stage(item.stage).model_dump(mode="json", by_alias=True) if item.stage else {}
@@ -291,8 +292,8 @@ def plan_stages(
 
 def equivalent_command(selected: Sequence[str], partition: str, run_config: Mapping[str, Any]) -> str:
     """Return the command line that would start the same run."""
-    by_fold = not {*FOLD_ASSETS, "cross_validation_report"}.isdisjoint(selected)
-    module = f"brainmri_dagster.{'code_location' if by_fold else 'definitions'}"
+    apart = not {*FOLD_ASSETS, "cross_validation_report", "external_evaluation"}.isdisjoint(selected)
+    module = f"brainmri_dagster.{'code_location' if apart else 'definitions'}"
     words = ["dagster", "asset", "materialize", "-m", module, "--select", ",".join(selected)]
     words += ["--partition", partition]
     if run_config:

@@ -24,7 +24,7 @@ from brainmri_core.project.pointers import (
     read_pointer,
     write_pointer,
 )
-from brainmri_dagster.graph.asset_table import ASSETS, FOLD_ASSETS
+from brainmri_dagster.graph.asset_table import ASSETS, FOLD_ASSETS, pointer_place
 
 P = TypeVar("P", bound=Pointer)
 _RECENT = 100
@@ -65,7 +65,7 @@ def recorded_pointer(
         path = layout.absolute(str(entry.value))
         if path.is_file():
             return read_pointer(layout, pointer_type, path)
-    return None if asset in FOLD_ASSETS else latest_pointer(layout, pointer_type, partition)
+    return None if asset in FOLD_ASSETS else latest_pointer(layout, pointer_type, pointer_place(partition))
 
 
 def require(pointer: P | None, asset: str, job: Job, *, or_set: str | None = None) -> P:

@@ -20,6 +20,7 @@ from brainmri_core.evaluation.contender import packed_samples
 from brainmri_core.evaluation.prediction_table import labels_of, logits_of, read_predictions
 from brainmri_core.evaluation.tested_model import validation_of
 from brainmri_core.learning.checkpoint import load_checkpoint, save_checkpoint
+from brainmri_core.project.catalogue import DatasetEntry
 from brainmri_core.project.pointers import (
     ExternalEvaluationPointer,
     MappingPointer,
@@ -279,7 +280,11 @@ Change = Callable[[TwoSites, Path], dict[str, Any]]
             DataError,
             "have no class in common",
         ),
-        (lambda sites, _: {"pack": sites.pack.model_copy(update={"classes": []})}, DataError, "has no classes"),
+        (
+            lambda sites, _: {"entry": DatasetEntry(key=AWAY, source="archive", labelled=False)},
+            DataError,
+            "owner/away is not labelled, and an external evaluation needs labels",
+        ),
         (
             lambda sites, _: {
                 "entry": away_entry("owner/twin"),
@@ -289,7 +294,7 @@ Change = Callable[[TwoSites, Path], dict[str, Any]]
             "owner/twin was fetched from the same files as brainmri/phantom",
         ),
     ],
-    ids=["the diagonal", "a third data set's checkpoint", "no common class", "no classes", "one archive"],
+    ids=["the diagonal", "a third data set's checkpoint", "no common class", "no labels", "one archive"],
 )  # fmt: skip
 def test_what_cannot_be_measured_is_said_in_one_sentence(
     sites: TwoSites, tmp_path: Path, change: Change, error: type[Exception], told: str

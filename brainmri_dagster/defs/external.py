@@ -1,0 +1,65 @@
+"""The external evaluation: a model of one data set, measured on another."""
+
+# No postponed annotations here: Dagster reads the type of `context` from the function itself.
+
+from collections.abc import Iterator
+
+import dagster as dg
+
+from brainmri_core.errors import DataError
+from brainmri_core.project.pointers import (
+    ChampionPointer,
+    CheckpointPointer,
+    ExternalEvaluationPointer,
+    PackPointer,
+)
+from brainmri_core.system.storage import read_json
+from brainmri_dagster.defs import metadata
+from brainmri_dagster.defs.assets import stage_asset
+from brainmri_dagster.defs.checks import EXTERNAL_CHECKS, external_results
+from brainmri_dagster.graph.asset_table import trained_on
+from brainmri_dagster.graph.partitions import of_measured, pairs
+from brainmri_dagster.running.stage_run import stage_run
+from brainmri_dagster.running.upstream import require
+
+# The IO manager loads the partition trained on; Dagster has no mapping that says so beside that of the other dimension.
+_ANY_MODEL = dg.AllPartitionMapping()
+
+
+@stage_asset(
+    "external_evaluation",
+    "external",
+    {"pytorch", "html"},
+    deps=(dg.AssetDep("evaluation", partition_mapping=_ANY_MODEL),),
+    check_specs=EXTERNAL_CHECKS,
+    partitions=pairs,
+    ins={
+        "champion": dg.AssetIn(partition_mapping=_ANY_MODEL),
+        "model_checkpoint": dg.AssetIn(partition_mapping=_ANY_MODEL),
+        "resized_images": dg.AssetIn(partition_mapping=of_measured()),
+    },
+)
+def external_evaluation(
+    context: dg.AssetExecutionContext,
+    champion: ChampionPointer | None,
+    model_checkpoint: CheckpointPointer | None,
+    resized_images: PackPointer | None,
+) -> Iterator[dg.MaterializeResult[ExternalEvaluationPointer]]:
+    """How good the model of one data set is on images of another that it cannot have seen. Kept where none is left, too."""
+    with stage_run(context) as run:
+        home, job, config = str(trained_on(context.partition_key)), run.job, run.config.external
+        from brainmri_core.classifier.search import checkpoint_in_use
+        from brainmri_core.external import check_pair, evaluate_elsewhere
+
+        check_pair(home, job)
+        pack = require(resized_images, "resized_images", job)
+        weights = (
+            checkpoint_in_use(job.layout, champion, model_checkpoint, home)
+            if config.checkpoint is None
+            else job.layout.configured(config.checkpoint)
+        )
+        pointer = evaluate_elsewhere(config, home, weights, pack, job)
+        checks = external_results(read_json(job.layout.absolute(pointer.metrics)), config.max_ece)
+        yield run.result(pointer, metadata.of_external(job.layout, pointer), pointer.headline, checks)
+        if pointer.reason is not None:
+            raise DataError(f"{pointer.reason} See {job.layout.absolute(pointer.report)}.")
