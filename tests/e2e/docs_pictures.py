@@ -1,34 +1,52 @@
-"""Take the pictures of the documentation from a running UI whose project has evaluated a data set.
+"""Take the pictures of the documentation: the graph from a running UI, the report from an evaluation of the real data.
 
-python -m tests.e2e.docs_pictures http://127.0.0.1:3000 owner/slug
+python -m tests.e2e.docs_pictures http://127.0.0.1:3000 outputs/evaluation/OWNER/SLUG/RUN/report.html
 """
 
 from __future__ import annotations
 
+import io
 import sys
+from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from tests.e2e.conftest import ROOT, chromium
-from tests.e2e.test_ui import EXPANDED, OTHERS, PIPELINE, wait_for_text
+from tests.e2e.test_ui import EXPANDED, OTHERS, PIPELINE, click, wait_for_text
 
 IMAGES = ROOT / "docs" / "images"
+_SIDE, _TOP = 375, 110  # what the UI shows left of the graph and above it
 
 
-def save(browser: Any, name: str) -> None:
+def save(image: Image.Image, name: str, width: int) -> None:
+    """Write a picture of a certain width, with few colours: it is part of every clone."""
+    image = image.resize((width, round(width * image.height / image.width)), Image.Resampling.LANCZOS)
     IMAGES.mkdir(parents=True, exist_ok=True)
-    assert browser.save_screenshot(str(IMAGES / f"{name}.png"))
+    image.quantize(256, kmeans=1, dither=Image.Dither.NONE).save(IMAGES / f"{name}.png", optimize=True)
 
 
-def main(url: str, dataset: str) -> None:
-    with chromium(1500, 900) as browser:
-        browser.get(f"{url}/asset-groups/?expanded={EXPANDED}")
-        wait_for_text(browser, *PIPELINE, *OTHERS)
-        save(browser, "graph")
-    # Not high enough for the rows that name paths of the machine.
-    with chromium(1500, 760) as browser:
-        browser.get(f"{url}/assets/evaluation?view=partitions&partition={dataset.replace('/', '%2F')}")
-        wait_for_text(browser, "macro_f1", "confusion_matrix")
-        save(browser, "evaluation")
+def screen(browser: Any) -> Image.Image:
+    """Return what the browser shows."""
+    return Image.open(io.BytesIO(browser.get_screenshot_as_png())).convert("RGB")
+
+
+def graph(browser: Any, url: str) -> Image.Image:
+    """Return a picture of the asset graph alone, without the lists beside it."""
+    browser.get(f"{url}/asset-groups/?expanded={EXPANDED}")
+    wait_for_text(browser, *PIPELINE, *OTHERS)
+    click(browser, "//*[text()='Hide navigation']")
+    whole = screen(browser)
+    return whole.crop((_SIDE, _TOP, whole.width - 80, whole.height))
+
+
+def main(url: str, report: str) -> None:
+    with chromium(2600, 1250) as browser:
+        save(graph(browser, url), "graph", 1600)
+    with chromium(1200, 750) as browser:
+        browser.get(Path(report).resolve().as_uri())
+        browser.execute_script("document.documentElement.style.overflow = 'hidden'")  # no scroll bar
+        save(screen(browser), "report", 1200)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -56,6 +57,7 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with zipfile.ZipFile(home / "Downloads/brain-tumor-classification-mri.zip", "w") as archive:
         for path in sorted(files.glob("T*ing/**/*.jpg")):
             archive.write(path, path.relative_to(files))
+    shutil.copy(home / "Downloads/brain-tumor-classification-mri.zip", home / "Downloads/brains.zip")
     project.env |= {"HOME": str(home), "BRAINMRI_HOME": str(checkout)}
     yield from serve(project)
 
