@@ -11,10 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 from tqdm import tqdm
 
-from brainmri_core.classifier.finished_work import KEY, FinishedWork, embeddings_of, features_of, public
+from brainmri_core.classifier.finished_work import (
+    FIRST,
+    KEY,
+    FinishedWork,
+    embeddings_of,
+    features_of,
+    public,
+)
 from brainmri_core.classifier.prediction import Prediction
 from brainmri_core.classifier.record import CLASSIFIER_NAME, OUTLIERS_NAME
 from brainmri_core.classifier.reference import validation_reference
@@ -177,6 +185,7 @@ def _predicted(
     missing = table[KEY].merge(known[KEY], on=KEY, how="left", indicator=True)
     todo = missing[missing["_merge"] == "left_only"]
     job.log.info("predicting", images=len(table), done_before=len(known), to_do=len(todo))
+    now = timestamp(utc_now())
     names = {str(root / path): (path, digest) for path, digest in todo[KEY].itertuples(index=False)}
     parts, done, said = [known], len(known), time.monotonic()
     answers = _answers(classifier, names, root)
@@ -185,7 +194,7 @@ def _predicted(
         tqdm(total=len(table), initial=done, desc="predicting", unit="image", disable=None) as bar,
     ):
         while part := list(islice(answers, _PART)):
-            rows = work.rows([key for key, _ in part], [item for _, item in part])
+            rows = work.rows([key for key, _ in part], [item for _, item in part], now)
             work.add(rows)
             parts.append(rows)
             done += len(part)
@@ -231,9 +240,11 @@ def _report(
 ) -> dict[str, Any]:
     classifier = model.classifier
     usable = (rows["error"] == "").to_numpy()
+    recent = _recent(rows, len(rows) - reused, config.drift_images)[usable]
     called = rows["predicted"][usable].value_counts()
     flagged = None if classifier.outliers is None else int(rows["outlier"][usable].sum())
-    drift = _drift(config, model, rows[usable], table[usable], job)
+    newest = rows[usable][recent]
+    drift = _drift(config, model, newest, table[usable][recent], job)
     return {
         "dataset": job.dataset,
         "run_id": job.run_id,
@@ -252,15 +263,30 @@ def _report(
         "reused": reused,
         "flagged": flagged,
         "predicted": {name: int(called.get(name, 0)) for name in classifier.classes},
+        "newest": {
+            "images": len(newest),
+            "flagged": None if classifier.outliers is None else int(newest["outlier"].sum()),
+        },
         "drifted": list(drift.drifted) if drift.measured else None,
         "drift": drift.model_dump(mode="json"),
     }
 
 
+def _recent(rows: pd.DataFrame, added: int, least: int) -> npt.NDArray[np.bool_]:
+    """Mark the images that a run has added, filled up with others to `least`, the newest first.
+
+    A folder that grows would hide its newest images among the older ones; a few of them alone would tell nothing.
+    """
+    order = rows.sort_values([FIRST, "file_sha256"], ascending=[False, True]).index[: max(added, least)]
+    chosen = np.zeros(len(rows), np.bool_)
+    chosen[order] = True
+    return chosen
+
+
 def _drift(
     config: BatchPredictConfig, model: _Model, rows: pd.DataFrame, table: pd.DataFrame, job: Job
 ) -> DriftReport:
-    """Compare the images with the validation images of the model's training."""
+    """Compare images with the validation images of the model's training."""
     assert config.seed is not None
     if not len(rows):
         return DriftReport(reason="no image could be predicted")

@@ -20,7 +20,8 @@ F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 
 KEY = ["path", "file_sha256"]
-_TEXT = [*KEY, "predicted", "error"]
+FIRST = "first_predicted_utc"
+_TEXT = [*KEY, FIRST, "predicted", "error"]
 _FEATURES = [f"feature_{name}" for name in FEATURE_NAMES]
 
 
@@ -45,7 +46,9 @@ class FinishedWork:
         scores = [f"{kind}_{name}" for kind in ("prob", "logit") for name in self.classes]
         return [*_TEXT, "outlier_score", "outlier", *scores, *_FEATURES, "embedding"]
 
-    def rows(self, keys: Sequence[tuple[str, str]], found: Sequence[Prediction]) -> pd.DataFrame:
+    def rows(
+        self, keys: Sequence[tuple[str, str]], found: Sequence[Prediction], first_predicted: str
+    ) -> pd.DataFrame:
         """Return the rows of some images.
 
         Parameters
@@ -54,6 +57,8 @@ class FinishedWork:
             Path and file hash of N images.
         found : sequence of Prediction
             N predictions with traces; one with an error has empty values.
+        first_predicted : str
+            When the run began that predicts them.
         """
         usable = [index for index, item in enumerate(found) if item.error is None]
         features = np.full((len(found), len(_FEATURES)), np.nan)
@@ -63,7 +68,7 @@ class FinishedWork:
             features[usable] = image_features(pixels, sizes[:, 0], sizes[:, 1])
         rows = []
         for (path, digest), item, values in zip(keys, found, features, strict=True):
-            row: dict[str, Any] = dict(zip(KEY, (path, digest), strict=True))
+            row: dict[str, Any] = dict(zip(KEY, (path, digest), strict=True)) | {FIRST: first_predicted}
             row |= {"predicted": item.predicted, "error": item.error or ""}
             row |= {"outlier_score": item.outlier_score, "outlier": item.outlier}
             logits = [np.nan] * len(self.classes) if item.logits is None else item.logits.tolist()

@@ -19,6 +19,11 @@ class BatchPredictConfig(StageConfig):
         description="Data set whose model predicts; empty: the data set's own, else the only one that has a model.",
     )
     out_dir: str = Field("outputs/batch_predictions", min_length=1, description="Folder of predictions.")
+    drift_images: int = Field(
+        50,
+        ge=2,
+        description="Drift is measured on all images that a run adds, and on so many of the newest at least.",
+    )
     false_alarms: float = Field(
         0.01,
         gt=0,

@@ -363,6 +363,6 @@ def _summary(
 
 
 def _told(item: FeatureShift) -> str:
-    more = "more" if item.auroc > 0.5 else "less"
+    way = "higher" if item.auroc > 0.5 else "lower"
     words = _WORDS.get(item.feature, item.feature)
-    return f"{more} {words} (median {item.other:.3g} against {item.reference:.3g})"
+    return f"{way} {words} (median {item.other:.3g} against {item.reference:.3g})"

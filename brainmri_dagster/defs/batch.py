@@ -61,21 +61,28 @@ def shown(layout: Layout, pointer: BatchPredictionPointer, report: Mapping[str, 
 
 
 def _shares(report: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return for each class how many images are called so, and the share that it is estimated to have."""
+    """Return for each class how many images are called so, and its estimated share among the newest."""
     labels = report["drift"]["labels"] or {}
     estimated, intervals = labels.get("estimated") or {}, labels.get("intervals") or {}
     rows: dict[str, dict[str, Any]] = {}
     for name, count in report["predicted"].items():
         low, high = intervals.get(name, (None, None))
-        rows[name] = {"images": count, "estimated share": estimated.get(name), "from": low, "to": high}
+        rows[name] = {
+            "images": count,
+            "estimated share of the newest": estimated.get(name),
+            "from": low,
+            "to": high,
+        }
     return rows
 
 
 def drift_numbers(report: Mapping[str, Any]) -> dict[str, Any]:
     """Return the numbers to plot over time; what was not measured is left out."""
-    usable = report["images"] - report["unusable"]
-    flagged = report["flagged"]
-    found: dict[str, Any] = {"flagged_share": flagged / usable if usable and flagged is not None else None}
+    newest, flagged = report["newest"]["images"], report["newest"]["flagged"]
+    found: dict[str, Any] = {
+        "newest_images": newest,
+        "flagged_share": flagged / newest if newest and flagged is not None else None,
+    }
     drift = report["drift"]
     for item in drift["measures"]:
         found |= {f"drift_{item['kind']}": item["squared"], f"limit_{item['kind']}": item["threshold"]}

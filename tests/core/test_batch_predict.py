@@ -163,7 +163,8 @@ def test_work_done_before_a_kill_is_not_done_again(case: Case, inbox: Path) -> N
     shutil.rmtree(root / "outputs/batch_predictions/clinic/inbox/resume")
     anew = predicted(case, inbox, "anew")
     assert said(case, "predicting")["done_before"] == 0
-    pd.testing.assert_frame_equal(table_of(case, found), table_of(case, anew))
+    told = [table_of(case, item).drop(columns="first_predicted_utc") for item in (found, anew)]
+    pd.testing.assert_frame_equal(*told)
     assert report_of(case, anew)["drift"] == report_of(case, found)["drift"]
     assert anew.content_hash == found.content_hash
 
@@ -203,10 +204,31 @@ def test_drift_is_measured_against_the_validation_images_and_found(case: Case, t
     assert blurred.drifted is not None
     assert "edges" in blurred.drifted
     drift = report_of(case, blurred)["drift"]
-    assert "less sharpness" in drift["shift"]["summary"]
+    assert "lower sharpness" in drift["shift"]["summary"]
     assert drift["shift"]["reference"] == "the validation images of brainmri/phantom"
     shares = report_of(case, usual)["drift"]["labels"]
     assert shares["estimated"] is None or sum(shares["estimated"].values()) == pytest.approx(1)
+
+
+def test_drift_of_what_is_new_does_not_hide_among_the_older_images(case: Case, tmp_path: Path) -> None:
+    source = case.job.layout.absolute(case.fetched.dataset_root)
+    folder = tmp_path / "growing"
+    folder.mkdir()
+    paths = sorted(source.glob("T*ing/**/*.jpg"))
+    for number, path in enumerate(paths):
+        shutil.copyfile(path, folder / f"{number}.jpg")
+    usual = predicted(case, folder, "usual", drift_images=30)
+    for number, path in enumerate(paths[::3]):
+        Image.open(path).filter(ImageFilter.GaussianBlur(3)).save(folder / f"new{number}.jpg", quality=95)
+    grown = predicted(case, folder, "softer", drift_images=30)
+    new = len(paths[::3])
+    assert report_of(case, grown)["newest"]["images"] == new > 30
+    assert (usual.drifted, report_of(case, grown)["reused"]) == ([], len(paths))
+    assert "edges" in (grown.drifted or [])
+    shutil.copyfile(paths[0], folder / "one-more.jpg")
+    last = predicted(case, folder, "last", drift_images=30)
+    assert report_of(case, last)["newest"]["images"] == 30, "one alone would tell nothing"
+    assert "edges" in (last.drifted or [])
 
 
 def test_a_checkpoint_without_evaluation_or_training_data_says_what_cannot_be_told(

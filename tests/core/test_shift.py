@@ -163,9 +163,9 @@ def planted(name: str) -> tuple[ShiftReport, str]:
 @pytest.mark.parametrize(
     ("name", "kind", "words"),
     [
-        ("blur", "edges", "less sharpness"),
-        ("contrast", "intensity", "less contrast"),
-        ("size", "size", "less width (median 256 against 512)"),
+        ("blur", "edges", "lower sharpness"),
+        ("contrast", "intensity", "lower contrast"),
+        ("size", "size", "lower width (median 256 against 512)"),
     ],
 )
 def test_a_planted_shift_is_found_and_named(name: str, kind: str, words: str) -> None:
