@@ -93,8 +93,8 @@ def batch_predict(config: BatchPredictConfig, fetched: FetchPointer, job: Job) -
     Returns
     -------
     BatchPredictionPointer
-        Its folder holds ``predictions.parquet``, a row per image, and ``report.json``, with the drift of the images from
-        the model's validation images.
+        Its folder holds ``predictions.parquet``, a row per image, and ``report.json``, with the drift of the newest images
+        from the model's validation images.
 
     Raises
     ------
@@ -131,7 +131,9 @@ def batch_predict(config: BatchPredictConfig, fetched: FetchPointer, job: Job) -
     return BatchPredictionPointer(
         dataset=job.dataset,
         run_id=job.run_id,
-        content_hash=sha256_json([fetched.content_hash, model.identity, config.false_alarms, config.seed]),
+        content_hash=sha256_json(
+            [fetched.content_hash, model.identity, config.drift_images, config.false_alarms, config.seed]
+        ),
         written_at_utc=report["written_at_utc"],
         folder=job.layout.relative(target),
         predictions=job.layout.relative(target / "predictions.parquet"),
@@ -157,12 +159,9 @@ def _load(config: BatchPredictConfig, job: Job) -> _Model:
         path = model_in_use(job.layout, trained_on, "batch_predict.model_of")
     classifier = Classifier.load(path, env=job.env)
     digest = sha256_file(classifier.weights)
-    files = [] if classifier.evaluation is None else [CLASSIFIER_NAME, OUTLIERS_NAME]
-    described = [
-        sha256_file(file)
-        for name in files
-        if classifier.evaluation is not None and (file := classifier.evaluation / name).is_file()
-    ]
+    evaluation = classifier.evaluation
+    files = [] if evaluation is None else [evaluation / name for name in (CLASSIFIER_NAME, OUTLIERS_NAME)]
+    described = [sha256_file(file) for file in files if file.is_file()]
     # anything else it depends on is in the checkpoint
     identity = sha256_json([_RULES, digest, described, str(classifier.inference.device)])[:16]
     job.log.info(
@@ -181,7 +180,8 @@ def _predicted(
     known, damaged = work.read()
     for path in damaged:
         job.log.warning("predictions that a run left are damaged; they are made again", file=path.name)
-    known = known.merge(table[KEY], on=KEY)
+    # what could not be read the last time may be readable now
+    known = known[known["error"] == ""].merge(table[KEY], on=KEY)
     missing = table[KEY].merge(known[KEY], on=KEY, how="left", indicator=True)
     todo = missing[missing["_merge"] == "left_only"]
     job.log.info("predicting", images=len(table), done_before=len(known), to_do=len(todo))

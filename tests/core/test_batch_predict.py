@@ -106,6 +106,8 @@ def test_a_file_that_cannot_be_used_costs_itself_only_and_is_named_as_in_the_fol
     assert errors["blank.png"].startswith("blank.png is blank")
     assert str(case.job.layout.root) not in "".join(errors)
     assert (found.images, found.unusable) == (13, 2)
+    predicted(case, inbox, "unusable-again")
+    assert said(case, "predicting")["to_do"] == 2, "a file that could not be used is tried again"
     assert table_of(case, found).loc[5, [f"prob_{name}" for name in case.pack.classes]].isna().all()
 
 
