@@ -169,7 +169,7 @@ def evaluate(
         typer.Option(
             "--trained-on",
             metavar="OWNER/SLUG",
-            help="Measure this data set's model on all images of --dataset that it cannot have seen.",
+            help="Measure this data set's model on all of --dataset but the images it may have seen.",
         ),
     ] = None,
     checkpoint: Annotated[

@@ -64,7 +64,7 @@ class Carried:
 def full_scores(
     scored: pd.DataFrame, classes: Sequence[str], carried: Carried, config: ExternalConfig
 ) -> dict[str, Any]:
-    """Score images of classes the model knows, which it cannot have seen.
+    """Score images of classes the model knows, without those it may have seen.
 
     Parameters
     ----------
@@ -127,7 +127,7 @@ def score_rows(
     known : pandas.DataFrame
         Rows of the prediction table of classes the model knows.
     unseen : numpy.ndarray
-        bool: those it cannot have seen.
+        bool: those that were not taken out as possibly seen.
     common : sequence of str
         The classes of both sets: the second way takes the model's probabilities of the others away.
 
@@ -136,14 +136,14 @@ def score_rows(
     list of dict
         As `subsets.score_subsets`; the kinds are ``unseen``, ``common`` and ``all``.
     """
-    seed, resamples = config.seed or 0, min(config.bootstrap_resamples, 1000)
+    seed, resamples = config.seed or 0, config.bootstrap_resamples
     logits = logits_of(known, classes)
     among = np.isin(classes, common)
     shares = probabilities(logits)
     renormalised = probabilities(np.where(among, logits, -np.inf))
     everything = np.ones(len(known), np.bool_)
     parts: list[tuple[str, str, Mask, F64]] = [
-        ("unseen", "images the model cannot have seen", unseen, shares),
+        ("unseen", "images left when those the model may have seen are taken out", unseen, shares),
         ("common", "the same, probabilities shared among the common classes", unseen, renormalised),
         ("all", "all images, those the model may have seen included: no external score", everything, shares),
     ]
@@ -160,7 +160,7 @@ def compare_with_own(
 ) -> dict[str, Any]:
     """Set the score on images from elsewhere beside that on the model's own test images of the same classes.
 
-    The two sets have no image in common, so each is resampled by itself.
+    Each of the two sets is resampled by itself.
 
     Returns
     -------

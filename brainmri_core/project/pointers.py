@@ -253,7 +253,9 @@ class ExternalEvaluationPointer(Pointer):
     predictions: str
     report: str
     headline: dict[str, float | None]
-    images: int = Field(description="images scored: those the model cannot have seen, of classes it knows")
+    images: int = Field(
+        description="images scored: of classes the model knows, without those it may have seen"
+    )
     taken_out: int = Field(description="images that the model may have seen")
     reason: str | None = Field(None, description="why there is no score; none where there is one")
     checkpoint_sha256: str

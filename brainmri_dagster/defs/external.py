@@ -45,7 +45,7 @@ def external_evaluation(
     model_checkpoint: CheckpointPointer | None,
     resized_images: PackPointer | None,
 ) -> Iterator[dg.MaterializeResult[ExternalEvaluationPointer]]:
-    """How good the model of one data set is on images of another that it cannot have seen. Kept where none is left, too."""
+    """How good the model of one data set is on another, without what it may have seen of it. Kept where nothing is left, too."""
     with stage_run(context) as run:
         home, job, config = str(trained_on(context.partition_key)), run.job, run.config.external
         from brainmri_core.classifier.search import checkpoint_in_use

@@ -125,6 +125,9 @@ def test_the_scores_are_those_of_the_unseen_images_of_known_classes(
             f1_score(part["label"], called, labels=present, average="macro", zero_division=0)
         )
     assert metrics["scores"]["macro_f1"] == metrics["rows"][0]["macro_f1"]
+    assert metrics["rows"][0]["intervals"]["macro_f1"] == pytest.approx(
+        metrics["scores"]["intervals"]["macro_f1"]
+    )
     low, high = metrics["scores"]["intervals"]["macro_f1"]
     assert low < metrics["scores"]["macro_f1"] < high
     assert [len(set(row["support"])) for row in metrics["rows"]] == [len(classes)] * 3

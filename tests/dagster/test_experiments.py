@@ -79,7 +79,13 @@ def test_what_runs_a_model_takes_the_accelerator_and_nothing_else_does() -> None
     pools = {key.to_user_string(): defs.get_assets_def(key).op.pool for key in defs.resolve_all_asset_keys()}
     # the report of the folds lets their models vote on the test split
     models = {"model_checkpoint", "evaluation", "champion"}
-    models |= {"fold_checkpoint", "fold_evaluation", "cross_validation_report"}
+    models |= {
+        "fold_checkpoint",
+        "fold_evaluation",
+        "cross_validation_report",
+        "external_evaluation",
+        "batch_predictions",
+    }
     assert {name for name, pool in pools.items() if pool == "accelerator"} == models
     assert {pool for name, pool in pools.items() if name not in models} == {"dataset"}
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from dagster import AssetCheckSeverity
 from typer.testing import CliRunner
@@ -15,12 +16,15 @@ from brainmri_core.gc import collect_garbage
 from brainmri_core.project.layout import ROOT_VARIABLE
 from brainmri_core.project.pointers import (
     ExternalEvaluationPointer,
+    FetchPointer,
     MappingPointer,
     follow,
     latest_pointer,
     pair_place,
 )
 from brainmri_core.project.run_schema import manifest_files, read_manifest, read_plan
+from brainmri_core.sources.phantom import read_truth
+from brainmri_core.system.storage import read_json
 from brainmri_core.verify import verify
 from brainmri_dagster.cli import app
 from brainmri_dagster.code_location import defs
@@ -83,6 +87,22 @@ def test_it_is_an_asset_like_the_others(sites: Workbench, measured: Any) -> None
     assert set(checks_of(measured)) == {"unseen_images", "external_calibration", "generalises"}
     assert checks_of(measured)["unseen_images"].passed
     assert checks_of(measured)["unseen_images"].metadata["taken_out"].value == pointer.taken_out > 0
+
+
+def test_every_planted_copy_is_taken_out_or_a_copy_of_a_test_image(sites: Workbench, measured: Any) -> None:
+    pointer = sites.pointer("external_evaluation", PAIR)
+    fetched = sites.pointer("raw_dataset", SECOND)
+    assert isinstance(pointer, ExternalEvaluationPointer) and isinstance(fetched, FetchPointer)
+    planted = read_truth(sites.layout.absolute(fetched.dataset_root)).elsewhere
+    trained = packed_samples(pack_of(sites), sites.job("x")).set_index("path")["split"]
+    sides = pd.Series({copy.path: trained.get(copy.original, "excluded") for copy in planted})
+    taken = pd.read_csv(sites.layout.absolute(pointer.folder) / "taken_out.csv")
+    metrics = read_json(sites.layout.absolute(pointer.metrics))
+    assert set(sides) == {"train", "test", "excluded"}, "one original has two labels"
+    copies = taken["path"][taken["reason"].str.startswith("copy")]
+    assert sorted(copies) == sorted(sides.index[sides == "train"])
+    left = set(sides.index[sides == "test"]) - set(taken["path"])  # but for relatives of a copy of training
+    assert metrics["taken_out"]["left_but_in_own_test"] == len(left) > 0
 
 
 def test_plan_and_manifest_name_what_of_either_data_set_was_read(sites: Workbench, measured: Any) -> None:
