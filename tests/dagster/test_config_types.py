@@ -7,7 +7,7 @@ import pytest
 from dagster._config import validate_config as validate_dagster_config
 from pydantic import Field
 
-from brainmri_core.config import STAGES, PipelineConfig, StageConfig
+from brainmri_core.config import BLOCKS, PipelineConfig, StageConfig
 from brainmri_core.errors import ConfigError
 from brainmri_dagster.graph.config_types import config_schema, to_core
 
@@ -93,7 +93,7 @@ def test_descriptions_carry_the_bounds():
     assert schema["kind"].description == "(one of a, b)"
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", BLOCKS)
 def test_every_stage_of_the_pipeline_converts_both_ways(stage):
     block = getattr(PipelineConfig(), "validate_" if stage == "validate" else stage)
     value = block.model_dump(mode="json", by_alias=True)
