@@ -64,13 +64,15 @@ def assets() -> str:
     for name in ASSETS:
         node = graph.get(dg.AssetKey(name))
         parents = ", ".join(f"`{key.to_user_string()}`" for key in sorted(node.parent_keys)) or "the source"
-        dimensions = "data set"
+        dimensions = "partitioned by data set"
+        if node.partitions_def is None:
+            dimensions = "one of all data sets"
         if isinstance(node.partitions_def, dg.MultiPartitionsDefinition):
             dimensions = " and ".join(
                 name.replace("_", " ") for name in node.partitions_def.partition_dimension_names
             )
-            dimensions = dimensions.replace("dataset", "data set")
-        lines = [f"## {name}\n", node.description or "", f"\nReads {parents}; partitioned by {dimensions}."]
+            dimensions = f"partitioned by {dimensions.replace('dataset', 'data set')}"
+        lines = [f"## {name}\n", node.description or "", f"\nReads {parents}; {dimensions}."]
         checks = sorted(key.name for key in node.check_keys)
         if checks:
             blocking = {key.name for key in node.check_keys if graph.get_check_spec(key).blocking}

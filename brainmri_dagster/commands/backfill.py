@@ -104,9 +104,13 @@ def targets(
         raise ConfigError(f"--select {select!r} is no selection of assets: {text}") from None
     if not keys:
         raise ConfigError(f"--select {select!r} selects no asset; known: {known}.")
+    apart = {key for key in keys if graph.get(key).partitions_def is None}
+    if apart == keys:
+        names = " and ".join(sorted(key.to_user_string() for key in apart))
+        raise ConfigError(f"The asset {names} has no partitions to fill; materialise it instead.")
     found: Target = {}
     for key in graph.toposorted_asset_keys:
-        if key not in keys:
+        if key not in keys - apart:
             continue
         partitions = _partitions(graph, key, datasets)
         if key.to_user_string() == "external_evaluation":
@@ -123,10 +127,7 @@ def targets(
 
 def _partitions(graph: AssetGraph, key: dg.AssetKey, datasets: list[str]) -> list[str]:
     definition = graph.get(key).partitions_def
-    if definition is None:
-        raise ConfigError(
-            f"The asset {key.to_user_string()} has no partitions to fill; materialise it instead."
-        )
+    assert definition is not None
     keys = map(str, definition.get_partition_keys())
     return [key for key in keys if {dataset_of(key), trained_on(key) or dataset_of(key)} <= set(datasets)]
 

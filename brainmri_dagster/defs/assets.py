@@ -44,7 +44,7 @@ def stage_asset(
     kinds: set[str],
     deps: Sequence[str | dg.AssetDep] = (),
     check_specs: Sequence[dg.AssetCheckSpec] = (),
-    partitions: dg.PartitionsDefinition[Any] = datasets,
+    partitions: dg.PartitionsDefinition[Any] | None = datasets,
     ins: Mapping[str, dg.AssetIn] | None = None,
 ) -> Callable[[Callable[..., Any]], dg.AssetsDefinition]:
     """Return the decorator of one asset; its code version covers code and default config of its stage and of those before."""

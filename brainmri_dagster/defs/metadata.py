@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import csv
 import io
 import math
 from collections import Counter
@@ -20,6 +21,7 @@ from brainmri_core.project.pointers import (
     EvaluationPointer,
     ExternalEvaluationPointer,
     FetchPointer,
+    GeneralisationPointer,
     MappingPointer,
     PackPointer,
     ValidationPointer,
@@ -321,6 +323,27 @@ def of_external(layout: Layout, pointer: ExternalEvaluationPointer) -> Metadata:
         "report": path_of(layout, pointer.report),
         "metrics": path_of(layout, pointer.metrics),
         "predictions": path_of(layout, pointer.predictions),
+    }
+
+
+def of_generalisation(layout: Layout, pointer: GeneralisationPointer) -> Metadata:
+    """The heat map, the numbers of every pair, and the model that is best where it is worst."""
+    with layout.absolute(pointer.table).open(newline="", encoding="utf-8") as handle:
+        rows = {
+            f"{row['trained_on']} on {row['evaluated_on']}": {
+                name: float(row[name]) if row[name] else None
+                for name in ("macro_f1", "low", "high", "difference", "taken_out_share")
+            }
+            for row in csv.DictReader(handle)
+        }
+    heat_map = picture(layout.absolute(pointer.plot), "every model on every data set", 900)
+    return {
+        **numbers(pointer.model_dump(include={"pairs", "scored", "best_worst", "best_mean"})),
+        **({"best": pointer.best} if pointer.best else {}),
+        "scores": table(rows, "pair"),
+        **({"heat_map": heat_map} if heat_map else {}),
+        "report": path_of(layout, pointer.report),
+        "table": path_of(layout, pointer.table),
     }
 
 

@@ -15,6 +15,7 @@ from brainmri_core.project.pointers import (
     FetchPointer,
     FoldCheckpointPointer,
     FoldEvaluationPointer,
+    GeneralisationPointer,
     LeaderboardPointer,
     MappingPointer,
     PackPointer,
@@ -155,6 +156,7 @@ ASSETS: dict[str, StageAsset] = {
             "external evaluation",
             label="external_evaluation",
         ),
+        StageAsset("generalisation", None, GeneralisationPointer, (), None, "matrix of all data sets"),
     )
 }
 PIPELINE = (
@@ -168,6 +170,8 @@ PIPELINE = (
 WITHOUT_LABELS = ("raw_dataset", "batch_predictions")
 """The assets that a data set without labels can have."""
 FOLD_ASSETS = ("fold_checkpoint", "fold_evaluation")
+WHOLE_ASSETS = ("generalisation",)
+"""Of all data sets together, without partitions; their pointers and logs name `catalogue.EVERY`."""
 MODEL_ASSETS = ("champion", "model_checkpoint", "evaluation")
 """What an external evaluation reads of the data set that its model was trained on; the rest is of the other."""
 # Settings that say where and how, not what: changing them makes nothing out of date.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dagster as dg
 
 from brainmri_core.errors import BrainMRIError
+from brainmri_core.project.catalogue import EVERY
 from brainmri_core.project.pointers import Pointer, write_pointer
 from brainmri_core.project.run_record import record_pointer
 from brainmri_dagster.graph.asset_table import ASSETS, FOLD_ASSETS, is_fold, partition_read, trained_on
@@ -22,14 +23,15 @@ class PointerIOManager(dg.IOManager):
     def handle_output(self, context: dg.OutputContext, obj: Pointer) -> None:
         """Write the pointer, history copy first, and attach its content, path and run id as metadata."""
         step = context.step_context
+        partition = context.partition_key if context.has_partition_key else EVERY.key
         try:
             configured = bool((step.op_config or {}).get("write_pointer", True))
-            latest = configured and not is_fold(context.partition_key)
+            latest = configured and not is_fold(partition)
             stored = obj if obj.pointer_path else write_pointer(self._layout, obj, update_latest=latest)
             stage = ASSETS[context.asset_key.to_user_string()].entry
             record_pointer(self._layout, run_id_of(step.instance, step.dagster_run), stage, stored)
         except BrainMRIError as error:
-            fail_stage(step, context.partition_key, error)
+            fail_stage(step, partition, error)
         context.add_output_metadata(
             {
                 "pointer": dg.MetadataValue.json(stored.model_dump(mode="json")),

@@ -16,7 +16,7 @@ from brainmri_core.config import BLOCKS, PipelineConfig
 from brainmri_core.config.base import validate_config
 from brainmri_core.errors import BrainMRIError, ConfigError
 from brainmri_core.gc import remove_leftovers
-from brainmri_core.project.catalogue import find_entry
+from brainmri_core.project.catalogue import EVERY, find_entry
 from brainmri_core.project.job import Job
 from brainmri_core.project.layout import Layout, checked_run_id
 from brainmri_core.project.logs import Record, Sink, event_text, stage_log, stream_sink, throttled
@@ -38,6 +38,7 @@ from brainmri_dagster.graph.asset_table import (
     FOLD_ASSETS,
     PROCESS_TAG,
     RUN_ID_TAG,
+    WHOLE_ASSETS,
     WITHOUT_LABELS,
     dataset_of,
     is_fold,
@@ -126,13 +127,12 @@ def stage_run(context: dg.AssetExecutionContext) -> Iterator[StageRun]:
         In place of any `BrainMRIError`: its one sentence, without retries.
     """
     asset = context.asset_key.to_user_string()
-    if not context.has_partition_key:
+    if not context.has_partition_key and asset not in WHOLE_ASSETS:
         raise failure(
             ConfigError(f"The run of {asset} has no partition; choose a data set: {', '.join(catalogue())}.")
         )
-    with _open(
-        context.op_execution_context.get_step_execution_context(), asset, context.partition_key
-    ) as run:
+    partition = context.partition_key if context.has_partition_key else EVERY.key
+    with _open(context.op_execution_context.get_step_execution_context(), asset, partition) as run:
         yield run
 
 
@@ -177,10 +177,11 @@ def _open(step: Any, asset: str, partition: str) -> Iterator[StageRun]:
             try:
                 if problem is not None:
                     raise problem
-                entry = find_entry(catalogue(), dataset)
+                entry = EVERY if dataset == EVERY.key else find_entry(catalogue(), dataset)
                 if asset not in WITHOUT_LABELS:
                     entry.require_labels(f"the asset {asset}")
-                _check_dataset(config, dataset)
+                if entry is not EVERY:
+                    _check_dataset(config, dataset)
                 job = Job(layout=layout, run_id=run_id, entry=entry, log=log, env=config.env)
                 log.info("started", asset=asset)
                 yield StageRun(
@@ -292,10 +293,12 @@ def plan_stages(
 
 def equivalent_command(selected: Sequence[str], partition: str, run_config: Mapping[str, Any]) -> str:
     """Return the command line that would start the same run."""
-    apart = not {*FOLD_ASSETS, "cross_validation_report", "external_evaluation"}.isdisjoint(selected)
+    apart = not {*FOLD_ASSETS, "cross_validation_report", "external_evaluation", *WHOLE_ASSETS}.isdisjoint(
+        selected
+    )
     module = f"brainmri_dagster.{'code_location' if apart else 'definitions'}"
     words = ["dagster", "asset", "materialize", "-m", module, "--select", ",".join(selected)]
-    words += ["--partition", partition]
+    words += ["--partition", partition] if partition != EVERY.key else []
     if run_config:
         words += ["--config-json", json.dumps(run_config)]
     return shlex.join(words)
