@@ -49,7 +49,7 @@ from brainmri_core.project.pointers import EvaluationPointer, ExternalEvaluation
 from brainmri_core.project.sample_table import write_samples
 from brainmri_core.splitting.assignment import independent_units
 from brainmri_core.system.clock import timestamp, utc_now
-from brainmri_core.system.storage import remove_stale, sha256_json, staging_folder, write_json
+from brainmri_core.system.storage import check_sha256, remove_stale, sha256_json, staging_folder, write_json
 
 SCHEMA_VERSION = 1
 BARE_BATCH_SIZE = 32
@@ -105,6 +105,8 @@ def evaluate_elsewhere(
         If no class is common, the images have no labels, or both data sets are one archive.
     ModelError
         If the checkpoint is missing, damaged or foreign.
+    IntegrityError
+        If the pack was changed.
     """
     check_pair(trained_on, job)
     traveller = _load(weights, trained_on, job)
@@ -112,6 +114,7 @@ def evaluate_elsewhere(
     learnt = learnt_from(traveller.meta, job)
     if isinstance(learnt, Learnt):
         refuse_one_archive(learnt.images.pack, pack, job)
+    check_sha256(job.layout.absolute(pack.pack), pack.pack_sha256, "pack")
     other = PackedImages.read(pack, job)
     taken = (
         take_out(learnt, other, config.copies, job)

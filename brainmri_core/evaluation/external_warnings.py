@@ -67,7 +67,8 @@ def external_warnings(metrics: Mapping[str, Any], meta: CheckpointMeta, taken: T
             f"The model may have seen {images['taken_out']:,} of the {images['predicted']:,} images, which were taken out; "
             "the rest may be unlike the whole.",
         )
-    if started := meta.train_config.get("model", {}).get("weights_file"):
+    model = meta.train_config.get("model")
+    if isinstance(model, dict) and (started := model.get("weights_file")):
         add(
             "amber",
             f"The training began from the weights of {printable(str(started))}; what those were trained on is not known and was "

@@ -14,7 +14,7 @@ from sklearn.metrics import accuracy_score, f1_score
 
 from brainmri_core.classifier.record import read_classifier
 from brainmri_core.config.data import ResizeConfig, SplitConfig
-from brainmri_core.errors import ConfigError, DataError
+from brainmri_core.errors import ConfigError, DataError, IntegrityError
 from brainmri_core.evaluation.calibration import calibration_scores
 from brainmri_core.evaluation.contender import packed_samples
 from brainmri_core.evaluation.prediction_table import labels_of, logits_of, read_predictions
@@ -264,6 +264,11 @@ def test_foreign_weights_at_the_start_of_the_training_are_told(sites: TwoSites, 
     trained = {**meta.train_config, "model": {**meta.train_config["model"], "weights_file": "other/best.pth"}}
     found = sites.measure("x7", weights=rewritten(sites, tmp_path / "started.pth", train_config=trained))
     assert any("other/best.pth" in item["text"] for item in read(sites, found)["warnings"])
+
+
+def test_a_pack_that_was_changed_is_refused(sites: TwoSites) -> None:
+    with pytest.raises(IntegrityError, match=r"pack\.npy"):
+        sites.measure("x8", pack=sites.pack.model_copy(update={"pack_sha256": "0" * 64}))
 
 
 Change = Callable[[TwoSites, Path], dict[str, Any]]
