@@ -197,14 +197,18 @@ def test_an_interruption_does_not_wait_for_the_search(monkeypatch: pytest.Monkey
             yield none, none
 
     monkeypatch.setattr(copies, "candidate_pairs", endless)
-    running = threading.active_count()  # pytest-xdist has one of its own
+    running = set(
+        threading.enumerate()
+    )  # pytest-xdist has one of its own, and one of an earlier test may be ending
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with pytest.raises(KeyboardInterrupt):
             find_copies(as_table(smooth(4)), CopySearchConfig())
     finally:
         signal.signal(signal.SIGINT, before)
-    assert threading.active_count() == running
+    for thread in set(threading.enumerate()) - running:
+        thread.join(60)
+        assert not thread.is_alive(), "a thread goes on searching"
 
 
 @given(st.integers(1, 40), st.lists(st.tuples(st.integers(0, 39), st.integers(0, 39)), max_size=60))
