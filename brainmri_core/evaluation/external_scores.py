@@ -165,8 +165,8 @@ def compare_with_own(
     Returns
     -------
     dict
-        ``classes`` that both sets hold, ``images`` and ``n_units`` of the own test images, and ``measures``: own, external,
-        their difference (external less own) and its 95% interval; or ``reason``.
+        ``classes`` that both sets hold, ``images`` and ``n_units`` of the own test images, and ``measures``, those that both define:
+        own, external, their difference (external less own) and its 95% interval; or ``reason``.
     """
     assert config.seed is not None
     if carried.own is None:
@@ -191,7 +191,7 @@ def compare_with_own(
                 "interval": interval(theirs[name][1:] - ours[name][1:]),
             }
             for name in COMPARED
-            if name in ours and name in theirs
+            if all(name in found and np.isfinite(found[name][0]) for found in (ours, theirs))
         },
     }
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -74,6 +76,15 @@ def test_only_classes_of_both_sets_are_compared() -> None:
     assert found["measures"]["accuracy"]["external"] == 1.0
     absent = compare_with_own(other[other["label"] == "glioma"], CLASSES, Carried(own=own), config())
     assert absent == {"reason": "its own test images show none of these classes"}
+
+
+def test_what_one_side_leaves_undefined_is_not_compared() -> None:
+    """Without images of no tumour there is no specificity, on either side."""
+    own, other = drawn(60, 0.9, 1), drawn(60, 0.8, 2)
+    other = other[other["label"] != "notumor"]
+    measures = compare_with_own(other, CLASSES, Carried(own=own), config())["measures"]
+    assert "tumour_vs_none.specificity" not in measures
+    json.dumps(measures, allow_nan=False)
 
 
 def over_confident(images: int, factor: float) -> tuple[np.ndarray, np.ndarray]:
