@@ -343,7 +343,7 @@ def external_headline(metrics: dict[str, Any]) -> dict[str, float | None]:
             name: scores.get(name)
             for name in ("accuracy", "balanced_accuracy", "macro_f1", "macro_auroc", "mcc")
         },
-        "macro_f1_drop": measures["macro_f1"]["difference"] if "macro_f1" in measures else None,
+        "macro_f1_difference": measures["macro_f1"]["difference"] if "macro_f1" in measures else None,
         **{
             f"ece_{when}": calibration[when] and calibration[when]["ece_equal_width"]
             for when in ("before", "after")

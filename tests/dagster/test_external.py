@@ -80,9 +80,14 @@ def test_it_is_an_asset_like_the_others(sites: Workbench, measured: Any) -> None
     assert pointer.evaluation_pointer == sites.pointer("evaluation").pointer_path
     assert pointer.checkpoint_pointer == sites.pointer("model_checkpoint").pointer_path
     shown = sites.newest("external_evaluation", PAIR).metadata
-    assert {"macro_f1", "macro_f1_drop", "taken_out_share", "images_scored", "comparison", "rows"} <= set(
-        shown
-    )
+    assert {
+        "macro_f1",
+        "macro_f1_difference",
+        "taken_out_share",
+        "images_scored",
+        "comparison",
+        "rows",
+    } <= set(shown)
     assert "copy_of_training" in str(shown["taken_out"].value)
     assert set(checks_of(measured)) == {"unseen_images", "external_calibration", "generalises"}
     assert checks_of(measured)["unseen_images"].passed
@@ -219,7 +224,7 @@ def test_the_command_measures_a_file_and_says_what_it_found(
     command = ["evaluate", "--trained-on", PHANTOM, "--dataset", SECOND, "--checkpoint", weights, *options]
     done = CliRunner().invoke(app, command)
     assert done.exit_code == 0, done.output
-    assert "macro_f1_drop" in done.stdout and "report: " in done.stdout
+    assert "macro_f1_difference" in done.stdout and "report: " in done.stdout
     for words, code, told in (
         (["evaluate", "--checkpoint", weights], 2, "--checkpoint goes with --trained-on"),
         (
