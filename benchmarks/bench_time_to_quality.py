@@ -43,8 +43,7 @@ def write_sides(options: argparse.Namespace, pack: PackPointer, config: TrainCon
     table = table[(table["row"] >= 0) & table["split"].isin(["train", "test"])].sort_values(
         "row", ignore_index=True
     )
-    assert config.data.seed is not None
-    val = validation_mask(table, config.data.val_frac, config.data.seed)
+    val = validation_mask(table, config.data.val_frac, config.data.resolved_seed)
     row, labels = table["row"].to_numpy(np.int64), np.zeros(pack.n_images, np.int64)
     labels[row] = table["class_index"]
     pixels = open_pack(job.layout, pack)

@@ -132,7 +132,13 @@ def batch_predict(config: BatchPredictConfig, fetched: FetchPointer, job: Job) -
         dataset=job.dataset,
         run_id=job.run_id,
         content_hash=sha256_json(
-            [fetched.content_hash, model.identity, config.drift_images, config.false_alarms, config.seed]
+            [
+                fetched.content_hash,
+                model.identity,
+                config.drift_images,
+                config.false_alarms,
+                config.resolved_seed,
+            ]
         ),
         written_at_utc=report["written_at_utc"],
         folder=job.layout.relative(target),
@@ -287,7 +293,6 @@ def _drift(
     config: BatchPredictConfig, model: _Model, rows: pd.DataFrame, table: pd.DataFrame, job: Job
 ) -> DriftReport:
     """Compare images with the validation images of the model's training."""
-    assert config.seed is not None
     if not len(rows):
         return DriftReport(reason="no image could be predicted")
     reference = validation_reference(model.classifier.inference, job.layout)
@@ -298,8 +303,10 @@ def _drift(
     classes = model.classifier.classes
     names = (f"the validation images of {model.classifier.meta.dataset}", job.dataset)
     return DriftReport(
-        measures=measure_drift(reference.images, images, false_alarms=config.false_alarms, seed=config.seed),
-        shift=measure_shift(reference.images, images, names, seed=config.seed),
+        measures=measure_drift(
+            reference.images, images, false_alarms=config.false_alarms, seed=config.resolved_seed
+        ),
+        shift=measure_shift(reference.images, images, names, seed=config.resolved_seed),
         labels=estimate_label_shift(
             reference.labels,
             reference.probabilities,
@@ -307,6 +314,6 @@ def _drift(
             rows[[f"prob_{name}" for name in classes]].to_numpy(np.float64),
             groups,
             classes,
-            seed=config.seed,
+            seed=config.resolved_seed,
         ),
     )

@@ -234,7 +234,7 @@ def _paired(
         independent_units(table),
         classes,
         resamples=config.bootstrap_resamples,
-        seed=int(config.data.seed or 0),
+        seed=config.data.resolved_seed,
     )
     return _Comparison(basis, len(table), challenger, champion, difference)
 

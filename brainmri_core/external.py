@@ -272,7 +272,7 @@ def _measure(
             config.recalibration_images,
             temperature=carried.temperature or 1.0,
             resamples=config.recalibration_resamples,
-            seed=int(config.seed or 0),
+            seed=config.resolved_seed,
         )
     return metrics
 

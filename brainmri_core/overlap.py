@@ -9,7 +9,6 @@ import numpy.typing as npt
 import pandas as pd
 
 from brainmri_core.config import PipelineConfig
-from brainmri_core.config.training import TrainConfig
 from brainmri_core.copies.across import KINDS, find_copies_across
 from brainmri_core.copies.thumbs import read_thumbs, read_trimmed_thumbs
 from brainmri_core.errors import ConfigError, MissingUpstreamError
@@ -144,10 +143,8 @@ def _read(layout: Layout, entry: DatasetEntry, settings: PipelineConfig) -> _Set
     path = layout.absolute(mapping.samples)
     table = read_samples(path, {**FETCH_COLUMNS, **SPLIT_COLUMNS})
     thumbs, trimmed = read_thumbs(path.parent, table, None), read_trimmed_thumbs(path.parent, table)
-    train = settings.stage("train")
-    assert isinstance(train, TrainConfig) and train.data.seed is not None
-    seed = train.data.seed if train.data.val_seed is None else train.data.val_seed
-    held_out = validation_mask(table, train.data.val_frac, seed)
+    train = settings.with_seeds().train
+    held_out = validation_mask(table, train.data.val_frac, train.data.validation_seed)
     names = table["split"].map({"train": SIDES[0], "test": SIDES[2], "excluded": SIDES[3]})
     readable = np.flatnonzero(table["pixel_sha256"] != "")
     return _Set(

@@ -176,9 +176,8 @@ def _assign(config: SplitConfig, table: pd.DataFrame, found: Found, job: Job) ->
     _check_losses(config, table, job)
     train = np.flatnonzero((table["split"] == "train").to_numpy() & ~given)
     part = table.iloc[train]
-    assert config.seed is not None
     table.loc[train, "fold"] = assign_folds(
-        independent_units(part), part["class_index"].to_numpy(np.int64), config.folds, config.seed
+        independent_units(part), part["class_index"].to_numpy(np.int64), config.folds, config.resolved_seed
     )
     for side in ("train", "test"):
         if not (table["split"] == side).any() and config.strategy in ("pooled", "official"):
@@ -237,9 +236,12 @@ def _assign_pooled(config: SplitConfig, table: pd.DataFrame, found: Found, job: 
             f"One group{who} holds {largest.iloc[0]} of the {len(part)} images of {job.dataset}, more than a whole side; "
             f"{remedy}."
         )
-    assert config.seed is not None
     test = assign_side(
-        part["group"].tolist(), part["class_index"].to_numpy(np.int64), config.test_frac, config.seed, "test"
+        part["group"].tolist(),
+        part["class_index"].to_numpy(np.int64),
+        config.test_frac,
+        config.resolved_seed,
+        "test",
     )
     table.loc[rows[test], "split"] = "test"
 

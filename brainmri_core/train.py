@@ -184,11 +184,10 @@ def _check_writable(folder: Path) -> None:
 
 def _begin(config: TrainConfig, pack: PackPointer, job: Job, team: Team) -> tuple[Loop, State]:
     """Choose sides, device and arithmetic, and return a training that has not begun."""
-    assert config.data.seed is not None
     sides = _sides(config, pack, job)
     device = choose_device(job.env)
     precision = choose_precision(config.loop.precision, config.optim.amp, device)
-    seed_everything(config.data.seed, job.env)
+    seed_everything(config.data.resolved_seed, job.env)
     loop, model = _loop(config, pack, job, sides, device, precision, team)
     loop = _with_true_gradients(loop, model, job)
     if team.size > 1:
@@ -239,8 +238,7 @@ def _sides(config: TrainConfig, pack: PackPointer, job: Job) -> _Sides:
     table = table[(table["row"] >= 0) & table["split"].isin(["train", "test"])].sort_values(
         "row", ignore_index=True
     )
-    assert config.data.seed is not None
-    seed = config.data.seed if config.data.val_seed is None else config.data.val_seed
+    seed = config.data.validation_seed
     val = validation_mask(table, config.data.val_frac, seed)
     side = np.where(val, "validation", table["split"].to_numpy(object).astype(str))
     groups = table["group"].to_numpy(object).astype(str)
@@ -312,8 +310,7 @@ def _loop(
     if config.optim.class_weights:
         counts = np.bincount(labels[train], minlength=len(pack.classes))
         weights = torch.tensor(len(train) / (len(counts) * counts), dtype=torch.float32, device=device)
-    assert config.data.seed is not None
-    loop = Loop(config, data, preprocessing, device, precision, config.data.seed, weights, team)
+    loop = Loop(config, data, preprocessing, device, precision, config.data.resolved_seed, weights, team)
     return loop, model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from brainmri_core.config.base import (
     RUN_ID_PATTERN,
+    SeededConfig,
     StageConfig,
     apply_overrides,
     read_yaml,
@@ -89,19 +90,26 @@ class PipelineConfig(StageConfig):
 
     def stage(self, name: Stage) -> StageConfig:
         """Return a stage's config with the seeds it leaves open filled from ``env.seed``."""
-        config: StageConfig = getattr(self, "validate_" if name == "validate" else name)
+        config: StageConfig = getattr(self, _field(name))
         return with_seed(config, self.env.seed)
+
+    def with_seeds(self) -> PipelineConfig:
+        """Return the configuration with the seeds that its stages leave open filled from ``env.seed``."""
+        return self.model_copy(update={_field(name): self.stage(name) for name in BLOCKS})
 
     def resolved(self) -> dict[str, Any]:
         """Return the whole configuration as plain JSON values, keyed as YAML writes it, seeds filled in."""
-        value = self.model_dump(mode="json", by_alias=True)
-        value.update({name: self.stage(name).model_dump(mode="json", by_alias=True) for name in BLOCKS})
-        return value
+        return self.with_seeds().model_dump(mode="json", by_alias=True)
+
+
+def _field(stage: Stage) -> str:
+    """Return the field of `PipelineConfig` that holds a stage's config."""
+    return "validate_" if stage == "validate" else stage
 
 
 def with_seed(config: StageConfig, seed: int) -> StageConfig:
     """Fill an empty ``seed`` (or ``data.seed``) of a stage's config."""
-    if "seed" in type(config).model_fields and getattr(config, "seed") is None:
+    if isinstance(config, SeededConfig) and getattr(config, "seed") is None:
         return config.model_copy(update={"seed": seed})
     data = getattr(config, "data", None)
     if isinstance(data, StageConfig):

@@ -26,6 +26,27 @@ class StageConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, validate_default=True)
 
 
+class SeededConfig(StageConfig):
+    """Base of configs with a ``seed`` that may be left empty, until `with_seed` fills it from ``env.seed``."""
+
+    @property
+    def resolved_seed(self) -> int:
+        """The seed, which is no longer empty where the config is used.
+
+        Raises
+        ------
+        ConfigError
+            If it still is: the config was not resolved.
+        """
+        seed: int | None = getattr(self, "seed")
+        if seed is None:
+            raise ConfigError(
+                "The seed of this configuration is empty; set it, or take the stage's configuration from "
+                "PipelineConfig.stage(), which fills it from env.seed."
+            )
+        return seed
+
+
 class _Loader(yaml.SafeLoader):
     """YAML 1.2 scalars: ``no`` is text and ``1e-3`` is a number."""
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from brainmri_core.config.base import StageConfig
+from brainmri_core.config.base import SeededConfig
 
 
-class BatchPredictConfig(StageConfig):
+class BatchPredictConfig(SeededConfig):
     """Predict all images of a data set, labelled or not, and see whether they are like the model's validation images."""
 
     checkpoint: str | None = Field(

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from brainmri_core.config.base import StageConfig
+from brainmri_core.config.base import SeededConfig, StageConfig
 from brainmri_core.config.formats import ENDINGS, SCAN_ENDINGS, SLICE
 
 DEEP = ("16-bit", "32-bit", "float")
@@ -148,7 +148,7 @@ class CopySearchConfig(StageConfig):
     )
 
 
-class SplitConfig(_WithExtensions):
+class SplitConfig(_WithExtensions, SeededConfig):
     """Decide which image serves for training and which for testing."""
 
     dataset: str | None = Field(None, description="Data set as owner/slug; empty means the partition.")

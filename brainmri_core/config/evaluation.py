@@ -6,10 +6,10 @@ from typing import Literal
 
 from pydantic import Field
 
-from brainmri_core.config.base import Precision, StageConfig
+from brainmri_core.config.base import Precision, SeededConfig, StageConfig
 
 
-class EvalDataConfig(StageConfig):
+class EvalDataConfig(SeededConfig):
     """What is evaluated."""
 
     image_size: int | None = Field(

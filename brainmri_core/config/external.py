@@ -6,11 +6,11 @@ from typing import Annotated
 
 from pydantic import Field
 
-from brainmri_core.config.base import StageConfig
+from brainmri_core.config.base import SeededConfig
 from brainmri_core.config.data import CopySearchConfig
 
 
-class ExternalConfig(StageConfig):
+class ExternalConfig(SeededConfig):
     """Measure a checkpoint on another data set than the one it was trained on."""
 
     checkpoint: str | None = Field(

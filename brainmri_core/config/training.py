@@ -6,10 +6,10 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from brainmri_core.config.base import Precision, StageConfig
+from brainmri_core.config.base import Precision, SeededConfig, StageConfig
 
 
-class TrainDataConfig(StageConfig):
+class TrainDataConfig(SeededConfig):
     """What the model sees."""
 
     image_size: int | None = Field(
@@ -41,6 +41,11 @@ class TrainDataConfig(StageConfig):
         description="Seed of the validation split alone, so that trainings with other seeds are compared on the same images; "
         "empty: seed.",
     )
+
+    @property
+    def validation_seed(self) -> int:
+        """The seed of the validation split."""
+        return self.resolved_seed if self.val_seed is None else self.val_seed
 
 
 class ModelConfig(StageConfig):

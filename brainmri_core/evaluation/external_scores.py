@@ -83,12 +83,13 @@ def full_scores(
         As `metrics.classification_metrics`, with ``intervals``, ``bootstrap``, ``patients``, ``calibration`` before and after
         the carried temperature, and ``tumour_vs_none``.
     """
-    assert config.seed is not None
     labels, logits = labels_of(scored), logits_of(scored, classes)
     shares = probabilities(logits)
     found = classification_metrics(labels, shares, classes)
     patients = known_patients(scored)
-    values = _resampled(scored, classes, carried.temperature, config.bootstrap_resamples, config.seed)
+    values = _resampled(
+        scored, classes, carried.temperature, config.bootstrap_resamples, config.resolved_seed
+    )
     intervals = {name: interval(drawn[1:]) for name, drawn in values.items()}
     found["reasons"] |= {f"intervals.{name}": UNDEFINED for name, item in intervals.items() if item is None}
     after = carried.temperature
@@ -105,7 +106,7 @@ def full_scores(
             "level": LEVEL,
             "resamples": config.bootstrap_resamples,
             "unit": "patient" if (patients != "").any() else "group",
-            "seed": config.seed,
+            "seed": config.resolved_seed,
         },
         "calibration": {
             "temperature": after,
@@ -136,7 +137,7 @@ def score_rows(
     list of dict
         As `subsets.score_subsets`; the kinds are ``unseen``, ``common`` and ``all``.
     """
-    seed, resamples = config.seed or 0, config.bootstrap_resamples
+    seed, resamples = config.resolved_seed, config.bootstrap_resamples
     logits = logits_of(known, classes)
     among = np.isin(classes, common)
     shares = probabilities(logits)
@@ -168,7 +169,6 @@ def compare_with_own(
         ``classes`` that both sets hold, ``images`` and ``n_units`` of the own test images, and ``measures``, those that both define:
         own, external, their difference (external less own) and its 95% interval; or ``reason``.
     """
-    assert config.seed is not None
     if carried.own is None:
         return {"reason": carried.reason}
     own = carried.own[carried.own["split"] == "test"]
@@ -177,8 +177,8 @@ def compare_with_own(
     if not shared:
         return {"reason": "its own test images show none of these classes"}
     resamples, temperature = config.bootstrap_resamples, carried.temperature
-    ours = _resampled(own, classes, temperature, resamples, config.seed)
-    theirs = _resampled(other, classes, temperature, resamples, config.seed + 1)
+    ours = _resampled(own, classes, temperature, resamples, config.resolved_seed)
+    theirs = _resampled(other, classes, temperature, resamples, config.resolved_seed + 1)
     return {
         "classes": shared,
         "images": len(own),
@@ -242,7 +242,7 @@ def flag_rates(
         if threshold is None or not among.any():
             return {"share": None, "interval": None}
         number, weights = group_weights(
-            units[among].tolist(), config.bootstrap_resamples, int(config.seed or 0)
+            units[among].tolist(), config.bootstrap_resamples, config.resolved_seed
         )
         counts = np.bincount(number).astype(np.float64)
         hits = np.bincount(number, of[among]).astype(np.float64)

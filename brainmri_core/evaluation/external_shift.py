@@ -86,7 +86,6 @@ def describe_shift(
         ``shift``: what `shift.measure_shift` finds, and ``prevalence``: the estimate of `label_shift` with the ``true`` share of
         each class; each a mapping with a ``reason`` where there is nothing to compare.
     """
-    assert config.seed is not None
     reason = learnt if isinstance(learnt, str) else None
     if reason is None and not scored.any():
         reason = "there is no image to compare"
@@ -100,7 +99,7 @@ def describe_shift(
         at_home.images(everything),
         seen.images(scored),
         (f"the validation images of {model.meta.dataset}", job.dataset),
-        seed=config.seed,
+        seed=config.resolved_seed,
         permutations=config.shift_permutations,
     )
     classes, temperature = model.meta.classes, carried.temperature or 1.0
@@ -112,7 +111,7 @@ def describe_shift(
         probabilities(seen.logits[scored], temperature),
         independent_units(elsewhere),
         classes,
-        seed=config.seed,
+        seed=config.resolved_seed,
     )
     truth = np.bincount(elsewhere["class_index"].to_numpy(np.int64), minlength=len(classes)) / len(elsewhere)
     return {

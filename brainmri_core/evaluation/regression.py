@@ -78,6 +78,6 @@ def regression(
         independent_units(ours),
         classes,
         resamples=config.bootstrap_resamples,
-        seed=int(config.data.seed or 0),
+        seed=config.data.resolved_seed,
     )
     return Regression(current, previous, difference, len(ours), basis)

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 import dagster as dg
 
-from brainmri_core.config import BLOCKS, PipelineConfig
+from brainmri_core.config import PipelineConfig
 from brainmri_core.config.base import validate_config
 from brainmri_core.errors import BrainMRIError, ConfigError
 from brainmri_core.gc import remove_leftovers
@@ -109,9 +109,7 @@ def config_of(step: Any, project: ProjectConfig) -> PipelineConfig:
     for name, op in step.resolved_run_config.ops.items():
         if name in ASSETS and (stage := ASSETS[name].stage) is not None:
             value[stage] = op.config
-    config = validate_config(PipelineConfig, value, "run config")
-    blocks = {("validate_" if name == "validate" else name): config.stage(name) for name in BLOCKS}
-    return config.model_copy(update=blocks)
+    return validate_config(PipelineConfig, value, "run config").with_seeds()
 
 
 @contextmanager
