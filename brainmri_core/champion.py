@@ -187,7 +187,7 @@ def _elsewhere(
     if not config.bootstrap_resamples:
         return _Comparison(basis, 0, obstacle="evaluate.bootstrap_resamples is 0")
     ours, theirs = (external_evaluations(item, job.layout) for item in (checkpoint, champion))
-    resamples, seed = config.bootstrap_resamples, int(config.data.seed or 0)
+    resamples, seed = config.bootstrap_resamples, config.data.resolved_seed
     found = compare_elsewhere(ours, theirs, basis, job.layout, resamples=resamples, seed=seed)
     if isinstance(found, str):
         return _Comparison(basis, 0, obstacle=found)

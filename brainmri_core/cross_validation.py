@@ -13,8 +13,14 @@ from brainmri_core.config.evaluation import EvaluateConfig
 from brainmri_core.errors import ConfigError, DataError, IntegrityError
 from brainmri_core.evaluation.bootstrap import bootstrap_metrics, group_weights, interval
 from brainmri_core.evaluation.calibration import probabilities
+from brainmri_core.evaluation.cross_validation_schema import (
+    CrossValidationMetrics,
+    FoldScores,
+    PooledScores,
+)
 from brainmri_core.evaluation.label_issues import issue_sheet, label_issues, split_without
 from brainmri_core.evaluation.metrics import classification_metrics
+from brainmri_core.evaluation.metrics_schema import TestLooks
 from brainmri_core.evaluation.prediction_table import read_predictions
 from brainmri_core.evaluation.test_ledger import looks_record, record_look
 from brainmri_core.images.pack import open_pack
@@ -141,7 +147,6 @@ def cross_validate(
     IntegrityError
         If a fold was trained on other images than the pack's.
     """
-    assert config.data.seed is not None
     table = read_samples(job.layout.absolute(pack.samples), {**SPLIT_COLUMNS, **RESIZE_COLUMNS})
     for fold, (checkpoint, evaluation) in enumerate(zip(checkpoints, evaluations, strict=True)):
         seen = follow(job.layout, FoldPackPointer, checkpoint.pack_pointer)
@@ -159,11 +164,21 @@ def cross_validate(
     )
     ensemble = _ensemble(table, pack, checkpoints, config, job)
     issues = label_issues(pooled, _probabilities(pooled, pack.classes), pack.classes)
-    metrics = _metrics(pooled, ensemble, pack.classes, config) | {"label_issues": len(issues)}
-    metrics["test_looks"] = _looks(ensemble, metrics, checkpoints, job)
+    together = _with_intervals(ensemble, pack.classes, config) if len(ensemble) else None
+    folds = {str(fold): _scores(part, pack.classes) for fold, part in pooled.groupby("fold")}
+    metrics = CrossValidationMetrics(
+        classes=pack.classes,
+        pooled=_with_intervals(pooled, pack.classes, config),
+        folds=folds,
+        mean={name: _over_folds(folds, name, np.mean) for name in HEADLINE},
+        spread={name: _over_folds(folds, name, np.std) for name in HEADLINE},
+        ensemble=together,
+        label_issues=len(issues),
+        test_looks=_looks(ensemble, together, checkpoints, job) if together is not None else None,
+    )
     target = job.layout.root / "outputs" / "cross_validation" / job.dataset / job.run_id
     with staging_folder(target) as folder:
-        write_json(folder / "metrics.json", metrics)
+        write_json(folder / "metrics.json", metrics.model_dump(mode="json"))
         write_samples(folder / "predictions.parquet", pooled)
         write_samples(folder / "ensemble.parquet", ensemble)
         issues.to_csv(folder / "label_issues.csv", index=False)
@@ -186,7 +201,7 @@ def cross_validate(
         pack_pointer=str(pack.pointer_path),
         recipe=_common([item.recipe for item in checkpoints]),
         inference=_common([item.inference for item in evaluations]),
-        test_split=metrics["test_looks"]["split"] if metrics["test_looks"] else None,
+        test_split=metrics.test_looks.split if metrics.test_looks else None,
     )
 
 
@@ -196,11 +211,9 @@ def _common(values: Sequence[str | None]) -> str | None:
 
 
 def _looks(
-    ensemble: pd.DataFrame, metrics: dict[str, Any], checkpoints: Sequence[CheckpointPointer], job: Job
-) -> dict[str, Any] | None:
-    """Enter the ensemble into the ledger of the test split, if there is one."""
-    if not len(ensemble):
-        return None
+    ensemble: pd.DataFrame, scores: PooledScores, checkpoints: Sequence[CheckpointPointer], job: Job
+) -> TestLooks:
+    """Enter the ensemble into the ledger of the test split."""
     found = record_look(
         job.layout,
         job.dataset,
@@ -210,28 +223,14 @@ def _looks(
         checkpoint=sha256_json([item.content_hash for item in checkpoints]),
         experiment=_common([item.experiment for item in checkpoints]),
     )
-    return looks_record(found, metrics["ensemble"].get("intervals", {}).get("macro_f1"))
+    return looks_record(found, (scores.intervals or {}).get("macro_f1"))
 
 
-def _metrics(
-    pooled: pd.DataFrame, ensemble: pd.DataFrame, classes: list[str], config: EvaluateConfig
-) -> dict[str, Any]:
-    folds = {str(fold): _scores(part, classes) for fold, part in pooled.groupby("fold")}
-    return {
-        "classes": classes,
-        "pooled": _with_intervals(pooled, classes, config),
-        "folds": folds,
-        "mean": {name: _over_folds(folds, name, np.mean) for name in HEADLINE},
-        "spread": {name: _over_folds(folds, name, np.std) for name in HEADLINE},
-        "ensemble": _with_intervals(ensemble, classes, config) if len(ensemble) else None,
-    }
-
-
-def _headline(metrics: dict[str, Any]) -> dict[str, float | None]:
-    headline = {f"pooled_{name}": metrics["pooled"][name] for name in HEADLINE}
-    headline |= {f"spread_{name}": value for name, value in metrics["spread"].items()}
-    if metrics["ensemble"] is not None:
-        headline |= {f"ensemble_{name}": metrics["ensemble"][name] for name in HEADLINE}
+def _headline(metrics: CrossValidationMetrics) -> dict[str, float | None]:
+    headline = {f"pooled_{name}": getattr(metrics.pooled, name) for name in HEADLINE}
+    headline |= {f"spread_{name}": value for name, value in metrics.spread.items()}
+    if metrics.ensemble is not None:
+        headline |= {f"ensemble_{name}": getattr(metrics.ensemble, name) for name in HEADLINE}
     return headline
 
 
@@ -244,30 +243,33 @@ def _probabilities(table: pd.DataFrame, classes: Sequence[str]) -> F64:
     return np.asarray(table[[f"prob_{name}" for name in classes]], np.float64)
 
 
-def _scores(table: pd.DataFrame, classes: Sequence[str]) -> dict[str, Any]:
+def _scores(table: pd.DataFrame, classes: Sequence[str]) -> FoldScores:
     scored = classification_metrics(
         table["class_index"].to_numpy(np.int64), _probabilities(table, classes), classes
     )
-    return {"images": len(table), **{name: scored[name] for name in HEADLINE}}
+    return FoldScores(images=len(table), **{name: scored[name] for name in HEADLINE})
 
 
-def _over_folds(folds: dict[str, dict[str, Any]], name: str, statistic: Any) -> float | None:
-    values = [item[name] for item in folds.values() if item[name] is not None]
+def _over_folds(folds: dict[str, FoldScores], name: str, statistic: Any) -> float | None:
+    values = [value for item in folds.values() if (value := getattr(item, name)) is not None]
     return float(statistic(values)) if values else None
 
 
-def _with_intervals(table: pd.DataFrame, classes: Sequence[str], config: EvaluateConfig) -> dict[str, Any]:
+def _with_intervals(table: pd.DataFrame, classes: Sequence[str], config: EvaluateConfig) -> PooledScores:
     labels, predicted = table["class_index"].to_numpy(np.int64), _probabilities(table, classes)
     scored = classification_metrics(labels, predicted, classes) | {"classes": list(classes)}
     if not config.bootstrap_resamples:
-        return scored
+        return PooledScores(**scored)
     number, weights = group_weights(
-        independent_units(table), config.bootstrap_resamples, int(config.data.seed or 0)
+        independent_units(table), config.bootstrap_resamples, config.data.resolved_seed
     )
     logits = np.log(np.clip(predicted, 1e-12, None))
     drawn = bootstrap_metrics(labels, logits, number, weights, classes)
-    scored["n_units"] = weights.shape[1]
-    return scored | {"intervals": {name: interval(drawn[name]) for name in HEADLINE if name in drawn}}
+    return PooledScores(
+        **scored,
+        n_units=weights.shape[1],
+        intervals={name: interval(drawn[name]) for name in HEADLINE if name in drawn},
+    )
 
 
 def _ensemble(

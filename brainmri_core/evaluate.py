@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,11 +16,24 @@ from brainmri_core.evaluation.explanations import Explained, explain
 from brainmri_core.evaluation.galleries import select_galleries, write_overlays, write_sheets
 from brainmri_core.evaluation.gradcam import MapError
 from brainmri_core.evaluation.label_issues import label_issues, split_without
-from brainmri_core.evaluation.metrics_file import Context, evaluation_metrics, headline
+from brainmri_core.evaluation.metrics_file import (
+    Context,
+    content_hash,
+    evaluation_metrics,
+    headline,
+    whole_document,
+)
+from brainmri_core.evaluation.metrics_schema import (
+    Measured,
+    NoOutlierScore,
+    OutlierShare,
+    TestLooks,
+    Unavailable,
+)
 from brainmri_core.evaluation.outliers import OutlierModel, fit_outliers
 from brainmri_core.evaluation.prediction_table import logits_of, prediction_table
 from brainmri_core.evaluation.subsets import subset_masks
-from brainmri_core.evaluation.test_ledger import looks_record, looks_warning, record_look
+from brainmri_core.evaluation.test_ledger import looks_record, record_look
 from brainmri_core.evaluation.tested_data import Evidence, gather_evidence
 from brainmri_core.evaluation.tested_model import Subject, forward, load_subject
 from brainmri_core.learning.inference import Predictions
@@ -32,7 +44,7 @@ from brainmri_core.project.pointers import CheckpointPointer, EvaluationPointer,
 from brainmri_core.project.sample_table import write_samples
 from brainmri_core.splitting.assignment import independent_units
 from brainmri_core.system.clock import timestamp, utc_now
-from brainmri_core.system.storage import remove_stale, sha256_file, sha256_json, staging_folder, write_json
+from brainmri_core.system.storage import remove_stale, sha256_file, staging_folder, write_json
 
 
 def evaluate(
@@ -75,26 +87,34 @@ def evaluate(
     evidence = gather_evidence(pack, subject.pixels, job)
     outliers = _outliers(config, subject, found)
     table = _table(subject, found, outliers)
-    metrics = _measure(config, table, subject, evidence)
-    metrics["out_of_distribution"] = outlier_facts(table, outliers)
+    measured = _measure(config, table, subject, evidence)
     clock.append(time.perf_counter())
     target = job.layout.evaluation_dir(config.io.eval_out, job.dataset, job.run_id)
     for stale in remove_stale(target.parent) if target.parent.is_dir() else []:
         job.log.info("removed a stale temporary", path=stale.name)
-    identity = {"dataset": job.dataset, "run_id": job.run_id, "written_at_utc": timestamp(utc_now())}
     with staging_folder(target) as folder:
         write_samples(folder / "predictions.parquet", table)
-        galleries, explained = _pictures(config, folder, table, subject, evidence, metrics)
-        issues = _issues(folder, table, subject, evidence, metrics)
-        looks = _looks(table, metrics, weights, checkpoint, pack, job)
-        document = {**identity, **metrics, **looks}
-        write_json(folder / "metrics.json", document)
-        write_classifier(folder, ClassifierFile.of(subject, metrics, outliers, target), outliers)
+        write_confusion(folder / "confusion.png", measured.confusion_matrix, subject.classes)
+        galleries, explained = _pictures(config, folder, table, subject, evidence)
+        temperature = measured.calibration.temperature
+        issues = _issues(folder, table, subject, evidence, temperature or 1.0)
+        metrics = whole_document(
+            measured,
+            dataset=job.dataset,
+            run_id=job.run_id,
+            written_at_utc=timestamp(utc_now()),
+            outliers=outlier_facts(table, outliers),
+            explanations=explained.scores if isinstance(explained, Explained) else explained,
+            label_issues=len(issues),
+            looks=_looks(table, measured, weights, checkpoint, pack, job),
+        )
+        write_json(folder / "metrics.json", metrics.model_dump(mode="json"))
+        write_classifier(folder, ClassifierFile.of(subject, temperature, outliers, target), outliers)
         result = Evaluation(
-            document,
+            metrics,
             table,
             galleries,
-            explained,
+            explained if isinstance(explained, Explained) else None,
             issues,
             subject,
             evidence,
@@ -102,8 +122,8 @@ def evaluate(
             config,
         )
         write_pages(folder, result, job)
-    for warning in document["warnings"]:
-        job.log.warning(warning["text"], severity=warning["level"])
+    for warning in metrics.warnings:
+        job.log.warning(warning.text, severity=warning.level)
     clock.append(time.perf_counter())
     steps = ("forward_seconds", "metrics_seconds", "report_seconds")
     job.log.info(
@@ -116,9 +136,8 @@ def evaluate(
     return EvaluationPointer(
         dataset=job.dataset,
         run_id=job.run_id,
-        # without the looks, which say what other runs did
-        content_hash=sha256_json([weights, pack.content_hash, metrics]),
-        written_at_utc=identity["written_at_utc"],
+        content_hash=content_hash(metrics, measured, weights, pack.content_hash),
+        written_at_utc=metrics.written_at_utc,
         folder=relative(target),
         metrics=relative(target / "metrics.json"),
         predictions=relative(target / "predictions.parquet"),
@@ -127,22 +146,21 @@ def evaluate(
         checkpoint_pointer=checkpoint.pointer_path if checkpoint else None,
         pack_pointer=pack.pointer_path,
         inference=subject.inference,
-        test_split=looks["test_looks"]["split"] if looks["test_looks"] else None,
+        test_split=metrics.test_looks.split if metrics.test_looks else None,
     )
 
 
 def _looks(
     table: pd.DataFrame,
-    metrics: dict[str, Any],
+    measured: Measured,
     weights: str,
     checkpoint: CheckpointPointer | None,
     pack: PackPointer,
     job: Job,
-) -> dict[str, Any]:
-    """Enter the evaluation into the ledger of the test split; return the fields of ``metrics.json`` that speak of it."""
+) -> TestLooks | None:
+    """Enter the evaluation into the ledger of the test split; return None where a fold was measured."""
     if isinstance(pack, FoldPackPointer):
-        told = metrics["reasons"] | {"test_looks": "a fold is measured, not the test split"}
-        return {"test_looks": None, "reasons": told}
+        return None
     found = record_look(
         job.layout,
         job.dataset,
@@ -152,20 +170,18 @@ def _looks(
         checkpoint=weights,
         experiment=checkpoint.experiment if checkpoint else None,
     )
-    record = looks_record(found, metrics["intervals"].get("macro_f1"))
-    warning = looks_warning(record)
-    return {"test_looks": record, "warnings": [*metrics["warnings"], *([warning] if warning else [])]}
+    return looks_record(found, measured.intervals.get("macro_f1"))
 
 
 def _outliers(config: EvaluateConfig, subject: Subject, found: Predictions) -> OutlierModel | None:
     samples = subject.samples
     validation = (samples["split"] == "validation").to_numpy()
-    assert found.embeddings is not None and config.data.seed is not None
+    assert found.embeddings is not None
     return fit_outliers(
         found.embeddings[validation],
         samples["class_index"].to_numpy(np.int64)[validation],
         independent_units(samples[validation]),
-        config.data.seed,
+        config.data.resolved_seed,
     )
 
 
@@ -176,17 +192,14 @@ def _table(subject: Subject, found: Predictions, outliers: OutlierModel | None) 
     return prediction_table(subject.samples, found.logits, subject.classes, distance)
 
 
-def _measure(
-    config: EvaluateConfig, table: pd.DataFrame, subject: Subject, evidence: Evidence
-) -> dict[str, Any]:
-    assert config.data.seed is not None
+def _measure(config: EvaluateConfig, table: pd.DataFrame, subject: Subject, evidence: Evidence) -> Measured:
     train, test = evidence.positions("train"), evidence.positions("test")
     baselines = make_baselines(
         evidence.samples, evidence.thumbs, subject.pixels, train, test, len(subject.classes)
     )
     context = Context(
         resamples=config.bootstrap_resamples,
-        seed=config.data.seed,
+        seed=config.data.resolved_seed,
         subsets=subset_masks(evidence.samples, evidence.copies, test, evidence.planes),
         baselines=baselines,
         known_copies=evidence.leak.row("this split").copies or 0,
@@ -196,58 +209,43 @@ def _measure(
     return evaluation_metrics(table, subject.classes, context)
 
 
-def outlier_facts(table: pd.DataFrame, outliers: OutlierModel | None) -> dict[str, Any]:
+def outlier_facts(table: pd.DataFrame, outliers: OutlierModel | None) -> OutlierShare | NoOutlierScore:
     """Say how the outlier score was set and what share of the test images it flags."""
     if outliers is None:
-        return {
-            "threshold": None,
-            "reason": "too few validation images of this checkpoint are here to fit it",
-        }
+        return NoOutlierScore(reason="too few validation images of this checkpoint are here to fit it")
     test = table.loc[table["split"] == "test", "outlier_score"].to_numpy(np.float64)
-    return {
-        "method": "Mahalanobis distance of the embedding to the nearest class mean",
-        "threshold": outliers.threshold,
-        "flagged_test_share": float((test > outliers.threshold).mean()),
-    }
+    return OutlierShare(
+        method="Mahalanobis distance of the embedding to the nearest class mean",
+        threshold=outliers.threshold,
+        flagged_test_share=float((test > outliers.threshold).mean()),
+    )
 
 
 def _pictures(
-    config: EvaluateConfig,
-    folder: Path,
-    table: pd.DataFrame,
-    subject: Subject,
-    evidence: Evidence,
-    metrics: dict[str, Any],
-) -> tuple[pd.DataFrame, Explained | None]:
-    """Write the pictures; put what the explanations' checks found into the metrics."""
-    assert config.data.seed is not None
+    config: EvaluateConfig, folder: Path, table: pd.DataFrame, subject: Subject, evidence: Evidence
+) -> tuple[pd.DataFrame, Explained | Unavailable]:
+    """Write galleries and explanation maps; return the galleries, and what the maps are worth or why there are none."""
     classes = subject.classes
     test = table[table["split"] == "test"]
-    write_confusion(folder / "confusion.png", metrics["confusion_matrix"], classes)
     galleries = select_galleries(test, classes, config.io.top_per_class)
     if config.io.make_galleries:
         (folder / "galleries").mkdir()
         write_sheets(folder / "galleries", galleries, classes, subject.pixels)
     if not config.io.make_gradcam:
-        metrics["explanations"] = {"reason": "evaluate.io.make_gradcam is false"}
-        return galleries, None
+        return galleries, Unavailable(reason="evaluate.io.make_gradcam is false")
     try:
-        explained = explain(subject, galleries, test, evidence, config.data.seed)
+        explained = explain(subject, galleries, test, evidence, config.data.resolved_seed)
     except MapError as error:
-        metrics["explanations"] = {"reason": str(error)}
-        return galleries, None
-    metrics["explanations"] = explained.scores
+        return galleries, Unavailable(reason=str(error))
     write_overlays(folder / "gradcam.png", galleries, classes, subject.pixels, explained.rows, explained.maps)
     return galleries, explained
 
 
 def _issues(
-    folder: Path, table: pd.DataFrame, subject: Subject, evidence: Evidence, metrics: dict[str, Any]
+    folder: Path, table: pd.DataFrame, subject: Subject, evidence: Evidence, temperature: float
 ) -> pd.DataFrame:
-    temperature = metrics["calibration"]["temperature"] or 1.0
     shares = probabilities(logits_of(table, subject.classes), temperature)
     issues = label_issues(table, shares, subject.classes)
     issues.to_csv(folder / "label_issues.csv", index=False)
     split_without(evidence.samples, issues).to_csv(folder / "split_without_label_issues.csv", index=False)
-    metrics["label_issues"] = len(issues)
     return issues

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from brainmri_core.config.base import Precision
 from brainmri_core.errors import IntegrityError
 from brainmri_core.evaluation.outliers import OutlierModel
 from brainmri_core.evaluation.tested_model import Subject
-from brainmri_core.system.storage import atomic_file, read_json, sha256_file, write_json
+from brainmri_core.system.json_models import read_model
+from brainmri_core.system.storage import atomic_file, sha256_file, write_json
 
 SCHEMA_VERSION = 1
 CLASSIFIER_NAME = "classifier.json"
@@ -49,14 +49,14 @@ class ClassifierFile(BaseModel):
 
     @classmethod
     def of(
-        cls, subject: Subject, metrics: dict[str, Any], outliers: OutlierModel | None, folder: Path
+        cls, subject: Subject, temperature: float | None, outliers: OutlierModel | None, folder: Path
     ) -> ClassifierFile:
         """Describe the subject of an evaluation that will lie in `folder`."""
         return cls(
             checkpoint=Path(os.path.relpath(subject.weights, folder)).as_posix(),
             checkpoint_sha256=sha256_file(subject.weights),
             classes=subject.classes,
-            temperature=metrics["calibration"]["temperature"],
+            temperature=temperature,
             outlier_threshold=None if outliers is None else outliers.threshold,
             batch_size=subject.batch_size,
             precision=subject.precision,
@@ -82,17 +82,11 @@ def read_classifier(folder: Path) -> tuple[ClassifierFile, OutlierModel | None]:
     """
     path = folder / CLASSIFIER_NAME
     try:
-        described = ClassifierFile.model_validate(read_json(path))
+        described = read_model(path, ClassifierFile, "does not describe a classifier", "run evaluate again")
         if described.outlier_threshold is None:
             return described, None
         with np.load(folder / OUTLIERS_NAME, allow_pickle=False) as arrays:
             return described, OutlierModel(arrays["means"], arrays["whitening"], described.outlier_threshold)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise IntegrityError(
-            f"{path} does not describe a classifier: '{'.'.join(map(str, first['loc']))}': {first['msg']}; "
-            "run evaluate again."
-        ) from None
     except (OSError, ValueError, KeyError) as error:
         raise IntegrityError(
             f"The outlier model beside {path} cannot be read ({type(error).__name__}); run evaluate again."

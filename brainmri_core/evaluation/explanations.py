@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +15,13 @@ from brainmri_core.evaluation.explanation_checks import (
 )
 from brainmri_core.evaluation.galleries import KINDS
 from brainmri_core.evaluation.gradcam import Maps, maps_of_rows
+from brainmri_core.evaluation.metrics_schema import (
+    Explanations,
+    Localisation,
+    MapScores,
+    NoLocalisation,
+    Randomisation,
+)
 from brainmri_core.evaluation.tested_data import Evidence
 from brainmri_core.evaluation.tested_model import Subject
 
@@ -35,15 +41,15 @@ class Explained:
     ----------
     rows : numpy.ndarray
         int64 ``(M,)``: pack rows that `maps` explain, each for its predicted class.
-    scores : dict
-        ``randomisation`` and ``localisation``, for ``metrics.json``.
+    scores : Explanations
+        What the checks found.
     check_rows, check_maps
         Some of the images of the randomisation check, and their maps by stage.
     """
 
     rows: I64
     maps: Maps
-    scores: dict[str, Any]
+    scores: Explanations
     check_rows: I64
     check_maps: dict[str, F32]
 
@@ -83,12 +89,12 @@ def explain(
         batch_size=subject.batch_size,
         seed=seed,
     )
-    scores = {
-        "methods": ["Grad-CAM", "Grad-CAM++"],
-        "grid": maps.grid,
-        "randomisation": randomisation,
-        "localisation": _localisation(subject, test, evidence),
-    }
+    scores = Explanations(
+        methods=["Grad-CAM", "Grad-CAM++"],
+        grid=maps.grid,
+        randomisation=Randomisation(**randomisation),
+        localisation=_localisation(subject, test, evidence),
+    )
     return Explained(
         rows,
         maps,
@@ -111,27 +117,29 @@ def _maps(subject: Subject, rows: I64, targets: I64) -> Maps:
     )
 
 
-def _localisation(subject: Subject, test: pd.DataFrame, evidence: Evidence) -> dict[str, Any]:
+def _localisation(subject: Subject, test: pd.DataFrame, evidence: Evidence) -> Localisation | NoLocalisation:
     """Score the maps of the true class against the known tumour masks, on up to `MAX_MASKED` test images."""
     known = test[test["path"].map(evidence.has_mask).astype(bool)]
     if known.empty:
-        return {"images": 0, "reason": "no test image has a known tumour mask"}
+        return NoLocalisation(reason="no test image has a known tumour mask")
     step = -(-len(known) // MAX_MASKED)
     chosen = known.iloc[::step]
     masks = np.stack(
         [shrink_mask(evidence.mask(path), subject.preprocessing.image_size) for path in chosen["path"]]
     )
     visible = masks.any(axis=(1, 2))
+    if not visible.any():
+        return NoLocalisation(reason="no known tumour mask has a pixel in the model's input")
     chosen, masks = chosen[visible], masks[visible]
     labels = chosen["class_index"].to_numpy(np.int64)
     maps = _maps(subject, chosen["row"].to_numpy(np.int64), labels)
-    return {
-        "images": len(chosen),
-        "explained": "the true class",
-        "gradcam": localisation_scores(maps.gradcam, masks),
-        "gradcam_plus_plus": localisation_scores(maps.gradcam_plus_plus, masks),
-        "other_image": localisation_scores(maps.gradcam[_others(labels)], masks),
-    }
+    return Localisation(
+        images=len(chosen),
+        explained="the true class",
+        gradcam=MapScores(**localisation_scores(maps.gradcam, masks)),
+        gradcam_plus_plus=MapScores(**localisation_scores(maps.gradcam_plus_plus, masks)),
+        other_image=MapScores(**localisation_scores(maps.gradcam[_others(labels)], masks)),
+    )
 
 
 def _others(labels: I64) -> I64:

@@ -8,11 +8,13 @@ from typing import Any, Literal
 import pandas as pd
 
 from brainmri_core.escaping import printable
-from brainmri_core.evaluation.metrics_file import FEW_UNITS, Warnings
+from brainmri_core.evaluation.metrics_file import FEW_UNITS
 from brainmri_core.evaluation.taken_out import REASONS, TakenOut
 from brainmri_core.learning.checkpoint import CheckpointMeta
 
 MOST = 0.5
+
+Warnings = list[dict[str, str]]
 
 
 def no_score(table: pd.DataFrame, taken: TakenOut, scored: int) -> str | None:

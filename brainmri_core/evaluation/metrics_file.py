@@ -1,14 +1,13 @@
-"""``metrics.json``: everything measured, made from the prediction table without another forward pass.
+"""``metrics.json`` is made here: everything measured, from the prediction table without another forward pass.
 
-``docs/metrics.md`` describes the document. It holds no NaN: what is undefined is null, and its reason stands in the
-``reasons`` (or ``reason``) of the same mapping or, under its dotted name, of the whole document.
+`metrics_schema` and ``docs/metrics.md`` describe the document.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -18,18 +17,35 @@ from brainmri_core.evaluation.baselines import Baseline, score_baselines
 from brainmri_core.evaluation.bootstrap import LEVEL, UNDEFINED, bootstrap_metrics, group_weights, interval
 from brainmri_core.evaluation.calibration import calibration_scores, fit_temperature, probabilities
 from brainmri_core.evaluation.metrics import classification_metrics, tumour_versus_none
+from brainmri_core.evaluation.metrics_schema import (
+    BaselineScores,
+    Bootstrap,
+    Calibration,
+    CalibrationScores,
+    EvaluationMetrics,
+    Explanations,
+    Identity,
+    Measured,
+    NoOutlierScore,
+    OutlierShare,
+    ReaderWarning,
+    Subset,
+    TestLooks,
+    TestPatients,
+    TumourVersusNone,
+    Unavailable,
+)
 from brainmri_core.evaluation.prediction_table import labels_of, logits_of
 from brainmri_core.evaluation.subsets import score_subsets
+from brainmri_core.evaluation.test_ledger import looks_warning
 from brainmri_core.project.sample_table import known_patients
 from brainmri_core.splitting.assignment import independent_units
+from brainmri_core.system.storage import sha256_json
 
-SCHEMA_VERSION = 1
 SUSPICIOUS_ACCURACY = 0.97
 FEW_UNITS = 50
 MIN_VALIDATION = 20
 HEADLINE = ("accuracy", "balanced_accuracy", "macro_f1", "macro_auroc", "mcc")
-
-Warnings = list[dict[str, str]]
 
 
 @dataclass(frozen=True)
@@ -57,8 +73,8 @@ class Context:
     known_patients_in_training: int = 0
 
 
-def evaluation_metrics(table: pd.DataFrame, classes: Sequence[str], context: Context) -> dict[str, Any]:
-    """Compute ``metrics.json`` except for what needs the model itself.
+def evaluation_metrics(table: pd.DataFrame, classes: Sequence[str], context: Context) -> Measured:
+    """Compute what follows from the prediction table.
 
     Parameters
     ----------
@@ -78,89 +94,134 @@ def evaluation_metrics(table: pd.DataFrame, classes: Sequence[str], context: Con
     labels, logits = labels_of(test), logits_of(test, classes)
     shares = probabilities(logits)
     scores = classification_metrics(labels, shares, classes)
-    reasons = scores.pop("reasons")
     number, weights = group_weights(independent_units(test), context.resamples, context.seed)
     patients = known_patients(test)
     resampled = bootstrap_metrics(labels, logits, number, weights, classes) if context.resamples else {}
     intervals = {name: interval(values) for name, values in resampled.items()}
+    reasons = scores.pop("reasons")
     reasons |= {f"intervals.{name}": UNDEFINED for name, found in intervals.items() if found is None}
-    calibration = calibrate(table, classes)
-    binary = tumour_versus_none(labels, shares, classes)
-    result: dict[str, Any] = {
-        "schema_version": SCHEMA_VERSION,
-        "classes": list(classes),
-        **scores,
-        "n_groups": int(test["group"].nunique()),
-        "n_units": weights.shape[1],
-        "patients": {
-            "known": len(set(patients) - {""}),
-            "images": int((patients != "").sum()),
-            "images_unknown": int((patients == "").sum()),
-            "in_training": context.known_patients_in_training,
-        },
-        "intervals": intervals,
-        "bootstrap": {
-            "level": LEVEL,
-            "resamples": context.resamples,
-            "unit": "patient" if (patients != "").any() else "group",
-            "seed": context.seed,
-        },
-        "calibration": calibration,
-        "tumour_vs_none": binary,
-        "subsets": score_subsets(
-            context.subsets, test, shares, classes, resamples=min(context.resamples, 1000), seed=context.seed
-        ),
-        "baselines": score_baselines(
-            context.baselines, labels, shares.argmax(axis=1), number, weights, classes
-        ),
-        "known_copies": context.known_copies,
-        "seen_in_training": context.seen_in_training,
-        "reasons": reasons,
-    }
     if not context.baselines:
         reasons["baselines"] = "there is no training image to fit them on"
-    return result | {"warnings": warnings_of(result)}
+    binary = tumour_versus_none(labels, shares, classes)
+    subsets = score_subsets(
+        context.subsets, test, shares, classes, resamples=min(context.resamples, 1000), seed=context.seed
+    )
+    baselines = score_baselines(context.baselines, labels, shares.argmax(axis=1), number, weights, classes)
+    return Measured(
+        classes=list(classes),
+        **scores,
+        n_groups=int(test["group"].nunique()),
+        n_units=weights.shape[1],
+        patients=TestPatients(
+            known=len(set(patients) - {""}),
+            images=int((patients != "").sum()),
+            images_unknown=int((patients == "").sum()),
+            in_training=context.known_patients_in_training,
+        ),
+        intervals=intervals,
+        bootstrap=Bootstrap(
+            level=LEVEL,
+            resamples=context.resamples,
+            unit="patient" if (patients != "").any() else "group",
+            seed=context.seed,
+        ),
+        calibration=calibrate(table, classes),
+        tumour_vs_none=Unavailable(**binary) if "reason" in binary else TumourVersusNone(**binary),
+        subsets=[Subset(**row) for row in subsets],
+        baselines=[BaselineScores(**row) for row in baselines],
+        known_copies=context.known_copies,
+        seen_in_training=context.seen_in_training,
+        reasons=reasons,
+    )
 
 
-def calibrate(table: pd.DataFrame, classes: Sequence[str]) -> dict[str, Any]:
+def whole_document(
+    measured: Measured,
+    *,
+    dataset: str,
+    run_id: str,
+    written_at_utc: str,
+    outliers: OutlierShare | NoOutlierScore,
+    explanations: Explanations | Unavailable,
+    label_issues: int,
+    looks: TestLooks | None,
+) -> EvaluationMetrics:
+    """Put what was measured together with what needs the model itself, and with the looks at the test split.
+
+    Parameters
+    ----------
+    measured : Measured
+        From `evaluation_metrics`.
+    dataset, run_id, written_at_utc : str
+        Which evaluation this is.
+    outliers, explanations, label_issues
+        What was found with the model.
+    looks : TestLooks or None
+        None where a fold was measured, and not the test split.
+    """
+    used_up = looks_warning(looks) if looks is not None else None
+    no_looks = {"test_looks": "a fold is measured, not the test split"} if looks is None else {}
+    return EvaluationMetrics(
+        dataset=dataset,
+        run_id=run_id,
+        written_at_utc=written_at_utc,
+        **{**dict(measured), "reasons": measured.reasons | no_looks},
+        warnings=[*warnings_of(measured), *([used_up] if used_up else [])],
+        out_of_distribution=outliers,
+        explanations=explanations,
+        label_issues=label_issues,
+        test_looks=looks,
+    )
+
+
+def content_hash(document: EvaluationMetrics, measured: Measured, weights: str, pack: str) -> str:
+    """Return the hash of what was found, without the run and the looks at the test split, which tell of other runs."""
+    found = document.model_dump(mode="json", exclude={*Identity.model_fields, "test_looks"})
+    found |= {
+        "reasons": measured.reasons,
+        "warnings": [item.model_dump(mode="json") for item in warnings_of(measured)],
+    }
+    return sha256_json([weights, pack, found])
+
+
+def calibrate(table: pd.DataFrame, classes: Sequence[str]) -> Calibration:
     """Fit the temperature on validation rows and score calibration of the test rows before and after it."""
     test, validation = (table[table["split"] == side] for side in ("test", "validation"))
     labels, logits = labels_of(test), logits_of(test, classes)
-    result: dict[str, Any] = {
-        "n_validation": len(validation),
-        "temperature": None,
-        "before": calibration_scores(logits, labels),
-        "after": None,
-    }
+    temperature, reason = None, None
     if len(validation) < MIN_VALIDATION:
-        result["reason"] = (
-            f"{len(validation)} validation images of this checkpoint are here; {MIN_VALIDATION} are needed to fit a temperature"
-        )
-        return result
-    temperature = fit_temperature(logits_of(validation, classes), labels_of(validation))
-    result["temperature"] = temperature
-    result["after"] = calibration_scores(logits, labels, temperature)
-    return result
+        reason = f"{len(validation)} validation images of this checkpoint are here; {MIN_VALIDATION} are needed to fit a temperature"
+    else:
+        temperature = fit_temperature(logits_of(validation, classes), labels_of(validation))
+    return Calibration(
+        n_validation=len(validation),
+        temperature=temperature,
+        before=CalibrationScores(**calibration_scores(logits, labels)),
+        after=None
+        if temperature is None
+        else CalibrationScores(**calibration_scores(logits, labels, temperature)),
+        reason=reason,
+    )
 
 
-def warnings_of(metrics: dict[str, Any]) -> Warnings:
+def warnings_of(metrics: Measured) -> list[ReaderWarning]:
     """Say what a reader must know before believing the numbers: ``red`` puts the result in doubt, ``amber`` limits it."""
-    found: Warnings = []
+    found: list[ReaderWarning] = []
 
     def add(level: Literal["red", "amber"], text: str) -> None:
-        found.append({"level": level, "text": text})
+        found.append(ReaderWarning(level=level, text=text))
 
-    if metrics["seen_in_training"]:
+    if metrics.seen_in_training:
         add(
             "red",
-            f"{metrics['seen_in_training']:,} of {metrics['n_images']:,} test images were in this checkpoint's training "
+            f"{metrics.seen_in_training:,} of {metrics.n_images:,} test images were in this checkpoint's training "
             "data, or show a patient who was: the scores below are not those of unseen images.",
         )
-    copies = metrics["known_copies"]
-    if copies and metrics["accuracy"] > SUSPICIOUS_ACCURACY:
+    copies = metrics.known_copies
+    if copies and metrics.accuracy > SUSPICIOUS_ACCURACY:
         add(
             "red",
-            f"The accuracy of {metrics['accuracy']:.1%} is above {SUSPICIOUS_ACCURACY:.0%} on a test split with {copies:,} "
+            f"The accuracy of {metrics.accuracy:.1%} is above {SUSPICIOUS_ACCURACY:.0%} on a test split with {copies:,} "
             "known copies of training images: it measures memory, not diagnosis.",
         )
     elif copies:
@@ -168,47 +229,45 @@ def warnings_of(metrics: dict[str, Any]) -> Warnings:
             "red",
             f"{copies:,} test images have a copy in the training split; look at the subsets without them.",
         )
-    if crossing := metrics["patients"]["in_training"]:
+    if crossing := metrics.patients.in_training:
         add(
             "red",
-            f"{crossing:,} of the {metrics['patients']['images']:,} test images whose patient is known show a patient who "
+            f"{crossing:,} of the {metrics.patients.images:,} test images whose patient is known show a patient who "
             "is in the training split, too: part of the score is recognition of people. Split with split.group_by: auto.",
         )
-    own = f"its macro F1 is {metrics['macro_f1']:.3f}"
-    if unbeaten := _named(metrics["baselines"], "no"):
+    own = f"its macro F1 is {metrics.macro_f1:.3f}"
+    if unbeaten := _named(metrics.baselines, "no"):
         add("red", f"The model does not beat every simple rule: {own}, against {unbeaten}.")
-    if unclear := _named(metrics["baselines"], "unclear"):
+    if unclear := _named(metrics.baselines, "unclear"):
         add(
             "amber",
             f"The model is not clearly better than every simple rule: {own}, against {unclear}; the 95% interval of the "
             "difference includes zero.",
         )
-    absent = [name for name, item in metrics["per_class"].items() if not item["support"]]
+    absent = [name for name, item in metrics.per_class.items() if not item.support]
     if absent:
         add("amber", f"No test image shows {', '.join(absent)}; averages are over the other classes.")
-    if metrics["n_units"] < FEW_UNITS:
-        what = "patients or groups" if metrics["patients"]["known"] else "groups"
+    if metrics.n_units < FEW_UNITS:
+        what = "patients or groups" if metrics.patients.known else "groups"
         add(
             "amber",
-            f"The test split has {metrics['n_units']} independent {what} only; the intervals are rough.",
+            f"The test split has {metrics.n_units} independent {what} only; the intervals are rough.",
         )
     return found
 
 
-def _named(baselines: Sequence[dict[str, Any]], beaten: str) -> str:
+def _named(baselines: Sequence[BaselineScores], beaten: str) -> str:
     return "; ".join(
-        f"{item['macro_f1']:.3f} of {item['name']} ({item['meaning']})"
-        for item in baselines
-        if item["beaten"] == beaten
+        f"{item.macro_f1:.3f} of {item.name} ({item.meaning})" for item in baselines if item.beaten == beaten
     )
 
 
-def headline(metrics: dict[str, Any]) -> dict[str, float | None]:
+def headline(metrics: Measured) -> dict[str, float | None]:
     """Return the numbers that stand for the whole evaluation."""
-    binary = metrics["tumour_vs_none"]
+    binary = metrics.tumour_vs_none if isinstance(metrics.tumour_vs_none, TumourVersusNone) else None
     return {
-        **{name: metrics[name] for name in HEADLINE},
-        "ece": metrics["calibration"]["before"]["ece_equal_width"],
-        "tumour_sensitivity": binary.get("sensitivity"),
-        "tumour_specificity": binary.get("specificity"),
+        **{name: getattr(metrics, name) for name in HEADLINE},
+        "ece": metrics.calibration.before.ece_equal_width,
+        "tumour_sensitivity": binary.sensitivity if binary else None,
+        "tumour_specificity": binary.specificity if binary else None,
     }

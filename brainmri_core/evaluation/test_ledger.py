@@ -11,11 +11,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import NormalDist
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from brainmri_core.errors import IntegrityError
+from brainmri_core.evaluation.metrics_schema import ReaderWarning, TestLooks
 from brainmri_core.project.layout import Layout
 from brainmri_core.project.pointers import CheckpointPointer, EvaluationPointer, follow, read_pointer
 from brainmri_core.system.clock import timestamp, utc_now
@@ -166,7 +167,7 @@ def _earlier(layout: Layout, dataset: str) -> list[Look]:
     return list(looks.values())
 
 
-def looks_record(found: Looks, interval: Sequence[float] | None) -> dict[str, Any]:
+def looks_record(found: Looks, interval: Sequence[float] | None) -> TestLooks:
     """Say what the looks at a test split mean for a score on it.
 
     The scores of M models scatter around their true values by the standard error s, a 95% interval's half width over 1.96.
@@ -182,17 +183,25 @@ def looks_record(found: Looks, interval: Sequence[float] | None) -> dict[str, An
 
     Returns
     -------
-    dict
-        ``split``, ``looks``, ``checkpoints``, ``optimism`` (s * z(M)) and ``checkpoints_allowed`` (the most of which it
-        stays within `TOLERANCE`); the last two null with a ``reason`` where there is no interval.
+    TestLooks
+        ``optimism`` is s * z(M), and ``checkpoints_allowed`` the most checkpoints for which it stays within `TOLERANCE`;
+        both are None, with a ``reason``, where there is no interval.
     """
-    record: dict[str, Any] = {"split": found.split, "looks": found.looks, "checkpoints": found.checkpoints}
+    optimism, allowed, reason = None, None, None
     if interval is None:
-        why = "there is no interval of the macro F1"
-        return record | {"optimism": None, "checkpoints_allowed": None, "reason": why}
-    error = (interval[1] - interval[0]) / 2 / _NORMAL.inv_cdf(0.975)
-    best = _NORMAL.inv_cdf((found.checkpoints - 0.375) / (found.checkpoints + 0.25))
-    return record | {"optimism": error * best, "checkpoints_allowed": _allowed(error)}
+        reason = "there is no interval of the macro F1"
+    else:
+        error = (interval[1] - interval[0]) / 2 / _NORMAL.inv_cdf(0.975)
+        optimism = error * _NORMAL.inv_cdf((found.checkpoints - 0.375) / (found.checkpoints + 0.25))
+        allowed = _allowed(error)
+    return TestLooks(
+        split=found.split,
+        looks=found.looks,
+        checkpoints=found.checkpoints,
+        optimism=optimism,
+        checkpoints_allowed=allowed,
+        reason=reason,
+    )
 
 
 def _allowed(error: float) -> int:
@@ -200,25 +209,25 @@ def _allowed(error: float) -> int:
     return _MOST if share == 1.0 else min(_MOST, math.floor((0.375 + 0.25 * share) / (1 - share) + 1e-9))
 
 
-def looks_sentence(record: dict[str, Any]) -> str:
+def looks_sentence(record: TestLooks) -> str:
     """Say how often a test split was looked at."""
     return (
-        f"This test split has been looked at {_times(record['looks'])}, with "
-        f"{_counted(record['checkpoints'], 'checkpoint')}."
+        f"This test split has been looked at {_times(record.looks)}, with "
+        f"{_counted(record.checkpoints, 'checkpoint')}."
     )
 
 
-def looks_warning(record: dict[str, Any]) -> dict[str, str] | None:
+def looks_warning(record: TestLooks) -> ReaderWarning | None:
     """Return the warning for a test split that was looked at with more checkpoints than its interval bears, or None."""
-    if record["optimism"] is None or record["checkpoints"] <= record["checkpoints_allowed"]:
+    optimism, allowed = record.optimism, record.checkpoints_allowed
+    if optimism is None or allowed is None or record.checkpoints <= allowed:
         return None
     text = (
-        f"{looks_sentence(record)} The best of that many scores lies up to {record['optimism']:.3f} above its true value by "
-        f"chance alone; at the width of this interval {_counted(record['checkpoints_allowed'], 'checkpoint')} would stay within "
-        f"{TOLERANCE}. Choose models by validation or out-of-fold scores, and split with another split.seed for test "
+        f"{looks_sentence(record)} The best of that many scores lies up to {optimism:.3f} above its true value by chance "
+        f"alone; at the width of this interval {_counted(allowed, 'checkpoint')} would stay within {TOLERANCE}. Choose models by validation or out-of-fold scores, and split with another split.seed for test "
         "images that nothing was chosen by."
     )
-    return {"level": "amber", "text": text}
+    return ReaderWarning(level="amber", text=text)
 
 
 def _times(count: int) -> str:

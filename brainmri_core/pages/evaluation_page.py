@@ -19,6 +19,7 @@ from brainmri_core.escaping import markdown
 from brainmri_core.evaluation.calibration import probabilities
 from brainmri_core.evaluation.explanations import Explained
 from brainmri_core.evaluation.galleries import KINDS
+from brainmri_core.evaluation.metrics_schema import EvaluationMetrics, Patients
 from brainmri_core.evaluation.prediction_table import labels_of, logits_of
 from brainmri_core.evaluation.test_ledger import looks_sentence
 from brainmri_core.evaluation.tested_data import Evidence
@@ -57,7 +58,7 @@ _SUBSET_KINDS = {
 class Evaluation:
     """Everything one evaluation found; `metrics` is the content of ``metrics.json``."""
 
-    metrics: dict[str, Any]
+    metrics: EvaluationMetrics
     table: pd.DataFrame
     galleries: pd.DataFrame
     explained: Explained | None
@@ -76,8 +77,8 @@ def write_pages(folder: Path, result: Evaluation, job: Job) -> None:
         "data": _data(result, job),
         "reproduce": _reproduce(result, job),
         "config": result.config,
-        "standing": standing(result.metrics),
-        "looks": looks_sentence(looks) if (looks := result.metrics["test_looks"]) else "",
+        "standing": standing(result.metrics.n_units, result.metrics.patients),
+        "looks": looks_sentence(looks) if (looks := result.metrics.test_looks) else "",
     }
     card = environment_of_templates().get_template("model_card.md.j2").render(**values)
     write_bytes(folder / "model_card.md", card.encode())
@@ -102,19 +103,18 @@ def write_pages(folder: Path, result: Evaluation, job: Job) -> None:
     write_bytes(folder / "report.html", page.encode())
 
 
-def standing(metrics: Mapping[str, Any], each: str = "test image") -> str:
+def standing(units: int, patients: Patients, each: str = "test image") -> str:
     """Say how many independent patients or groups stand behind a score, and of how many images the patient is unknown."""
-    units, patients = metrics["n_units"], metrics["patients"]
-    if not patients["known"]:
+    if not patients.known:
         return (
             f"Independent groups of related images behind the score: {units:,}. No image's patient is known."
         )
-    if not patients["images_unknown"]:
+    if not patients.images_unknown:
         return f"Independent patients behind the score: {units:,}. The patient of every {each} is known."
     return (
         f"Independent patients or groups of related images behind the score: {units:,}. Known patients: "
-        f"{patients['known']:,}, with {patients['images']:,} of the images. Images whose patient is unknown: "
-        f"{patients['images_unknown']:,}."
+        f"{patients.known:,}, with {patients.images:,} of the images. Images whose patient is unknown: "
+        f"{patients.images_unknown:,}."
     )
 
 
@@ -216,14 +216,15 @@ def _reproduce(result: Evaluation, job: Job) -> dict[str, Any]:
 def _figures(result: Evaluation, job: Job) -> dict[str, str | None]:
     metrics, classes = result.metrics, result.subject.classes
     test = result.table[result.table["split"] == "test"]
-    calibration = metrics["calibration"]
+    calibration = metrics.calibration
+    areas = {name: (row.auroc, row.average_precision) for name, row in metrics.per_class.items()}
     curves = result.checkpoint.curves if result.checkpoint else None
     path = job.layout.absolute(curves) if curves else None
     return {
-        "curves": curves_figure(
-            labels_of(test), probabilities(logits_of(test, classes)), classes, metrics["per_class"]
+        "curves": curves_figure(labels_of(test), probabilities(logits_of(test, classes)), classes, areas),
+        "reliability": reliability_figure(
+            calibration.before.model_dump(), calibration.after.model_dump() if calibration.after else None
         ),
-        "reliability": reliability_figure(calibration["before"], calibration["after"]),
         "training": _picture_file(path) if path is not None and path.is_file() else None,
     }
 

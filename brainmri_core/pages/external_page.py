@@ -13,6 +13,7 @@ from markupsafe import Markup
 from brainmri_core.config.external import ExternalConfig
 from brainmri_core.copies.likeness import orientation_words
 from brainmri_core.evaluation.external_scores import LOWER_IS_BETTER
+from brainmri_core.evaluation.metrics_schema import Patients
 from brainmri_core.evaluation.taken_out import REASONS, PackedImages, TakenOut
 from brainmri_core.learning.checkpoint import CheckpointMeta
 from brainmri_core.pages.evaluation_page import environment_of_templates, standing
@@ -68,7 +69,9 @@ def write_external_page(folder: Path, result: ExternalEvaluation, job: Job) -> N
         meta=result.meta,
         config=result.config,
         style=Markup(templates.get_template("evaluation.css").render()),
-        standing=standing(scores, "image scored") if scores else "",
+        standing=standing(scores["n_units"], Patients(**scores["patients"]), "image scored")
+        if scores
+        else "",
         drop=measures.get("macro_f1"),
         reasons=REASONS,
         pairs=_pairs(result),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +71,10 @@ def write_confusion(path: Path, matrix: Sequence[Sequence[int]], classes: Sequen
 
 
 def curves_figure(
-    labels: I64, probabilities: F64, classes: Sequence[str], areas: dict[str, dict[str, Any]]
+    labels: I64,
+    probabilities: F64,
+    classes: Sequence[str],
+    areas: Mapping[str, tuple[float | None, float | None]],
 ) -> str:
     """Draw one-against-rest ROC and precision-recall curves; return an SVG data URI.
 
@@ -83,14 +86,15 @@ def curves_figure(
         float64 ``(N, K)``.
     classes : sequence of str
         Class names.
-    areas : dict
-        ``per_class`` of the metrics, for the legend; classes without an AUROC are left out.
+    areas : mapping
+        AUROC and average precision by class, for the legend; classes without an AUROC are left out.
     """
     figure = _figure(10, 4.3)
     left, right = figure.subplots(1, 2)
     left.plot([0, 1], [0, 1], color=_SOFT, linewidth=0.8, linestyle=":")
     for index, name in enumerate(classes):
-        if areas[name]["auroc"] is None:
+        area, average = areas[name]
+        if area is None:
             continue
         look = {
             "color": COLOURS[index % len(COLOURS)],
@@ -99,9 +103,8 @@ def curves_figure(
         }
         truth = labels == index
         false_rate, true_rate, _ = roc_curve(truth, probabilities[:, index])
-        left.plot(false_rate, true_rate, label=f"{name}  {areas[name]['auroc']:.3f}", **look)
+        left.plot(false_rate, true_rate, label=f"{name}  {area:.3f}", **look)
         precision, recall, _ = precision_recall_curve(truth, probabilities[:, index])
-        average = areas[name]["average_precision"]
         right.step(recall, precision, where="post", label=f"{name}  {average:.3f}", **look)
     _plain(left, "ROC, each class against the rest", "1 − specificity", "sensitivity")
     _plain(right, "Precision and recall", "recall (sensitivity)", "precision (PPV)")

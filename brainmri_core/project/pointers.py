@@ -6,14 +6,15 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from brainmri_core.config.base import Precision
 from brainmri_core.errors import IntegrityError, MissingUpstreamError
 from brainmri_core.project.layout import Layout
 from brainmri_core.system.clock import timestamp, utc_now
+from brainmri_core.system.json_models import read_model
 from brainmri_core.system.locks import exclusive
-from brainmri_core.system.storage import TEMPORARY_PREFIX, json_text, read_json, write_bytes, write_new
+from brainmri_core.system.storage import TEMPORARY_PREFIX, json_text, write_bytes, write_new
 
 P = TypeVar("P", bound="Pointer")
 
@@ -394,14 +395,8 @@ def read_pointer(layout: Layout, pointer_type: type[P], path: Path) -> P:
         If the file is no such pointer, or names a path outside the project root.
     """
     file = path / "latest.json" if path.is_dir() else path
-    try:
-        pointer = pointer_type.model_validate(read_json(file))
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise IntegrityError(
-            f"{file} is not a {pointer_type.kind} pointer: '{'.'.join(map(str, first['loc']))}': {first['msg']}; "
-            "restore it or run its stage again."
-        ) from None
+    problem = f"is not a {pointer_type.kind} pointer"
+    pointer = read_model(file, pointer_type, problem, "restore it or run its stage again")
     for value in _paths(pointer):
         layout.absolute(value)
     return pointer

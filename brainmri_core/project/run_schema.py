@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
-from brainmri_core.errors import IntegrityError
 from brainmri_core.project.layout import Layout
-from brainmri_core.system.storage import read_json
+from brainmri_core.system.json_models import read_model
 
 Status = Literal["planned", "running", "success", "failed", "cancelled", "skipped"]
-R = TypeVar("R", "Plan", "Manifest")
+_REMEDY = "restore it, or delete the run's folder"
 
 
 class PlannedStage(BaseModel):
@@ -111,7 +110,7 @@ def read_plan(path: Path) -> Plan:
     IntegrityError
         If it is none.
     """
-    return _read(Plan, "plan", path)
+    return read_model(path, Plan, "is no plan", _REMEDY)
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -122,15 +121,4 @@ def read_manifest(path: Path) -> Manifest:
     IntegrityError
         If it is none.
     """
-    return _read(Manifest, "run manifest", path)
-
-
-def _read(model: type[R], what: str, path: Path) -> R:
-    try:
-        return model.model_validate(read_json(path))
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"])) or "the whole"
-        raise IntegrityError(
-            f"{path} is no {what}: '{where}': {first['msg']}; restore it, or delete the run's folder."
-        ) from None
+    return read_model(path, Manifest, "is no run manifest", _REMEDY)

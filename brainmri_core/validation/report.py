@@ -7,21 +7,14 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
-from brainmri_core.errors import IntegrityError
 from brainmri_core.project.layout import Layout
-from brainmri_core.project.pointers import (
-    ValidationPointer,
-)
-from brainmri_core.system.storage import (
-    read_json,
-)
+from brainmri_core.project.pointers import ValidationPointer
+from brainmri_core.system.json_models import read_model
 from brainmri_core.validation.accounting import Account
 from brainmri_core.validation.findings import SEVERITIES, Finding
-from brainmri_core.validation.leak_report import (
-    LeakReport,
-)
+from brainmri_core.validation.leak_report import LeakReport
 from brainmri_core.validation.shortcuts import ShortcutScore
 
 U8 = npt.NDArray[np.uint8]
@@ -94,15 +87,9 @@ def load_report(layout: Layout, pointer: ValidationPointer) -> ValidationReport:
         If a file is missing, damaged, or of another version.
     """
     path = layout.absolute(pointer.report)
-    try:
-        report = ValidationReport.model_validate(read_json(path))
-        leak = LeakReport.model_validate(read_json(path.with_name("leak.json")))
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise IntegrityError(
-            f"{path} is not a validation report: '{'.'.join(map(str, first['loc']))}': {first['msg']}; "
-            "run validate again."
-        ) from None
+    problem, remedy = "is not a validation report", "run validate again"
+    report = read_model(path, ValidationReport, problem, remedy)
+    leak = read_model(path.with_name("leak.json"), LeakReport, problem, remedy)
     return report.model_copy(update={"leak": leak})
 
 

@@ -10,6 +10,7 @@ import dagster as dg
 
 from brainmri_core.config.base import StageConfig
 from brainmri_core.errors import DataError
+from brainmri_core.evaluation.metrics_schema import read_metrics
 from brainmri_core.project.pointers import (
     CheckpointPointer,
     EvaluationPointer,
@@ -18,7 +19,6 @@ from brainmri_core.project.pointers import (
     PackPointer,
     ValidationPointer,
 )
-from brainmri_core.system.storage import read_json
 from brainmri_dagster.defs import metadata
 from brainmri_dagster.defs.checks import (
     EVALUATION_CHECKS,
@@ -161,7 +161,7 @@ def evaluation(
             run = replace(run, experiment=checkpoint.experiment)
         pointer = evaluate(run.config.evaluate, checkpoint, pack, run.job)
         previous = regression_of(context.instance, run, pointer)
-        metrics = read_json(run.job.layout.absolute(pointer.metrics))
+        metrics = read_metrics(run.job.layout.absolute(pointer.metrics))
         checks = evaluation_results(metrics, run.config.evaluate.max_ece, previous)
         yield run.result(pointer, metadata.of_evaluate(run.job.layout, pointer), pointer.headline, checks)
 

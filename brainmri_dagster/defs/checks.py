@@ -10,6 +10,7 @@ import dagster as dg
 from brainmri_core.validation.findings import BLOCKING_CHECKS, CHECKS
 
 if TYPE_CHECKING:
+    from brainmri_core.evaluation.metrics_schema import EvaluationMetrics
     from brainmri_core.evaluation.regression import Regression
     from brainmri_core.validation.findings import Finding
     from brainmri_core.validation.report import ValidationReport
@@ -83,63 +84,69 @@ def _validation_result(name: str, finding: Finding | None, report: ValidationRep
 
 
 def evaluation_results(
-    metrics: Mapping[str, Any], max_ece: float, previous: Regression | None
+    metrics: EvaluationMetrics, max_ece: float, previous: Regression | None
 ) -> list[dg.AssetCheckResult]:
     """Turn ``metrics.json`` and the comparison with the previous checkpoint, if there is one, into one result per check."""
-    return [_baselines(metrics), _calibration(metrics, max_ece), _no_regression(metrics, previous)]
+    about = {"partition": metrics.dataset, "macro_f1": metrics.macro_f1}
+    before, after = metrics.calibration.before, metrics.calibration.after
+    return [
+        _baselines(metrics, about),
+        _calibration(about, before.ece_equal_width, after.ece_equal_width if after else None, max_ece),
+        _no_regression(about, previous),
+    ]
 
 
 def _result(
     name: str,
-    metrics: Mapping[str, Any],
+    about: Mapping[str, Any],
     description: str,
     severity: dg.AssetCheckSeverity | None,
     **metadata: float | str,
 ) -> dg.AssetCheckResult:
-    """Return a result that passes where it has no severity."""
+    """Return a result that passes where it has no severity; `about` is metadata that all checks of an evaluation have."""
     return dg.AssetCheckResult(
         check_name=name,
         passed=severity is None,
         severity=severity or dg.AssetCheckSeverity.ERROR,
         description=description,
-        metadata={"partition": metrics["dataset"], "macro_f1": metrics["macro_f1"], **metadata},
+        metadata={**about, **metadata},
     )
 
 
-def _baselines(metrics: Mapping[str, Any]) -> dg.AssetCheckResult:
-    rows = metrics["baselines"]
+def _baselines(metrics: EvaluationMetrics, about: Mapping[str, Any]) -> dg.AssetCheckResult:
+    rows = metrics.baselines
     if not rows:
-        told = f"There is no baseline to beat: {metrics['reasons']['baselines']}."
-        return _result("beats_baselines", metrics, told, dg.AssetCheckSeverity.WARN)
-    best = max(rows, key=lambda row: float(row["macro_f1"]))
+        told = f"There is no baseline to beat: {metrics.reasons['baselines']}."
+        return _result("beats_baselines", about, told, dg.AssetCheckSeverity.WARN)
+    best = max(rows, key=lambda row: row.macro_f1)
     figures: dict[str, float | str] = {
-        "best_baseline": best["name"],
-        "best_baseline_macro_f1": best["macro_f1"],
+        "best_baseline": best.name,
+        "best_baseline_macro_f1": best.macro_f1,
     }
     for verdict, severity, told in (
         ("no", dg.AssetCheckSeverity.ERROR, "The model does not beat"),
         ("unclear", dg.AssetCheckSeverity.WARN, "The model is not clearly better than"),
     ):
-        names = [row["name"] for row in rows if row["beaten"] == verdict]
+        names = [row.name for row in rows if row.beaten == verdict]
         if names:
-            return _result("beats_baselines", metrics, f"{told} {', '.join(names)}.", severity, **figures)
-    told = f"It beats all {len(rows)} baselines, the best of which is {best['name']} with {best['macro_f1']:.3f}."
-    return _result("beats_baselines", metrics, told, None, **figures)
+            return _result("beats_baselines", about, f"{told} {', '.join(names)}.", severity, **figures)
+    told = f"It beats all {len(rows)} baselines, the best of which is {best.name} with {best.macro_f1:.3f}."
+    return _result("beats_baselines", about, told, None, **figures)
 
 
-def _calibration(metrics: Mapping[str, Any], bound: float, check: str = "calibration") -> dg.AssetCheckResult:
-    found = metrics["calibration"]
-    when = "after" if found["after"] is not None else "before"
-    error = float(found[when]["ece_equal_width"])
+def _calibration(
+    about: Mapping[str, Any], before: float, after: float | None, bound: float, check: str = "calibration"
+) -> dg.AssetCheckResult:
+    when, error = ("before", before) if after is None else ("after", after)
     told = f"The calibration error {when} temperature scaling is {error:.3f}; the bound is {bound:.3f}."
     severity = None if error <= bound else dg.AssetCheckSeverity.WARN
-    return _result(check, metrics, told, severity, ece=error, bound=bound)
+    return _result(check, about, told, severity, ece=error, bound=bound)
 
 
-def _no_regression(metrics: Mapping[str, Any], found: Regression | None) -> dg.AssetCheckResult:
+def _no_regression(about: Mapping[str, Any], found: Regression | None) -> dg.AssetCheckResult:
     if found is None:
         told = "No other checkpoint with the same data and validation images was evaluated before."
-        return _result("no_regression", metrics, told, None)
+        return _result("no_regression", about, told, None)
     between = (
         "none: too few resamples" if found.interval is None else "{:+.3f} to {:+.3f}".format(*found.interval)
     )
@@ -148,22 +155,27 @@ def _no_regression(metrics: Mapping[str, Any], found: Regression | None) -> dg.A
         f"difference: {between}."
     )
     severity = dg.AssetCheckSeverity.ERROR if found.worse else None
-    return _result("no_regression", metrics, told, severity, previous_macro_f1=found.before)
+    return _result("no_regression", about, told, severity, previous_macro_f1=found.before)
 
 
 def external_results(metrics: Mapping[str, Any], max_ece: float) -> list[dg.AssetCheckResult]:
     """Turn ``metrics.json`` of an external evaluation into one result per check; without a score only the first has one."""
     results = [_unseen_images(metrics)]
-    if metrics["scores"] is not None:
-        calibrated = _calibration(_for_check(metrics), max_ece, "external_calibration")
+    if (scores := metrics["scores"]) is not None:
+        before, after = (scores["calibration"][when] for when in ("before", "after"))
+        error = after["ece_equal_width"] if after else None
+        about = _about_external(metrics)
+        calibrated = _calibration(about, before["ece_equal_width"], error, max_ece, "external_calibration")
         results += [calibrated, _generalises(metrics)]
     return results
 
 
-def _for_check(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what `_result` reads of an evaluation."""
-    scores = metrics["scores"] or {"macro_f1": None}
-    return {**scores, "dataset": f"{metrics['dataset']}|{metrics['trained_on']}"}
+def _about_external(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    scores = metrics["scores"]
+    return {
+        "partition": f"{metrics['dataset']}|{metrics['trained_on']}",
+        "macro_f1": scores["macro_f1"] if scores else None,
+    }
 
 
 def _unseen_images(metrics: Mapping[str, Any]) -> dg.AssetCheckResult:
@@ -174,7 +186,7 @@ def _unseen_images(metrics: Mapping[str, Any]) -> dg.AssetCheckResult:
         told, severity = f"Nothing could be taken out: {obstacle}.", dg.AssetCheckSeverity.WARN
     if metrics["reason"] is not None:
         told, severity = metrics["reason"], dg.AssetCheckSeverity.ERROR
-    return _result("unseen_images", _for_check(metrics), told, severity, **images)
+    return _result("unseen_images", _about_external(metrics), told, severity, **images)
 
 
 def _generalises(metrics: Mapping[str, Any]) -> dg.AssetCheckResult:
@@ -182,11 +194,11 @@ def _generalises(metrics: Mapping[str, Any]) -> dg.AssetCheckResult:
     item = compared.get("measures", {}).get("macro_f1")
     if item is None or item["interval"] is None:
         told = f"There is nothing to compare with: {compared.get('reason') or 'too few resamples define a difference'}."
-        return _result("generalises", _for_check(metrics), told, dg.AssetCheckSeverity.WARN)
+        return _result("generalises", _about_external(metrics), told, dg.AssetCheckSeverity.WARN)
     low, high = item["interval"]
     told = (
         f"Macro F1 {item['external']:.3f}, against {item['own']:.3f} on its own test images; 95% interval of the difference: "
         f"{low:+.3f} to {high:+.3f}."
     )
     severity = dg.AssetCheckSeverity.WARN if high < 0 else None
-    return _result("generalises", _for_check(metrics), told, severity, difference=item["difference"])
+    return _result("generalises", _about_external(metrics), told, severity, difference=item["difference"])

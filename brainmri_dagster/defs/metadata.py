@@ -7,13 +7,15 @@ import csv
 import io
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import dagster as dg
 
 from brainmri_core.escaping import markdown, shared_reason
+from brainmri_core.evaluation.cross_validation_schema import read_cross_validation
+from brainmri_core.evaluation.metrics_schema import EvaluationMetrics, TestLooks, read_metrics
 from brainmri_core.project.layout import Layout
 from brainmri_core.project.pointers import (
     CheckpointPointer,
@@ -245,7 +247,7 @@ def _link(layout: Layout, place: str) -> dg.MetadataValue[str]:
 def of_evaluate(layout: Layout, pointer: EvaluationPointer) -> Metadata:
     """Headline numbers, the confusion matrix, a Grad-CAM picture and the report."""
     folder = layout.absolute(pointer.folder)
-    metrics = read_json(layout.absolute(pointer.metrics))
+    metrics = read_metrics(layout.absolute(pointer.metrics))
     found = sorted(folder.rglob("*gradcam*.png"))
     pictures = {
         "confusion_picture": picture(folder / "confusion.png", "confusion matrix", 640),
@@ -254,8 +256,8 @@ def of_evaluate(layout: Layout, pointer: EvaluationPointer) -> Metadata:
     return {
         **numbers(pointer.headline),
         **_standing(metrics),
-        **_looks(metrics),
-        **_confusion(metrics),
+        **_looks(metrics.test_looks),
+        **_confusion(metrics.confusion_matrix, metrics.classes),
         **_tables(metrics),
         **{name: item for name, item in pictures.items() if item},
         "report": path_of(layout, pointer.report),
@@ -264,31 +266,31 @@ def of_evaluate(layout: Layout, pointer: EvaluationPointer) -> Metadata:
     }
 
 
-def _standing(metrics: Mapping[str, Any]) -> Metadata:
+def _standing(metrics: EvaluationMetrics) -> Metadata:
     """How many independent units stand behind the numbers, and what is known of the patients."""
-    patients = metrics["patients"]
+    patients = metrics.patients
     return {
-        "independent_units": metrics["n_units"],
-        "known_patients": patients["known"],
-        "images_of_unknown_patient": patients["images_unknown"],
-        "images_of_patient_in_training": patients["in_training"],
+        "independent_units": metrics.n_units,
+        "known_patients": patients.known,
+        "images_of_unknown_patient": patients.images_unknown,
+        "images_of_patient_in_training": patients.in_training,
     }
 
 
-def _tables(metrics: Mapping[str, Any]) -> Metadata:
+def _tables(metrics: EvaluationMetrics) -> Metadata:
     """Classes, baselines and subsets as tables, and the warnings as a list."""
     shown = ("support", "sensitivity", "specificity", "ppv", "f1", "auroc")
     scores = ("macro_f1", "balanced_accuracy", "accuracy")
-    per_class = {name: {key: row[key] for key in shown} for name, row in metrics["per_class"].items()}
+    per_class = {name: {key: getattr(row, key) for key in shown} for name, row in metrics.per_class.items()}
     baselines = {
-        row["name"]: {**{key: row[key] for key in scores}, "model's gain": row["macro_f1_gain"]}
-        for row in metrics["baselines"]
+        row.name: {**{key: getattr(row, key) for key in scores}, "model's gain": row.macro_f1_gain}
+        for row in metrics.baselines
     }
     subsets = {
-        row["name"]: {"images": row["n_images"], **{key: row[key] for key in scores}}
-        for row in metrics["subsets"]
+        row.name: {"images": row.n_images, **{key: getattr(row, key) for key in scores}}
+        for row in metrics.subsets
     }
-    warnings = "\n".join(f"- **{item['level']}**: {markdown(item['text'])}" for item in metrics["warnings"])
+    warnings = "\n".join(f"- **{item.level}**: {markdown(item.text)}" for item in metrics.warnings)
     return {
         "per_class": table(per_class, "class"),
         **({"baselines": table(baselines, "rule")} if baselines else {}),
@@ -301,6 +303,7 @@ def of_external(layout: Layout, pointer: ExternalEvaluationPointer) -> Metadata:
     """Headline numbers, what was taken out and why, the rows of scores, and the drop against the model's own test images."""
     folder = layout.absolute(pointer.folder)
     metrics = read_json(layout.absolute(pointer.metrics))
+    scores = metrics["scores"]
     confusion = picture(folder / "confusion.png", "confusion matrix", 640)
     taken = {name: {"images": count} for name, count in metrics["taken_out"]["by_reason"].items()}
     shown = ("n_images", "n_units", "macro_f1", "balanced_accuracy", "accuracy")
@@ -317,7 +320,7 @@ def of_external(layout: Layout, pointer: ExternalEvaluationPointer) -> Metadata:
         "taken_out": table(taken, "reason"),
         **({"rows": table(rows, "images")} if rows else {}),
         **({"comparison": table(drop, "measure")} if drop else {}),
-        **(_confusion(metrics["scores"]) if metrics["scores"] else {}),
+        **(_confusion(scores["confusion_matrix"], list(scores["per_class"])) if scores else {}),
         **({"confusion_picture": confusion} if confusion else {}),
         "warnings": dg.MetadataValue.md(warnings or "none"),
         "report": path_of(layout, pointer.report),
@@ -350,30 +353,28 @@ def of_generalisation(layout: Layout, pointer: GeneralisationPointer) -> Metadat
 def of_cross_validation(layout: Layout, pointer: CrossValidationPointer) -> Metadata:
     """Pooled out-of-fold numbers, their spread over folds, the ensemble's, and the labels that look wrong."""
     issues = picture(layout.absolute(pointer.folder) / "label_issues.png", "labels that look wrong")
-    metrics = read_json(layout.absolute(pointer.metrics))
+    metrics = read_cross_validation(layout.absolute(pointer.metrics))
+    folds = {name: item.model_dump() for name, item in metrics.folds.items()}
     return {
         **numbers(pointer.headline),
-        **_looks(metrics),
-        "folds": table(metrics["folds"], "fold"),
-        **_confusion(metrics["pooled"]),
-        "label_issues": dg.MetadataValue.int(metrics["label_issues"]),
+        **_looks(metrics.test_looks),
+        "folds": table(folds, "fold"),
+        **_confusion(metrics.pooled.confusion_matrix, metrics.pooled.classes),
+        "label_issues": dg.MetadataValue.int(metrics.label_issues),
         **({"label_issue_pictures": issues} if issues else {}),
         "metrics": path_of(layout, pointer.metrics),
         "predictions": path_of(layout, pointer.predictions),
     }
 
 
-def _looks(metrics: Mapping[str, Any]) -> Metadata:
-    """How often the test split was looked at, and with how many checkpoints; nothing for a fold or an older version."""
-    looks = metrics.get("test_looks") or {}
-    return numbers({name: looks.get(name) for name in ("looks", "checkpoints")}, "test_split_")
-
-
-def _confusion(metrics: Mapping[str, Any]) -> Metadata:
-    matrix = metrics.get("confusion_matrix")
-    names = metrics.get("classes") or list(metrics.get("per_class", {}))
-    if not isinstance(matrix, list) or len(matrix) != len(names):
+def _looks(looks: TestLooks | None) -> Metadata:
+    """How often the test split was looked at, and with how many checkpoints; nothing for a fold."""
+    if looks is None:
         return {}
+    return {"test_split_looks": looks.looks, "test_split_checkpoints": looks.checkpoints}
+
+
+def _confusion(matrix: Sequence[Sequence[int]], names: Sequence[str]) -> Metadata:
     rows = {
         f"is {name}": {f"called {other}": n for other, n in zip(names, row, strict=True)}
         for name, row in zip(names, matrix, strict=True)

@@ -142,8 +142,8 @@ def test_the_temperature_comes_from_validation_rows_alone() -> None:
     wrong = (labels + 1) % 3
     test, validation = table_of(wrong, logits, CLASSES), table_of(labels, logits * 2, CLASSES, "validation")
     found = calibrate(pd.concat([test, validation], ignore_index=True), CLASSES)
-    assert found["temperature"] == pytest.approx(fit_temperature((logits * 2).astype(np.float32), labels))
-    assert found["n_validation"] == MIN_VALIDATION + 20
+    assert found.temperature == pytest.approx(fit_temperature((logits * 2).astype(np.float32), labels))
+    assert found.n_validation == MIN_VALIDATION + 20
     few = pd.concat([test, validation.head(MIN_VALIDATION - 1)], ignore_index=True)
-    assert calibrate(few, CLASSES)["temperature"] is None
-    assert "19 validation images" in calibrate(few, CLASSES)["reason"]
+    assert calibrate(few, CLASSES).temperature is None
+    assert "19 validation images" in str(calibrate(few, CLASSES).reason)

@@ -13,6 +13,7 @@ import pytest
 
 from brainmri_core.cross_validation import fold_pack
 from brainmri_core.errors import IntegrityError
+from brainmri_core.evaluation.metrics_schema import TestLooks
 from brainmri_core.evaluation.test_ledger import (
     TOLERANCE,
     Looks,
@@ -109,26 +110,26 @@ def test_more_checkpoints_than_the_interval_bears_are_warned_of() -> None:
     for checkpoints in (2, 5, 30, 400):
         record = looks_record(Looks("0" * 64, checkpoints, checkpoints), [0.8, 0.88])
         drawn = rng.normal(0, 0.04 / 1.96, (4000, checkpoints)).max(axis=1).mean()
-        assert record["optimism"] == pytest.approx(drawn, rel=0.06), "the expected best of that many"
+        assert record.optimism == pytest.approx(drawn, rel=0.06), "the expected best of that many"
     allowed = {}
     for half in (0.005, 0.01, 0.02, 0.04, 0.2):
         interval = [0.8 - half, 0.8 + half]
-        bound = looks_record(Looks("", 1, 1), interval)["checkpoints_allowed"]
+        bound = looks_record(Looks("", 1, 1), interval).checkpoints_allowed
         allowed[half] = bound
         if bound < 10_000:
             within, beyond = (looks_record(Looks("", 9, count), interval) for count in (bound, bound + 1))
-            assert within["optimism"] <= TOLERANCE < beyond["optimism"]
+            assert within.optimism <= TOLERANCE < beyond.optimism
             assert looks_warning(within) is None
             told = looks_warning(beyond)
             assert told is not None
-            assert told["text"].startswith(f"{looks_sentence(beyond)} The best of that many scores")
+            assert told.text.startswith(f"{looks_sentence(beyond)} The best of that many scores")
     assert list(allowed.values()) == sorted(allowed.values(), reverse=True), "a narrow interval bears more"
     assert allowed[0.2] == 1
-    assert looks_record(Looks("", 1, 1), [0.9, 0.9])["optimism"] == 0, "an interval without width"
+    assert looks_record(Looks("", 1, 1), [0.9, 0.9]).optimism == 0, "an interval without width"
     unknown = looks_record(Looks("", 5, 5), None)
-    assert unknown["reason"] == "there is no interval of the macro F1"
+    assert unknown.reason == "there is no interval of the macro F1"
     assert looks_warning(unknown) is None
-    assert looks_sentence({"looks": 1, "checkpoints": 1}).endswith("looked at once, with 1 checkpoint.")
+    assert looks_sentence(looks_record(Looks("", 1, 1), None)).endswith("looked at once, with 1 checkpoint.")
 
 
 @pytest.mark.training
@@ -140,7 +141,7 @@ def test_an_evaluation_says_how_often_its_test_split_was_looked_at(
     recorded = read_looks(case.job.layout.test_ledger(PHANTOM))
     (own,) = (item for item in recorded if item.run_id == pointer.run_id)
     assert (own.checkpoint, own.experiment) == (case.checkpoint.content_hash, "default")
-    told = looks_sentence(looks)
+    told = looks_sentence(TestLooks(**looks))
     assert told in case.file(pointer, "report.html").read_text()
     assert told in case.file(pointer, "model_card.md").read_text()
     again = read_json(case.file(case.evaluate("e-look"), "metrics.json"))["test_looks"]

@@ -17,6 +17,7 @@ from brainmri_core.evaluation.bootstrap import group_weights
 from brainmri_core.evaluation.calibration import probabilities
 from brainmri_core.evaluation.metrics import brief_metrics, classification_metrics, tumour_versus_none
 from brainmri_core.evaluation.metrics_file import Context, evaluation_metrics, headline, warnings_of
+from brainmri_core.evaluation.metrics_schema import Measured
 from brainmri_core.evaluation.prediction_table import prediction_table
 from brainmri_core.evaluation.subsets import score_subsets, subset_masks
 
@@ -267,8 +268,10 @@ def test_every_null_has_a_reason_and_the_document_is_json(case: str) -> None:
     masks = iter([("all", "whole test split", np.ones(len(labels), bool))])
     made = Context(50, 1, masks, baselines, 0, 0)
     found = evaluation_metrics(table, CLASSES, made)
-    assert json.loads(json.dumps(found, allow_nan=False)) == found
-    assert list(nulls(found)) == []
+    written = found.model_dump(mode="json")
+    assert json.loads(json.dumps(written, allow_nan=False)) == written
+    assert Measured.model_validate(written) == found
+    assert list(nulls(written)) == []
     assert list(nulls({"a": {"b": None}, "reasons": {}})) == ["a.b"], "the check itself can fail"
 
 
@@ -309,9 +312,11 @@ def test_the_documentation_names_every_field() -> None:
             for item in value:
                 yield from names(item)
 
-    missing = {name for name in names({**found, "intervals": {}}) if f"`{name}`" not in text}
+    missing = {
+        name for name in names({**found.model_dump(mode="json"), "intervals": {}}) if f"`{name}`" not in text
+    }
     assert missing == set()
-    assert f"Version {found['schema_version']}" in text
+    assert f"Version {found.schema_version}" in text
 
 
 def test_a_model_that_beats_no_baseline_gets_a_red_box() -> None:
@@ -320,14 +325,14 @@ def test_a_model_that_beats_no_baseline_gets_a_red_box() -> None:
     better = Baseline("nearest neighbour", "the most similar image", votes(labels.tolist()), False)
     worse = Baseline("majority class", "always the same", votes([0] * 300), False)
     found = evaluation_metrics(table, CLASSES, context([better, worse]))
-    assert [row["beaten"] for row in found["baselines"]] == ["no", "yes"]
-    red = [item["text"] for item in found["warnings"] if item["level"] == "red"]
+    assert [row.beaten for row in found.baselines] == ["no", "yes"]
+    red = [item.text for item in warnings_of(found) if item.level == "red"]
     assert len(red) == 1
     assert "does not beat every simple rule" in red[0]
     assert "1.000 of nearest neighbour" in red[0]
     assert "majority class" not in red[0]
-    assert found["baselines"][0]["macro_f1"] == 1.0
-    assert found["baselines"][0]["macro_f1_gain"] == pytest.approx(found["macro_f1"] - 1.0)
+    assert found.baselines[0].macro_f1 == 1.0
+    assert found.baselines[0].macro_f1_gain == pytest.approx(found.macro_f1 - 1.0)
 
 
 def test_a_gain_within_noise_is_called_unclear() -> None:
@@ -339,12 +344,10 @@ def test_a_gain_within_noise_is_called_unclear() -> None:
     table = table_of(labels, logits, CLASSES)
     baseline = Baseline("nearly the model", "one error more", votes(nearly.tolist()), False)
     found = evaluation_metrics(table, CLASSES, context([baseline]))
-    assert found["baselines"][0]["beaten"] == "unclear"
-    low, high = found["baselines"][0]["macro_f1_gain_interval"]
+    assert found.baselines[0].beaten == "unclear"
+    low, high = found.baselines[0].macro_f1_gain_interval
     assert low <= 0 < high
-    assert any(
-        "not clearly better" in item["text"] and item["level"] == "amber" for item in found["warnings"]
-    )
+    assert any("not clearly better" in item.text and item.level == "amber" for item in warnings_of(found))
 
 
 @pytest.mark.parametrize(
@@ -359,11 +362,12 @@ def test_a_gain_within_noise_is_called_unclear() -> None:
 def test_known_copies_and_seen_images_get_a_red_box(
     accuracy: float, copies: int, seen: int, red: str | None
 ) -> None:
-    metrics = {
-        "accuracy": accuracy, "macro_f1": accuracy, "n_images": 400, "n_units": 300, "patients": {"known": 0, "images": 0, "images_unknown": 400, "in_training": 0}, "baselines": [], "per_class": {},
-        "known_copies": copies, "seen_in_training": seen,
-    }  # fmt: skip
-    found = [item["text"] for item in warnings_of(metrics) if item["level"] == "red"]
+    labels, logits = made_up(n=400, k=3)
+    measured = evaluation_metrics(table_of(labels, logits, CLASSES), CLASSES, context())
+    metrics = measured.model_copy(
+        update={"accuracy": accuracy, "known_copies": copies, "seen_in_training": seen}
+    )
+    found = [item.text for item in warnings_of(metrics) if item.level == "red"]
     assert [red in text for text in found] == ([] if red is None else [True])
 
 
@@ -378,11 +382,16 @@ def test_intervals_draw_whole_patients_where_they_are_known() -> None:
     by_group, by_patient = (
         evaluation_metrics(item, CLASSES, context(resamples=400)) for item in (table, known)
     )
-    assert (by_group["n_units"], by_group["bootstrap"]["unit"]) == (120, "group")
-    assert (by_patient["n_units"], by_patient["bootstrap"]["unit"]) == (20 + 40, "patient")
-    assert by_patient["n_groups"] == 120
-    assert by_patient["patients"] == {"known": 20, "images": 160, "images_unknown": 80, "in_training": 0}
-    width = [np.ptp(item["intervals"]["accuracy"]) for item in (by_group, by_patient)]
+    assert (by_group.n_units, by_group.bootstrap.unit) == (120, "group")
+    assert (by_patient.n_units, by_patient.bootstrap.unit) == (20 + 40, "patient")
+    assert by_patient.n_groups == 120
+    assert by_patient.patients.model_dump() == {
+        "known": 20,
+        "images": 160,
+        "images_unknown": 80,
+        "in_training": 0,
+    }
+    width = [np.ptp(item.intervals["accuracy"]) for item in (by_group, by_patient)]
     assert width[1] > 1.3 * width[0]
 
 
@@ -391,9 +400,7 @@ def test_a_score_whose_split_lets_patients_cross_gets_a_red_box() -> None:
     table = table_of(labels, logits, CLASSES).assign(patient=[f"p{i // 4}" for i in range(200)])
     crossing = replace(context(), known_patients_in_training=180)
     red = [
-        item["text"]
-        for item in evaluation_metrics(table, CLASSES, crossing)["warnings"]
-        if item["level"] == "red"
+        item.text for item in warnings_of(evaluation_metrics(table, CLASSES, crossing)) if item.level == "red"
     ]
     assert (
         "180 of the 200 test images whose patient is known show a patient who is in the training split"
@@ -401,8 +408,8 @@ def test_a_score_whose_split_lets_patients_cross_gets_a_red_box() -> None:
     )
     assert not [
         item
-        for item in evaluation_metrics(table, CLASSES, context())["warnings"]
-        if "patient who" in item["text"]
+        for item in warnings_of(evaluation_metrics(table, CLASSES, context()))
+        if "patient who" in item.text
     ]
 
 
@@ -411,7 +418,7 @@ def test_absent_classes_and_few_groups_are_said() -> None:
     found = evaluation_metrics(
         table_of(labels, np.pad(logits, ((0, 0), (0, 1))), CLASSES), CLASSES, context()
     )
-    amber = " ".join(item["text"] for item in found["warnings"] if item["level"] == "amber")
+    amber = " ".join(item.text for item in warnings_of(found) if item.level == "amber")
     assert "No test image shows pituitary" in amber
     assert "20 independent groups" in amber
 
@@ -420,9 +427,9 @@ def test_the_headline_stands_for_the_whole() -> None:
     labels, logits = made_up(n=200, k=3)
     found = evaluation_metrics(table_of(labels, logits, CLASSES), CLASSES, context())
     short = headline(found)
-    assert short["macro_f1"] == found["macro_f1"]
-    assert short["ece"] == found["calibration"]["before"]["ece_equal_width"]
-    assert short["tumour_sensitivity"] == found["tumour_vs_none"]["sensitivity"]
+    assert short["macro_f1"] == found.macro_f1
+    assert short["ece"] == found.calibration.before.ece_equal_width
+    assert short["tumour_sensitivity"] == found.tumour_vs_none.sensitivity
 
 
 def samples_with_copies() -> tuple[pd.DataFrame, pd.DataFrame]:

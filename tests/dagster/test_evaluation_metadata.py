@@ -6,7 +6,8 @@ import dagster as dg
 import numpy as np
 import pytest
 
-from brainmri_core.evaluation.metrics_file import Context, evaluation_metrics, headline
+from brainmri_core.evaluation.metrics_file import Context, evaluation_metrics, headline, whole_document
+from brainmri_core.evaluation.metrics_schema import NoOutlierScore, Unavailable
 from brainmri_core.pictures.figures import write_confusion
 from brainmri_core.project.layout import Layout
 from brainmri_core.project.pointers import CheckpointPointer, EvaluationPointer, ValidationPointer
@@ -24,22 +25,26 @@ def test_the_ui_shows_numbers_tables_pictures_and_warnings(tmp_path: Path) -> No
     table["patient"] = [f"p{i // 6}" if i < 60 else "" for i in range(90)]
     masks = iter([("all", "whole test split", labels >= 0)])
     perfect = Baseline("nearest | neighbour", "remembers", votes(labels.tolist()), False)
-    metrics = evaluation_metrics(table, CLASSES, Context(20, 1, masks, [perfect], 0, 0))
-    write_json(tmp_path / "metrics.json", metrics)
-    write_confusion(tmp_path / "confusion.png", metrics["confusion_matrix"], CLASSES)
+    metrics = whole_document(
+        evaluation_metrics(table, CLASSES, Context(20, 1, masks, [perfect], 0, 0)), dataset="a/b", run_id="r",
+        written_at_utc="2026-01-01T00:00:00Z", outliers=NoOutlierScore(reason="none"),
+        explanations=Unavailable(reason="none"), label_issues=0, looks=None,
+    )  # fmt: skip
+    write_json(tmp_path / "metrics.json", metrics.model_dump(mode="json"))
+    write_confusion(tmp_path / "confusion.png", metrics.confusion_matrix, CLASSES)
     pointer = EvaluationPointer(
         dataset="a/b", run_id="r", content_hash="0", written_at_utc="2026-01-01T00:00:00Z", folder=".",
         metrics="metrics.json", predictions="predictions.parquet", report="report.html", headline=headline(metrics),
         checkpoint_pointer=None,
     )  # fmt: skip
     found = of_evaluate(Layout(root=tmp_path), pointer)
-    assert found["macro_f1"] == metrics["macro_f1"]
+    assert found["macro_f1"] == metrics.macro_f1
     assert all(value == value for value in found.values() if isinstance(value, float))
     text = {
         name: value.md_str for name, value in found.items() if isinstance(value, dg.MarkdownMetadataValue)
     }
-    recall = metrics["per_class"]["glioma"]["sensitivity"]
-    assert f"| glioma | {metrics['per_class']['glioma']['support']} | {recall:.4f} |" in text["per_class"]
+    recall = metrics.per_class["glioma"].sensitivity
+    assert f"| glioma | {metrics.per_class['glioma'].support} | {recall:.4f} |" in text["per_class"]
     assert "| pituitary | 0 | – |" in text["per_class"]
     assert "nearest \\| neighbour | 1.0000" in text["baselines"]
     assert "| whole test split | 90 |" in text["subsets"]
