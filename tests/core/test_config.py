@@ -128,6 +128,20 @@ def test_open_seeds_follow_env_seed_and_given_ones_stay(tmp_path: Path) -> None:
     assert resolved["evaluate"]["data"]["seed"] == 7
 
 
+def test_a_seed_is_empty_until_the_configuration_is_resolved() -> None:
+    config = PipelineConfig.model_validate({"env": {"seed": 7}, "train": {"data": {"val_seed": 9}}})
+    with pytest.raises(
+        ConfigError, match=r"seed of this configuration is empty; set it, or take .* fills it from env\.seed"
+    ):
+        _ = config.split.resolved_seed
+    filled = config.with_seeds()
+    assert (filled.split.resolved_seed, filled.evaluate.data.resolved_seed) == (7, 7)
+    assert (filled.train.data.resolved_seed, filled.train.data.validation_seed) == (7, 9)
+    assert PipelineConfig().with_seeds().train.data.validation_seed == 42, (
+        "that of the training, which is env.seed"
+    )
+
+
 def test_resolved_configuration_loads_again_to_the_same_value() -> None:
     resolved = load_config(SPEC).resolved()
     assert PipelineConfig.model_validate(resolved).resolved() == resolved

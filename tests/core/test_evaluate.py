@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from pydantic import ValidationError
 
 from brainmri_core.classifier.record import read_classifier
 from brainmri_core.config.data import SplitConfig
@@ -17,6 +18,7 @@ from brainmri_core.errors import ConfigError, DataError, IntegrityError, ModelEr
 from brainmri_core.evaluate import evaluate
 from brainmri_core.evaluation.calibration import probabilities
 from brainmri_core.evaluation.metrics import classification_metrics
+from brainmri_core.evaluation.metrics_schema import read_metrics
 from brainmri_core.evaluation.prediction_table import labels_of, logits_of, read_predictions
 from brainmri_core.images.pack import open_pack
 from brainmri_core.learning.batches import to_input
@@ -26,7 +28,7 @@ from brainmri_core.project.pointers import EvaluationPointer, PackPointer, write
 from brainmri_core.project.sample_table import read_samples, write_samples
 from brainmri_core.resize import resize
 from brainmri_core.split import split
-from brainmri_core.system.storage import read_json
+from brainmri_core.system.storage import json_text, read_json, write_json
 from tests.core.evaluation_case import Case, evaluate_config
 from tests.core.test_metrics import nulls
 
@@ -321,3 +323,30 @@ def test_a_checkpoint_changed_since_training_is_refused(case: Case, tmp_path: Pa
     with pytest.raises(IntegrityError, match="checkpoint"):
         evaluate(evaluate_config(), other, case.pack, replace(case.job, run_id="changed"))
     assert refused(case, "changed")
+
+
+def test_the_metrics_file_is_read_as_it_was_written(case: Case, pointer: EvaluationPointer) -> None:
+    path = case.file(pointer, "metrics.json")
+    found = read_metrics(path)
+    assert json_text(found.model_dump(mode="json")) == path.read_text()
+    with pytest.raises(ValidationError, match="frozen"):
+        found.accuracy = 1.0  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"accuracy": "0.9"}, r"'accuracy': Input should be a valid number; run evaluate again\.$"),
+        ({"acuracy": 0.9}, r"'acuracy': Extra inputs are not permitted"),
+        ({"schema_version": 2}, r"'schema_version': Input should be 1"),
+    ],
+)
+def test_another_metrics_file_is_refused(
+    case: Case, pointer: EvaluationPointer, tmp_path: Path, change: dict[str, object], told: str
+) -> None:
+    stored = read_json(case.file(pointer, "metrics.json"))
+    write_json(tmp_path / "metrics.json", stored | change)
+    with pytest.raises(
+        IntegrityError, match=rf"metrics\.json does not hold the metrics of an evaluation: {told}"
+    ):
+        read_metrics(tmp_path / "metrics.json")
