@@ -55,6 +55,14 @@ def click(browser: Any, xpath: str, timeout: float = 240) -> None:
             time.sleep(0.2)
 
 
+def close_list(browser: Any) -> None:
+    """Close the open list of partitions, which lies over what is below it, by a click beside it."""
+    from selenium.webdriver import ActionChains
+
+    title = wait_for(browser, "//*[contains(text(), 'Launch runs to materialize')]", 60)
+    ActionChains(browser).move_to_element(title).click().perform()
+
+
 def page_text(browser: Any) -> str:
     from selenium.webdriver.common.by import By
 
@@ -139,6 +147,7 @@ def test_a_partition_is_materialised_by_clicking(server: Server, browser: Any) -
     click(browser, "//button[contains(., 'Materialize all')]")
     click(browser, "//*[contains(text(), 'Select a partition')]")
     click(browser, f"//span[text()='{PHANTOM}']")
+    close_list(browser)
     screenshot(browser, "launch")
     click(browser, "//button[contains(., 'Launch 1 run')]")
     (run,) = server.wait_for_runs(1)
@@ -157,6 +166,7 @@ def test_a_backfill_of_folds_is_launched_by_clicking(server: Server, browser: An
     click(browser, "//button[contains(., 'Materialize all')]")
     click(browser, "(//*[contains(text(), 'Select a partition')])[1]")
     click(browser, f"//span[text()='{PHANTOM}']")
+    close_list(browser)
     click(browser, "(//button[normalize-space()='All'])[2]")
     screenshot(browser, "backfill-folds")
     click(browser, "//button[contains(., 'Launch')]")
