@@ -108,7 +108,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
         ):
             project.env.pop(name, None)
         for name, arguments in stories(server, evil):
-            done = project.brainmri(*arguments)
+            done = project.brainmri(*arguments, "--dataset", DATASET)
             printed += done.stdout + done.stderr
             codes[name] = done.returncode
         assert server.asked("GetDataset")[-1].headers["authorization"] == f"Bearer {SECRET}"
