@@ -120,7 +120,7 @@ def catalogue_path() -> Path:
 
 
 def load_catalogue(path: Path | None = None) -> dict[str, DatasetEntry]:
-    """Load the catalogue: the package's data sets, then the user's.
+    """Load the catalogue: the user's data sets, then the package's.
 
     Parameters
     ----------
@@ -145,7 +145,10 @@ def load_catalogue(path: Path | None = None) -> dict[str, DatasetEntry]:
     if own.is_file() and read_yaml(own)[0]:
         added = _load(own)
         taken = {key.casefold() for key in added}
-        entries = {key: entry for key, entry in entries.items() if key.casefold() not in taken} | added
+        rest = {key: entry for key, entry in entries.items() if key.casefold() not in taken}
+        entries = (
+            added | rest
+        )  # a command that names no data set takes the first: the user's, not the synthetic one
     return entries
 
 

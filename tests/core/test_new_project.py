@@ -83,6 +83,10 @@ def test_a_users_entry_replaces_the_packages_and_fetch_says_so(project: Path) ->
     entry = load_catalogue()[PHANTOM]
     assert entry.title == "Mine"
     assert "figshare/1512427" in load_catalogue()
+    assert next(iter(load_catalogue())) == PHANTOM
+    (project / "configs/datasets.yaml").write_text("datasets:\n  clinic/brains:\n    source: archive\n")
+    assert next(iter(load_catalogue())) == "clinic/brains", "what a command takes that names no data set"
+    (project / "configs/datasets.yaml").write_text(f"datasets:\n  {PHANTOM}: {{source: phantom}}\n")
     records: list[Record] = []
     config = load_config(Path("configs/demo.yaml"), ["fetch.phantom.subjects_per_class=2"])
     log = StageLog("fetch", "r1", PHANTOM, [records.append])
