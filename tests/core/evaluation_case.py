@@ -32,8 +32,8 @@ from brainmri_core.project.pointers import (
 from brainmri_core.resize import resize
 from brainmri_core.split import split
 from brainmri_core.train import train
-from tests.core.training_pack import config as train_config
-from tests.core.training_pack import draw
+from tests.core.learning.training_pack import config as train_config
+from tests.core.learning.training_pack import draw
 
 P = TypeVar("P", bound=Pointer)
 HOSTILE_CLASSES = ['gli<b>oma & "co"', "notumor", "pituitary|`x`</script>"]

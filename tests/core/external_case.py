@@ -41,7 +41,7 @@ from brainmri_core.sources.phantom import read_truth, write_phantom
 from brainmri_core.split import split
 from brainmri_core.train import train
 from tests.core.evaluation_case import evaluate_config
-from tests.core.training_pack import config as train_config
+from tests.core.learning.training_pack import config as train_config
 
 HOME, AWAY = "brainmri/phantom", "owner/away"
 NEVER_LEARNT = "abscess"

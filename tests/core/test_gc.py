@@ -18,11 +18,10 @@ from brainmri_core.project.run_record import stage_record
 from brainmri_core.system.locks import exclusive
 from brainmri_core.system.storage import atomic_file, remove_folder, staging_folder
 from brainmri_core.verify import verify
+from tests import ROOT
 from tests.faults.tiny import PHANTOM, configuration, run_stage
 
 pytestmark = pytest.mark.training
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ from brainmri_core.project.layout import ROOT_VARIABLE, Layout
 from brainmri_core.project.pointers import EvaluationPointer, write_pointer
 from brainmri_dagster.cli import app
 from tests.core.evaluation_case import Case, prepare
-from tests.core.test_models import META
+from tests.core.learning.test_models import META
 
 pytestmark = [pytest.mark.training, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
 

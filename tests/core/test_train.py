@@ -28,7 +28,7 @@ from brainmri_core.project.job import Job
 from brainmri_core.project.logs import Record
 from brainmri_core.project.sample_table import read_samples, write_samples
 from brainmri_core.train import train
-from tests.core.training_pack import CLASSES, config, make_pack
+from tests.core.learning.training_pack import CLASSES, config, make_pack
 from tests.counts import rest
 
 pytestmark = pytest.mark.training

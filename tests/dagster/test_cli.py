@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 import brainmri_dagster
 from brainmri_core.project.layout import ROOT_VARIABLE
 from brainmri_dagster.cli import app
+from tests import ROOT
 
 pytestmark = pytest.mark.training
 
@@ -92,7 +93,7 @@ def test_resume_from_leaves_out_the_stages_before(root):
 
 
 def test_the_example_configuration_is_planned_as_it_stands(root):
-    example = Path(__file__).parents[1] / "fixtures/spec_pipeline.yaml"
+    example = ROOT / "tests/fixtures/spec_pipeline.yaml"
     result = run("pipeline", "--dry-run", "--config", str(example))
     assert result.exit_code == 0, result.output
     (plan,) = (json.loads(path.read_text()) for path in root.rglob("plan.json"))

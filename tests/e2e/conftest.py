@@ -20,7 +20,8 @@ from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests import ROOT
+
 SCREENSHOTS = Path(os.environ.get("BRAINMRI_SCREENSHOTS", ROOT / "screenshots"))
 PHANTOM = "brainmri/phantom"
 SMALL = """\

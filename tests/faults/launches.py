@@ -9,8 +9,7 @@ from pathlib import Path
 from brainmri_core.config import STAGES
 from brainmri_core.project.layout import Layout
 from brainmri_core.project.pointers import Pointer
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests import ROOT
 
 
 def make_home(folder: Path) -> None:

@@ -3,13 +3,12 @@ from __future__ import annotations
 import importlib
 import math
 import re
-from pathlib import Path
 
 from brainmri_core import errors
 from brainmri_core.project.run_record import CANCELLED_EXIT_CODE
 from brainmri_dagster.commands.backfill import DaemonError
+from tests import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "reliability.md"
 
 

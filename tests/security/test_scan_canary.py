@@ -23,7 +23,7 @@ from brainmri_core.project.sample_table import read_samples
 from brainmri_core.resize import resize
 from brainmri_core.split import split
 from brainmri_core.validate import validate
-from tests.core.test_medical import dicom
+from tests.core.images.test_medical import dicom
 from tests.matlab_files import figshare_file, made_slice
 from tests.security.test_canary import holding, spellings
 

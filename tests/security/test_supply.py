@@ -16,8 +16,8 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 from scripts import audit, licences, pins
+from tests import ROOT
 
-ROOT = Path(__file__).parents[2]
 LOCK = pins.LOCK.read_text()
 
 

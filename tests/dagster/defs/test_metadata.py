@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import dagster as dg
+import numpy as np
+import pytest
+
+from brainmri_core.evaluation.metrics_file import Context, evaluation_metrics, headline, whole_document
+from brainmri_core.evaluation.metrics_schema import NoOutlierScore, Unavailable
+from brainmri_core.pictures.figures import write_confusion
+from brainmri_core.project.layout import Layout
+from brainmri_core.project.pointers import CheckpointPointer, EvaluationPointer, ValidationPointer
+from brainmri_core.system.storage import write_json
+from brainmri_dagster.defs.metadata import of_evaluate, of_train, of_validate
+from tests.core.evaluation.test_metrics import CLASSES, Baseline, made_up, table_of, votes
+
+pytestmark = pytest.mark.training
+
+
+def test_the_ui_shows_numbers_tables_pictures_and_warnings(tmp_path: Path) -> None:
+    labels, logits = made_up(n=90, k=2)
+    logits = [[*row, -9.0] for row in logits.tolist()]  # the third class is neither there nor called
+    table = table_of(labels, np.asarray(logits), CLASSES)
+    table["patient"] = [f"p{i // 6}" if i < 60 else "" for i in range(90)]
+    masks = iter([("all", "whole test split", labels >= 0)])
+    perfect = Baseline("nearest | neighbour", "remembers", votes(labels.tolist()), False)
+    metrics = whole_document(
+        evaluation_metrics(table, CLASSES, Context(20, 1, masks, [perfect], 0, 0)), dataset="a/b", run_id="r",
+        written_at_utc="2026-01-01T00:00:00Z", outliers=NoOutlierScore(reason="none"),
+        explanations=Unavailable(reason="none"), label_issues=0, looks=None,
+    )  # fmt: skip
+    write_json(tmp_path / "metrics.json", metrics.model_dump(mode="json"))
+    write_confusion(tmp_path / "confusion.png", metrics.confusion_matrix, CLASSES)
+    pointer = EvaluationPointer(
+        dataset="a/b", run_id="r", content_hash="0", written_at_utc="2026-01-01T00:00:00Z", folder=".",
+        metrics="metrics.json", predictions="predictions.parquet", report="report.html", headline=headline(metrics),
+        checkpoint_pointer=None,
+    )  # fmt: skip
+    found = of_evaluate(Layout(root=tmp_path), pointer)
+    assert found["macro_f1"] == metrics.macro_f1
+    assert all(value == value for value in found.values() if isinstance(value, float))
+    text = {
+        name: value.md_str for name, value in found.items() if isinstance(value, dg.MarkdownMetadataValue)
+    }
+    recall = metrics.per_class["glioma"].sensitivity
+    assert f"| glioma | {metrics.per_class['glioma'].support} | {recall:.4f} |" in text["per_class"]
+    assert "| pituitary | 0 | – |" in text["per_class"]
+    assert "nearest \\| neighbour | 1.0000" in text["baselines"]
+    assert "| whole test split | 90 |" in text["subsets"]
+    assert "**red**: The model does not beat every simple rule" in text["warnings"]
+    assert text["confusion_picture"].startswith("![confusion matrix](data:image/")
+    assert "called notumor" in text["confusion_matrix"]
+    assert (found["independent_units"], found["known_patients"], found["images_of_unknown_patient"]) == (
+        25,
+        10,
+        30,
+    )
+
+
+def test_the_ui_shows_what_ways_to_divide_the_images_leak(tmp_path: Path) -> None:
+    made = {"n_test": 9, "copies": 0, "patients": 3, "known_patients": 8, "accuracy": 0.5, "reason": None}
+    rows = [{"split": "this split", **made}, {"split": "official folders", "reason": "there are none"}]
+    write_json(tmp_path / "report.json", {"findings": [], "leak": {"rows": rows}})
+    pointer = ValidationPointer(
+        dataset="a/b", run_id="r", content_hash="0", written_at_utc="2026-01-01T00:00:00Z", report="report.json",
+        passed=True, severities={"error": 0, "warning": 0, "info": 0}, pack_pointer="pack.json",
+    )  # fmt: skip
+    shown = of_validate(Layout(root=tmp_path), pointer)["leaks"].md_str.splitlines()
+    assert "with their patient in training" in shown[0]
+    assert shown[2:] == ["| this split | 9 | 0 | 3 | 8 | 0.5000 | – | – |"]
+
+
+@pytest.mark.parametrize(
+    ("tracking", "kind"),
+    [("outputs/mlruns/1/2", dg.PathMetadataValue), ("http://127.0.0.1:5000/#/runs/2", dg.UrlMetadataValue)],
+)
+def test_a_training_shows_its_arithmetic_and_where_it_is_tracked(
+    tmp_path: Path, tracking: str, kind: type
+) -> None:
+    pointer = CheckpointPointer(
+        dataset="a/b", run_id="r", content_hash="0", written_at_utc="2026-01-01T00:00:00Z", checkpoint="best.pth",
+        checkpoint_sha256="0", history="history.parquet", curves=None, model_name="resnet18", best_epoch=1, epochs_run=2,
+        val_macro_f1=0.5, precision="bf16", pack_pointer="pack.json", tracking=tracking,
+    )  # fmt: skip
+    found = of_train(Layout(root=tmp_path), pointer)
+    link = found["tracking"]
+    assert isinstance(link, kind)
+    assert str(link.value).endswith(tracking)
+    assert found["precision"] == "bf16"
