@@ -33,10 +33,11 @@ from brainmri_core.project.run_schema import read_manifest, read_plan
 from brainmri_core.sources.archive import extract_archive
 from brainmri_core.system.storage import sha256_json
 from brainmri_core.verify import verify
+from tests import ROOT
 from tests.counts import trials
 from tests.security.corpus import LIMITS, archive, archives, encoded, images, slice_image
 
-SPEC = Path(__file__).parent.parent / "fixtures" / "spec_pipeline.yaml"
+SPEC = ROOT / "tests/fixtures/spec_pipeline.yaml"
 COUNTS: Counter[str] = Counter()
 
 

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from brainmri_core.config import PipelineConfig, load_config
 from brainmri_core.config.base import parse_yaml
 from brainmri_core.errors import BrainMRIError, ConfigError
+from tests import ROOT
 
-SPEC = Path(__file__).parent.parent / "fixtures" / "spec_pipeline.yaml"
+SPEC = ROOT / "tests/fixtures/spec_pipeline.yaml"
 
 
 def write(tmp_path: Path, text: str) -> Path:
