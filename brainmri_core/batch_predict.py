@@ -125,7 +125,7 @@ def batch_predict(config: BatchPredictConfig, fetched: FetchPointer, job: Job) -
         with staging_folder(target) as folder:
             write_samples(folder / "predictions.parquet", _described(rows, table))
             write_json(folder / "report.json", report)
-        work.settle(rows)
+        work.complete(rows)
     counts = {key: report[key] for key in ("images", "unusable", "flagged")}
     job.log.info("predicted all images", **counts, reused=reused, drifted=report["drifted"])
     return BatchPredictionPointer(

@@ -306,11 +306,11 @@ def _write(
     for warning in metrics["warnings"]:
         job.log.warning(warning["text"], severity=warning["level"])
     training = recorded_checkpoint(layout, traveller.weights, traveller.meta.dataset)
-    told = external_headline(metrics)
+    headline = external_headline(metrics)
     job.log.info(
         "evaluated elsewhere",
         images=len(table),
-        **{name: value for name, value in told.items() if value is not None},
+        **{name: value for name, value in headline.items() if value is not None},
     )
     return ExternalEvaluationPointer(
         dataset=job.dataset,
@@ -322,7 +322,7 @@ def _write(
         metrics=layout.relative(target / "metrics.json"),
         predictions=layout.relative(target / "predictions.parquet"),
         report=layout.relative(target / "report.html"),
-        headline=told,
+        headline=headline,
         images=metrics["images"]["scored"],
         taken_out=metrics["images"]["taken_out"],
         reason=metrics["reason"],

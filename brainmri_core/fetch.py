@@ -177,14 +177,14 @@ def _locate(config: FetchConfig, job: Job) -> _Source:
     return _from_kaggle(config, job)
 
 
-def _settled_before(config: FetchConfig, job: Job) -> float | None:
-    return None if job.entry.labelled else config.settled_before
+def _modified_before(config: FetchConfig, job: Job) -> float | None:
+    return None if job.entry.labelled else config.modified_before
 
 
 def _listed(path: Path, config: FetchConfig, job: Job) -> list[str]:
     """List the files of a folder to take; say how many are left to the next look."""
     late: list[str] = []
-    names = list_folder(path, config.limits, settled_before=_settled_before(config, job), unsettled=late)
+    names = list_folder(path, config.limits, modified_before=_modified_before(config, job), too_new=late)
     if late:
         job.log.warning(
             "files left to the next look: they changed after the folder was looked at",
@@ -247,7 +247,7 @@ def _unpack(config: FetchConfig, source: _Source, target: Path, job: Job) -> Non
             write(files, config.phantom)
         else:
             assert source.path is not None
-            _bring(source.path, files, config, litter, _settled_before(config, job))
+            _bring(source.path, files, config, litter, _modified_before(config, job))
         scans = expand_scans(files, config, job)
         index = index_files(files, job.entry, config.subset, litter, scans, read_labels(config, files, job))
         images = scans.described(index.images, index.root) if scans.slices else index.images
@@ -274,11 +274,11 @@ def _unpack(config: FetchConfig, source: _Source, target: Path, job: Job) -> Non
 
 
 def _bring(
-    path: Path, files: Path, config: FetchConfig, litter: list[str], settled_before: float | None
+    path: Path, files: Path, config: FetchConfig, litter: list[str], modified_before: float | None
 ) -> None:
     """Unpack an archive, or copy a folder, and open the zip archives in it."""
     if path.is_dir():
-        copy_tree(path, files, config.limits, litter, settled_before=settled_before)
+        copy_tree(path, files, config.limits, litter, modified_before=modified_before)
         packed = sum(file.stat().st_size for file in files.rglob("*") if file.is_file())
     else:
         files.mkdir()

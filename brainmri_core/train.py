@@ -24,8 +24,8 @@ from brainmri_core.learning.checkpoint import Preprocessing
 from brainmri_core.learning.device import (
     choose_device,
     choose_precision,
-    garbled_in_bf16,
     seed_everything,
+    wrong_in_bf16,
 )
 from brainmri_core.learning.loop import Reporting, run_epochs
 from brainmri_core.learning.models import check_name
@@ -198,7 +198,7 @@ def _begin(config: TrainConfig, pack: PackPointer, job: Job, team: Team) -> tupl
 def _with_true_gradients(loop: Loop, model: torch.nn.Module, job: Job) -> Loop:
     """Return the training in fp32 where bf16 would give wrong gradients, or refuse if bf16 was asked for."""
     side = loop.config.data.start_size or loop.preprocessing.image_size
-    name = garbled_in_bf16(model, loop.preprocessing.channels, side)
+    name = wrong_in_bf16(model, loop.preprocessing.channels, side)
     if name is None or loop.device.type != "cpu" or loop.precision != "bf16":
         return loop
     if loop.config.loop.precision == "bf16":

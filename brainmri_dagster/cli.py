@@ -326,11 +326,11 @@ def gc(
     try:
         from brainmri_core.gc import collect_garbage
         from brainmri_dagster.commands.launch import open_instance
-        from brainmri_dagster.running.dead_runs import settle_dead_runs
+        from brainmri_dagster.running.dead_runs import close_dead_runs
 
         layout, settings = _project(config)
         with open_instance(layout) as instance:
-            settle_dead_runs(instance, layout)
+            close_dead_runs(instance, layout)
         found = collect_garbage(layout, settings, dry_run=dry_run)
     except BrainMRIError as error:
         print(f"brainmri: {error}", file=sys.stderr)

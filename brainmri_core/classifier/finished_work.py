@@ -109,7 +109,7 @@ class FinishedWork:
         filled = [part for part in parts if len(part)] or parts
         return pd.concat(filled, ignore_index=True).drop_duplicates(KEY, keep="last"), damaged
 
-    def settle(self, rows: pd.DataFrame) -> None:
+    def complete(self, rows: pd.DataFrame) -> None:
         """Keep these rows alone, in one file, and no other classifier's work."""
         before = list(self.folder.glob("part-*.parquet"))
         self.add(rows)

@@ -117,7 +117,7 @@ class FetchConfig(StageConfig):
         description="CSV with path and label of each image or scan, instead of class folders; a path of the project, or "
         "of a file inside the data set.",
     )
-    settled_before: float | None = Field(
+    modified_before: float | None = Field(
         None,
         ge=0,
         description="Of a folder without labels, take only files last changed before this time (seconds since 1970): the "

@@ -26,7 +26,7 @@ class ExternalConfig(SeededConfig):
     )
     recalibration_images: list[Annotated[int, Field(ge=10, le=100_000)]] = Field(
         [50, 200],
-        description="Numbers of labelled images for which it is told what fitting the temperature anew would give.",
+        description="Numbers of labelled images for which to estimate what fitting the temperature again would give.",
     )
     recalibration_resamples: int = Field(
         200, ge=20, le=10_000, description="Random choices of those images that the answer is a mean of."

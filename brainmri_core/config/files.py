@@ -40,7 +40,7 @@ def default_config_path() -> Path:
 
 
 def named_config_path(path: Path) -> Path:
-    """Return the file that a command was told to read.
+    """Return the file that a command was asked to read.
 
     ``configs/NAME`` that does not exist here stands for the package's file of that name, so that the commands of the
     documentation work in any folder.

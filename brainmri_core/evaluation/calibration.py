@@ -1,4 +1,4 @@
-"""Calibration: do the probabilities mean what they say, and the one temperature that mends most of it.
+"""Calibration: do the probabilities mean what they say, and the one temperature that corrects most of it.
 
 Guo et al., On calibration of modern neural networks, ICML 2017; adaptive bins after Nguyen and O'Connor, EMNLP 2015.
 """

@@ -1,6 +1,6 @@
 """Drift: whether the images a model is asked about still look like those it was validated on.
 
-How unlike is too unlike is told by the validation images themselves: parts of them, drawn at random in whole groups, are
+The validation images themselves set the limit: parts of them, drawn at random in whole groups, are
 compared with the rest of them, and what hardly any part reaches is the threshold.
 """
 
@@ -87,21 +87,21 @@ class DriftReport(BaseModel):
 
     def sentence(self) -> str:
         """Say what was found, and what could not be measured."""
-        told = []
+        sentences = []
         if self.drifted:
-            told.append(
+            sentences.append(
                 f"The images are unlike the model's validation images in {', '.join(self.drifted)}: its scores, "
                 "probabilities and limits may not hold for them."
             )
         elif self.measured:
-            told.append("The images look like the model's validation images.")
+            sentences.append("The images look like the model's validation images.")
         reasons: dict[str, list[str]] = {}
         for kind, reason in self.unmeasured.items():
             reasons.setdefault(reason, []).append(kind)
-        told += [f"Not measured in {', '.join(kinds)}: {reason}." for reason, kinds in reasons.items()]
+        sentences += [f"Not measured in {', '.join(kinds)}: {reason}." for reason, kinds in reasons.items()]
         if self.drifted and self.shift is not None:
-            told.append(self.shift.summary)
-        return " ".join(told)
+            sentences.append(self.shift.summary)
+        return " ".join(sentences)
 
 
 def measure_drift(

@@ -1,4 +1,4 @@
-"""Label shift: which share of unlabelled images each class has, told from a model's predictions and its known confusions.
+"""Label shift: which share of unlabelled images each class has, estimated from a model's predictions and its known confusions.
 
 Black-box shift estimation (Lipton et al., Detecting and correcting for label shift with black box predictors, ICML 2018).
 It holds where the images of a class look the same in both sets and only their number differs; beside other shift it is
@@ -88,7 +88,7 @@ def estimate_label_shift(
     -------
     LabelShift
         With a reason in place of the estimate where a class has no validation image, or the model confuses classes so
-        much that their shares cannot be told apart.
+        much that their shares cannot be separated.
     """
     k = len(classes)
     counts = np.bincount(labels, minlength=k).astype(np.float64)

@@ -340,29 +340,29 @@ def _summary(
     known = [(item.kind, item.p_value) for item in discrepancies if item.p_value is not None]
     missing = [f"{item.kind} ({item.reason})" for item in discrepancies if item.p_value is None]
     unlike = [(kind, p) for kind, p in known if p <= LEVEL / len(KINDS)]
-    told = []
+    sentences = []
     if unlike:
         listed = ", ".join(f"{kind} (p = {p:.3g})" for kind, p in unlike)
-        told.append(f"The images of {other} are unlike those of {reference} in {listed}.")
+        sentences.append(f"The images of {other} are unlike those of {reference} in {listed}.")
         telling = [item for item in features if abs(item.auroc - 0.5) > 0.1]
         named = [item for kind, _ in unlike for item in [one for one in telling if one.kind == kind][:_NAMED]]
         if named:
-            told.append(f"What tells most: {'; '.join(map(_told, named))}.")
+            sentences.append(f"Most of it: {'; '.join(map(_described, named))}.")
     elif known:
-        told.append(
+        sentences.append(
             f"No difference between the images of {other} and those of {reference} was found in "
             f"{', '.join(kind for kind, _ in known)} (least p = {min(p for _, p in known):.2g})."
         )
     if origin.auroc is not None:
-        told.append(
+        sentences.append(
             f"A small model tells which of them an image is from with an AUROC of {origin.auroc:.2f}."
         )
     if missing:
-        told.append(f"Not compared: {', '.join(missing)}.")
-    return " ".join(told)
+        sentences.append(f"Not compared: {', '.join(missing)}.")
+    return " ".join(sentences)
 
 
-def _told(item: FeatureShift) -> str:
+def _described(item: FeatureShift) -> str:
     way = "higher" if item.auroc > 0.5 else "lower"
     words = _WORDS.get(item.feature, item.feature)
     return f"{way} {words} (median {item.other:.3g} against {item.reference:.3g})"

@@ -272,15 +272,15 @@ class _Pass:
     def take_answers(self, worker: _Worker, waiting: deque[tuple[int, bytes]], rest: int) -> None:
         """Pass answers on until no more than `rest` files wait for theirs."""
         while len(waiting) > rest and not self.stopped.is_set():
-            told: list[tuple[int, Answer]] = []
+            ready: list[tuple[int, Answer]] = []
             for answer in worker.receive():
                 more = bool(answer[0].get("more"))
                 worker.parts = worker.parts + 1 if more else 0
                 if not waiting or worker.parts > MAX_ANSWERS:  # more answers than were asked for
-                    self.put(told)
+                    self.put(ready)
                     raise _WorkerGone
-                told.append((waiting[0][0] if more else waiting.popleft()[0], answer))
-            self.put(told)
+                ready.append((waiting[0][0] if more else waiting.popleft()[0], answer))
+            self.put(ready)
 
     def blame(self, waiting: deque[tuple[int, bytes]], crashes: dict[int, int], how: str) -> None:
         """Count an end against the image that the worker had alone, and give that image up at the second."""

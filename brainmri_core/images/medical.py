@@ -205,7 +205,7 @@ def _dicom(data: bytes, title: str, any_modality: bool) -> Iterator[Slice]:
 
 
 def _syntax(dataset: Any) -> str:
-    """Return the transfer syntax of a data set that does not name it, which is told from how it is written."""
+    """Return the transfer syntax of a data set that does not name it, recognised by how it is written."""
     from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
     return str(ImplicitVRLittleEndian if dataset.original_encoding[0] else ExplicitVRLittleEndian)

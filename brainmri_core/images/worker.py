@@ -34,7 +34,7 @@ def serve(respond: Callable[[bytes, str], Iterable[bytes]]) -> None:
     for stream in (
         1,
         2,
-    ):  # a decoder that prints must neither garble the answers nor fill a pipe nobody reads
+    ):  # a decoder that prints must not write into the answers, nor fill a pipe that is not read
         os.dup2(nowhere, stream)
     requests, flushed = sys.stdin.buffer, time.monotonic()
     while len(sizes := requests.read(8)) == 8:

@@ -89,14 +89,14 @@ def arithmetic(device: torch.device, env: EnvConfig) -> dict[str, str | int | bo
 
 def out_of_memory(error: RuntimeError) -> bool:
     """Tell whether an error means that the accelerator has no memory left; its libraries say so in words of their own."""
-    told = str(error)
+    text = str(error)
     return isinstance(error, torch.OutOfMemoryError) or any(
-        name in told
+        name in text
         for name in ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
     )
 
 
-def garbled_in_bf16(model: nn.Module, channels: int, side: int) -> str | None:
+def wrong_in_bf16(model: nn.Module, channels: int, side: int) -> str | None:
     """Return the first convolution whose bf16 weight gradients the CPU gets wrong at an image size, if there is one.
 
     oneDNN, which computes torch's convolutions, leaves gradients of some kernel positions unwritten where a map is so small

@@ -1,4 +1,4 @@
-"""Files of tensors, read without running code from them: safetensors and torch's own format, told apart by content."""
+"""Files of tensors, read without running code from them: safetensors and torch's own format, recognised by content."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ class _TensorBoard:
         self.link: str | None = job.layout.relative(folder)
         rows = [f"| {name} | {value} |" for name, value in {**tags, **_flat(config)}.items()]
         try:
-            # a run that is retried under its id tells the epochs it had told already once more
+            # a run that is retried under its id reports the epochs that it had reported before once more
             self._writer: Any = SummaryWriter(str(folder), purge_step=1)
             self._writer.add_text("settings", "\n".join(["| name | value |", "|---|---|", *rows]))
         except OSError as error:

@@ -109,9 +109,9 @@ def csv_rows(text: str) -> list[list[str]]:
         If it is none.
     """
     header, _, below = text.partition("\n")
-    told = _SEPARATOR.fullmatch(header)
-    delimiter = told[1] if told else max(",;\t", key=header.count)
-    return list(csv.reader(io.StringIO(below if told else text, newline=""), delimiter=delimiter))
+    named = _SEPARATOR.fullmatch(header)
+    delimiter = named[1] if named else max(",;\t", key=header.count)
+    return list(csv.reader(io.StringIO(below if named else text, newline=""), delimiter=delimiter))
 
 
 def _cleaned(cell: str) -> str:

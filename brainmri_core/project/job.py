@@ -1,4 +1,4 @@
-"""What a stage is told besides its config and inputs: where the project lies, which run this is, and where to log."""
+"""What a stage is given besides its config and inputs: where the project lies, which run this is, and where to log."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ class StageLog:
     """Logger of one stage of one run.
 
     Every record has ``time``, ``level``, ``run_id``, ``dataset``, ``stage``, ``event`` and the fields given. A sink whose
-    file can no longer be written is left out from then on, and the others are told.
+    file can no longer be written is left out from then on, and the others say so.
     """
 
     def __init__(self, stage: str, run_id: str, dataset: str, sinks: list[Sink], level: str = "INFO") -> None:

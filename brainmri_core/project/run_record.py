@@ -240,7 +240,7 @@ def record_pointer(layout: Layout, run_id: str, stage: str, pointer: Pointer) ->
 
 
 def close_run(layout: Layout, run_id: str, status: Literal["failed", "cancelled"], reason: str) -> None:
-    """Settle the manifest of a run that ended without doing so: its unfinished stages take `status`, planned ones are skipped.
+    """Close the manifest of a run that ended without closing it: its unfinished stages take `status`, planned ones are skipped.
 
     A stage whose result is whole but whose pointer was not written is unfinished, too. A run that ended between two
     stages gives its status to the one that would have come next.
@@ -258,10 +258,10 @@ def close_run(layout: Layout, run_id: str, status: Literal["failed", "cancelled"
             unwritten = entry["status"] == "success" and not (entry.get("pointer") or {}).get("pointer_path")
             if entry["status"] == "running" or unwritten:
                 entry |= end
-        settled = any(entry["status"] in ("failed", "cancelled") for entry in entries)
+        stopped = any(entry["status"] in ("failed", "cancelled") for entry in entries)
         for entry in (entry for entry in entries if entry["status"] == "planned"):
-            entry |= {"status": "skipped"} if settled else end
-            settled = True
+            entry |= {"status": "skipped"} if stopped else end
+            stopped = True
 
 
 def _sentence(error: BaseException) -> str:

@@ -25,8 +25,8 @@ def list_folder(
     limits: ArchiveLimits,
     litter: list[str] | None = None,
     *,
-    settled_before: float | None = None,
-    unsettled: list[str] | None = None,
+    modified_before: float | None = None,
+    too_new: list[str] | None = None,
 ) -> list[str]:
     """List the files of a local folder, after the same checks as an archive's listing.
 
@@ -34,9 +34,9 @@ def list_folder(
     ----------
     litter : list of str or None
         Gets the names of the files that systems leave behind, which the list lacks.
-    settled_before : float or None
+    modified_before : float or None
         List only files last changed at this time or before; None lists all.
-    unsettled : list of str or None
+    too_new : list of str or None
         Gets the names of the files changed later.
 
     Returns
@@ -55,7 +55,7 @@ def list_folder(
     base, shown = source.resolve(), f"The folder {shown_name(source)}"
     names: list[str] = []
     left = [] if litter is None else litter
-    late = [] if unsettled is None else unsettled
+    late = [] if too_new is None else too_new
     total = below = 0
     try:
         for here, folders, files in os.walk(base, onerror=_raise):
@@ -87,7 +87,7 @@ def list_folder(
                         f"{shown} holds {shown_name(name)!r}, which is no plain file; remove it."
                     )
                 status = path.stat()
-                if settled_before is not None and status.st_mtime > settled_before:
+                if modified_before is not None and status.st_mtime > modified_before:
                     late.append(name)
                     continue
                 size = status.st_size
@@ -131,7 +131,7 @@ def copy_tree(
     limits: ArchiveLimits,
     litter: list[str] | None = None,
     *,
-    settled_before: float | None = None,
+    modified_before: float | None = None,
 ) -> list[str]:
     """Copy a local folder as if it were an unpacked archive; see `list_folder` for what is refused.
 
@@ -145,7 +145,7 @@ def copy_tree(
         Most files and bytes accepted.
     litter : list of str or None
         Gets the names of the files left out.
-    settled_before : float or None
+    modified_before : float or None
         As `list_folder` has it.
 
     Returns
@@ -164,7 +164,7 @@ def copy_tree(
         raise SourceError(
             f"The folder {shown_name(source)} holds the place its copy goes to ({shown_name(dest)}); name the data set's own folder."
         )
-    names = list_folder(source, limits, litter, settled_before=settled_before)
+    names = list_folder(source, limits, litter, modified_before=modified_before)
     for name in names:
         target = dest / name
         try:

@@ -67,7 +67,7 @@ def dataset_info(
     retry : RetryConfig or None
         Tries, pauses and timeout; None means the defaults.
     log : callable or None
-        Told about every further try.
+        Called before every further try.
 
     Returns
     -------
@@ -128,7 +128,7 @@ def download(
     progress : callable or None
         Called with the bytes that have arrived and the total, None where the server does not say.
     log : callable or None
-        Told what happens, in at most a dozen lines while all goes well.
+        Called with what happens, in at most a dozen lines while all goes well.
 
     Raises
     ------

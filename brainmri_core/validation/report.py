@@ -103,6 +103,6 @@ def failure_sentence(report: ValidationReport, page: Path = Path("report.html"))
     remedy = (
         "a leak or a wrong mapping cannot be waved through"
         if any(item.blocking for item in grave)
-        else f"mend the data or relax validate.fail_on, now {report.fail_on!r}"
+        else f"correct the data or relax validate.fail_on, now {report.fail_on!r}"
     )
     return f"The validation of {report.dataset} failed ({named}{more}); {page} names every file; {remedy}."

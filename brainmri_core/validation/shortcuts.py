@@ -1,4 +1,4 @@
-"""Shortcuts: how well the class can be told without looking at the brain.
+"""Shortcuts: how well the class can be predicted without looking at the brain.
 
 A model trained on a data set whose classes differ in file size or overall brightness can score well and have learned
 nothing about tumours (Geirhos et al., Shortcut learning in deep neural networks, Nature Machine Intelligence 2020).

@@ -153,19 +153,19 @@ def _measurable(instance: dg.DagsterInstance, pairs: list[str]) -> list[str]:
         for pair, (trained, measured) in zip(pairs, ends, strict=True)
         if trained != measured and trained not in untrained and measured not in unpacked
     ]
-    told = [
+    reasons = [
         f"{what}: {', '.join(sorted(left))}"
         for what, left in (("without a checkpoint", untrained), ("without resized images", unpacked))
         if left
     ]
     if not found:
-        listed = f" ({'; '.join(told)})" if told else ""
+        listed = f" ({'; '.join(reasons)})" if reasons else ""
         raise MissingUpstreamError(
             "No pair of data sets can be measured: it takes two of which one has a checkpoint and the other resized images"
             f"{listed}; run `brainmri train` or `brainmri resize`, or name two with --dataset."
         )
-    if told:
-        print(f"left out, {'; '.join(told)}", file=sys.stderr)
+    if reasons:
+        print(f"left out, {'; '.join(reasons)}", file=sys.stderr)
     return found
 
 

@@ -52,7 +52,7 @@ from brainmri_dagster.graph.partitions import catalogue
 from brainmri_dagster.graph.resources import ProjectConfig
 from brainmri_dagster.graph.run_config import run_config_for
 from brainmri_dagster.running.dagster_internals import ErrorSource, RunFailureReason
-from brainmri_dagster.running.dead_runs import settle_dead_runs, settle_own_runs
+from brainmri_dagster.running.dead_runs import close_dead_runs, close_own_runs
 from brainmri_dagster.running.processes import this_process
 from brainmri_dagster.running.stage_run import plan_stages, run_id_of
 from brainmri_dagster.running.staleness import stale_assets
@@ -110,7 +110,7 @@ def launch(request: Request) -> int:
     if request.trained_on is not None:
         assets, partition = ["external_evaluation"], pair_key(request.trained_on, dataset)
     with open_instance(project.layout) as instance:
-        settle_dead_runs(instance, project.layout)
+        close_dead_runs(instance, project.layout)
         if request.stale_only:
             stale = stale_assets(instance, project.layout, config, dataset, assets)
             for name, reason in stale.items():
@@ -200,11 +200,11 @@ def _materialize(
             selection=assets,
         )
     if result is None or _was_interrupted(result):
-        settle_own_runs(instance, project.layout, "The run was interrupted.", cancelled=True)
+        close_own_runs(instance, project.layout, "The run was interrupted.", cancelled=True)
         print("brainmri: interrupted; what was finished is kept.", file=sys.stderr)
         return CANCELLED_EXIT_CODE
     if not result.success:
-        settle_own_runs(instance, project.layout, "The run ended before this stage did.", cancelled=False)
+        close_own_runs(instance, project.layout, "The run ended before this stage did.", cancelled=False)
         return _report_failure(result)
     run_id = run_id_of(instance, result.dagster_run)
     _print_result(project.layout, run_id, [result.asset_value(name) for name in assets])

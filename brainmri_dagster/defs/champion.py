@@ -17,7 +17,7 @@ def champion(
     model_checkpoint: CheckpointPointer | None,
     evaluation: EvaluationPointer | None,
 ) -> dg.MaterializeResult[ChampionPointer]:
-    """The checkpoint in use: replaced only by one that is better beyond noise on images neither has learnt."""
+    """The checkpoint in use: replaced only by one that is better beyond noise on images neither was trained on."""
     with stage_run(context) as run:
         checkpoint = require(model_checkpoint, "model_checkpoint", run.job)
         measured = require(evaluation, "evaluation", run.job)

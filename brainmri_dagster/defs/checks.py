@@ -116,46 +116,48 @@ def _result(
 def _baselines(metrics: EvaluationMetrics, about: Mapping[str, Any]) -> dg.AssetCheckResult:
     rows = metrics.baselines
     if not rows:
-        told = f"There is no baseline to beat: {metrics.reasons['baselines']}."
-        return _result("beats_baselines", about, told, dg.AssetCheckSeverity.WARN)
+        message = f"There is no baseline to beat: {metrics.reasons['baselines']}."
+        return _result("beats_baselines", about, message, dg.AssetCheckSeverity.WARN)
     best = max(rows, key=lambda row: row.macro_f1)
     figures: dict[str, float | str] = {
         "best_baseline": best.name,
         "best_baseline_macro_f1": best.macro_f1,
     }
-    for verdict, severity, told in (
+    for verdict, severity, message in (
         ("no", dg.AssetCheckSeverity.ERROR, "The model does not beat"),
         ("unclear", dg.AssetCheckSeverity.WARN, "The model is not clearly better than"),
     ):
         names = [row.name for row in rows if row.beaten == verdict]
         if names:
-            return _result("beats_baselines", about, f"{told} {', '.join(names)}.", severity, **figures)
-    told = f"It beats all {len(rows)} baselines, the best of which is {best.name} with {best.macro_f1:.3f}."
-    return _result("beats_baselines", about, told, None, **figures)
+            return _result("beats_baselines", about, f"{message} {', '.join(names)}.", severity, **figures)
+    message = (
+        f"It beats all {len(rows)} baselines, the best of which is {best.name} with {best.macro_f1:.3f}."
+    )
+    return _result("beats_baselines", about, message, None, **figures)
 
 
 def _calibration(
     about: Mapping[str, Any], before: float, after: float | None, bound: float, check: str = "calibration"
 ) -> dg.AssetCheckResult:
     when, error = ("before", before) if after is None else ("after", after)
-    told = f"The calibration error {when} temperature scaling is {error:.3f}; the bound is {bound:.3f}."
+    message = f"The calibration error {when} temperature scaling is {error:.3f}; the bound is {bound:.3f}."
     severity = None if error <= bound else dg.AssetCheckSeverity.WARN
-    return _result(check, about, told, severity, ece=error, bound=bound)
+    return _result(check, about, message, severity, ece=error, bound=bound)
 
 
 def _no_regression(about: Mapping[str, Any], found: Regression | None) -> dg.AssetCheckResult:
     if found is None:
-        told = "No other checkpoint with the same data and validation images was evaluated before."
-        return _result("no_regression", about, told, None)
+        message = "No other checkpoint with the same data and validation images was evaluated before."
+        return _result("no_regression", about, message, None)
     between = (
         "none: too few resamples" if found.interval is None else "{:+.3f} to {:+.3f}".format(*found.interval)
     )
-    told = (
+    message = (
         f"Macro F1 {found.now:.3f} after {found.before:.3f} on the same {found.images} {found.images_of} images; 95% interval of the "
         f"difference: {between}."
     )
     severity = dg.AssetCheckSeverity.ERROR if found.worse else None
-    return _result("no_regression", about, told, severity, previous_macro_f1=found.before)
+    return _result("no_regression", about, message, severity, previous_macro_f1=found.before)
 
 
 def external_results(metrics: Mapping[str, Any], max_ece: float) -> list[dg.AssetCheckResult]:
@@ -181,24 +183,24 @@ def _about_external(metrics: Mapping[str, Any]) -> dict[str, Any]:
 def _unseen_images(metrics: Mapping[str, Any]) -> dg.AssetCheckResult:
     images, obstacle = metrics["images"], metrics["taken_out"]["obstacle"]
     severity = None
-    told = f"{images['taken_out']:,} of {images['predicted']:,} images were taken out; {images['scored']:,} are scored."
+    message = f"{images['taken_out']:,} of {images['predicted']:,} images were taken out; {images['scored']:,} are scored."
     if obstacle is not None:
-        told, severity = f"Nothing could be taken out: {obstacle}.", dg.AssetCheckSeverity.WARN
+        message, severity = f"Nothing could be taken out: {obstacle}.", dg.AssetCheckSeverity.WARN
     if metrics["reason"] is not None:
-        told, severity = metrics["reason"], dg.AssetCheckSeverity.ERROR
-    return _result("unseen_images", _about_external(metrics), told, severity, **images)
+        message, severity = metrics["reason"], dg.AssetCheckSeverity.ERROR
+    return _result("unseen_images", _about_external(metrics), message, severity, **images)
 
 
 def _generalises(metrics: Mapping[str, Any]) -> dg.AssetCheckResult:
     compared = metrics["comparison"]
     item = compared.get("measures", {}).get("macro_f1")
     if item is None or item["interval"] is None:
-        told = f"There is nothing to compare with: {compared.get('reason') or 'too few resamples define a difference'}."
-        return _result("generalises", _about_external(metrics), told, dg.AssetCheckSeverity.WARN)
+        message = f"There is nothing to compare with: {compared.get('reason') or 'too few resamples define a difference'}."
+        return _result("generalises", _about_external(metrics), message, dg.AssetCheckSeverity.WARN)
     low, high = item["interval"]
-    told = (
+    message = (
         f"Macro F1 {item['external']:.3f}, against {item['own']:.3f} on its own test images; 95% interval of the difference: "
         f"{low:+.3f} to {high:+.3f}."
     )
     severity = dg.AssetCheckSeverity.WARN if high < 0 else None
-    return _result("generalises", _about_external(metrics), told, severity, difference=item["difference"])
+    return _result("generalises", _about_external(metrics), message, severity, difference=item["difference"])

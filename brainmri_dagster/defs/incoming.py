@@ -51,21 +51,21 @@ def incoming_images(context: dg.SensorEvaluationContext) -> dg.SensorResult:
             context.log.warning(f"{key}: {error}")
             reasons.append(f"{key}: {error}")
             continue
-        settled = _settled(present, seen)
+        complete = _complete(present, seen)
         requested = set(seen.get("requested", ())) & set(present)
-        new = settled - requested
+        new = complete - requested
         if new and is_busy(context.instance, key):
             reasons.append(f"{key}: {len(new)} new files wait for the run at work")
             new = set()
         elif new:
-            requests.append(_request(key, settled, float(seen["looked_at"])))
+            requests.append(_request(key, complete, float(seen["looked_at"])))
         else:
-            waiting = len(set(present) - settled)
+            waiting = len(set(present) - complete)
             reasons.append(f"{key}: {f'{waiting} files are looked at again' if waiting else 'nothing new'}")
         after[key] = {
             "looked_at": now,
-            "unsettled": sorted(set(present) - settled),
-            "settled": sorted(settled - requested - new),
+            "incomplete": sorted(set(present) - complete),
+            "complete": sorted(complete - requested - new),
             "requested": sorted(requested | new),
         }
     return dg.SensorResult(
@@ -96,18 +96,18 @@ def _marks(folder: Path) -> dict[str, float]:
     return found
 
 
-def _settled(present: dict[str, float], seen: dict[str, Any]) -> set[str]:
+def _complete(present: dict[str, float], seen: dict[str, Any]) -> set[str]:
     """Return the files that the last look found as they are now, and that had changed before it."""
-    known = {mark for name in ("unsettled", "settled", "requested") for mark in seen.get(name, ())}
+    known = {mark for name in ("incomplete", "complete", "requested") for mark in seen.get(name, ())}
     looked_at = float(seen.get("looked_at", 0.0))
     return {mark for mark, changed in present.items() if mark in known and changed <= looked_at}
 
 
-def _request(key: str, settled: set[str], looked_at: float) -> dg.RunRequest:
+def _request(key: str, complete: set[str], looked_at: float) -> dg.RunRequest:
     """Request one run for a set of files: fetch leaves out what changed after the look that found them."""
-    version = hashlib.sha256("".join(sorted(settled)).encode()).hexdigest()[:16]
+    version = hashlib.sha256("".join(sorted(complete)).encode()).hexdigest()[:16]
     return dg.RunRequest(
         run_key=f"{key}@{version}",
         partition_key=key,
-        run_config={"ops": {"raw_dataset": {"config": {"settled_before": looked_at}}}},
+        run_config={"ops": {"raw_dataset": {"config": {"modified_before": looked_at}}}},
     )

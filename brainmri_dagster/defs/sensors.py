@@ -1,5 +1,5 @@
-"""Sensors and the schedule: what starts runs by itself, and what is told when a run ends. Those that start runs are off
-until switched on; those that settle what ended are on.
+"""Sensors and the schedule: what starts runs by itself, and what is reported when a run ends. Those that start runs are off
+until switched on; those that record how a run ended are on.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from brainmri_core.system.storage import sha256_file
 from brainmri_dagster.defs.jobs import refresh_job, retrain_job
 from brainmri_dagster.graph.partitions import catalogue
 from brainmri_dagster.graph.resources import default_project, defaults
-from brainmri_dagster.running.dead_runs import settle_dead_runs, settle_manifest
+from brainmri_dagster.running.dead_runs import close_dead_runs, close_manifest
 from brainmri_dagster.running.staleness import local_archive
 from brainmri_dagster.running.upstream import recorded_pointer
 
@@ -167,12 +167,12 @@ def is_busy(instance: dg.DagsterInstance, key: str) -> bool:
 @dg.sensor(
     minimum_interval_seconds=30,
     default_status=dg.DefaultSensorStatus.RUNNING,
-    description="Settles runs whose process was killed: status, manifest and pool slots.",
+    description="Closes runs whose process was killed: status, manifest and pool slots.",
 )
 def dead_runs(context: dg.SensorEvaluationContext) -> dg.SkipReason:
     """Look for runs that are started on record but not in the process table."""
-    settled = settle_dead_runs(context.instance, default_project().layout)
-    return dg.SkipReason(f"Settled {', '.join(settled)}." if settled else "No run's process died.")
+    closed = close_dead_runs(context.instance, default_project().layout)
+    return dg.SkipReason(f"Closed {', '.join(closed)}." if closed else "No run's process died.")
 
 
 @dg.run_status_sensor(
@@ -181,9 +181,9 @@ def dead_runs(context: dg.SensorEvaluationContext) -> dg.SkipReason:
     description="Closes the manifest of a run that was cancelled.",
 )
 def cancelled_manifest(context: dg.RunStatusSensorContext) -> None:
-    """Settle stages that the end of the run left as running or planned."""
+    """Close stages that the end of the run left as running or planned."""
     layout = default_project().layout
-    settle_manifest(context.instance, layout, context.dagster_run, "The run was cancelled.", cancelled=True)
+    close_manifest(context.instance, layout, context.dagster_run, "The run was cancelled.", cancelled=True)
 
 
 @dg.run_failure_sensor(
@@ -191,25 +191,25 @@ def cancelled_manifest(context: dg.RunStatusSensorContext) -> None:
     description=f"Closes the manifest of a failed run and posts to the webhook of {WEBHOOK_VARIABLE}, if set.",
 )
 def failed_manifest(context: dg.RunFailureSensorContext) -> None:
-    """Settle the manifest, then tell the webhook which run failed and why."""
+    """Close the manifest, then tell the webhook which run failed and why."""
     reason = failure_reason(context)
-    settle_manifest(context.instance, default_project().layout, context.dagster_run, reason, cancelled=False)
+    close_manifest(context.instance, default_project().layout, context.dagster_run, reason, cancelled=False)
     url = os.environ.get(WEBHOOK_VARIABLE)
     if url:
         try:
             post_failure(url, context.dagster_run, reason)
         except (OSError, ValueError) as error:
             context.log.warning(
-                f"The webhook of {WEBHOOK_VARIABLE} could not be told: {type(error).__name__}."
+                f"The webhook of {WEBHOOK_VARIABLE} could not be reached: {type(error).__name__}."
             )
 
 
 def failure_reason(context: dg.RunFailureSensorContext) -> str:
     """Return the first failed step's sentence, else what the run's failure event says."""
     for event in context.get_step_failure_events():
-        told = event.step_failure_data.user_failure_data
-        if told is not None and told.description:
-            return told.description
+        data = event.step_failure_data.user_failure_data
+        if data is not None and data.description:
+            return data.description
         if event.step_failure_data.error is not None:
             return event.step_failure_data.error.message.strip().splitlines()[0]
     return context.failure_event.message or "The run failed."

@@ -176,7 +176,7 @@ MODEL_ASSETS = ("champion", "model_checkpoint", "evaluation")
 """What an external evaluation reads of the data set that its model was trained on; the rest is of the other."""
 # Settings that say where and how, not what: changing them makes nothing out of date.
 INCIDENTAL = frozenset(
-    "fetch.archive fetch.cache_dir fetch.write_pointer fetch.offline fetch.settled_before fetch.retry fetch.limits split.dest split.clear_dest "
+    "fetch.archive fetch.cache_dir fetch.write_pointer fetch.offline fetch.modified_before fetch.retry fetch.limits split.dest split.clear_dest "
     "resize.in_dir resize.out_dir resize.export_tree validate.in_dir train.data.train_in train.data.num_workers train.io train.tracking "
     "evaluate.data.eval_in evaluate.data.num_workers evaluate.io.eval_out evaluate.model.weights_path evaluate.choose_by "
     "batch_predict.out_dir external.out".split()

@@ -1,4 +1,4 @@
-"""Runs whose process died without a word: found, settled, and their pool slots freed."""
+"""Runs whose process died without a word: found, closed, and their pool slots freed."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from brainmri_dagster.running.stage_run import run_id_of
 _REASON = "The process of the run died (killed, out of memory, or the machine went down); start it again."
 
 
-def settle_dead_runs(instance: dg.DagsterInstance, layout: Layout) -> list[str]:
+def close_dead_runs(instance: dg.DagsterInstance, layout: Layout) -> list[str]:
     """Mark runs as failed whose process is gone, close their manifests and give back their pool slots.
 
     Returns
     -------
     list of str
-        Dagster run ids that were settled.
+        Dagster run ids that were closed.
 
     Raises
     ------
     BrainMRIError
-        After all others were settled: the first that kept a manifest from being closed. Where the disk did, its run is
+        After all others were closed: the first that kept a manifest from being closed. Where the disk did, its run is
         looked at again the next time.
     """
-    settled: list[str] = []
+    closed: list[str] = []
     problems: list[BrainMRIError] = []
     statuses = [dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
     for run in instance.get_runs(dg.RunsFilter(statuses=statuses)):
@@ -37,7 +37,7 @@ def settle_dead_runs(instance: dg.DagsterInstance, layout: Layout) -> list[str]:
             continue
         cancelled = run.status == dg.DagsterRunStatus.CANCELING
         try:
-            settle_manifest(instance, layout, run, _REASON, cancelled=cancelled)
+            close_manifest(instance, layout, run, _REASON, cancelled=cancelled)
         except BrainMRIError as error:
             problems.append(error)
             if isinstance(error, StorageError):
@@ -47,14 +47,14 @@ def settle_dead_runs(instance: dg.DagsterInstance, layout: Layout) -> list[str]:
         else:
             instance.report_run_failed(run, message=_REASON)
         instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
-        settled.append(run.run_id)
+        closed.append(run.run_id)
     if problems:
         raise problems[0]
-    return settled
+    return closed
 
 
-def settle_own_runs(instance: dg.DagsterInstance, layout: Layout, reason: str, *, cancelled: bool) -> None:
-    """Settle what this process started and was kept from ending properly: by an interruption, or by a full disk."""
+def close_own_runs(instance: dg.DagsterInstance, layout: Layout, reason: str, *, cancelled: bool) -> None:
+    """Close what this process started and was kept from ending properly: by an interruption, or by a full disk."""
     for run in instance.get_runs(dg.RunsFilter(tags={PROCESS_TAG: this_process()})):
         if not run.is_finished:
             report = instance.report_run_canceled if cancelled else instance.report_run_failed
@@ -62,10 +62,10 @@ def settle_own_runs(instance: dg.DagsterInstance, layout: Layout, reason: str, *
             instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
         ended = instance.get_run_by_id(run.run_id) or run
         if ended.status != dg.DagsterRunStatus.SUCCESS:
-            settle_manifest(instance, layout, ended, reason, cancelled=cancelled)
+            close_manifest(instance, layout, ended, reason, cancelled=cancelled)
 
 
-def settle_manifest(
+def close_manifest(
     instance: dg.DagsterInstance, layout: Layout, run: dg.DagsterRun, reason: str, *, cancelled: bool
 ) -> bool:
     """Close the manifest of a run that ended without closing it; return False if the run left none."""

@@ -3,7 +3,7 @@
 Dagster (seen in 1.13) looks for a free slot and queues a step in two transactions. A slot given back between them is
 given to nobody, and the step waits for ever. Until then its executor takes the smallest of zero and the time until the
 next look for its pause, keeps a core busy with waiting, and does not look whether it was interrupted. `PatientClaims`
-mends this in the process that waits.
+corrects this in the process that waits.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class PatientClaims(InstanceConcurrencyContext):
     """The claims that a run's executor has on slots of pools."""
 
     def claim(self, concurrency_key: str, step_key: str, step_priority: int = 0) -> bool:
-        """Claim a slot, or give a free one that nobody was told of to the step that has waited longest.
+        """Claim a slot, or give a free one that no step was given to the step that has waited longest.
 
         Raises
         ------

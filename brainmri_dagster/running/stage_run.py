@@ -155,10 +155,10 @@ def _open(step: Any, asset: str, partition: str) -> Iterator[StageRun]:
             inputs = _ensure_plan(step, project, config, run_id, partition).get(asset, {})
         except BrainMRIError as error:
             problem = error
-        told: set[str] = set()
+        reported: set[str] = set()
         sinks = [_dagster_sink(step, project)]
         if CONSOLE_TAG in step.dagster_run.tags or project.log.json_lines:
-            sinks.append(_console_sink(project, told))
+            sinks.append(_console_sink(project, reported))
         dataset = dataset_of(partition)
         with (
             stage_record(layout, run_id, stage, asset, inputs) as record,
@@ -188,7 +188,7 @@ def _open(step: Any, asset: str, partition: str) -> Iterator[StageRun]:
                 log.info("finished")
             except BrainMRIError as error:
                 if CONSOLE_TAG in step.dagster_run.tags:
-                    told.add(str(error))
+                    reported.add(str(error))
                 log.error(str(error))
                 raise
     except BrainMRIError as error:
@@ -219,12 +219,12 @@ def _check_dataset(config: PipelineConfig, partition: str) -> None:
         )
 
 
-def _console_sink(project: ProjectConfig, told: set[str]) -> Sink:
+def _console_sink(project: ProjectConfig, reported: set[str]) -> Sink:
     """Return a sink for the console that leaves out what the command line is going to say itself."""
     show = stream_sink(json_lines=project.log.json_lines)
 
     def emit(record: Record) -> None:
-        if record["event"] not in told:
+        if record["event"] not in reported:
             show(record)
 
     return emit

@@ -122,7 +122,7 @@ def refuse_failed_validation(pack: PackPointer, job: Job) -> None:
         return
     if follow(job.layout, PackPointer, newest.pack_pointer).content_hash == pack.content_hash:
         raise DataError(
-            f"The newest validation of these images of {job.dataset} failed (run {newest.run_id}; see {newest.report}); mend "
+            f"The newest validation of these images of {job.dataset} failed (run {newest.run_id}; see {newest.report}); correct "
             "the data, or relax validate.fail_on and validate again."
         )
 

@@ -89,14 +89,14 @@ def _reason(folder: Path, nproc: int, run: StageRun) -> BrainMRIError:
     The others fail as well, of the connection they lose; so a process that was killed goes before those that raised, of
     these the first in time, and those that torchrun ended come last.
     """
-    for told in _words(folder, "sentence"):
-        kind: type[BrainMRIError] = getattr(errors, told["error"], ModelError)
-        return kind(told["sentence"])
-    for told in (word for kind in ("killed", "crash", "terminated") for word in _words(folder, kind)):
-        for line in str(told.get("traceback", "")).strip().splitlines():
+    for word in _words(folder, "sentence"):
+        kind: type[BrainMRIError] = getattr(errors, word["error"], ModelError)
+        return kind(word["sentence"])
+    for word in (word for kind in ("killed", "crash", "terminated") for word in _words(folder, kind)):
+        for line in str(word.get("traceback", "")).strip().splitlines():
             run.job.log.error(line)
         return ModelError(
-            f"Training process {told['rank']} of {nproc} (numbered from 0) died: {told['message']}; the others were "
+            f"Training process {word['rank']} of {nproc} (numbered from 0) died: {word['message']}; the others were "
             "stopped, and the next run continues from the last saved state."
         )
     return ModelError("torchrun ended without leaving word of a failed process; its own output may say why.")

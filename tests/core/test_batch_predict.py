@@ -165,8 +165,8 @@ def test_work_done_before_a_kill_is_not_done_again(case: Case, inbox: Path) -> N
     shutil.rmtree(root / "outputs/batch_predictions/clinic/inbox/resume")
     anew = predicted(case, inbox, "anew")
     assert said(case, "predicting")["done_before"] == 0
-    told = [table_of(case, item).drop(columns="first_predicted_utc") for item in (found, anew)]
-    pd.testing.assert_frame_equal(*told)
+    tables = [table_of(case, item).drop(columns="first_predicted_utc") for item in (found, anew)]
+    pd.testing.assert_frame_equal(*tables)
     assert report_of(case, anew)["drift"] == report_of(case, found)["drift"]
     assert anew.content_hash == found.content_hash
 
@@ -188,7 +188,7 @@ def test_damaged_work_is_said_and_done_again(case: Case, inbox: Path) -> None:
     predicted(case, inbox, "whole")
     (part,) = (case.job.layout.root / "outputs/batch_predictions/clinic/inbox/resume").glob("*/*.parquet")
     part.write_bytes(part.read_bytes()[:100])
-    predicted(case, inbox, "mended")
+    predicted(case, inbox, "corrected")
     assert said(case, "predictions that a run left are damaged; they are made again")["file"] == part.name
     assert said(case, "predicting")["done_before"] == 0
 

@@ -179,8 +179,13 @@ def test_another_split_shows_the_model_images_it_was_trained_on(case: Case) -> N
         case, job=replace(case.job, log=StageLog("evaluate", "other", job.dataset, [records.append]))
     )
     found = read_json(case.file(case.evaluate("other", pack, io={"make_gradcam": False}), "metrics.json"))
-    (told,) = [record for record in records if record["event"] == "other data than the model was trained on"]
-    assert (told["trained_on"], told["evaluated_on"]) == (case.pack.content_hash[:12], pack.content_hash[:12])
+    (message,) = [
+        record for record in records if record["event"] == "other data than the model was trained on"
+    ]
+    assert (message["trained_on"], message["evaluated_on"]) == (
+        case.pack.content_hash[:12],
+        pack.content_hash[:12],
+    )
     own = read_samples(job.layout.absolute(case.pack.samples))
     other = read_samples(job.layout.absolute(pack.samples))
     trained = set(own.loc[own["split"] == "train", "pixel_sha256"])
@@ -334,7 +339,7 @@ def test_the_metrics_file_is_read_as_it_was_written(case: Case, pointer: Evaluat
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"accuracy": "0.9"}, r"'accuracy': Input should be a valid number; run evaluate again\.$"),
         ({"acuracy": 0.9}, r"'acuracy': Extra inputs are not permitted"),
@@ -342,11 +347,11 @@ def test_the_metrics_file_is_read_as_it_was_written(case: Case, pointer: Evaluat
     ],
 )
 def test_another_metrics_file_is_refused(
-    case: Case, pointer: EvaluationPointer, tmp_path: Path, change: dict[str, object], told: str
+    case: Case, pointer: EvaluationPointer, tmp_path: Path, change: dict[str, object], message: str
 ) -> None:
     stored = read_json(case.file(pointer, "metrics.json"))
     write_json(tmp_path / "metrics.json", stored | change)
     with pytest.raises(
-        IntegrityError, match=rf"metrics\.json does not hold the metrics of an evaluation: {told}"
+        IntegrityError, match=rf"metrics\.json does not hold the metrics of an evaluation: {message}"
     ):
         read_metrics(tmp_path / "metrics.json")

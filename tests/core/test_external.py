@@ -277,7 +277,7 @@ Change = Callable[[TwoSites, Path], dict[str, Any]]
 
 
 @pytest.mark.parametrize(
-    ("change", "error", "told"),
+    ("change", "error", "message"),
     [
         (
             lambda sites, _: {"entry": sites.home.entry, "pack": sites.home_pack},
@@ -307,9 +307,9 @@ Change = Callable[[TwoSites, Path], dict[str, Any]]
     ids=["the diagonal", "a third data set's checkpoint", "no common class", "no labels", "one archive"],
 )  # fmt: skip
 def test_what_cannot_be_measured_is_said_in_one_sentence(
-    sites: TwoSites, tmp_path: Path, change: Change, error: type[Exception], told: str
+    sites: TwoSites, tmp_path: Path, change: Change, error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error) as raised:
         sites.measure("bad", **change(sites, tmp_path))
-    assert told in str(raised.value) and "\n" not in str(raised.value)
+    assert message in str(raised.value) and "\n" not in str(raised.value)
     assert not (sites.home.layout.root / "outputs" / "external_evaluation" / AWAY / "bad").exists()

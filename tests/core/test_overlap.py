@@ -209,7 +209,7 @@ def test_running_numbers_are_one_person_only_where_the_tables_of_the_package_giv
     assert found.patients == found.counts["patient in A"].sum() == shared
 
 
-def test_two_sets_of_one_archive_are_told(tmp_path: Path) -> None:
+def test_two_sets_of_one_archive_are_named(tmp_path: Path) -> None:
     layout = Layout(root=tmp_path)
     for entry in (A, B):
         store(layout, entry, [("glioma", "test", f"p{n}", "") for n in range(3)], heads(3), archive="abc")
@@ -218,7 +218,7 @@ def test_two_sets_of_one_archive_are_told(tmp_path: Path) -> None:
     assert "Both were fetched from the same files: every image of B is in A." in overlap_lines(found)
 
 
-def test_a_split_of_an_older_version_is_searched_and_told(layout: Layout) -> None:
+def test_a_split_of_an_older_version_is_searched_and_named(layout: Layout) -> None:
     (layout.mapping_dir(B.key, "r1") / "trimmed_thumbs.npy").unlink()
     found = search(layout)
     assert found.in_a == 4

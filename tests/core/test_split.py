@@ -536,7 +536,7 @@ def test_data_that_cannot_be_split_is_refused_and_nothing_is_lost(
 
 
 def test_a_label_conflict_among_very_many_copies_is_found(job: Job) -> None:
-    """Of more than 64 identical images not every pair is listed; all are told apart by label all the same."""
+    """Of more than 64 identical images not every pair is listed; all are separated by label all the same."""
     images = two_classes(30)
     for n in range(70):
         images[f"notumor/same{n:03}.png"] = picture(500)

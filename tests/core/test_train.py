@@ -234,8 +234,8 @@ def test_a_loss_that_is_not_finite_names_step_rate_and_the_last_good_checkpoint(
         return (mixed * float("nan") if calls == 4 else mixed), targets
 
     monkeypatch.setattr(loop_module, "mix", poisoned)
-    told = r"loss is nan at epoch 2, batch 2 \(step 4\), learning rate 0\.\d+; lower train\.optim\.lr .*of epoch 1"
-    with pytest.raises(ModelError, match=told) as raised:
+    message = r"loss is nan at epoch 2, batch 2 \(step 4\), learning rate 0\.\d+; lower train\.optim\.lr .*of epoch 1"
+    with pytest.raises(ModelError, match=message) as raised:
         train(config(loop={"epochs": 3}), make_pack(job, per_class=8), job)
     (best,) = (job.layout.root / "models" / job.dataset / job.run_id).iterdir()
     assert f"is {best})." in str(raised.value)
@@ -417,8 +417,8 @@ def test_memory_that_runs_out_splits_the_batch_and_goes_on(
     resnet = config(model={"name": "resnet18"}, loop={"epochs": 1})
     pointer = train(resnet, make_pack(job, per_class=8), job)
     assert pointer.epochs_run == 1
-    told = [record["batch_computed_in_parts"] for record in records if record["event"] == "out of memory"]
-    assert told == [2, 4]
+    message = [record["batch_computed_in_parts"] for record in records if record["event"] == "out of memory"]
+    assert message == [2, 4]
 
 
 @pytest.mark.full

@@ -104,8 +104,8 @@ def failure_of(result: dg.ExecuteInProcessResult) -> str:
     """Return the sentence a run failed with."""
     for event in result.all_events:
         if event.is_step_failure:
-            told = event.step_failure_data.user_failure_data
-            return str(told.description if told else event.step_failure_data.error)
+            message = event.step_failure_data.user_failure_data
+            return str(message.description if message else event.step_failure_data.error)
     return ""
 
 

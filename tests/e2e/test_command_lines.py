@@ -95,7 +95,7 @@ def test_our_command_line_runs_the_graph_then_finds_nothing_to_do(project: Proje
     assert len(project.manifests()) == 2, "the first run and the dry run"
 
 
-def test_a_killed_run_is_settled_and_does_not_hold_up_the_next(project: Project) -> None:
+def test_a_killed_run_is_closed_and_does_not_hold_up_the_next(project: Project) -> None:
     started = subprocess.Popen(
         [sys.executable, "-m", "brainmri_dagster.cli", "fetch", "--run-id", "killed"],
         cwd=ROOT,

@@ -83,7 +83,7 @@ def server(tmp_path: Path) -> Iterator[Server]:
 
 @pytest.mark.slow
 @pytest.mark.e2e
-def test_under_the_daemon_run_and_step_are_one_process_and_its_death_is_settled(server: Server) -> None:
+def test_under_the_daemon_run_and_step_are_one_process_and_its_death_is_recorded(server: Server) -> None:
     first = launch(server, {"model_checkpoint": {"config": {"loop": {"epochs": 1000}}}})
     root = server.project.root
     until(lambda: stage_of(server, "train") == "running", "training to begin", 600)
@@ -98,7 +98,7 @@ def test_under_the_daemon_run_and_step_are_one_process_and_its_death_is_settled(
     before = newest_change(root / "models")
     time.sleep(5)
     assert newest_change(root / "models") == before, "something goes on writing"
-    until(lambda: status(server, first) == "FAILURE", "the settling of the dead run", 300)
+    until(lambda: status(server, first) == "FAILURE", "the dead run to be closed", 300)
     second = launch(server, {})
     until(lambda: status(server, second) in ("SUCCESS", "FAILURE"), "the next run", 900)
     assert status(server, second) == "SUCCESS"

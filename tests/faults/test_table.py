@@ -42,8 +42,8 @@ def test_the_cases_of_the_fault_table_are_as_many_as_its_tests_have() -> None:
     table = [row for row in rows("Faults on trial") if row[3].split()[-1] in ("case", "cases")]
     assert len(table) >= 15
     named = {row[0]: re.findall(r"`(tests/[\w/]+\.py::\w+)`", row[2]) for row in table}
-    told = {row[0]: int(row[3].split()[0]) for row in table}
-    assert told == {fault: sum(map(cases, tests)) for fault, tests in named.items()}
+    stated = {row[0]: int(row[3].split()[0]) for row in table}
+    assert stated == {fault: sum(map(cases, tests)) for fault, tests in named.items()}
 
 
 def test_the_exit_codes_are_those_of_the_errors() -> None:

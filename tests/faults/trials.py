@@ -128,7 +128,7 @@ def full_disk(folder: str, stage: str, hashes: list[str], mount: str, kib: int) 
     shutil.copytree(Path(folder) / stage, root)
     used = shutil.disk_usage(mount).used // 1024
     subprocess.run(["mount", "-o", f"remount,size={used + kib}k", mount], check=True)
-    status, said = _told(root, stage)
+    status, said = _outcome(root, stage)
     subprocess.run(["mount", "-o", "remount,size=256m", mount], check=True)
     return {"status": status, "said": said, "problems": _afterwards(root, stage, hashes)}
 
@@ -138,7 +138,7 @@ def read_only_disk(folder: str, stage: str, hashes: list[str], mount: str) -> di
     root = Path(mount) / "project"
     shutil.copytree(Path(folder) / stage, root)
     subprocess.run(["mount", "-o", "remount,ro", mount], check=True)
-    status, said = _told(root, stage)
+    status, said = _outcome(root, stage)
     subprocess.run(["mount", "-o", "remount,rw", mount], check=True)
     return {"status": status, "said": said, "problems": _afterwards(root, stage, hashes)}
 
@@ -155,7 +155,7 @@ def full_temporary_folder(folder: str, stage: str, hashes: list[str], mount: str
         with contextlib.suppress(OSError):
             (Path(mount) / "full").write_bytes(bytes(100_000))
 
-    status, said = _told(root, stage, begin)
+    status, said = _outcome(root, stage, begin)
     return {"status": status, "said": said, "problems": _afterwards(root, stage, hashes)}
 
 
@@ -168,7 +168,7 @@ def little_memory(folder: str, stage: str, hashes: list[str], mib: int) -> dict[
         limit = pages * os.sysconf("SC_PAGE_SIZE") + (mib << 20)
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
-    status, said = _told(root, stage, begin)
+    status, said = _outcome(root, stage, begin)
     return {"status": status, "said": said, "problems": _afterwards(root, stage, hashes)}
 
 
@@ -190,18 +190,18 @@ def clock(folder: str, stage: str, hashes: list[str], kind: str) -> dict[str, ob
 
         layout_module.datetime = Clock  # type: ignore[misc]
 
-    status, said = _told(root, stage, begin)
+    status, said = _outcome(root, stage, begin)
     problems = [] if status == 0 else [said]
     problems += _seen(root, stage, hashes[1:])
     if kind == "stopped":
-        status, said = _told(root, stage, begin, "twin")
+        status, said = _outcome(root, stage, begin, "twin")
         problems += [] if status == 0 else [said]
     more = len(list(history.iterdir())) - before
     problems += _afterwards(root, stage, hashes)
     return {"status": status, "history": more, "problems": problems}
 
 
-def _told(
+def _outcome(
     root: Path, stage: str, begin: Callable[[], None] = lambda: None, run_id: str = "disturbed"
 ) -> tuple[int, str]:
     """Run a stage in a child after `begin`; return its exit code and what it said."""

@@ -264,9 +264,9 @@ def test_two_dying_files_of_one_batch_are_told_from_their_neighbours(
     for number, name in enumerate(names):
         side = 1600 if number in (5, 9) else 48  # 2.5 MB: more than a batch holds, and more than a pipe
         (tmp_path / name).write_bytes(encoded(slice_image().rotate(number).resize((side, side)), "BMP"))
-    told: list[int] = []
-    table = fingerprint_files(tmp_path, names, workers=1, progress=told.append)
-    assert sorted(table.failures) == [2, 9, 30] and sum(told) == 40
+    sizes: list[int] = []
+    table = fingerprint_files(tmp_path, names, workers=1, progress=sizes.append)
+    assert sorted(table.failures) == [2, 9, 30] and sum(sizes) == 40
     assert "SIGKILL" in table.failures[2] and "SIGSEGV" in table.failures[9]
     whole = fingerprint_files(tmp_path, [name for name in names if name.split(".")[0].isdigit()], workers=2)
     assert [item for item in table.pixel_sha256 if item] == whole.pixel_sha256

@@ -59,7 +59,7 @@ def report(mapping: MappingPointer, job: Job) -> ValidationReport:
 
 
 @pytest.fixture(scope="module")
-def told() -> str:
+def docs() -> str:
     """What docs/data.md says, as one line."""
     return " ".join((ROOT / "docs/data.md").read_text().split())
 
@@ -69,16 +69,16 @@ def short(value: float) -> str:
 
 
 def test_copies_groups_and_conflicts_are_those_of_the_docs(
-    mapping: MappingPointer, job: Job, told: str
+    mapping: MappingPointer, job: Job, docs: str
 ) -> None:
     record = read_json(job.layout.absolute(mapping.split_json))
     copies = record["copies"]
-    assert f"{record['images']:,} images; {copies['redundant_exact']} of them are redundant" in told
+    assert f"{record['images']:,} images; {copies['redundant_exact']} of them are redundant" in docs
     assert (
         f"Together: {copies['confirmed_pairs']} pairs, {copies['groups_of_copies']:,} groups of copies."
-    ) in told
+    ) in docs
     assert copies["orientations"]["mirrored"] == 0
-    assert f"{len(record['label_conflicts'])} images have a confirmed copy that carries another label" in told
+    assert f"{len(record['label_conflicts'])} images have a confirmed copy that carries another label" in docs
     assert {Path(path).parent.name for path in record["label_conflicts"]} == {
         "meningioma_tumor",
         "glioma_tumor",
@@ -90,7 +90,7 @@ def test_copies_groups_and_conflicts_are_those_of_the_docs(
 
 
 def test_copies_with_other_margins_are_those_of_the_docs(
-    mapping: MappingPointer, job: Job, told: str
+    mapping: MappingPointer, job: Job, docs: str
 ) -> None:
     table = read_samples(job.layout.absolute(mapping.samples))
     prints = fingerprint_files(job.layout.absolute(mapping.dataset_root), table["path"].tolist())
@@ -98,16 +98,16 @@ def test_copies_with_other_margins_are_those_of_the_docs(
     whole, both = (find_copies(item, CopySearchConfig()) for item in (untrimmed, prints))
     assert (
         f"Whole images alone give {len(whole.first)} pairs and {len(set(group_copies(len(table), whole))):,} groups."
-        in told
+        in docs
     )
     known = set(zip(whole.first, whole.second, strict=True))
     added = np.array([pair for pair in zip(both.first, both.second, strict=True) if pair not in known])
     least = correlation(prints.thumbs[added[:, 0]], prints.thumbs[added[:, 1]]).min()
-    assert f"The margins add {len(added)} pairs, down to a correlation of {short(least)} between" in told
+    assert f"The margins add {len(added)} pairs, down to a correlation of {short(least)} between" in docs
 
 
 def test_neighbouring_numbers_look_alike_as_the_subject_proxy_assumes(
-    mapping: MappingPointer, job: Job, told: str
+    mapping: MappingPointer, job: Job, docs: str
 ) -> None:
     table = read_samples(job.layout.absolute(mapping.samples))
     thumbs = np.load(job.layout.absolute(mapping.samples).with_name("thumbs.npy"))
@@ -118,9 +118,9 @@ def test_neighbouring_numbers_look_alike_as_the_subject_proxy_assumes(
     named = ", ".join(f"{alike[name]:.0%} ({name})" for name in ("pituitary", "glioma"))
     assert (
         f"{named} and {alike['meningioma']:.0%} (meningioma) correlate above .8 at 64 x 64 with the image of"
-        in told
+        in docs
     )
-    assert f"{alike['notumor']:.0%} in `no_tumor`" in told
+    assert f"{alike['notumor']:.0%} in `no_tumor`" in docs
     rng = np.random.default_rng(0)
     by_chance = []
     for label in ("pituitary", "glioma", "meningioma"):
@@ -128,7 +128,7 @@ def test_neighbouring_numbers_look_alike_as_the_subject_proxy_assumes(
         one, other = rng.choice(rows, 20_000), rng.choice(rows, 20_000)
         unlike = one != other
         by_chance.append((correlation(thumbs[one[unlike]], thumbs[other[unlike]]) > 0.8).mean())
-    assert f"against {min(by_chance):.0%} to {max(by_chance):.0%} of random pairs" in told
+    assert f"against {min(by_chance):.0%} to {max(by_chance):.0%} of random pairs" in docs
 
 
 def test_the_default_split_is_free_of_leaks(report: ValidationReport) -> None:
@@ -137,10 +137,10 @@ def test_the_default_split_is_free_of_leaks(report: ValidationReport) -> None:
     assert report.leak.unlisted == []
 
 
-def test_leaks_and_look_ups_are_those_of_the_docs(report: ValidationReport, told: str) -> None:
+def test_leaks_and_look_ups_are_those_of_the_docs(report: ValidationReport, docs: str) -> None:
     official = report.leak.row("official folders")
-    assert f"{official.exact_copies} of the {official.n_test} images in `Testing`" in told
-    assert f"cropped differently it is {official.copies}." in told
+    assert f"{official.exact_copies} of the {official.n_test} images in `Testing`" in docs
+    assert f"cropped differently it is {official.copies}." in docs
     for name, written in (
         ("this split", "pooled, patients and copies whole (default)"),
         ("official folders", "official folders"),
@@ -153,13 +153,13 @@ def test_leaks_and_look_ups_are_those_of_the_docs(report: ValidationReport, told
         cells = [f"{row.n_train:,}", row.n_test, row.exact_copies, row.copies]
         cells += [f"{row.patients} of {row.known_patients}"]
         cells += ["–" if value is None else f"{value:.1%}" for value in scores]
-        assert f"| {written} | " + " | ".join(map(str, cells)) + " |" in told
+        assert f"| {written} | " + " | ".join(map(str, cells)) + " |" in docs
 
 
-def test_shortcuts_and_findings_are_those_of_the_docs(report: ValidationReport, told: str) -> None:
+def test_shortcuts_and_findings_are_those_of_the_docs(report: ValidationReport, docs: str) -> None:
     metadata, intensity = report.shortcuts
-    assert f"with an AUROC of {short(metadata.auroc['notumor'] or 0)} under group cross-validation" in told
-    assert f"a balanced accuracy of {short(intensity.balanced_accuracy or 0)} over the four classes" in told
+    assert f"with an AUROC of {short(metadata.auroc['notumor'] or 0)} under group cross-validation" in docs
+    assert f"a balanced accuracy of {short(intensity.balanced_accuracy or 0)} over the four classes" in docs
     found = {item.check: item for item in report.findings}
     assert list(found) == [
         "burnt_in",
@@ -170,7 +170,7 @@ def test_shortcuts_and_findings_are_those_of_the_docs(report: ValidationReport, 
         "label_corrections",
     ]
     assert [item.severity for item in found.values()] == ["warning"] * 3 + ["info"] * 3
-    assert f"{found['burnt_in'].count} images with a bright line along an edge" in told
+    assert f"{found['burnt_in'].count} images with a bright line along an edge" in docs
     assert " 0 with writing in a corner" in found["burnt_in"].message
-    assert f"{found['embedded_metadata'].count} files with embedded metadata" in told
+    assert f"{found['embedded_metadata'].count} files with embedded metadata" in docs
     assert "notumor" in found["shortcuts"].message

@@ -53,7 +53,7 @@ def test_a_temperature_stays_finite_where_likelihood_has_no_minimum() -> None:
     assert fit_temperature(np.eye(3)[(labels + 1) % 3], labels) == pytest.approx(np.exp(4), rel=0.01)
 
 
-def test_scaling_mends_an_overconfident_model_and_changes_no_prediction() -> None:
+def test_scaling_corrects_an_overconfident_model_and_changes_no_prediction() -> None:
     (labels, logits), (other_labels, other) = honest(3000, 3), honest(3000, 4)
     temperature = fit_temperature(other * 4, other_labels)
     before, after = (

@@ -46,7 +46,7 @@ def measured(
     reason: str | None = None,
     run_id: str = "r1",
 ) -> None:
-    """Store an external evaluation: images in turn of both classes, two of a patient, called wrong where told."""
+    """Store an external evaluation: images in turn of both classes, two of a patient, called wrong where asked."""
     truth = np.arange(images) % 2
     calls = truth.copy()
     calls[wrong] = 1 - truth[wrong]

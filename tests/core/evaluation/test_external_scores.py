@@ -120,7 +120,7 @@ def test_no_group_is_both_labelled_and_scored() -> None:
         assert len(rest) > 300 - size - 2 * np.bincount(number).max(), "no more groups than needed"
 
 
-def test_too_few_images_to_label_are_told() -> None:
+def test_too_few_images_to_label_are_named() -> None:
     logits, labels = over_confident(90, 1.0)
     one_patient = plan_recalibration(logits, labels, ["p"] * 90, [20], temperature=1.0, resamples=20, seed=0)
     groups = list(map(str, range(90)))

@@ -76,7 +76,7 @@ def test_the_split_without_them_changes_nothing_else() -> None:
     assert samples["split"].tolist() == ["train", "test", "excluded"]
 
 
-def test_the_ranks_of_known_errors_are_told_and_what_is_no_candidate_has_none() -> None:
+def test_known_errors_have_ranks_and_what_is_no_candidate_has_none() -> None:
     issues = pd.DataFrame({"path": ["b", "x", "a"], "rank": [1, 2, 3], "suggested": ["u", "v", "w"]})
     ranks = known_error_ranks(issues, {"a": "w", "c": "w", "b": "w"})
     assert ranks["path"].tolist() == ["b", "a", "c"]

@@ -138,7 +138,7 @@ def test_the_noise_estimate_is_the_standard_deviation_of_the_noise() -> None:
     assert edge_statistics(flat)[:, 2] == pytest.approx(9, rel=0.05)
 
 
-def test_equal_sets_are_told_to_be_alike() -> None:
+def test_equal_sets_are_called_alike() -> None:
     report = measure_shift(set_of(slices(60, 0)), set_of(slices(50, 1)), ("A", "B"), seed=0)
     assert all(item.p_value > 0.0125 for item in report.discrepancies if item.p_value is not None)
     assert report.summary.startswith(

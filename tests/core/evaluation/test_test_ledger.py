@@ -120,9 +120,9 @@ def test_more_checkpoints_than_the_interval_bears_are_warned_of() -> None:
             within, beyond = (looks_record(Looks("", 9, count), interval) for count in (bound, bound + 1))
             assert within.optimism <= TOLERANCE < beyond.optimism
             assert looks_warning(within) is None
-            told = looks_warning(beyond)
-            assert told is not None
-            assert told.text.startswith(f"{looks_sentence(beyond)} The best of that many scores")
+            message = looks_warning(beyond)
+            assert message is not None
+            assert message.text.startswith(f"{looks_sentence(beyond)} The best of that many scores")
     assert list(allowed.values()) == sorted(allowed.values(), reverse=True), "a narrow interval bears more"
     assert allowed[0.2] == 1
     assert looks_record(Looks("", 1, 1), [0.9, 0.9]).optimism == 0, "an interval without width"
@@ -141,9 +141,9 @@ def test_an_evaluation_says_how_often_its_test_split_was_looked_at(
     recorded = read_looks(case.job.layout.test_ledger(PHANTOM))
     (own,) = (item for item in recorded if item.run_id == pointer.run_id)
     assert (own.checkpoint, own.experiment) == (case.checkpoint.content_hash, "default")
-    told = looks_sentence(TestLooks(**looks))
-    assert told in case.file(pointer, "report.html").read_text()
-    assert told in case.file(pointer, "model_card.md").read_text()
+    message = looks_sentence(TestLooks(**looks))
+    assert message in case.file(pointer, "report.html").read_text()
+    assert message in case.file(pointer, "model_card.md").read_text()
     again = read_json(case.file(case.evaluate("e-look"), "metrics.json"))["test_looks"]
     # Other tests evaluate other checkpoints in this project, before this test or after it.
     before = [item for item in recorded if item.split == own.split]
@@ -173,7 +173,7 @@ def test_verify_misses_an_evaluation_in_the_ledger_and_gc_leaves_it(finished: La
     collect_garbage(layout, configuration("old"), dry_run=False)
     assert path.is_file()
     whole = path.read_bytes()
-    for damage, told in (
+    for damage, message in (
         (b"", "lacks the evaluation of run old-evaluate"),
         (whole * 2, "holds a look twice"),
         (whole[: len(whole) // 2] + b"\n", "Line 1 of"),
@@ -181,7 +181,7 @@ def test_verify_misses_an_evaluation_in_the_ledger_and_gc_leaves_it(finished: La
     ):
         path.unlink() if damage is None else path.write_bytes(damage)
         (problem,) = verify(layout).problems
-        assert told in problem.message
+        assert message in problem.message
         assert problem.path == layout.relative(path)
     run_stage(layout.root, "evaluate", "again", configuration("old"))
     assert [item.run_id for item in read_looks(path)] == ["old-evaluate", "again"], (

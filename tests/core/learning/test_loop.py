@@ -43,9 +43,9 @@ def begun(weights: torch.Tensor | None = None, **blocks: dict[str, Any]) -> tupl
 
 
 def steps(loop: Loop, state: State, count: int) -> None:
-    told = Reporting(save=lambda: None, epoch=lambda _: None, smaller=lambda _: None)
+    logged = Reporting(save=lambda: None, epoch=lambda _: None, smaller=lambda _: None)
     for _ in range(count):
-        loop_module._step(loop, state, state.model, loop.data.train, loop.data.pixels, told)
+        loop_module._step(loop, state, state.model, loop.data.train, loop.data.pixels, logged)
 
 
 class Readings(TorchDispatchMode):
@@ -182,7 +182,7 @@ def test_the_environment_decides_about_cuda_and_cudnn(monkeypatch: pytest.Monkey
 def test_an_epoch_tells_loss_scores_rate_and_speed(job: Job, records: list[Record]) -> None:
     pointer = train(config(loop={"epochs": 2}), make_pack(job, per_class=8), job)
     history = pd.read_parquet(job.layout.absolute(pointer.history))
-    told = [record for record in records if record["event"] == "epoch"]
+    logged = [record for record in records if record["event"] == "epoch"]
     for name in (
         "train_loss",
         "val_loss",
@@ -191,7 +191,7 @@ def test_an_epoch_tells_loss_scores_rate_and_speed(job: Job, records: list[Recor
         "learning_rate",
         "images_per_s",
     ):
-        assert [record[name] for record in told] == history[name].tolist()
+        assert [record[name] for record in logged] == history[name].tolist()
     assert history["val_balanced_accuracy"].between(0, 1).all() and (history["images_per_s"] > 0).all()
 
 
@@ -199,8 +199,8 @@ def test_the_arithmetic_that_was_used_is_recorded(job: Job, records: list[Record
     pack = make_pack(job, per_class=8)
     pointer = train(config(loop={"epochs": 1}), pack, job)
     meta, _ = load_checkpoint(job.layout.absolute(pointer.checkpoint))
-    (told,) = [record["precision"] for record in records if record["event"] == "training"]
-    assert pointer.precision == meta.precision == told == ("bf16" if cpu_has_bf16() else "fp32")
+    (logged,) = [record["precision"] for record in records if record["event"] == "training"]
+    assert pointer.precision == meta.precision == logged == ("bf16" if cpu_has_bf16() else "fp32")
 
 
 def test_a_state_of_another_version_is_named_as_such() -> None:

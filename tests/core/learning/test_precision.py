@@ -8,7 +8,7 @@ from torch import nn
 
 from brainmri_core.errors import ModelError
 from brainmri_core.learning import device as device_module
-from brainmri_core.learning.device import choose_precision, garbled_in_bf16
+from brainmri_core.learning.device import choose_precision, wrong_in_bf16
 from brainmri_core.learning.models import build_model
 from brainmri_core.project.job import Job
 from brainmri_core.project.logs import Record
@@ -47,7 +47,7 @@ def test_every_convolution_held_to_be_safe_has_the_fp32_gradient_in_bf16(
     for kernel, stride, side, batch in itertools.product((1, 3, 5, 7), (1, 2), (1, 2, 3, 4), (1, 13)):
         torch.manual_seed(0)
         layer = nn.Conv2d(channels, channels, kernel, stride, padding=kernel // 2, bias=False, groups=groups)
-        if garbled_in_bf16(nn.Sequential(layer), channels, side):
+        if wrong_in_bf16(nn.Sequential(layer), channels, side):
             continue
         tried += 1
         image = torch.randn(batch, channels, side, side)
@@ -84,8 +84,8 @@ def test_the_layer_whose_map_is_too_small_for_bf16_is_found(
     name: str, narrow: int, wide: int, layer: str
 ) -> None:
     model = build_model(name, num_classes=4, in_channels=1)
-    assert garbled_in_bf16(model, 1, narrow) == layer
-    assert garbled_in_bf16(model, 1, wide) is None
+    assert wrong_in_bf16(model, 1, narrow) == layer
+    assert wrong_in_bf16(model, 1, wide) is None
 
 
 def test_images_too_small_for_bf16_train_in_fp32(

@@ -285,8 +285,8 @@ def test_another_config_or_other_data_start_anew_by_themselves(
     assert not [record for record in records if record["event"] == "resumed"]
     assert states(job.layout.root) == [state]
 
-    told = [record["event"] for record in records if record["event"].startswith("An unfinished")]
-    assert [item.partition("; run it")[0] for item in told] == [
+    logged = [record["event"] for record in records if record["event"].startswith("An unfinished")]
+    assert [item.partition("; run it")[0] for item in logged] == [
         "An unfinished training is not continued: it was made with train.loop.epochs 4, which is now 1",
         f"An unfinished training is not continued: it was made with other data (hash {pack.content_hash[:12]}, "
         "this pack has 111111111111)",
@@ -304,8 +304,8 @@ def test_other_arithmetic_is_not_mixed_into_a_training(
     explicit = config(**{**RECIPE, "loop": {"epochs": 4, "resume_from": str(state)}})
     with pytest.raises(ModelError, match=rf"made with arithmetic\.torch '{VERSION}', which is now '1\.0'"):
         train(explicit, pack, job)
-    (told,) = [record["event"] for record in records if record["event"].startswith("An unfinished")]
-    assert "it was made with arithmetic.threads 1, which is now 2; run it with what" in told
+    (logged,) = [record["event"] for record in records if record["event"].startswith("An unfinished")]
+    assert "it was made with arithmetic.threads 1, which is now 2; run it with what" in logged
     assert not [record for record in records if record["event"] == "resumed"]
 
 
@@ -342,10 +342,10 @@ def test_a_damaged_folder_of_another_training_stops_none(
     job: Job, records: list[Record], interrupted: tuple[PackPointer, Path], content: bytes | None
 ) -> None:
     pack, state = interrupted
-    told = state.with_name("training.json")
-    told.unlink()
+    logged = state.with_name("training.json")
+    logged.unlink()
     if content is not None:
-        told.write_bytes(content)
+        logged.write_bytes(content)
     train(config(**{**RECIPE, "loop": {"epochs": 1}}), pack, job)
     (warning,) = [record["event"] for record in records if record["event"].startswith("An unfinished")]
     assert (

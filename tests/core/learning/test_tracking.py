@@ -148,9 +148,9 @@ def test_a_tracker_that_fails_in_the_middle_is_said_and_ends_no_training(
     )
     assert pointer.epochs_run == 3
     name = {"mlflow": "MLflow", "tensorboard": "TensorBoard"}[backend]
-    told = [record for record in records if record["event"] == f"{name} did not take a record"]
-    assert len(told) >= 2
-    assert all(record["reason"] and record["level"] == "WARNING" for record in told)
+    logged = [record for record in records if record["event"] == f"{name} did not take a record"]
+    assert len(logged) >= 2
+    assert all(record["reason"] and record["level"] == "WARNING" for record in logged)
 
 
 def test_a_run_retried_under_its_id_shows_no_epoch_twice(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:

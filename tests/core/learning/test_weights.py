@@ -30,12 +30,12 @@ class Start:
 
     def __init__(self, folder: Path) -> None:
         self.file = folder / "weights.pth"
-        self.told: list[Record] = []
+        self.logged: list[Record] = []
 
     def __call__(self, content: Any, name: str = "resnet18", pack_channels: int = 1) -> tuple[nn.Module, int]:
         if content is not None:
             torch.save(content, self.file)
-        log = StageLog("train", "r1", "a/b", [self.told.append])
+        log = StageLog("train", "r1", "a/b", [self.logged.append])
         config = ModelConfig(name=name, weights_file=str(self.file))
         model, channels, pretrained = initial_model(
             config, num_classes=4, pack_channels=pack_channels, log=log
@@ -45,7 +45,7 @@ class Start:
 
     @property
     def text(self) -> str:
-        return json.dumps(self.told)
+        return json.dumps(self.logged)
 
 
 @pytest.fixture
@@ -140,7 +140,7 @@ def test_a_head_of_another_name_is_left_out_and_named(start: Start, other: State
     model, _ = start({"state_dict": under("model.", body(weights) | other)})
     assert has_body(model, weights)
     assert head(model).out_features == 4
-    (warning,) = [record for record in start.told if record["level"] == "WARNING"]
+    (warning,) = [record for record in start.logged if record["level"] == "WARNING"]
     assert "head of another name" in warning["event"]
     assert all(f"model.{key}" in warning["event"] for key in other)
 

@@ -98,7 +98,7 @@ def test_interruption_is_recorded_as_cancelled(tmp_path: Path) -> None:
     assert manifest(layout)["status"] == "cancelled"
 
 
-def test_a_dead_run_can_be_settled(tmp_path: Path) -> None:
+def test_a_dead_run_can_be_closed(tmp_path: Path) -> None:
     layout = Layout(root=tmp_path)
     planned(layout)
     with runs._manifest(layout, "r1") as state:
@@ -136,7 +136,7 @@ def test_run_ids_sort_by_time_and_taken_ones_are_refused(tmp_path: Path) -> None
         runs.refuse_existing(layout, "r1")
 
 
-def test_a_stage_without_its_pointer_is_unfinished_when_its_run_is_settled(tmp_path: Path) -> None:
+def test_a_stage_without_its_pointer_is_unfinished_when_its_run_is_closed(tmp_path: Path) -> None:
     layout = Layout(root=tmp_path)
     planned(layout)
     for name in STAGES:

@@ -98,16 +98,16 @@ def test_files_changed_after_the_look_are_left_to_the_next_and_said(
     folder = folder_of(tmp_path / "inbox", "old.png", "new.png")
     os.utime(folder / "old.png", (1000, 1000))
     os.utime(folder / "new.png", (2000, 2000))
-    early = get(inbox, folder, settled_before=1500.0)
+    early = get(inbox, folder, modified_before=1500.0)
     assert paths_of(inbox, early) == ["old.png"]
     said = next(item for item in records if item["event"].startswith("files left to the next look"))
     assert (said["files"], said["first"]) == (1, "new.png")
-    assert paths_of(inbox, get(inbox, folder, settled_before=2000.0)) == ["new.png", "old.png"]
+    assert paths_of(inbox, get(inbox, folder, modified_before=2000.0)) == ["new.png", "old.png"]
     with pytest.raises(SourceError, match="nothing but 2 files that are still being written"):
-        get(inbox, folder, settled_before=10.0)
+        get(inbox, folder, modified_before=10.0)
 
 
 def test_a_labelled_folder_is_taken_whole(tmp_path: Path, job: Job) -> None:
     entry = DatasetEntry(key="clinic/brains", source="archive", classes=["glioma", "notumor"])
     folder = folder_of(tmp_path / "brains", "glioma/a.png", "notumor/b.png")
-    assert get(replace(job, entry=entry), folder, settled_before=10.0).n_images == 2
+    assert get(replace(job, entry=entry), folder, modified_before=10.0).n_images == 2

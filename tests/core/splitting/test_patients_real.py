@@ -91,13 +91,13 @@ def test_the_proxy_is_as_good_as_the_docs_say(real: tuple[Job, FetchPointer]) ->
     proxy = read_json(job.layout.absolute(split(SplitConfig(seed=42), fetched, own).split_json))["patients"][
         "proxy"
     ]
-    told = " ".join((ROOT / "docs/data.md").read_text().split())
+    text = " ".join((ROOT / "docs/data.md").read_text().split())
     precision, purity, recall = (f"{proxy[name]:.1%}" for name in ("precision", "purity", "recall"))
     if job.dataset == REAL:
-        assert f"{precision} of the pairs of neighbours are of one patient and {purity} of the images" in told
-        assert f"but only {recall} of all pairs of images of one patient" in told
+        assert f"{precision} of the pairs of neighbours are of one patient and {purity} of the images" in text
+        assert f"but only {recall} of all pairs of images of one patient" in text
     else:
-        assert f"Figshare set the figures are {precision}, {purity} and {recall}." in told
+        assert f"Figshare set the figures are {precision}, {purity} and {recall}." in text
 
 
 def test_label_issues_find_the_labels_known_to_be_wrong(real: tuple[Job, FetchPointer]) -> None:

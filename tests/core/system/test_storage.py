@@ -110,8 +110,8 @@ def test_a_lock_held_by_another_process_is_refused_at_once_with_its_owner(tmp_pa
                 os.write(write, str(error).encode())
             os._exit(0)
         os.waitpid(child, 0)
-        told = os.read(read, 1000).decode()
-    assert f"another run holds it (process {os.getpid()} on {platform.node()} since 2" in told, told
+        message = os.read(read, 1000).decode()
+    assert f"another run holds it (process {os.getpid()} on {platform.node()} since 2" in message, message
 
 
 def test_a_link_is_not_replaced_by_a_folder_and_blocks_nobody(tmp_path: Path) -> None:

@@ -174,7 +174,7 @@ def test_a_file_that_is_being_written_waits_and_keeps_no_other_waiting(watched: 
             answer = look(instance, answer)
             requested += answer.run_requests or []
         assert len(requested) == 1
-        limit = requested[0].run_config["ops"]["raw_dataset"]["config"]["settled_before"]
+        limit = requested[0].run_config["ops"]["raw_dataset"]["config"]["modified_before"]
         assert (watched / "whole.png").stat().st_mtime <= limit < (watched / "growing.png").stat().st_mtime
         assert len(keys_of(look(instance, answer))) == 1, "it was left alone for once"
 
@@ -244,10 +244,10 @@ def test_the_request_of_the_sensor_runs_and_takes_what_it_was_made_for(
     assert dg.validate_run_config(defs.resolve_job_def("incoming"), request.run_config)
     (inbox / "late.jpg").write_bytes((inbox / "000.jpg").read_bytes()[:500])
     os.utime(inbox / "late.jpg", (time.time() + 60,) * 2)
-    settled: dict[str, Any] = request.run_config["ops"]["raw_dataset"]["config"]
+    given: dict[str, Any] = request.run_config["ops"]["raw_dataset"]["config"]
     evaluated.done(
         ["raw_dataset", "batch_predictions"],
-        f"fetch.settled_before={settled['settled_before']!r}",
+        f"fetch.modified_before={given['modified_before']!r}",
         partition=INBOX,
     )
     pointer = evaluated.pointer("batch_predictions", INBOX)

@@ -48,7 +48,7 @@ def pack_of(bench: Workbench) -> PackPointer:
 
 
 def teach(model: nn.Module, pixels: np.ndarray, how: Preprocessing, calls: np.ndarray) -> None:
-    """Set the last layer so that the model calls each image as told: more features than images allow any answer."""
+    """Set the last layer so that the model calls each image as asked: more features than images allow any answer."""
     device = torch.device("cpu")
     found = predict(
         model,
@@ -140,12 +140,12 @@ def contender(
     logits = predict(
         model, pixels, np.flatnonzero(held), preprocessing, device=device, batch_size=64, progress=False
     ).logits
-    told = packed[held].reset_index(drop=True)
+    kept = packed[held].reset_index(drop=True)
     write_samples(
-        folder / "predictions.parquet", prediction_table(told, logits, names, np.full(len(told), np.nan))
+        folder / "predictions.parquet", prediction_table(kept, logits, names, np.full(len(kept), np.nan))
     )
-    right = logits.argmax(axis=1) == told["class_index"].to_numpy()
-    tested = (told["split"] == "test").to_numpy()
+    right = logits.argmax(axis=1) == kept["class_index"].to_numpy()
+    tested = (kept["split"] == "test").to_numpy()
     evaluation = EvaluationPointer(
         dataset=PHANTOM,
         run_id=run_id,

@@ -41,7 +41,7 @@ def metrics(*beaten: str, before: float = 0.3, after: float | None = 0.1) -> Eva
 
 
 @pytest.mark.parametrize(
-    ("beaten", "passed", "severity", "told"),
+    ("beaten", "passed", "severity", "message"),
     [
         (("yes", "yes"), True, None, "It beats all 2 baselines, the best of which is rule 1 with 0.600."),
         (("yes", "unclear"), False, WARN, "The model is not clearly better than rule 1."),
@@ -50,10 +50,10 @@ def metrics(*beaten: str, before: float = 0.3, after: float | None = 0.1) -> Eva
     ],
 )
 def test_baselines_must_be_beaten(
-    beaten: tuple[str, ...], passed: bool, severity: AssetCheckSeverity | None, told: str
+    beaten: tuple[str, ...], passed: bool, severity: AssetCheckSeverity | None, message: str
 ) -> None:
     found = evaluation_results(metrics(*beaten), 0.15, None)[0]
-    assert (found.check_name, found.passed, found.description) == ("beats_baselines", passed, told)
+    assert (found.check_name, found.passed, found.description) == ("beats_baselines", passed, message)
     assert passed or found.severity is severity
 
 
@@ -81,18 +81,18 @@ def test_only_a_fall_beyond_noise_is_a_regression() -> None:
 def test_an_evaluation_is_compared_with_the_checkpoint_before_and_ranked(evaluated: Workbench) -> None:
     stages = ["model_checkpoint", "evaluation"]
     first = checks_of(evaluated.done(stages, "train.data.seed=5", "train.data.val_seed=42"))
-    told = first["no_regression"].description
-    assert re.search(r"on the same \d+ validation images", told), (
+    message = first["no_regression"].description
+    assert re.search(r"on the same \d+ validation images", message), (
         "the first run's checkpoint is compared with"
     )
     again = checks_of(evaluated.done(["evaluation"]))
-    assert again["no_regression"].description == told, "the same checkpoint is not compared with itself"
+    assert again["no_regression"].description == message, "the same checkpoint is not compared with itself"
     other = checks_of(evaluated.done(["evaluation"], "evaluate.mirror=true"))["no_regression"].description
     assert other.startswith("No other checkpoint"), "what was predicted otherwise is not compared"
     seeds = ("train.data.seed=43", "train.data.val_seed=42")
     joined = evaluated.done([*stages, "leaderboard"], *seeds, experiment="seed-43")
-    told = checks_of(joined)["no_regression"].description
-    assert told.startswith("No other checkpoint"), "experiments go by themselves"
+    message = checks_of(joined)["no_regression"].description
+    assert message.startswith("No other checkpoint"), "experiments go by themselves"
     shown = joined.asset_materializations_for_node("leaderboard")[0].metadata
     assert (shown["experiments"].value, shown["ranked_by"].value) == (2, "validation")
     assert {"default", "seed-43"} <= {cell.strip() for cell in str(shown["leaderboard"].value).split("|")}

@@ -124,8 +124,8 @@ def test_folds_of_another_split_or_evaluated_before_are_refused(packed: Workbenc
 
 
 def test_a_report_without_all_folds_says_which_are_missing(packed: Workbench) -> None:
-    told = failure_of(packed.run(["cross_validation_report"]))
-    assert told.startswith(
+    message = failure_of(packed.run(["cross_validation_report"]))
+    assert message.startswith(
         "The fold_checkpoint of brainmri/phantom is missing for the folds 0, 1, 2, 3, 4; make them"
     )
-    assert "brainmri backfill --select fold_evaluation --dataset brainmri/phantom" in told
+    assert "brainmri backfill --select fold_evaluation --dataset brainmri/phantom" in message

@@ -152,7 +152,7 @@ def test_a_result_that_nothing_refers_to_is_garbage(sites: Workbench, measured: 
 
 
 @pytest.mark.parametrize(
-    ("pair", "told"),
+    ("pair", "message"),
     [
         (
             pair_key(PHANTOM, PHANTOM),
@@ -169,8 +169,8 @@ def test_a_result_that_nothing_refers_to_is_garbage(sites: Workbench, measured: 
     ],
     ids=["the diagonal", "no images", "no checkpoint"],
 )
-def test_a_pair_that_cannot_be_measured_says_why(sites: Workbench, pair: str, told: str) -> None:
-    assert told in failure_of(sites.run(["external_evaluation"], *QUICK, partition=pair))
+def test_a_pair_that_cannot_be_measured_says_why(sites: Workbench, pair: str, message: str) -> None:
+    assert message in failure_of(sites.run(["external_evaluation"], *QUICK, partition=pair))
 
 
 def test_a_data_set_of_training_images_fails_with_the_page_kept(sites: Workbench, tmp_path: Path) -> None:
@@ -225,7 +225,7 @@ def test_the_command_measures_a_file_and_says_what_it_found(
     done = CliRunner().invoke(app, command)
     assert done.exit_code == 0, done.output
     assert "macro_f1_difference" in done.stdout and "report: " in done.stdout
-    for words, code, told in (
+    for words, code, message in (
         (["evaluate", "--checkpoint", weights], 2, "--checkpoint goes with --trained-on"),
         (
             ["evaluate", "--trained-on", "brainmri/fantom", "--dataset", SECOND],
@@ -241,7 +241,7 @@ def test_the_command_measures_a_file_and_says_what_it_found(
     ):
         refused = CliRunner().invoke(app, words)
         assert refused.exit_code == code, refused.output
-        assert told in refused.stderr and "Traceback" not in refused.stderr
+        assert message in refused.stderr and "Traceback" not in refused.stderr
 
 
 def metrics(

@@ -30,7 +30,7 @@ from brainmri_dagster.defs.sensors import (
     weekly,
 )
 from brainmri_dagster.graph.asset_table import PROCESS_TAG, RUN_ID_TAG
-from brainmri_dagster.running.dead_runs import settle_dead_runs, settle_manifest
+from brainmri_dagster.running.dead_runs import close_dead_runs, close_manifest
 from brainmri_dagster.running.processes import this_process
 from brainmri_dagster.running.stage_run import run_id_of
 from tests.core.sources.test_kaggle import SETTINGS
@@ -181,7 +181,7 @@ class Hook(BaseHTTPRequestHandler):
         pass
 
 
-def test_a_failed_run_is_told_to_the_webhook(archives, monkeypatch):
+def test_the_webhook_hears_of_a_failed_run(archives, monkeypatch):
     server = HTTPServer(("127.0.0.1", 0), Hook)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
@@ -229,7 +229,7 @@ def unfinished(instance: dg.DagsterInstance, root: Path, process: str) -> tuple[
     return run, layout.run_dir(run_id) / "run_manifest.json"
 
 
-def test_runs_whose_process_died_are_settled_and_others_left_alone(archives, tmp_path):
+def test_runs_whose_process_died_are_closed_and_others_left_alone(archives, tmp_path):
     host = socket.gethostname()
     with dg.DagsterInstance.ephemeral() as instance:
         gone, manifest = unfinished(instance, tmp_path / "project", f"{host}:{os.getpid()}:1")
@@ -241,7 +241,7 @@ def test_runs_whose_process_died_are_settled_and_others_left_alone(archives, tmp
                 status=dg.DagsterRunStatus.STARTED,
             )
         answer = dead_runs(dg.build_sensor_context(instance=instance, definitions=defs))
-        assert answer.skip_message == f"Settled {gone.run_id}."
+        assert answer.skip_message == f"Closed {gone.run_id}."
         assert instance.get_run_by_id(gone.run_id).status == dg.DagsterRunStatus.FAILURE
         ended = json.loads(manifest.read_text())
         first, *later = [entry["status"] for entry in ended["stages"].values()]
@@ -251,7 +251,7 @@ def test_runs_whose_process_died_are_settled_and_others_left_alone(archives, tmp
         assert again.skip_message == "No run's process died."
 
 
-def test_a_manifest_that_cannot_be_closed_keeps_no_other_run_from_being_settled(
+def test_a_manifest_that_cannot_be_closed_keeps_no_other_run_from_being_closed(
     archives, tmp_path, monkeypatch
 ):
     host, layout = socket.gethostname(), Layout(root=tmp_path / "project")
@@ -268,13 +268,13 @@ def test_a_manifest_that_cannot_be_closed_keeps_no_other_run_from_being_settled(
 
         monkeypatch.setattr("brainmri_dagster.running.dead_runs.close_run", close)
         with pytest.raises(BrainMRIError):
-            settle_dead_runs(instance, layout)
+            close_dead_runs(instance, layout)
         statuses = [instance.get_run_by_id(run.run_id).status for run, _ in runs]
         ended, later = dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.STARTED
         assert statuses == [ended, later, ended], "the one on the full disk is looked at again"
         assert json.loads(runs[2][1].read_text())["status"] == "failed"
         monkeypatch.undo()
-        settle_dead_runs(instance, layout)
+        close_dead_runs(instance, layout)
         assert json.loads(runs[1][1].read_text())["status"] == "failed"
 
 
@@ -290,7 +290,7 @@ def test_a_run_id_tag_cannot_lead_out_of_the_project(archives, tmp_path, run_id)
         said = failed.step_failure_data.user_failure_data.description
         assert "cannot name a folder; take up to 100 letters" in said
         run = instance.get_run_by_id(result.run_id)
-        assert not settle_manifest(instance, Layout(root=tmp_path / "project"), run, "", cancelled=False)
+        assert not close_manifest(instance, Layout(root=tmp_path / "project"), run, "", cancelled=False)
     assert not [path for path in tmp_path.rglob("*") if "manifest" in path.name or path.name == "plan.json"]
 
 

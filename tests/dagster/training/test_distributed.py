@@ -100,9 +100,9 @@ def bench(packed: Workbench, monkeypatch: pytest.MonkeyPatch) -> Iterator[Workbe
 @pytest.mark.full
 def test_several_processes_report_through_the_event_log(bench: Workbench) -> None:
     result = bench.done(TRAIN, *TWO, "train.loop.epochs=2")
-    told = event_log(bench, result.dagster_run.run_id)
-    assert any("processes=2" in line and "training model=" in line for line in told)
-    assert any("epoch epoch=1" in line and "val_macro_f1=" in line for line in told)
+    lines = event_log(bench, result.dagster_run.run_id)
+    assert any("processes=2" in line and "training model=" in line for line in lines)
+    assert any("epoch epoch=1" in line and "val_macro_f1=" in line for line in lines)
     pointer = bench.pointer("model_checkpoint")
     assert isinstance(pointer, CheckpointPointer) and pointer.epochs_run == 2
     shown = bench.newest("model_checkpoint").metadata
@@ -127,7 +127,7 @@ def test_a_killed_process_fails_the_step_and_the_next_run_goes_on(bench: Workben
 def test_a_crash_in_one_process_shows_its_traceback(
     bench: Workbench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The workers' interpreter is told to divide by zero when it gets a signal: a real exception, at any line.
+    # The workers' interpreter is made to divide by zero when it gets a signal: a real exception, at any line.
     (tmp_path / "sitecustomize.py").write_text(
         "import signal\nsignal.signal(signal.SIGUSR1, lambda *_: 1 / 0)\n"
     )
@@ -135,9 +135,9 @@ def test_a_crash_in_one_process_shows_its_traceback(
     with signalled_in_training(bench, 1, signal.SIGUSR1):
         failed = bench.run(TRAIN, *TWO, "train.loop.epochs=300", "train.data.seed=8")
     assert "Training process 1 of 2 (numbered from 0) died: ZeroDivisionError" in failure_of(failed)
-    told = "\n".join(event_log(bench, failed.dagster_run.run_id))
-    assert "Traceback (most recent call last)" in told
-    assert "in run_epochs" in told, "the traceback leads to where it happened"
+    text = "\n".join(event_log(bench, failed.dagster_run.run_id))
+    assert "Traceback (most recent call last)" in text
+    assert "in run_epochs" in text, "the traceback leads to where it happened"
 
 
 @pytest.mark.full
