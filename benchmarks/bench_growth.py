@@ -20,8 +20,8 @@ import time
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
+from brainmri_core.arrays import F32
 from brainmri_core.config.data import CopySearchConfig
 from brainmri_core.copies.fingerprint import FingerprintTable, perceptual_hashes
 from brainmri_core.copies.likeness import ORIENTATIONS
@@ -31,7 +31,7 @@ SIDE = 64
 CHUNK = 2048
 
 
-def heads(n: int, rng: np.random.Generator) -> npt.NDArray[np.float32]:
+def heads(n: int, rng: np.random.Generator) -> F32:
     """Smooth random textures under a disc: float32 ``(n, 64, 64)``, 0 to 255."""
     y, x = np.mgrid[:SIDE, :SIDE] / (SIDE - 1) - 0.5
     disc = (np.hypot(x, y) < 0.45).astype(np.float32)

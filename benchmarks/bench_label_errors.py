@@ -19,12 +19,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 from scipy.special import softmax
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 
+from brainmri_core.arrays import F32, F64, I64, U8, Mask
 from brainmri_core.config import load_config
 from brainmri_core.config.data import FetchConfig, ResizeConfig, SplitConfig
 from brainmri_core.config.files import config_file
@@ -51,14 +51,8 @@ from brainmri_core.train import train
 KEY, ARCHIVE = "sartajbhuvaji/brain-tumor-classification-mri", "brain-tumor-classification-mri.zip"
 FOLDS, NEIGHBOURS, COMPONENTS = 5, 15, 150
 
-F64 = npt.NDArray[np.float64]
-I64 = npt.NDArray[np.int64]
-Mask = npt.NDArray[np.bool_]
 
-
-def prepare(
-    root: Path, size: int
-) -> tuple[Job, PackPointer, pd.DataFrame, npt.NDArray[np.uint8], dict[str, str]]:
+def prepare(root: Path, size: int) -> tuple[Job, PackPointer, pd.DataFrame, U8, dict[str, str]]:
     """Fetch, split with the wrong labels in place, and resize; return what is needed of each and the right labels."""
     archive = Path(os.environ.get(ARCHIVES_VARIABLE, "/nonexistent")) / ARCHIVE
     if not archive.is_file():
@@ -76,14 +70,14 @@ def prepare(
     return job, pack, table[used].reset_index(drop=True), thumbs[used], right
 
 
-def look_up(vectors: npt.NDArray[np.float32], labels: I64, train_rows: I64, rows: I64, k: int) -> F64:
+def look_up(vectors: F32, labels: I64, train_rows: I64, rows: I64, k: int) -> F64:
     """Return the share of each class among the nearest training images."""
     likeness = vectors[rows] @ vectors[train_rows].T
     nearest = np.argpartition(-likeness, NEIGHBOURS, axis=1)[:, :NEIGHBOURS]
     return np.stack([(labels[train_rows][nearest] == label).mean(axis=1) for label in range(k)], axis=1)
 
 
-def linear(vectors: npt.NDArray[np.float32], labels: I64, train_rows: I64, rows: I64, k: int) -> F64:
+def linear(vectors: F32, labels: I64, train_rows: I64, rows: I64, k: int) -> F64:
     """Return the probabilities of a logistic regression on principal components."""
     components = PCA(COMPONENTS, random_state=0).fit(vectors[train_rows])
     model = LogisticRegression(C=10, max_iter=2000).fit(

@@ -14,16 +14,15 @@ import time
 from itertools import pairwise
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 from PIL import Image
 
+from brainmri_core.arrays import I64, U8
 from brainmri_core.config.data import CopySearchConfig
 from brainmri_core.copies.across import find_copies_across
 from brainmri_core.copies.likeness import turned
 from brainmri_core.copies.unlisted import best_copies
 
-U8 = npt.NDArray[np.uint8]
 KINDS = ("pixels", "turned", "re-encoded")
 COMPARED = 200  # images of the second set that are compared with all of the first
 
@@ -45,9 +44,7 @@ def heads(n: int, rng: np.random.Generator) -> U8:
     return images
 
 
-def plant(
-    ours: U8, theirs: U8, rng: np.random.Generator
-) -> tuple[npt.NDArray[np.int64], list[str], list[str]]:
+def plant(ours: U8, theirs: U8, rng: np.random.Generator) -> tuple[I64, list[str], list[str]]:
     """Overwrite a tenth of `theirs`; return the original of each of its images (-1), the kinds, and its pixel hashes."""
     origin = np.full(len(theirs), -1)
     chosen = rng.choice(len(theirs), len(theirs) // 10, replace=False)

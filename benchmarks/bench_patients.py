@@ -21,11 +21,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 
+from brainmri_core.arrays import I64, U8, Mask
 from brainmri_core.config import load_config
 from brainmri_core.config.data import FetchConfig, PhantomConfig, ResizeConfig, SplitConfig
 from brainmri_core.config.files import config_file
@@ -51,10 +51,6 @@ from brainmri_core.splitting.assignment import assign_folds, assign_side, indepe
 from brainmri_core.splitting.divisions import groups_by
 from brainmri_core.system.storage import sha256_json
 from brainmri_core.train import train
-
-U8 = npt.NDArray[np.uint8]
-I64 = npt.NDArray[np.int64]
-Mask = npt.NDArray[np.bool_]
 
 SETS = {
     "kaggle": ("sartajbhuvaji/brain-tumor-classification-mri", "brain-tumor-classification-mri.zip"),

@@ -9,8 +9,6 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -20,6 +18,8 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 from torchvision.models import resnet18
+
+from brainmri_core.arrays import I64, U8
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -35,9 +35,7 @@ def processor_seconds() -> float:
     return own
 
 
-def write_folders(
-    pack: npt.NDArray[np.uint8], rows: npt.NDArray[np.int64], labels: npt.NDArray[np.int64], folder: Path
-) -> None:
+def write_folders(pack: U8, rows: I64, labels: I64, folder: Path) -> None:
     """Write gray images of a pack as ``<class>/<row>.jpg`` in RGB: what a resize stage that writes files leaves."""
     for row in rows.tolist():
         target = folder / f"{labels[row]:02d}" / f"{row:06d}.jpg"

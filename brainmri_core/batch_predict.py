@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 from tqdm import tqdm
 
+from brainmri_core.arrays import Mask
 from brainmri_core.classifier.finished_work import (
     FIRST,
     KEY,
@@ -278,7 +278,7 @@ def _report(
     }
 
 
-def _recent(rows: pd.DataFrame, added: int, least: int) -> npt.NDArray[np.bool_]:
+def _recent(rows: pd.DataFrame, added: int, least: int) -> Mask:
     """Mark the images that a run has added, filled up with others to `least`, the newest first.
 
     A folder that grows would hide its newest images among the older ones; a few of them alone would tell nothing.

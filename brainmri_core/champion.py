@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
+from brainmri_core.arrays import I64
 from brainmri_core.config.evaluation import EvaluateConfig
 from brainmri_core.errors import IntegrityError, StorageError
 from brainmri_core.evaluation.contender import Contender, packed_samples, trained_on
@@ -35,7 +35,6 @@ from brainmri_core.system.clock import timestamp, utc_now
 from brainmri_core.system.locks import exclusive
 from brainmri_core.system.storage import atomic_file, check_sha256, sha256_file, sha256_json, write_json
 
-I64 = npt.NDArray[np.int64]
 MARGIN = 0.0
 
 

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 from scipy.stats import binomtest
 
+from brainmri_core.arrays import F64
 from brainmri_core.errors import ConfigError, DataError, MissingUpstreamError
 from brainmri_core.evaluation.bootstrap import bootstrap_metrics, group_weights, interval
 from brainmri_core.evaluation.comparison import Comparison, Difference
@@ -174,6 +174,6 @@ def _changed(table_a: pd.DataFrame, table_b: pd.DataFrame, classes: Sequence[str
     return found.iloc[order].reset_index(drop=True)
 
 
-def _confidence(table: pd.DataFrame, classes: Sequence[str]) -> npt.NDArray[np.float64]:
+def _confidence(table: pd.DataFrame, classes: Sequence[str]) -> F64:
     shares = table[[f"prob_{name}" for name in classes]].to_numpy(np.float64)
     return np.asarray(shares.max(axis=1), np.float64)

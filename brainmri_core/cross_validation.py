@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
+from brainmri_core.arrays import F64
 from brainmri_core.config.evaluation import EvaluateConfig
 from brainmri_core.errors import ConfigError, DataError, IntegrityError
 from brainmri_core.evaluation.bootstrap import bootstrap_metrics, group_weights, interval
@@ -50,7 +50,6 @@ from brainmri_core.splitting.assignment import independent_units
 from brainmri_core.system.clock import timestamp, utc_now
 from brainmri_core.system.storage import check_sha256, sha256_json, staging_folder, write_json
 
-F64 = npt.NDArray[np.float64]
 HEADLINE = ("accuracy", "balanced_accuracy", "macro_f1", "macro_auroc")
 
 

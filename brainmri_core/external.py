@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
+from brainmri_core.arrays import Mask
 from brainmri_core.classifier.record import ClassifierFile, read_classifier
 from brainmri_core.classifier.search import own_evaluation, recorded_checkpoint
 from brainmri_core.config.external import ExternalConfig
@@ -53,7 +53,6 @@ from brainmri_core.system.storage import check_sha256, remove_stale, sha256_json
 
 SCHEMA_VERSION = 1
 BARE_BATCH_SIZE = 32
-Mask = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
+from brainmri_core.arrays import U8
 from brainmri_core.config import PipelineConfig
 from brainmri_core.copies.across import KINDS, find_copies_across
 from brainmri_core.copies.thumbs import read_thumbs, read_trimmed_thumbs
@@ -19,7 +19,6 @@ from brainmri_core.project.sample_table import FETCH_COLUMNS, SPLIT_COLUMNS, kno
 from brainmri_core.splitting.assignment import validation_mask
 from brainmri_core.splitting.shared_patients import shared_patients
 
-U8 = npt.NDArray[np.uint8]
 SIDES = ("training", "validation", "test", "left out")
 COUNTS = ("images", *KINDS, *SIDES, "other class", "patient in A")
 

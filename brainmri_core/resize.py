@@ -7,10 +7,10 @@ from collections.abc import Generator
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 from PIL import Image
 
+from brainmri_core.arrays import U8, Indices
 from brainmri_core.config.data import ResizeConfig, has_extension
 from brainmri_core.config.formats import FORMATS
 from brainmri_core.errors import DataError
@@ -24,8 +24,6 @@ from brainmri_core.project.pointers import MappingPointer, PackPointer
 from brainmri_core.project.sample_table import RESIZE_COLUMNS, SPLIT_COLUMNS, read_samples, write_samples
 from brainmri_core.system.clock import timestamp, utc_now
 from brainmri_core.system.storage import remove_stale, sha256_json, staging_folder
-
-U8 = npt.NDArray[np.uint8]
 
 
 def resize(config: ResizeConfig, mapping: MappingPointer, job: Job) -> PackPointer:
@@ -100,7 +98,7 @@ def _said(scaled: pd.Series[int]) -> dict[str, int]:
     return {str(name): int(n) for name, n in scaled.sort_index().items()}
 
 
-def _measured(root: Path, table: pd.DataFrame, todo: npt.NDArray[np.intp]) -> dict[str, GrayRange]:
+def _measured(root: Path, table: pd.DataFrame, todo: Indices) -> dict[str, GrayRange]:
     """Return the ranges that files of more than 8 bits share; where an older split names no depths, endings say which."""
     paths, hashes = table["path"].tolist(), table["file_sha256"].tolist()
     read = read_below(root, paths)
@@ -120,7 +118,7 @@ def _fill(
     path: Path,
     root: Path,
     table: pd.DataFrame,
-    todo: npt.NDArray[np.intp],
+    todo: Indices,
     config: ResizeConfig,
     channels: int,
 ) -> tuple[pd.DataFrame, str]:

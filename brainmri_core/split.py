@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 from tqdm import tqdm
 
+from brainmri_core.arrays import Mask, Objects
 from brainmri_core.config.data import SplitConfig, has_extension
 from brainmri_core.copies.fingerprint import fingerprint_files
 from brainmri_core.copies.leaks import label_conflicts
@@ -117,8 +117,8 @@ def _labelled(config: SplitConfig, fetched: FetchPointer, job: Job) -> pd.DataFr
     return table
 
 
-def _included(table: pd.DataFrame) -> npt.NDArray[np.bool_]:
-    mask: npt.NDArray[np.bool_] = (table["split"] != "excluded").to_numpy()
+def _included(table: pd.DataFrame) -> Mask:
+    mask: Mask = (table["split"] != "excluded").to_numpy()
     return mask
 
 
@@ -186,13 +186,13 @@ def _assign(config: SplitConfig, table: pd.DataFrame, found: Found, job: Job) ->
             )
 
 
-def _keep_validation(config: SplitConfig, table: pd.DataFrame) -> npt.NDArray[np.bool_]:
+def _keep_validation(config: SplitConfig, table: pd.DataFrame) -> Mask:
     """Return which training images are a given validation side, and part the others from their groups.
 
     They get no fold, by which `grouping.validation_mask` knows them.
     """
     train = (table["split"] == "train").to_numpy()
-    given: npt.NDArray[np.bool_] = train & (table["origin"] == "validation").to_numpy()
+    given: Mask = train & (table["origin"] == "validation").to_numpy()
     if config.strategy != "official" or not given.any():
         return np.zeros(len(table), np.bool_)
     if config.group_by != "none":
@@ -246,7 +246,7 @@ def _assign_pooled(config: SplitConfig, table: pd.DataFrame, found: Found, job: 
     table.loc[rows[test], "split"] = "test"
 
 
-def _whose(names: npt.NDArray[np.object_], images: int) -> tuple[str, str]:
+def _whose(names: Objects, images: int) -> tuple[str, str]:
     """Say whose images a group holds, if all are known to be one patient's, and what can be done about it."""
     one = set(names)
     if len(one) == 1 and one != {""}:

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import pandas as pd
 import torch
 
+from brainmri_core.arrays import I64
 from brainmri_core.config.base import Precision
 from brainmri_core.config.training import TrainConfig
 from brainmri_core.copies.leaks import find_leaks, read_copies
@@ -48,7 +49,6 @@ from brainmri_core.system.storage import (
     storage_error,
 )
 
-I64 = npt.NDArray[np.int64]
 _IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 
 

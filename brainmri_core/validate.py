@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
+from brainmri_core.arrays import U8
 from brainmri_core.config.data import ValidateConfig
 from brainmri_core.copies.leaks import find_leaks, read_copies
 from brainmri_core.copies.thumbs import read_thumbs
@@ -42,8 +42,6 @@ from brainmri_core.validation.leak_report import (
 )
 from brainmri_core.validation.report import ValidationReport
 from brainmri_core.validation.shortcuts import shortcut_scores
-
-U8 = npt.NDArray[np.uint8]
 
 _PICTURES_PER_FINDING = 6
 

@@ -9,15 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
+from brainmri_core.arrays import F32, F64
 from brainmri_core.classifier.prediction import Prediction
 from brainmri_core.evaluation.shift import FEATURE_NAMES, image_features
 from brainmri_core.system.storage import atomic_file, remove_folder, storage_error
-
-F32 = npt.NDArray[np.float32]
-F64 = npt.NDArray[np.float64]
 
 KEY = ["path", "file_sha256"]
 FIRST = "first_predicted_utc"

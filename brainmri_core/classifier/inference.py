@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import nn
 
+from brainmri_core.arrays import F32, I64, U8
 from brainmri_core.classifier.intake import Fitted
 from brainmri_core.classifier.prediction import Prediction
 from brainmri_core.config.base import Precision
@@ -18,8 +18,6 @@ from brainmri_core.evaluation.gradcam import MapError, maps_of_rows
 from brainmri_core.evaluation.outliers import OutlierModel
 from brainmri_core.learning.checkpoint import CheckpointMeta
 from brainmri_core.learning.inference import predict_evenly
-
-F32 = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -87,9 +85,7 @@ class Inference:
             for row, item in enumerate(batch)
         ]
 
-    def _maps(
-        self, pixels: npt.NDArray[np.uint8], called: npt.NDArray[np.int64]
-    ) -> tuple[F32 | None, str | None]:
+    def _maps(self, pixels: U8, called: I64) -> tuple[F32 | None, str | None]:
         """Return the Grad-CAM maps of a batch, or why there are none."""
         try:
             found = maps_of_rows(

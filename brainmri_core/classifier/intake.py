@@ -8,8 +8,8 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
 
+from brainmri_core.arrays import U8
 from brainmri_core.classifier.prediction import Prediction
 from brainmri_core.classifier.sources import Item, pixels_of, read_item
 from brainmri_core.escaping import printable
@@ -19,8 +19,6 @@ from brainmri_core.images.isolation import Answer, finite, no_answer, stream_ans
 from brainmri_core.images.preparation import COLOUR_THRESHOLD
 from brainmri_core.learning.checkpoint import Preprocessing
 from brainmri_core.system.threads import cores
-
-U8 = npt.NDArray[np.uint8]
 
 _LEAST_SHARE = 32  # images that make another worker process worth its start
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
+from brainmri_core.arrays import F32, I64, U8
 from brainmri_core.config.data import CopySearchConfig
 from brainmri_core.copies.likeness import difference
 from brainmri_core.copies.lookup import unit_vectors
@@ -18,10 +18,6 @@ from brainmri_core.learning.checkpoint import CheckpointMeta
 from brainmri_core.project.layout import Layout
 from brainmri_core.project.pointers import PackPointer, follow
 from brainmri_core.project.sample_table import read_samples
-
-U8 = npt.NDArray[np.uint8]
-F32 = npt.NDArray[np.float32]
-I64 = npt.NDArray[np.int64]
 
 _SIDE = 64
 _COPIES = CopySearchConfig()

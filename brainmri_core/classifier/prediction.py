@@ -4,11 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import numpy as np
-import numpy.typing as npt
-
-U8 = npt.NDArray[np.uint8]
-F32 = npt.NDArray[np.float32]
+from brainmri_core.arrays import F32, U8
 
 NOTICE = "Research software, not a medical device: not for diagnosis, triage or treatment of anyone."
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
+from brainmri_core.arrays import F64, I64
 from brainmri_core.classifier.inference import Inference
 from brainmri_core.errors import ConfigError, IntegrityError
 from brainmri_core.evaluation.calibration import probabilities
@@ -18,9 +18,6 @@ from brainmri_core.project.layout import Layout
 from brainmri_core.project.pointers import PackPointer, follow
 from brainmri_core.project.sample_table import RESIZE_COLUMNS, SPLIT_COLUMNS, read_samples
 from brainmri_core.splitting.assignment import independent_units
-
-F64 = npt.NDArray[np.float64]
-I64 = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from PIL import Image, ImageOps
 
+from brainmri_core.arrays import U8, Array
 from brainmri_core.errors import InputTypeError
 from brainmri_core.escaping import printable
 from brainmri_core.images.decode import DecodeError, colourfulness, decode
@@ -23,10 +23,7 @@ from brainmri_core.images.levels import GrayRange, gray_levels
 from brainmri_core.images.listing import list_images
 from brainmri_core.learning.checkpoint import Preprocessing
 
-U8 = npt.NDArray[np.uint8]
-Source = (
-    str | os.PathLike[str] | bytes | bytearray | memoryview | npt.NDArray[Any] | Image.Image | torch.Tensor
-)
+Source = str | os.PathLike[str] | bytes | bytearray | memoryview | Array | Image.Image | torch.Tensor
 
 _WANTED = "a path, the bytes of a file, an array, a tensor, a Pillow image, or an iterable of them"
 _NO_LIST = (bytes, bytearray, memoryview, str, os.PathLike, Mapping, Image.Image, io.IOBase)
@@ -45,7 +42,7 @@ class Item:
     """
 
     name: str
-    content: Path | bytes | npt.NDArray[Any] | Image.Image
+    content: Path | bytes | Array | Image.Image
 
     @property
     def is_file(self) -> bool:
@@ -107,7 +104,7 @@ def _item(source: Any, place: int, preprocessing: Preprocessing) -> Item:
     raise InputTypeError(f"Item {place} is of the type {type(source).__name__}{hint}; give {_WANTED}.")
 
 
-def _of_tensor(tensor: torch.Tensor, place: int) -> npt.NDArray[Any]:
+def _of_tensor(tensor: torch.Tensor, place: int) -> Array:
     """Return a tensor's pixels as an array ``(H, W)`` or ``(H, W, 3)``; its channels stand first."""
     good = (torch.uint8, torch.float16, torch.bfloat16, torch.float32, torch.float64)
     planes = tensor.ndim == 2 or (tensor.ndim == 3 and tensor.shape[0] in (1, 3))
@@ -120,11 +117,11 @@ def _of_tensor(tensor: torch.Tensor, place: int) -> npt.NDArray[Any]:
     values = values if values.dtype == torch.uint8 else values.float()
     if values.ndim == 3:
         values = values[0] if values.shape[0] == 1 else values.permute(1, 2, 0)
-    array: npt.NDArray[Any] = values.numpy()
+    array: Array = values.numpy()
     return array
 
 
-def _check_array(array: npt.NDArray[Any], name: str, preprocessing: Preprocessing) -> None:
+def _check_array(array: Array, name: str, preprocessing: Preprocessing) -> None:
     if array.ndim < 2 or array.shape[2:] not in ((), (3,)) or 0 in array.shape:
         raise InputTypeError(
             f"{name} has the shape {array.shape}; give (H, W) or (H, W, 3), and several images as a list of arrays."
@@ -141,7 +138,7 @@ def _check_array(array: npt.NDArray[Any], name: str, preprocessing: Preprocessin
     )
 
 
-def _range_of(array: npt.NDArray[Any], preprocessing: Preprocessing) -> GrayRange | None:
+def _range_of(array: Array, preprocessing: Preprocessing) -> GrayRange | None:
     """Return the values of black and white that the training images of an array's depth had, None where it has no such."""
     depth = "float" if array.dtype.kind == "f" else _DEPTHS.get(array.dtype, "")
     return preprocessing.gray_ranges.get(depth) if array.ndim == 2 else None
@@ -182,7 +179,7 @@ def pixels_of(item: Item, preprocessing: Preprocessing) -> tuple[U8, float]:
     return np.ascontiguousarray(array), colour
 
 
-def _in_8_bits(array: npt.NDArray[Any], name: str, preprocessing: Preprocessing) -> U8:
+def _in_8_bits(array: Array, name: str, preprocessing: Preprocessing) -> U8:
     if array.dtype == np.uint8:
         return array
     limits = _range_of(array, preprocessing)

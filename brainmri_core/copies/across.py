@@ -6,18 +6,15 @@ import threading
 from collections.abc import Iterator
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
+from brainmri_core.arrays import I64, U8
 from brainmri_core.config.data import CopySearchConfig
 from brainmri_core.copies.fingerprint import perceptual_hashes
 from brainmri_core.copies.likeness import ORIENTATIONS, turned_back
 from brainmri_core.copies.search import Version, confirmed, exact_groups, prepare, tried
 from brainmri_core.system.threads import cores, threads
 
-U8 = npt.NDArray[np.uint8]
-U64 = npt.NDArray[np.uint64]
-I64 = npt.NDArray[np.int64]
 KINDS = ("exact", "pixels", "re-encoded", "turned")
 """From the closest: same file; another file of the same decoded pixels; another copy as it is; one in another orientation."""
 ACROSS_COLUMNS = {"a": "int64", "b": "int64", "kind": "str", "orientation": "str", "correlation": "float64"}

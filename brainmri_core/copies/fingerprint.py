@@ -13,17 +13,15 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
+from brainmri_core.arrays import F32, F64, U8, U64
 from brainmri_core.copies.likeness import ORIENTATIONS
 from brainmri_core.images.decode import decode
 from brainmri_core.images.isolation import finite, no_answer, read_below, stream_answers
 from brainmri_core.system.storage import storage_error
 from brainmri_core.system.threads import cores
 
-U8 = npt.NDArray[np.uint8]
-U64 = npt.NDArray[np.uint64]
 THUMB_SIDE = 64
 _HASH_SIDE = 8
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -89,7 +87,7 @@ class FingerprintTable:
     """
 
     pixel_sha256: list[str]
-    colourfulness: npt.NDArray[np.float64]
+    colourfulness: F64
     hashes: U64
     trimmed_hashes: U64
     thumbs: U8
@@ -99,18 +97,18 @@ class FingerprintTable:
 
 
 @cache
-def _dct_matrix() -> npt.NDArray[np.float32]:
+def _dct_matrix() -> F32:
     """First eight rows of the orthonormal DCT-II of length 32."""
     n = 32
     k = np.arange(_HASH_SIDE)[:, None]
     matrix = np.sqrt(2 / n) * np.cos(np.pi * (2 * np.arange(n)[None] + 1) * k / (2 * n))
     matrix[0] /= np.sqrt(2)
-    result: npt.NDArray[np.float32] = matrix.astype(np.float32)
+    result: F32 = matrix.astype(np.float32)
     return result
 
 
 @cache
-def _flips() -> npt.NDArray[np.float32]:
+def _flips() -> F32:
     """Signs that turn the DCT of an image into that of its flips: odd frequencies change sign; ``(4, 8, 8)``."""
     odd = np.where(np.arange(_HASH_SIDE) % 2, -1.0, 1.0).astype(np.float32)
     ones = np.ones(_HASH_SIDE, np.float32)
@@ -119,7 +117,7 @@ def _flips() -> npt.NDArray[np.float32]:
     )
 
 
-def half_size(images: U8 | npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+def half_size(images: U8 | F32) -> F32:
     """Average 2 x 2 pixels: ``(N, H, W)`` to float32 ``(N, H / 2, W / 2)``, exactly."""
     wide = images.astype(np.float32)
     rows = wide[:, ::2] + wide[:, 1::2]
@@ -185,7 +183,7 @@ def content_box(pixels: U8) -> tuple[float, float, float, float] | None:
     return left + columns[0], top + rows[0], left + columns[1], top + rows[1]
 
 
-def _percentile_range(profile: npt.NDArray[np.float32]) -> tuple[float, float] | None:
+def _percentile_range(profile: F32) -> tuple[float, float] | None:
     total = np.concatenate([[0.0], np.cumsum(profile, dtype=np.float64)])
     if total[-1] <= 0:
         return None

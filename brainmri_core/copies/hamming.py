@@ -7,11 +7,9 @@ from collections.abc import Iterator
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
-U32 = npt.NDArray[np.uint32]
-U64 = npt.NDArray[np.uint64]
-I64 = npt.NDArray[np.int64]
+from brainmri_core.arrays import I64, U32, U64
+
 Pairs = Literal["unordered", "ordered", "all"]
 
 _BITS = 64

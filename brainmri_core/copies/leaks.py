@@ -6,13 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
+from brainmri_core.arrays import F64, I64, Mask, Objects
 from brainmri_core.project.sample_table import known_patients, read_samples
-
-Mask = npt.NDArray[np.bool_]
-I64 = npt.NDArray[np.int64]
 
 COPY_COLUMNS = {
     "path_a": "str",
@@ -141,7 +138,7 @@ def patient_twins(samples: pd.DataFrame, train: Mask, test: Mask) -> pd.DataFram
     return _sharing(patients, train & known, test & known).assign(kind="same patient")
 
 
-def _sharing(names: npt.NDArray[np.object_], train: Mask, test: Mask) -> pd.DataFrame:
+def _sharing(names: Objects, train: Mask, test: Mask) -> pd.DataFrame:
     """Pair the test images with the first training image of their name."""
     ids = np.asarray(pd.factorize(names)[0], np.int64)
     tested = np.flatnonzero(test)
@@ -197,8 +194,8 @@ class _Pairs:
 
     first: I64
     second: I64
-    ncc: npt.NDArray[np.float64]
-    orientation: npt.NDArray[np.object_]
+    ncc: F64
+    orientation: Objects
 
 
 def _pairs(samples: pd.DataFrame, copies: pd.DataFrame, pixels: I64) -> _Pairs:

@@ -10,13 +10,9 @@ from __future__ import annotations
 from typing import TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
-U8 = npt.NDArray[np.uint8]
-I64 = npt.NDArray[np.int64]
-F32 = npt.NDArray[np.float32]
-F64 = npt.NDArray[np.float64]
-Mask = npt.NDArray[np.bool_]
+from brainmri_core.arrays import F32, F64, I64, U8, Mask
+
 Images = TypeVar("Images", U8, F32)
 
 # The bits of a number: 1 mirrored left-right, 2 flipped up-down, both after 4, transposed. Turned is by 180 degrees,

@@ -5,11 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 
-U8 = npt.NDArray[np.uint8]
-F32 = npt.NDArray[np.float32]
-I64 = npt.NDArray[np.int64]
+from brainmri_core.arrays import F32, I64, U8, Integers
 
 _BLOCK = 1024
 
@@ -38,8 +35,8 @@ def nearest_neighbours(
     train_thumbs: U8,
     test_thumbs: U8,
     *,
-    train_rows: Sequence[int] | npt.NDArray[np.integer] | None = None,
-    test_rows: Sequence[int] | npt.NDArray[np.integer] | None = None,
+    train_rows: Sequence[int] | Integers | None = None,
+    test_rows: Sequence[int] | Integers | None = None,
 ) -> tuple[I64, F32]:
     """Find the most similar training image of each test image, by exhaustive search in blocks.
 

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
+from brainmri_core.arrays import F32, F64, I64, U8, U64, Mask
 from brainmri_core.config.data import CopySearchConfig
 from brainmri_core.copies.fingerprint import FingerprintTable
 from brainmri_core.copies.hamming import Pairs, candidate_pairs
@@ -29,10 +29,6 @@ from brainmri_core.copies.likeness import (
 )
 from brainmri_core.system.threads import cores, threads
 
-U8 = npt.NDArray[np.uint8]
-U64 = npt.NDArray[np.uint64]
-I64 = npt.NDArray[np.int64]
-F32 = npt.NDArray[np.float32]
 _CONFIRM = 512
 _ALL_PAIRS = 64
 
@@ -55,9 +51,9 @@ class CopyPairs:
 
     first: I64
     second: I64
-    ncc: npt.NDArray[np.float64]
+    ncc: F64
     orientation: I64
-    exact: npt.NDArray[np.bool_]
+    exact: Mask
 
 
 @dataclass(frozen=True)

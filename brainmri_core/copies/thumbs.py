@@ -5,14 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 from PIL import Image
 
+from brainmri_core.arrays import U8
 from brainmri_core.errors import IntegrityError
 from brainmri_core.images.statistics import to_gray
-
-U8 = npt.NDArray[np.uint8]
 
 THUMB_SIDE = 64
 

@@ -5,16 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
+from brainmri_core.arrays import F32, I64, U8
 from brainmri_core.config.data import CopySearchConfig
 from brainmri_core.copies.fingerprint import half_size
 from brainmri_core.copies.likeness import ORIENTATIONS, correlation, difference, turned, turned_back
 from brainmri_core.copies.lookup import unit_vectors
 
-U8 = npt.NDArray[np.uint8]
-I64 = npt.NDArray[np.int64]
-F32 = npt.NDArray[np.float32]
 _BLOCK = 1024
 _CONFIRM = 512
 _SIDE = 16

@@ -7,19 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
+from brainmri_core.arrays import F32, F64, I64, U8
 from brainmri_core.copies.lookup import nearest_neighbour_baseline
 from brainmri_core.evaluation.bootstrap import UNDEFINED, confusion_metrics, interval
 from brainmri_core.evaluation.metrics import brief_metrics
 from brainmri_core.images.statistics import intensity_statistics, to_gray
 from brainmri_core.validation.shortcuts import metadata_features, shortcut_baseline
-
-U8 = npt.NDArray[np.uint8]
-F32 = npt.NDArray[np.float32]
-F64 = npt.NDArray[np.float64]
-I64 = npt.NDArray[np.int64]
 
 SCORES = ("accuracy", "balanced_accuracy", "macro_f1", "macro_auroc")
 _CHUNK = 256

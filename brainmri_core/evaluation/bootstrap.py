@@ -6,24 +6,19 @@ All resamples are computed at once as weighted sums over groups, so that 2,000 o
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from brainmri_core.arrays import F32, F64, I64, Floats, Mask
 from brainmri_core.evaluation.calibration import BINS, brier_terms, equal_width_bins, probabilities
 from brainmri_core.evaluation.metrics import no_tumour_index
-
-F64 = npt.NDArray[np.float64]
-I64 = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.floating[Any]]
 
 LEVEL = 0.95
 UNDEFINED = "undefined in half of the resamples"
 _CHUNK_VALUES = 16_000_000
 
 
-def group_weights(groups: Sequence[str], resamples: int, seed: int) -> tuple[I64, npt.NDArray[np.float32]]:
+def group_weights(groups: Sequence[str], resamples: int, seed: int) -> tuple[I64, F32]:
     """Draw groups with replacement.
 
     Parameters
@@ -51,7 +46,7 @@ def group_weights(groups: Sequence[str], resamples: int, seed: int) -> tuple[I64
 
 
 def bootstrap_metrics(
-    labels: I64, logits: Floats, number: I64, weights: npt.NDArray[np.float32], classes: Sequence[str]
+    labels: I64, logits: Floats, number: I64, weights: F32, classes: Sequence[str]
 ) -> dict[str, F64]:
     """Compute the metrics of every resample.
 
@@ -83,9 +78,7 @@ def bootstrap_metrics(
     return values
 
 
-def confusion_metrics(
-    confusion: F64, classes: Sequence[str], present: npt.NDArray[np.bool_]
-) -> dict[str, F64]:
+def confusion_metrics(confusion: F64, classes: Sequence[str], present: Mask) -> dict[str, F64]:
     """Compute what follows from confusion matrices ``(R, K, K)`` (rows truth), for all of them at once."""
     with np.errstate(divide="ignore", invalid="ignore"):
         total = confusion.sum(axis=(1, 2))
@@ -129,9 +122,7 @@ def _binary(confusion: F64, classes: Sequence[str]) -> dict[str, F64]:
     }
 
 
-def proper_scores(
-    labels: I64, logits: Floats, predicted: F64, number: I64, weights: npt.NDArray[np.float32]
-) -> dict[str, F64]:
+def proper_scores(labels: I64, logits: Floats, predicted: F64, number: I64, weights: F32) -> dict[str, F64]:
     """Compute Brier score, NLL and calibration error of every resample, named as those before temperature scaling.
 
     Parameters
@@ -155,7 +146,7 @@ def proper_scores(
 
 
 def _ranking(
-    labels: I64, predicted: F64, number: I64, weights: npt.NDArray[np.float32], classes: Sequence[str]
+    labels: I64, predicted: F64, number: I64, weights: F32, classes: Sequence[str]
 ) -> dict[str, F64]:
     auroc, precision = [], []
     values: dict[str, F64] = {}
@@ -177,9 +168,7 @@ def _ranking(
     return values
 
 
-def weighted_ranking(
-    truth: npt.NDArray[np.bool_], score: Floats, number: I64, weights: npt.NDArray[np.float32]
-) -> tuple[F64, F64]:
+def weighted_ranking(truth: Mask, score: Floats, number: I64, weights: F32) -> tuple[F64, F64]:
     """Compute the area under the ROC curve and the average precision of every resample.
 
     Equals scikit-learn's ``roc_auc_score`` and ``average_precision_score`` with each image weighted by how often its
@@ -215,7 +204,7 @@ def weighted_ranking(
     return np.concatenate(areas), np.concatenate(averages)
 
 
-def _chunks(weights: npt.NDArray[np.float32], images: int) -> Iterator[npt.NDArray[np.float32]]:
+def _chunks(weights: F32, images: int) -> Iterator[F32]:
     step = max(1, _CHUNK_VALUES // max(images, 1))
     for start in range(0, len(weights), step):
         yield weights[start : start + step]

@@ -8,14 +8,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 from sklearn.metrics import brier_score_loss
 
-Floats = npt.NDArray[np.floating[Any]]
-F64 = npt.NDArray[np.float64]
-I64 = npt.NDArray[np.int64]
+from brainmri_core.arrays import F64, I64, Floats, Indices, Mask
 
 BINS = 15
 _BOUNDS = (-3.0, 4.0)
@@ -61,29 +58,25 @@ def brier_terms(predicted: Floats, labels: I64) -> F64:
     return np.asarray(((predicted - truth) ** 2).sum(axis=1), np.float64)
 
 
-def equal_width_bins(confidence: Floats, bins: int = BINS) -> npt.NDArray[np.intp]:
+def equal_width_bins(confidence: Floats, bins: int = BINS) -> Indices:
     """Return the bin of each confidence among bins of equal width on (0, 1]."""
     edges = np.linspace(0.0, 1.0, bins + 1)
     return np.asarray(np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, bins - 1))
 
 
-def adaptive_bins(confidence: Floats, bins: int = BINS) -> npt.NDArray[np.intp]:
+def adaptive_bins(confidence: Floats, bins: int = BINS) -> Indices:
     """Return the bin of each confidence among bins of equal count; equal confidences share a bin."""
     edges = np.quantile(confidence, np.linspace(0.0, 1.0, min(bins, len(confidence)) + 1)[1:-1])
     return np.asarray(np.searchsorted(np.unique(edges), confidence, side="left"))
 
 
-def expected_calibration_error(
-    confidence: Floats, correct: npt.NDArray[np.bool_], bins: npt.NDArray[np.intp]
-) -> float:
+def expected_calibration_error(confidence: Floats, correct: Mask, bins: Indices) -> float:
     """Return the mean gap between confidence and accuracy, bins weighted by their images."""
     gaps = np.bincount(bins, weights=correct.astype(np.float64) - confidence)
     return float(np.abs(gaps).sum() / len(confidence))
 
 
-def reliability(
-    confidence: Floats, correct: npt.NDArray[np.bool_], bins: npt.NDArray[np.intp]
-) -> list[dict[str, float]]:
+def reliability(confidence: Floats, correct: Mask, bins: Indices) -> list[dict[str, float]]:
     """Return, for each bin that holds an image, mean confidence, accuracy and number of images."""
     rows = []
     for index in np.unique(bins):

@@ -8,11 +8,11 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 import torch
 from torch import nn
 
+from brainmri_core.arrays import I64, U8, Mask
 from brainmri_core.config.base import Precision
 from brainmri_core.config.evaluation import EvaluateConfig
 from brainmri_core.errors import IntegrityError
@@ -39,8 +39,6 @@ from brainmri_core.project.sample_table import (
 )
 from brainmri_core.system.storage import check_sha256
 
-U8 = npt.NDArray[np.uint8]
-I64 = npt.NDArray[np.int64]
 _CHUNK_BYTES = 256 << 20
 
 
@@ -159,7 +157,7 @@ def trained_on(
     checkpoint: CheckpointPointer,
     meta: CheckpointMeta,
     job: Job,
-) -> npt.NDArray[np.bool_]:
+) -> Mask:
     """Mark images that a checkpoint was trained on, or a group member or another image of the patient of which it was.
 
     Parameters

@@ -11,12 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-F32 = npt.NDArray[np.float32]
-F64 = npt.NDArray[np.float64]
-I64 = npt.NDArray[np.int64]
-Mask = npt.NDArray[np.bool_]
+from brainmri_core.arrays import F64, I64, Mask
 
 _MEDIAN_OF = 1000  # points whose distances the width of the kernel is taken from
 _CHUNK_VALUES = 8_000_000

@@ -6,20 +6,15 @@ import copy
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from PIL import Image
 from scipy.stats import spearmanr
 from torch import nn
 
+from brainmri_core.arrays import F32, I64, U8, Mask
 from brainmri_core.evaluation.gradcam import maps_of_rows
 from brainmri_core.learning.checkpoint import Preprocessing
 from brainmri_core.learning.models import gradcam_layer, head
-
-U8 = npt.NDArray[np.uint8]
-F32 = npt.NDArray[np.float32]
-I64 = npt.NDArray[np.int64]
-Masks = npt.NDArray[np.bool_]
 
 IOU_SHARE = 0.5
 _CONSTANT = "the maps of one of the two models are constant"
@@ -105,7 +100,7 @@ def _mean_correlation(one: F32, other: F32) -> float | None:
     return float(np.mean(found)) if found else None
 
 
-def localisation_scores(maps: F32, masks: Masks) -> dict[str, Any]:
+def localisation_scores(maps: F32, masks: Mask) -> dict[str, Any]:
     """Score maps against known tumour masks.
 
     Parameters
@@ -140,7 +135,7 @@ def localisation_scores(maps: F32, masks: Masks) -> dict[str, Any]:
     }
 
 
-def shrink_mask(mask: U8, size: int) -> npt.NDArray[np.bool_]:
+def shrink_mask(mask: U8, size: int) -> Mask:
     """Bring a fitted mask ``(P, P)`` to the model's input size; any tumour pixel keeps a small tumour from vanishing."""
     image = Image.fromarray(np.where(mask > 127, 255, 0).astype(np.uint8))
     return np.asarray(image.resize((size, size), Image.Resampling.BOX)) > 0

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
+from brainmri_core.arrays import F32, I64
 from brainmri_core.evaluation.explanation_checks import (
     localisation_scores,
     randomisation_check,
@@ -24,9 +24,6 @@ from brainmri_core.evaluation.metrics_schema import (
 )
 from brainmri_core.evaluation.tested_data import Evidence
 from brainmri_core.evaluation.tested_model import Subject
-
-F32 = npt.NDArray[np.float32]
-I64 = npt.NDArray[np.int64]
 
 CHECKED_IMAGES = 16
 SHOWN_CHECKS = 4

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
+from brainmri_core.arrays import F64
 from brainmri_core.evaluation.bootstrap import interval
 from brainmri_core.evaluation.paired import macro_f1_draws
 from brainmri_core.evaluation.prediction_table import read_predictions
@@ -18,7 +18,6 @@ from brainmri_core.project.pointers import CheckpointPointer, ExternalEvaluation
 from brainmri_core.splitting.assignment import independent_units
 from brainmri_core.system.storage import read_json
 
-F64 = npt.NDArray[np.float64]
 ExternalBasis = Literal["external_worst", "external_mean"]
 Evaluations = dict[str, ExternalEvaluationPointer]
 

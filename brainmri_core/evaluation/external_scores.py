@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
+from brainmri_core.arrays import F64, Mask
 from brainmri_core.config.external import ExternalConfig
 from brainmri_core.evaluation.bootstrap import (
     LEVEL,
@@ -26,9 +26,6 @@ from brainmri_core.evaluation.subsets import score_subsets
 from brainmri_core.project.sample_table import known_patients
 from brainmri_core.splitting.assignment import independent_units
 
-F64 = npt.NDArray[np.float64]
-I64 = npt.NDArray[np.int64]
-Mask = npt.NDArray[np.bool_]
 Resampled = dict[str, F64]
 
 _BEFORE, _AFTER = "calibration.before.", "calibration.after."

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
+from brainmri_core.arrays import F32, F64, Mask
 from brainmri_core.config.external import ExternalConfig
 from brainmri_core.evaluation.calibration import probabilities
 from brainmri_core.evaluation.contender import Contender
@@ -19,10 +19,6 @@ from brainmri_core.evaluation.taken_out import Learnt
 from brainmri_core.project.job import Job
 from brainmri_core.project.pointers import PackPointer
 from brainmri_core.splitting.assignment import independent_units
-
-F32 = npt.NDArray[np.float32]
-F64 = npt.NDArray[np.float64]
-Mask = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)

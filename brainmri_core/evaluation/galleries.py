@@ -7,13 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
+from brainmri_core.arrays import I64, U8
 from brainmri_core.evaluation.gradcam import Maps
 from brainmri_core.pictures.thumbnails import Sheet, overlay, to_rgb
-
-U8 = npt.NDArray[np.uint8]
 
 KINDS = ("most confident right", "most confident wrong", "least certain")
 GALLERY_COLUMNS = (
@@ -130,7 +128,7 @@ def write_overlays(
     galleries: pd.DataFrame,
     classes: Sequence[str],
     pack: U8,
-    rows: npt.NDArray[np.int64],
+    rows: I64,
     maps: Maps,
 ) -> bool:
     """Write a sheet with image, Grad-CAM and Grad-CAM++ of the surest right and wrong prediction of each class.

@@ -10,19 +10,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from brainmri_core.arrays import F32, I64, U8
 from brainmri_core.errors import ModelError
 from brainmri_core.learning.batches import iterate
 from brainmri_core.learning.checkpoint import Preprocessing
 from brainmri_core.learning.models import gradcam_layer
-
-U8 = npt.NDArray[np.uint8]
-F32 = npt.NDArray[np.float32]
-I64 = npt.NDArray[np.int64]
 
 
 class MapError(ModelError):

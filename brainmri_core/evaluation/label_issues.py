@@ -6,16 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 from PIL import Image
 
+from brainmri_core.arrays import F64, U8
 from brainmri_core.pictures.thumbnails import Sheet, to_rgb
 from brainmri_core.project.sample_table import FOLD_REASON
-
-U8 = npt.NDArray[np.uint8]
-F64 = npt.NDArray[np.float64]
-I64 = npt.NDArray[np.int64]
 
 _COLUMNS, _ROWS = 8, 6
 

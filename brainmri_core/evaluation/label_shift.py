@@ -10,14 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
+from brainmri_core.arrays import F64, I64
 from brainmri_core.evaluation.bootstrap import LEVEL
 from brainmri_core.evaluation.discrepancy import number_groups
-
-F64 = npt.NDArray[np.float64]
-I64 = npt.NDArray[np.int64]
 
 RESAMPLES = 1000
 MAX_CONDITION = 30.0

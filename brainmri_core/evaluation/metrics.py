@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from sklearn.metrics import (
     accuracy_score,
     average_precision_score,
@@ -24,11 +23,9 @@ from sklearn.metrics import (
     roc_curve,
 )
 
+from brainmri_core.arrays import I64, Floats, Indices
 from brainmri_core.errors import DataError
 
-I64 = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.floating[Any]]
-Mask = npt.NDArray[np.bool_]
 SPECIFICITIES = (0.90, 0.95, 0.99)
 _UNDEFINED = {
     "precision": "the class was never predicted",
@@ -66,7 +63,7 @@ def brief_metrics(labels: I64, probabilities: Floats, classes: Sequence[str]) ->
     }
 
 
-def _macro(labels: I64, predicted: npt.NDArray[np.intp], present: I64) -> dict[str, float]:
+def _macro(labels: I64, predicted: Indices, present: I64) -> dict[str, float]:
     _, recall, f1, _ = precision_recall_fscore_support(
         labels, predicted, labels=present, average="macro", zero_division=0.0
     )
@@ -130,9 +127,9 @@ def classification_metrics(labels: I64, probabilities: Floats, classes: Sequence
 
 
 def _correlation(
-    score: Callable[[I64, npt.NDArray[np.intp]], float],
+    score: Callable[[I64, Indices], float],
     labels: I64,
-    predicted: npt.NDArray[np.intp],
+    predicted: Indices,
     name: str,
     reasons: dict[str, str],
 ) -> float | None:
@@ -155,9 +152,9 @@ def _mean_of(
 
 def _per_class(
     labels: I64,
-    predicted: npt.NDArray[np.intp],
+    predicted: Indices,
     probabilities: Floats,
-    matrix: npt.NDArray[np.int64],
+    matrix: I64,
     classes: Sequence[str],
     reasons: dict[str, str],
 ) -> dict[str, dict[str, Any]]:

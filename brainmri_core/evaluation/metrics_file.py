@@ -9,10 +9,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
+from brainmri_core.arrays import Mask
 from brainmri_core.evaluation.baselines import Baseline, score_baselines
 from brainmri_core.evaluation.bootstrap import LEVEL, UNDEFINED, bootstrap_metrics, group_weights, interval
 from brainmri_core.evaluation.calibration import calibration_scores, fit_temperature, probabilities
@@ -66,7 +65,7 @@ class Context:
 
     resamples: int
     seed: int
-    subsets: Iterator[tuple[str, str, npt.NDArray[np.bool_]]]
+    subsets: Iterator[tuple[str, str, Mask]]
     baselines: list[Baseline]
     known_copies: int
     seen_in_training: int

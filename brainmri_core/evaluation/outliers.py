@@ -10,13 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
+from brainmri_core.arrays import F32, F64, I64
 from brainmri_core.splitting.assignment import assign_folds
-
-F32 = npt.NDArray[np.float32]
-F64 = npt.NDArray[np.float64]
-I64 = npt.NDArray[np.int64]
 
 FLAGGED_SHARE = 0.01
 MIN_IMAGES = 20

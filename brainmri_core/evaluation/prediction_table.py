@@ -6,16 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
+from brainmri_core.arrays import F32, F64, I64
 from brainmri_core.errors import IntegrityError
 from brainmri_core.evaluation.calibration import probabilities
 from brainmri_core.project.sample_table import known_patients, read_samples
-
-F32 = npt.NDArray[np.float32]
-F64 = npt.NDArray[np.float64]
-I64 = npt.NDArray[np.int64]
 
 PREDICTION_COLUMNS = {
     "row": "int64",

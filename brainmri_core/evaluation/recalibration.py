@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from brainmri_core.arrays import I64, Floats
 from brainmri_core.evaluation.bootstrap import interval
 from brainmri_core.evaluation.calibration import (
     equal_width_bins,
@@ -16,10 +16,6 @@ from brainmri_core.evaluation.calibration import (
     nll,
     probabilities,
 )
-
-Floats = npt.NDArray[np.floating[Any]]
-F64 = npt.NDArray[np.float64]
-I64 = npt.NDArray[np.int64]
 
 
 def plan_recalibration(

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
+from brainmri_core.arrays import F32, F64, I64, U8
 from brainmri_core.evaluation.discrepancy import GroupSums, Kernel, number_groups, permutation_test
 from brainmri_core.images.statistics import (
     EDGE_STATISTICS,
@@ -24,11 +24,6 @@ from brainmri_core.images.statistics import (
 from brainmri_core.splitting.assignment import assign_folds
 from brainmri_core.system.threads import cores, threads
 from brainmri_core.validation.shortcuts import shortcut_baseline
-
-U8 = npt.NDArray[np.uint8]
-F32 = npt.NDArray[np.float32]
-F64 = npt.NDArray[np.float64]
-I64 = npt.NDArray[np.int64]
 
 SIZE_FEATURES = ("width", "height", "aspect")
 FEATURES = {"size": SIZE_FEATURES, "intensity": INTENSITY_STATISTICS, "edges": EDGE_STATISTICS}

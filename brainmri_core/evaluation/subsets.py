@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
+from brainmri_core.arrays import F64, I64, Mask
 from brainmri_core.copies.leaks import find_leaks, find_twins, patient_twins
 from brainmri_core.evaluation.baselines import resampled
 from brainmri_core.evaluation.bootstrap import UNDEFINED, group_weights, interval
@@ -16,10 +16,6 @@ from brainmri_core.evaluation.metrics import brief_metrics
 from brainmri_core.evaluation.prediction_table import labels_of
 from brainmri_core.project.sample_table import known_patients
 from brainmri_core.splitting.assignment import independent_units
-
-F64 = npt.NDArray[np.float64]
-I64 = npt.NDArray[np.int64]
-Mask = npt.NDArray[np.bool_]
 
 _SIZES_SHOWN = 4
 _SCORES = ("accuracy", "balanced_accuracy", "macro_f1", "macro_auroc")

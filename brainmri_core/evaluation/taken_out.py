@@ -8,9 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
+from brainmri_core.arrays import I64, U8, Mask
 from brainmri_core.config.data import CopySearchConfig
 from brainmri_core.copies.across import find_copies_across
 from brainmri_core.copies.thumbs import read_thumbs, read_trimmed_thumbs
@@ -36,10 +36,6 @@ from brainmri_core.project.sample_table import (
 )
 from brainmri_core.splitting.assignment import independent_units
 from brainmri_core.splitting.shared_patients import shared_patients
-
-U8 = npt.NDArray[np.uint8]
-I64 = npt.NDArray[np.int64]
-Mask = npt.NDArray[np.bool_]
 
 REASONS = {
     "copy_of_training": "copy of a training image",

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
+from brainmri_core.arrays import I64, U8
 from brainmri_core.copies.leaks import read_copies
 from brainmri_core.copies.thumbs import read_thumbs
 from brainmri_core.images.decode import decode
@@ -21,9 +21,6 @@ from brainmri_core.sources.masks import MASKS, MaskStore
 from brainmri_core.sources.phantom import read_truth
 from brainmri_core.splitting.record import copy_limits, read_split_record
 from brainmri_core.validation.leak_report import LeakReport, leak_report
-
-U8 = npt.NDArray[np.uint8]
-I64 = npt.NDArray[np.int64]
 
 _GALLERY_PAIRS = 4
 

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 import torch
 from torch import nn
 
+from brainmri_core.arrays import I64, U8, Mask
 from brainmri_core.config.base import Precision
 from brainmri_core.config.evaluation import EvaluateConfig
 from brainmri_core.errors import ConfigError, DataError, ModelError
@@ -24,9 +24,6 @@ from brainmri_core.project.pointers import CheckpointPointer, PackPointer
 from brainmri_core.project.sample_table import RESIZE_COLUMNS, SPLIT_COLUMNS, read_samples
 from brainmri_core.splitting.assignment import validation_mask
 from brainmri_core.system.storage import check_sha256
-
-U8 = npt.NDArray[np.uint8]
-I64 = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -192,7 +189,7 @@ def _described(size: int, fit: str, colour: bool) -> str:
     return f"{size} px ({fit}, {'colour' if colour else 'gray'})"
 
 
-def validation_of(packed: pd.DataFrame, meta: CheckpointMeta) -> npt.NDArray[np.bool_]:
+def validation_of(packed: pd.DataFrame, meta: CheckpointMeta) -> Mask:
     """Find the images the checkpoint was selected by: the same keyed choice that training made.
 
     Parameters

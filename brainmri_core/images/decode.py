@@ -14,10 +14,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import simplejpeg
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from brainmri_core.arrays import U8, Array
 from brainmri_core.config.formats import FORMATS, readable_kinds
 from brainmri_core.errors import DataError
 from brainmri_core.escaping import printable
@@ -25,7 +25,6 @@ from brainmri_core.images.levels import (
     PLAIN_DEPTH,
     GrayRange,
     ScaledBy,
-    Values,
     declared_range,
     depth_of,
     gray_levels,
@@ -36,7 +35,6 @@ from brainmri_core.images.levels import (
     white_is_zero,
 )
 
-U8 = npt.NDArray[np.uint8]
 MIN_SIDE = 2
 MAX_SIDE = 16_384
 MAX_PIXELS = 80_000_000  # below the size from which Pillow warns
@@ -103,7 +101,7 @@ class Decoded:
     has_metadata: bool
     depth: str = PLAIN_DEPTH
     scaled_by: ScaledBy = "8-bit"
-    values: Values | None = None
+    values: Array | None = None
 
 
 def decode(
@@ -295,7 +293,7 @@ def _pillow(data: bytes, name: str, gray: bool, gray_ranges: Mapping[str, GrayRa
         )
         depth = depth_of(image, data)
         upright = ImageOps.exif_transpose(image)
-        values: Values | None = None
+        values: Array | None = None
         scaled_by: ScaledBy = "8-bit" if depth == PLAIN_DEPTH else "full depth"
         if is_deep(mode):
             plain, values, scaled_by = _deep(image, upright, data, gray_ranges.get(depth))
@@ -324,7 +322,7 @@ def _pillow(data: bytes, name: str, gray: bool, gray_ranges: Mapping[str, GrayRa
 
 def _deep(
     image: Image.Image, upright: Image.Image, data: bytes, common: GrayRange | None
-) -> tuple[Image.Image, Values, ScaledBy]:
+) -> tuple[Image.Image, Array, ScaledBy]:
     """Return a deep image in 8 bits, its values, and what scaled them."""
     values = values_of(image, upright)
     scaled_by: ScaledBy = "declared depth"

@@ -6,13 +6,12 @@ from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
+from brainmri_core.arrays import U8
 from brainmri_core.images.decode import Decoded, decode
 from brainmri_core.images.levels import GrayRange
 
-U8 = npt.NDArray[np.uint8]
 Fit = Literal["letterbox", "stretch"]
 
 

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from brainmri_core.arrays import U8, U16
 from brainmri_core.escaping import printable
 from brainmri_core.images.decode import DecodeError
 from brainmri_core.images.fit import Fit, decode_fitted, fit_image
@@ -57,9 +57,7 @@ def answers(
         yield message({"reason": str(error)})
 
 
-def _levels(
-    pixels: npt.NDArray[np.uint8] | npt.NDArray[np.uint16], gray_ranges: dict[str, GrayRange]
-) -> npt.NDArray[np.uint8]:
+def _levels(pixels: U8 | U16, gray_ranges: dict[str, GrayRange]) -> U8:
     """Return the gray levels of a slice; values of 16 bits have the range that resizing measured for such files."""
     if pixels.dtype == np.uint8:
         return pixels.astype(np.uint8, copy=False)

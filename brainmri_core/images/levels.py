@@ -12,11 +12,10 @@ from collections.abc import Iterable
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image, TiffImagePlugin
 
-U8 = npt.NDArray[np.uint8]
-Values = npt.NDArray[Any]
+from brainmri_core.arrays import U8, Array
+
 GrayRange = tuple[float, float]
 ScaledBy = Literal["8-bit", "full depth", "declared depth", "data set", "file"]
 """What turned a file's values into gray levels: nothing to do, all bits there are, its own words, one range for all, itself."""
@@ -54,7 +53,7 @@ def depth_of(image: Image.Image, data: bytes) -> str:
     return f"{bits}-bit" if bits > 8 else PLAIN_DEPTH
 
 
-def values_of(image: Image.Image, upright: Image.Image) -> Values:
+def values_of(image: Image.Image, upright: Image.Image) -> Array:
     """Return the values ``(H, W)`` of a deep image in its upright form, exactly: float64 of 32-bit whole numbers, else float32."""
     values = np.asarray(upright)
     tags: Any = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
@@ -73,7 +72,7 @@ def white_is_zero(image: Image.Image) -> bool:
     )
 
 
-def declared_range(image: Image.Image, data: bytes, values: Values) -> GrayRange | None:
+def declared_range(image: Image.Image, data: bytes, values: Array) -> GrayRange | None:
     """Return the values that stand for black and white as the file itself declares them, or None.
 
     A range whose width is no power of two (less one) is not declared but found: programs write the least and the greatest
@@ -110,7 +109,7 @@ def _is_declaration(low: float, high: float, whole: bool) -> bool:
     return 255 <= width < 2**32 and width.is_integer() and (int(width) + 1).bit_count() == 1
 
 
-def _of_significant_bits(data: bytes, values: Values) -> GrayRange | None:
+def _of_significant_bits(data: bytes, values: Array) -> GrayRange | None:
     """Return the range of a 16-bit PNG with an ``sBIT`` chunk.
 
     By the standard its values fill all 16 bits, whatever the number of significant ones: the bits below those are zero or
@@ -138,7 +137,7 @@ def _significant_bits(data: bytes) -> int | None:
     return None
 
 
-def own_range(values: Values, *, whole: bool) -> GrayRange | None:
+def own_range(values: Array, *, whole: bool) -> GrayRange | None:
     """Return the percentiles that bound nearly all finite values; None where they are all the same.
 
     Whole numbers that are not negative keep their zero, which is the air around the head.
@@ -168,7 +167,7 @@ def common_range(ranges: Iterable[GrayRange]) -> GrayRange | None:
     return (low, high) if high > low else (float(found[:, 0].min()), float(found[:, 1].max()))
 
 
-def gray_levels(values: Values, limits: GrayRange | None) -> U8:
+def gray_levels(values: Array, limits: GrayRange | None) -> U8:
     """Return values as uint8 ``(H, W)``: 0 up to the lower limit, 255 from the upper one on; all 0 without limits.
 
     What is no number counts as the lower limit.

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from brainmri_core.arrays import U16, Array, Mask
 from brainmri_core.images.decode import MAX_PIXELS, MAX_SIDE, MIN_SIDE, DecodeError
 
 LABELS = {1: "meningioma", 2: "glioma", 3: "pituitary"}
@@ -45,10 +45,10 @@ class MatlabImage:
         bool ``(H, W)``: where the tumour is.
     """
 
-    values: npt.NDArray[np.uint16]
+    values: U16
     label: str | None
     patient: str | None
-    mask: npt.NDArray[np.bool_] | None
+    mask: Mask | None
 
 
 def is_matlab(data: bytes) -> bool:
@@ -106,7 +106,7 @@ def _hard(group: Any, name: str, title: str, h5py: Any) -> Any:
     return group[name]
 
 
-def _array(found: Any, title: str, h5py: Any) -> npt.NDArray[Any]:
+def _array(found: Any, title: str, h5py: Any) -> Array:
     """Read a dataset of whole numbers once its size, storage and filters are known to be harmless."""
     if not isinstance(found, h5py.Dataset):
         raise DecodeError(f"{title} is no array.")
@@ -126,7 +126,7 @@ def _array(found: Any, title: str, h5py: Any) -> npt.NDArray[Any]:
     return np.asarray(found[()])
 
 
-def _patient(codes: npt.NDArray[Any]) -> str | None:
+def _patient(codes: Array) -> str | None:
     """Return the patient of ``PID``, which holds the codes of its letters."""
     if codes.dtype.kind not in "iu" or not 0 < codes.size <= _LONGEST_ID:
         return None

@@ -13,18 +13,15 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
+from brainmri_core.arrays import F32, U8, U16, Array, Mask
 from brainmri_core.config.formats import HEAD
 from brainmri_core.escaping import printable
 from brainmri_core.images.decode import MAX_PIXELS, MAX_SIDE, DecodeError
 from brainmri_core.images.isolation import MAX_ANSWERS
 from brainmri_core.images.matlab import is_matlab, matlab_image
 
-U8 = npt.NDArray[np.uint8]
-U16 = npt.NDArray[np.uint16]
-F32 = npt.NDArray[np.float32]
 Kind = Literal["dicom", "nifti", "matlab"]
 
 MAX_SLICES = MAX_ANSWERS
@@ -87,7 +84,7 @@ class Slice:
     patient: str | None = None
     study: str | None = None
     label: str | None = None
-    mask: npt.NDArray[np.bool_] | None = None
+    mask: Mask | None = None
 
 
 def medical_kind(data: bytes, name: str) -> Kind | None:
@@ -229,7 +226,7 @@ def _window(dataset: Any) -> tuple[float, float] | None:
     return centre - 0.5 - (width - 1) / 2, centre - 0.5 + (width - 1) / 2
 
 
-def _values(frame: npt.NDArray[Any], values: F32, dataset: Any) -> U16:
+def _values(frame: Array, values: F32, dataset: Any) -> U16:
     """Return the values of a frame of 16 bits in whole numbers; those below zero, which is air in MR, count as zero.
 
     Hounsfield units count from -1024 there. A slope so small that whole numbers would lose the image is left out.

@@ -9,14 +9,12 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
+from brainmri_core.arrays import U8
 from brainmri_core.errors import IntegrityError
 from brainmri_core.project.layout import Layout
 from brainmri_core.project.pointers import PackPointer
 from brainmri_core.system.storage import sha256_file, storage_error
-
-U8 = npt.NDArray[np.uint8]
 
 
 def write_pack(path: Path, images: Iterable[U8], *, most: int, size: int, channels: int) -> str:

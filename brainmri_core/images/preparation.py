@@ -10,10 +10,10 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 from tqdm import tqdm
 
+from brainmri_core.arrays import U8, Indices
 from brainmri_core.config.data import ResizeConfig
 from brainmri_core.errors import IntegrityError
 from brainmri_core.images.decode import DecodeError
@@ -21,8 +21,6 @@ from brainmri_core.images.fit import Fit, decode_fitted, image_part
 from brainmri_core.images.isolation import read_below
 from brainmri_core.images.levels import GrayRange
 from brainmri_core.system.threads import cores, threads
-
-U8 = npt.NDArray[np.uint8]
 
 COLOUR_THRESHOLD = 12.0
 
@@ -45,7 +43,7 @@ def _unchanged(data: bytes, path: str, expected: str) -> bytes:
 
 
 def _stream(
-    root: Path, table: pd.DataFrame, todo: npt.NDArray[np.intp], config: ResizeConfig, channels: int
+    root: Path, table: pd.DataFrame, todo: Indices, config: ResizeConfig, channels: int
 ) -> Iterator[tuple[int, _Resized]]:
     """Yield results in order, both cores busy, at most a few chunks in flight."""
     paths, hashes = table["path"].tolist(), table["file_sha256"].tolist()

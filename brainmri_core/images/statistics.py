@@ -7,11 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from brainmri_core.arrays import F64, U8, Indices, Mask
 from brainmri_core.system.threads import cores, threads
-
-U8 = npt.NDArray[np.uint8]
-Mask = npt.NDArray[np.bool_]
-F64 = npt.NDArray[np.float64]
 
 INTENSITY_STATISTICS = (
     "mean",
@@ -183,7 +180,7 @@ def text_like(images: U8) -> Mask:
     return found
 
 
-def _islands(corners: U8, size: int) -> npt.NDArray[np.intp]:
+def _islands(corners: U8, size: int) -> Indices:
     """Count the marks of letter size in each corner that don't touch what lies beyond it."""
     from scipy import ndimage
 

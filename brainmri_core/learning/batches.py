@@ -6,18 +6,17 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
+from brainmri_core.arrays import I64, U8
 from brainmri_core.learning.checkpoint import Preprocessing
 from brainmri_core.system.threads import threads
 
-U8 = npt.NDArray[np.uint8]
 _CHUNK = 256
 
 
-def gather(pack: U8, rows: npt.NDArray[np.int64]) -> torch.Tensor:
+def gather(pack: U8, rows: I64) -> torch.Tensor:
     """Copy some rows of a pack into a uint8 tensor ``(B, C, H, W)``."""
     batch = torch.from_numpy(np.ascontiguousarray(pack[rows]))
     return batch.unsqueeze(1) if batch.ndim == 3 else batch.permute(0, 3, 1, 2)
@@ -44,7 +43,7 @@ def _writable_view(pack: U8) -> U8:
     return pack
 
 
-def resident(pack: U8, rows: npt.NDArray[np.int64], size: int) -> torch.Tensor:
+def resident(pack: U8, rows: I64, size: int) -> torch.Tensor:
     """Return some rows of a pack as one uint8 tensor ``(N, C, size, size)``.
 
     At the pack's own size nothing is copied where `rows` is the whole pack: the tensor is the memory map.
@@ -59,8 +58,8 @@ def resident(pack: U8, rows: npt.NDArray[np.int64], size: int) -> torch.Tensor:
 
 
 def read_ahead(
-    pixels: torch.Tensor, batches: Sequence[npt.NDArray[np.int64]], workers: int, device: torch.device
-) -> Iterator[tuple[npt.NDArray[np.int64], torch.Tensor]]:
+    pixels: torch.Tensor, batches: Sequence[I64], workers: int, device: torch.device
+) -> Iterator[tuple[I64, torch.Tensor]]:
     """Yield each batch's rows and uint8 pixels ``(B, C, S, S)``, in order.
 
     Parameters
@@ -73,7 +72,7 @@ def read_ahead(
         Threads that read ahead, for pixels that must come from the disk or go to an accelerator; 0 reads in line.
     """
 
-    def take(rows: npt.NDArray[np.int64]) -> torch.Tensor:
+    def take(rows: I64) -> torch.Tensor:
         batch = pixels[torch.from_numpy(rows).to(pixels.device)]
         return batch.pin_memory() if device.type == "cuda" and not batch.is_cuda else batch
 
@@ -125,7 +124,7 @@ def to_input(batch: torch.Tensor, preprocessing: Preprocessing, device: torch.de
 
 
 def iterate(
-    pack: U8, rows: npt.NDArray[np.int64], batch_size: int, preprocessing: Preprocessing, device: torch.device
+    pack: U8, rows: I64, batch_size: int, preprocessing: Preprocessing, device: torch.device
 ) -> Iterator[torch.Tensor]:
     """Yield the model's input for rows of a pack, batch by batch, in order."""
     for start in range(0, len(rows), batch_size):

@@ -5,18 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import nn
 from tqdm import tqdm
 
+from brainmri_core.arrays import F32, I64, U8
 from brainmri_core.config.base import Precision
-from brainmri_core.learning.batches import U8, iterate
+from brainmri_core.learning.batches import iterate
 from brainmri_core.learning.checkpoint import Preprocessing
 from brainmri_core.learning.device import autocast
 from brainmri_core.learning.models import head
-
-F32 = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -49,7 +47,7 @@ def forward(
 def predict(
     model: nn.Module,
     pack: U8,
-    rows: npt.NDArray[np.int64],
+    rows: I64,
     preprocessing: Preprocessing,
     *,
     device: torch.device,
@@ -94,7 +92,7 @@ def predict(
 def predict_evenly(
     model: nn.Module,
     pack: U8,
-    rows: npt.NDArray[np.int64],
+    rows: I64,
     preprocessing: Preprocessing,
     *,
     device: torch.device,

@@ -15,12 +15,13 @@ from sklearn.metrics import balanced_accuracy_score, f1_score
 from torch import nn
 from tqdm import tqdm
 
+from brainmri_core.arrays import I64
 from brainmri_core.errors import ModelError
 from brainmri_core.learning.augment import augment, mix
 from brainmri_core.learning.batches import normalise, read_ahead, resample, to_float
 from brainmri_core.learning.device import autocast, freed_memory_kept, out_of_memory, step_seed
 from brainmri_core.learning.schedule import learning_rate, training_side
-from brainmri_core.learning.state import I64, Loop, State, freeze
+from brainmri_core.learning.state import Loop, State, freeze
 from brainmri_core.learning.team import in_step
 from brainmri_core.system.signals import signals_held, termination_raises
 

@@ -6,19 +6,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import nn
 
+from brainmri_core.arrays import I64
 from brainmri_core.config.base import Precision
 from brainmri_core.config.training import TrainConfig
 from brainmri_core.errors import ModelError
 from brainmri_core.learning.checkpoint import Preprocessing, save_tensors
 from brainmri_core.learning.models import blocks, head
 from brainmri_core.learning.team import Team
-
-I64 = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)

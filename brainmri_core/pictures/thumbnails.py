@@ -7,11 +7,9 @@ import io
 from functools import cache
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
-U8 = npt.NDArray[np.uint8]
-F32 = npt.NDArray[np.float32]
+from brainmri_core.arrays import F32, U8
 
 OPACITY = 0.6
 

@@ -6,9 +6,9 @@ import re
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
+from brainmri_core.arrays import Objects
 from brainmri_core.errors import IntegrityError
 from brainmri_core.system.storage import atomic_file, sha256_json, storage_error
 
@@ -114,19 +114,19 @@ def read_samples(path: Path, columns: dict[str, str] | None = None) -> pd.DataFr
     return table
 
 
-def known_scans(table: pd.DataFrame) -> npt.NDArray[np.object_]:
+def known_scans(table: pd.DataFrame) -> Objects:
     """Return the file or study that each image is a slice of, object ``(N,)`` of str; ``""`` for ordinary images."""
     if "scan" not in table.columns:
         return np.full(len(table), "", object)
-    scans: npt.NDArray[np.object_] = table["scan"].astype(object).fillna("").astype(str).to_numpy(object)
+    scans: Objects = table["scan"].astype(object).fillna("").astype(str).to_numpy(object)
     return scans
 
 
-def known_patients(table: pd.DataFrame) -> npt.NDArray[np.object_]:
+def known_patients(table: pd.DataFrame) -> Objects:
     """Return each image's patient, object ``(N,)`` of str: ``""`` where unknown, as in a table without the column."""
     if "patient" not in table.columns:
         return np.full(len(table), "", object)
-    known: npt.NDArray[np.object_] = table["patient"].astype(object).fillna("").astype(str).to_numpy(object)
+    known: Objects = table["patient"].astype(object).fillna("").astype(str).to_numpy(object)
     return known
 
 

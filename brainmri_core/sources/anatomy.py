@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
-F32 = npt.NDArray[np.float32]
+from brainmri_core.arrays import F32, F64, U8, Mask
+
 Plane = Literal["axial", "coronal", "sagittal"]
 PLANES: tuple[Plane, ...] = ("axial", "coronal", "sagittal")
 
@@ -52,8 +52,8 @@ FIRST_SCANNER = Scanner()
 class Slice:
     """One rendered slice: uint8 pixels ``(H, W)`` and a bool tumour mask of the same shape."""
 
-    pixels: npt.NDArray[np.uint8]
-    tumour: npt.NDArray[np.bool_]
+    pixels: U8
+    tumour: Mask
 
 
 def _noise(rng: np.random.Generator, shape: tuple[int, int], cells: int) -> F32:
@@ -137,9 +137,7 @@ def _measured(image: F32, voxel: float) -> F32:
     return np.asarray(few.resize((width, height), Image.Resampling.BICUBIC), np.float32)
 
 
-def _coordinates(
-    width: int, height: int, angle: float, zoom: float, shift: npt.NDArray[np.float64]
-) -> tuple[F32, F32]:
+def _coordinates(width: int, height: int, angle: float, zoom: float, shift: F64) -> tuple[F32, F32]:
     side = min(width, height) / 2
     columns = (np.arange(width, dtype=np.float32) - np.float32((width - 1) / 2)) / np.float32(side)
     rows = (np.arange(height, dtype=np.float32) - np.float32((height - 1) / 2)) / np.float32(side)

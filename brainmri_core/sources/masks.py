@@ -6,12 +6,11 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
+from brainmri_core.arrays import U8, Mask
 from brainmri_core.errors import IntegrityError
 from brainmri_core.system.storage import atomic_file
 
-Mask = npt.NDArray[np.bool_]
 MASKS = "masks.npz"
 
 
@@ -19,7 +18,7 @@ class MaskStore:
     """Masks by image, eight pixels a byte: 3,064 of 512 x 512 take 100 MB of memory and a few on disk."""
 
     def __init__(self) -> None:
-        self._packed: dict[str, tuple[tuple[int, int], npt.NDArray[np.uint8]]] = {}
+        self._packed: dict[str, tuple[tuple[int, int], U8]] = {}
 
     def __len__(self) -> int:
         return len(self._packed)

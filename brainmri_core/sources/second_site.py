@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import get_args
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
+from brainmri_core.arrays import U8
 from brainmri_core.config.data import PhantomConfig
 from brainmri_core.sources.anatomy import PLANES, Scanner, Slice, Subject, render
 from brainmri_core.sources.phantom import (
@@ -147,7 +147,7 @@ def _write_image(dest: Path, image: PhantomImage, subject: Subject, drawn: Slice
         save_mask(dest / image.mask, drawn)
 
 
-def _annotate(pixels: npt.NDArray[np.uint8], *, right: bool) -> None:
+def _annotate(pixels: U8, *, right: bool) -> None:
     """Draw a side marker, a bar for an L or a square for an R, and a ruler, as films have them."""
     height, width = pixels.shape
     middle, left = height // 2, width - 14 if right else 6

@@ -10,15 +10,15 @@ import hashlib
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
+from brainmri_core.arrays import I64, U64, Indices, Mask, Objects
 from brainmri_core.project.sample_table import known_patients
 from brainmri_core.system.storage import sha256_json
 
-Labels = Sequence[int] | npt.NDArray[np.int64]
+Labels = Sequence[int] | I64
 
 
 def keyed_hash(group: str, seed: int, salt: str) -> int:
@@ -27,9 +27,7 @@ def keyed_hash(group: str, seed: int, salt: str) -> int:
     return int.from_bytes(hashlib.blake2b(group.encode(), key=key, digest_size=8).digest(), "big")
 
 
-def _counts(
-    groups: Sequence[str], labels: Labels
-) -> tuple[list[str], npt.NDArray[np.intp], npt.NDArray[np.int64]]:
+def _counts(groups: Sequence[str], labels: Labels) -> tuple[list[str], Indices, I64]:
     """Return the group names, each image's group number, and images per group and class ``(G, K)``."""
     names, number = np.unique(np.asarray(groups, dtype=object).astype(str), return_inverse=True)
     values = np.asarray(labels, np.int64)
@@ -38,15 +36,13 @@ def _counts(
     return names.tolist(), number, table
 
 
-def _strata(table: npt.NDArray[np.int64]) -> npt.NDArray[np.intp]:
+def _strata(table: I64) -> Indices:
     """Return each group's majority class."""
-    strata: npt.NDArray[np.intp] = table.argmax(axis=1)
+    strata: Indices = table.argmax(axis=1)
     return strata
 
 
-def assign_side(
-    groups: Sequence[str], labels: Labels, frac: float, seed: int, salt: str
-) -> npt.NDArray[np.bool_]:
+def assign_side(groups: Sequence[str], labels: Labels, frac: float, seed: int, salt: str) -> Mask:
     """Choose whole groups for one side, per class.
 
     Within each class the groups stand in the order of their keyed hash and are taken while that brings the class closer
@@ -91,7 +87,7 @@ def assign_side(
     return chosen[number]
 
 
-def assign_folds(groups: Sequence[str], labels: Labels, k: int, seed: int) -> npt.NDArray[np.int64]:
+def assign_folds(groups: Sequence[str], labels: Labels, k: int, seed: int) -> I64:
     """Spread whole groups over k folds, class proportions balanced.
 
     Within each class the groups of several images that fill a tenth of a fold come first, the largest first, each to the
@@ -130,10 +126,10 @@ def assign_folds(groups: Sequence[str], labels: Labels, k: int, seed: int) -> np
 
 
 def _fill_empty(
-    fold: npt.NDArray[np.int64],
-    members: npt.NDArray[np.intp],
-    sizes: npt.NDArray[np.int64],
-    hashes: npt.NDArray[np.uint64],
+    fold: I64,
+    members: Indices,
+    sizes: I64,
+    hashes: U64,
     k: int,
 ) -> None:
     """Move the smallest groups of one class out of folds that hold several into those that hold none."""
@@ -146,9 +142,9 @@ def _fill_empty(
 
 
 def joined(
-    *namings: Sequence[str] | npt.NDArray[np.object_],
-    pairs: Sequence[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]] = (),
-) -> npt.NDArray[np.int64]:
+    *namings: Sequence[str] | Objects,
+    pairs: Sequence[tuple[I64, I64]] = (),
+) -> I64:
     """Number the images so that those which share a name in any of several namings, or are paired, share their number.
 
     Parameters
@@ -179,9 +175,9 @@ def joined(
 
 def group_names(
     samples: pd.DataFrame,
-    component: npt.NDArray[np.int64],
-    patients: npt.NDArray[np.object_] | None = None,
-) -> npt.NDArray[np.object_]:
+    component: I64,
+    patients: Objects | None = None,
+) -> Objects:
     """Name each image's group after its patient or its smallest member's pixels, so that the name survives added images.
 
     Parameters
@@ -232,7 +228,7 @@ def independent_units(table: pd.DataFrame) -> list[str]:
     return list(groups.groupby(units).transform("min"))
 
 
-def validation_mask(samples: pd.DataFrame, val_frac: float, seed: int) -> npt.NDArray[np.bool_]:
+def validation_mask(samples: pd.DataFrame, val_frac: float, seed: int) -> Mask:
     """Choose the validation images among a sample table's training rows, in whole units (`independent_units`).
 
     Where the split kept an official validation folder (its training rows have no fold), those are its images.

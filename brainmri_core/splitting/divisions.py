@@ -7,17 +7,14 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
+from brainmri_core.arrays import I64, U8, Mask, Objects
 from brainmri_core.project.sample_table import known_patients
 from brainmri_core.splitting.assignment import assign_side, group_names, joined
 from brainmri_core.splitting.groups import patient_components
 from brainmri_core.splitting.neighbour_runs import neighbour_pairs
 
-U8 = npt.NDArray[np.uint8]
-I64 = npt.NDArray[np.int64]
-Mask = npt.NDArray[np.bool_]
 SplitName = Literal["this split", "official folders", "random split", "by copies alone", "by patients"]
 SPLIT_NAMES: tuple[SplitName, ...] = get_args(SplitName)
 _ONE_SIDE = "there are no training or no test images"
@@ -69,7 +66,7 @@ def divisions(samples: pd.DataFrame, thumbs: U8, copies: pd.DataFrame, *, seed: 
     train, test = usable & (side == "train"), usable & (side == "test")
     frac = int(test.sum()) / max(int(usable.sum()), 1)
 
-    def whole(groups: Callable[[], npt.NDArray[np.object_]]) -> tuple[Mask, Mask]:
+    def whole(groups: Callable[[], Objects]) -> tuple[Mask, Mask]:
         chosen = np.zeros(len(samples), np.bool_)
         if 0 < frac < 1:
             names = groups()[usable].tolist()
@@ -116,7 +113,7 @@ def groups_by(
     copies: pd.DataFrame,
     thumbs: U8,
     test_frac: float = 0.25,
-) -> npt.NDArray[np.object_]:
+) -> Objects:
     """Return the group of each image as ``split.group_by`` makes it: object ``(N,)``."""
     patients, pixels = known_patients(samples), samples["pixel_sha256"].to_numpy(object)
     if kind == "near_duplicate":

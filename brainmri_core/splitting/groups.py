@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
+from brainmri_core.arrays import I64, Objects
 from brainmri_core.config.data import SplitConfig
 from brainmri_core.project.sample_table import known_scans
 from brainmri_core.splitting.assignment import group_names, joined
-from brainmri_core.splitting.neighbour_runs import I64, Neighbours, connected
+from brainmri_core.splitting.neighbour_runs import Neighbours, connected
 from brainmri_core.splitting.record import Found
 from brainmri_core.system.storage import sha256_json
 
 
-def image_groups(config: SplitConfig, table: pd.DataFrame, found: Found) -> npt.NDArray[np.object_]:
+def image_groups(config: SplitConfig, table: pd.DataFrame, found: Found) -> Objects:
     """Name each image's group, as ``split.group_by`` says: object ``(N,)`` of 16 hexadecimal digits.
 
     Slices of one file or study stay together, unless ``exact`` or ``none`` is asked for. A predefined split is not judged
@@ -52,7 +52,7 @@ def image_groups(config: SplitConfig, table: pd.DataFrame, found: Found) -> npt.
 
 def patient_components(
     table: pd.DataFrame,
-    patients: npt.NDArray[np.object_],
+    patients: Objects,
     copies: tuple[I64, I64],
     neighbours: Neighbours,
     test_frac: float,
@@ -98,7 +98,7 @@ def _unsplittable(component: I64, table: pd.DataFrame, test_frac: float) -> set[
     return set(single.index[single]) | set(used.loc[used["group"].isin(large), "class"])
 
 
-def _with_neighbours(component: I64, patients: npt.NDArray[np.object_], neighbours: Neighbours) -> I64:
+def _with_neighbours(component: I64, patients: Objects, neighbours: Neighbours) -> I64:
     """Join neighbours that look alike where the patient of at least one is unknown, and no two known patients.
 
     Neighbours of unknown patient make up a run. A run that touches images of known patients is joined with the one it

@@ -11,14 +11,12 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
+from brainmri_core.arrays import F64, I64, U8, Mask, Objects
 from brainmri_core.copies.likeness import correlation
-
-I64 = npt.NDArray[np.int64]
 
 LEAST_CORRELATION = 0.8
 _NUMBER = re.compile(r"(\d+)(?!.*\d)")
@@ -38,15 +36,15 @@ class Neighbours:
 
     first: I64
     second: I64
-    ncc: npt.NDArray[np.float64]
+    ncc: F64
 
-    def among(self, rows: npt.NDArray[np.bool_]) -> Neighbours:
+    def among(self, rows: Mask) -> Neighbours:
         """Return the pairs of which both images are among `rows`, bool ``(N,)``."""
         kept = rows[self.first] & rows[self.second]
         return Neighbours(self.first[kept], self.second[kept], self.ncc[kept])
 
 
-def neighbour_pairs(table: pd.DataFrame, thumbs: npt.NDArray[np.uint8]) -> Neighbours:
+def neighbour_pairs(table: pd.DataFrame, thumbs: U8) -> Neighbours:
     """Return the pairs of rows whose file names differ by one in their last number and whose images correlate above .8.
 
     A lower limit, or neighbours further apart, finds a few more pairs of one patient and joins many of two.
@@ -91,7 +89,7 @@ def connected(n: int, *pairs: tuple[I64, I64]) -> I64:
 
 
 def proxy_quality(
-    patients: npt.NDArray[np.object_], neighbours: Neighbours, copies: tuple[I64, I64]
+    patients: Objects, neighbours: Neighbours, copies: tuple[I64, I64]
 ) -> dict[str, float] | None:
     """Measure the proxy on the images whose patient is known.
 

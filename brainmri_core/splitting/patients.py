@@ -7,9 +7,9 @@ import unicodedata
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
+from brainmri_core.arrays import Objects
 from brainmri_core.config.data import SplitConfig
 from brainmri_core.errors import ConfigError, DataError
 from brainmri_core.project.image_tables import ImageFinder, ImageTable, is_file, read_table
@@ -17,7 +17,6 @@ from brainmri_core.project.job import Job
 from brainmri_core.project.pseudonyms import is_hashed, project_key, pseudonym
 from brainmri_core.project.sample_table import known_patients
 
-Names = npt.NDArray[np.object_]
 _SOURCES = {"pattern": "split.patient_pattern", "data": "The data set itself"}
 
 
@@ -35,7 +34,7 @@ class KnownPatients:
         What was odd about a source, one sentence each.
     """
 
-    names: Names
+    names: Objects
     sources: dict[str, int]
     notes: list[str]
 
@@ -69,7 +68,7 @@ def find_patients(config: SplitConfig, table: pd.DataFrame, job: Job) -> KnownPa
     return KnownPatients(names, sources, notes)
 
 
-def _as_called_before(names: Names, found: Names, source: str, notes: list[str]) -> Names:
+def _as_called_before(names: Objects, found: Objects, source: str, notes: list[str]) -> Objects:
     """Return one source's names as the sources before it call the same patients, by the images that both name.
 
     A name that stands for one patient of theirs becomes that patient's. A name that stands for several becomes nobody's, since
@@ -107,7 +106,7 @@ def _as_called_before(names: Names, found: Names, source: str, notes: list[str])
     return np.array([called.get(name, name) for name in found], object)
 
 
-def _from_table(config: SplitConfig, table: pd.DataFrame, job: Job, notes: list[str]) -> Names:
+def _from_table(config: SplitConfig, table: pd.DataFrame, job: Job, notes: list[str]) -> Objects:
     """Read the user's CSV, where there is none the catalogue's table; of the latter an image may be missing silently."""
     names = np.full(len(table), "", object)
     given: ImageTable
@@ -182,7 +181,7 @@ def check_pattern(pattern: str) -> re.Pattern[str]:
     return compiled
 
 
-def _from_paths(config: SplitConfig, table: pd.DataFrame, job: Job) -> Names:
+def _from_paths(config: SplitConfig, table: pd.DataFrame, job: Job) -> Objects:
     names = np.full(len(table), "", object)
     if config.patient_pattern is None:
         return names

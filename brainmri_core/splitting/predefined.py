@@ -7,9 +7,9 @@ import re
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
+from brainmri_core.arrays import Objects
 from brainmri_core.config.data import SplitConfig
 from brainmri_core.errors import ConfigError, DataError
 from brainmri_core.project.foreign_names import stored_names
@@ -22,9 +22,7 @@ SIDES = ("train", "test", "excluded")
 _GROUP = re.compile(r"[0-9a-f]{16}(?:-official-copy)?")
 
 
-def read_predefined(
-    config: SplitConfig, table: pd.DataFrame, patients: npt.NDArray[np.object_], job: Job
-) -> None:
+def read_predefined(config: SplitConfig, table: pd.DataFrame, patients: Objects, job: Job) -> None:
     """Set split and group of a sample table from the CSV of ``split.predefined_csv``.
 
     Paths are compared as `sources.names.compared` says. The CSV needs the columns ``path`` and ``split`` (train, test or excluded); with a column ``group`` its groups are
@@ -73,7 +71,7 @@ def read_predefined(
     _check_sides(path, table, patients)
 
 
-def _check_sides(path: Path, table: pd.DataFrame, patients: npt.NDArray[np.object_]) -> None:
+def _check_sides(path: Path, table: pd.DataFrame, patients: Objects) -> None:
     """Refuse a group, or under whatever grouping a known patient, on two sides."""
     used = (table["split"] != "excluded").to_numpy()
     sides = table["split"].to_numpy(object)
@@ -119,7 +117,7 @@ def _read(path: Path) -> pd.DataFrame:
     return given
 
 
-def _joined(found: pd.Series, given: npt.NDArray[np.object_]) -> pd.Series:
+def _joined(found: pd.Series, given: Objects) -> pd.Series:
     """Join two groupings, so that rows which share a found or a given group are together; ``""`` joins nothing.
 
     A group is called as the file calls it where that is a name this project gave, so that a split is replayed exactly.

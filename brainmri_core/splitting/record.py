@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import pandas as pd
 from pydantic import ValidationError
 
+from brainmri_core.arrays import I64
 from brainmri_core.config.data import CopySearchConfig, SplitConfig
 from brainmri_core.copies.fingerprint import FingerprintTable
 from brainmri_core.copies.likeness import ORIENTATIONS
@@ -30,7 +29,7 @@ class Found:
 
     prints: FingerprintTable
     pairs: CopyPairs
-    components: npt.NDArray[np.int64]
+    components: I64
     neighbours: Neighbours
     patients: KnownPatients
     corrections: dict[str, dict[str, str]]

@@ -8,9 +8,9 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
 
+from brainmri_core.arrays import Mask
 from brainmri_core.errors import IntegrityError
 from brainmri_core.escaping import printable, shared_reason
 from brainmri_core.project.job import Job
@@ -123,7 +123,7 @@ def read_account(samples: pd.DataFrame, mapping: MappingPointer, job: Job) -> Ac
 
 def account(
     samples: pd.DataFrame,
-    dropped_by_split: npt.NDArray[np.bool_],
+    dropped_by_split: Mask,
     fetched: Fetched | None,
     is_class: Callable[[str], bool],
 ) -> Account:
@@ -149,7 +149,7 @@ def account(
     root = f"{fetched.root}/" if fetched and fetched.root else ""
     paths = root + samples["path"].astype(str)
     rows = _of_fetch(fetched.left_out) if fetched else []
-    stages: tuple[tuple[Stage, npt.NDArray[np.bool_]], ...] = (
+    stages: tuple[tuple[Stage, Mask], ...] = (
         ("split", ~packed & dropped_by_split),
         ("resize", ~packed & ~dropped_by_split),
     )

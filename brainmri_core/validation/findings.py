@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
+from brainmri_core.arrays import Mask
 from brainmri_core.config.data import ValidateConfig
 from brainmri_core.copies.likeness import ORIENTATIONS, SEARCHED, orientation_words
 from brainmri_core.escaping import printable
@@ -88,7 +88,7 @@ class Evidence:
         return self.samples[self.samples["row"] >= 0]
 
     @property
-    def excluded(self) -> npt.NDArray[np.bool_]:
+    def excluded(self) -> Mask:
         """Images on neither side."""
         return np.asarray(self.samples["split"] == "excluded", np.bool_)
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
+from brainmri_core.arrays import I64, U8, Indices, Mask
 from brainmri_core.config.data import CopySearchConfig
 from brainmri_core.copies.leaks import find_leaks, find_twins, patient_twins
 from brainmri_core.copies.likeness import ORIENTATIONS
@@ -20,10 +20,6 @@ from brainmri_core.copies.lookup import nearest_neighbours
 from brainmri_core.copies.unlisted import best_copies
 from brainmri_core.project.sample_table import known_patients
 from brainmri_core.splitting.divisions import Division, SplitName, divisions
-
-U8 = npt.NDArray[np.uint8]
-I64 = npt.NDArray[np.int64]
-Mask = npt.NDArray[np.bool_]
 
 MAX_LOOKUPS = 4_000
 SEARCH = CopySearchConfig()
@@ -191,7 +187,7 @@ def leak_report(
 class _Lookup:
     """Test rows looked up, their class, and the class of their most similar training image."""
 
-    rows: npt.NDArray[np.intp]
+    rows: Indices
     truth: I64
     predicted: I64
 

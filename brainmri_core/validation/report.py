@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
 from brainmri_core.project.layout import Layout
@@ -16,8 +14,6 @@ from brainmri_core.validation.accounting import Account
 from brainmri_core.validation.findings import SEVERITIES, Finding
 from brainmri_core.validation.leak_report import LeakReport
 from brainmri_core.validation.shortcuts import ShortcutScore
-
-U8 = npt.NDArray[np.uint8]
 
 
 class ValidationReport(BaseModel):

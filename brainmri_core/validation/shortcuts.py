@@ -9,15 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 from pydantic import BaseModel, ConfigDict
 
+from brainmri_core.arrays import F64, I64, Indices
 from brainmri_core.images.statistics import INTENSITY_STATISTICS
 from brainmri_core.splitting.assignment import assign_folds, independent_units
-
-F64 = npt.NDArray[np.float64]
-I64 = npt.NDArray[np.int64]
 
 METADATA_FEATURES = ("width", "height", "bytes", "aspect", "bytes_per_pixel", "mode")
 MAX_IMAGES = 20_000
@@ -143,7 +140,7 @@ def shortcut_scores(
     ]
 
 
-def _limit(groups: I64, seed: int) -> npt.NDArray[np.intp]:
+def _limit(groups: I64, seed: int) -> Indices:
     if len(groups) <= MAX_IMAGES:
         return np.arange(len(groups))
     order = np.random.default_rng(seed).permutation(int(groups.max()) + 1)

@@ -6,15 +6,14 @@ import io
 from collections.abc import Iterator
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 from PIL import Image, ImageFilter
 
+from brainmri_core.arrays import U8
 from brainmri_core.copies.fingerprint import fingerprint, thumbnails
 from brainmri_core.images.decode import decode
 from tests.counts import trials
 
-U8 = npt.NDArray[np.uint8]
 KINDS = [("L", 95, -1), ("L", 50, -1), ("RGB", 75, 2), ("RGB", 90, 0), ("RGB", 85, 1)]
 
 

@@ -11,10 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 from PIL import Image, ImageOps
 
+from brainmri_core.arrays import F32
 from brainmri_core.config.data import FetchConfig, SplitConfig
 from brainmri_core.fetch import fetch
 from brainmri_core.project.catalogue import load_catalogue
@@ -26,7 +26,6 @@ from brainmri_core.project.sample_table import read_samples
 from brainmri_core.split import split
 
 pytestmark = pytest.mark.full
-F32 = npt.NDArray[np.float32]
 KAGGLE = "sartajbhuvaji/brain-tumor-classification-mri"
 Change = Callable[[Image.Image], Image.Image]
 
