@@ -24,7 +24,7 @@ from starlette.routing import Route
 from brainmri_core.classifier.neighbours import Neighbours, find_neighbours
 from brainmri_core.config.formats import READABLE
 from brainmri_core.errors import ConfigError
-from brainmri_core.pages.evaluation_page import environment_of_templates
+from brainmri_core.pages.environment import rendered
 from brainmri_core.pictures.thumbnails import colour_bar, data_uri, overlay, resized
 from brainmri_core.predict import NOTICE, Classifier, Prediction
 
@@ -87,14 +87,11 @@ class _Page:
         )
 
     async def style(self, _: Request) -> Response:
-        templates = environment_of_templates()
-        text = "".join(templates.get_template(name).render() for name in ("evaluation.css", "app.css"))
+        text = "".join(rendered(name) for name in ("evaluation.css", "app.css"))
         return Response(text, media_type="text/css")
 
     async def script(self, _: Request) -> Response:
-        return Response(
-            environment_of_templates().get_template("app.js").render(), media_type="text/javascript"
-        )
+        return Response(rendered("app.js"), media_type="text/javascript")
 
     async def classify(self, request: Request) -> Response:
         """Answer an image with a piece of the page."""
@@ -155,7 +152,7 @@ async def _body(request: Request) -> bytes | None:
 
 
 def _html(template: str, status: int = 200, **values: Any) -> HTMLResponse:
-    text = environment_of_templates().get_template(template).render(notice=NOTICE, **values)
+    text = rendered(template, notice=NOTICE, **values)
     return HTMLResponse(text, status)
 
 

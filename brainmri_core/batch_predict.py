@@ -55,7 +55,6 @@ from brainmri_core.splitting.assignment import joined
 from brainmri_core.system.clock import timestamp, utc_now
 from brainmri_core.system.locks import exclusive
 from brainmri_core.system.storage import (
-    remove_stale,
     sha256_file,
     sha256_json,
     staging_folder,
@@ -114,8 +113,7 @@ def batch_predict(config: BatchPredictConfig, fetched: FetchPointer, job: Job) -
     )
     place = job.layout.configured(config.out_dir) / job.dataset
     with exclusive(job.layout.lock("batch_predict", job.dataset)):
-        for stale in remove_stale(place) if place.is_dir() else []:
-            job.log.info("removed a stale temporary", path=stale.name)
+        job.clear_stale(place)
         work = FinishedWork(place / RESUME_FOLDER / model.identity, tuple(meta.classes))
         rows, reused = _predicted(
             model.classifier, work, table, job.layout.absolute(fetched.dataset_root), job

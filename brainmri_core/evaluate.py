@@ -44,7 +44,7 @@ from brainmri_core.project.pointers import CheckpointPointer, EvaluationPointer,
 from brainmri_core.project.sample_table import write_samples
 from brainmri_core.splitting.assignment import independent_units
 from brainmri_core.system.clock import timestamp, utc_now
-from brainmri_core.system.storage import remove_stale, sha256_file, staging_folder, write_json
+from brainmri_core.system.storage import sha256_file, write_json
 
 
 def evaluate(
@@ -90,9 +90,7 @@ def evaluate(
     measured = _measure(config, table, subject, evidence)
     clock.append(time.perf_counter())
     target = job.layout.evaluation_dir(config.io.eval_out, job.dataset, job.run_id)
-    for stale in remove_stale(target.parent) if target.parent.is_dir() else []:
-        job.log.info("removed a stale temporary", path=stale.name)
-    with staging_folder(target) as folder:
+    with job.staged(target) as folder:
         write_samples(folder / "predictions.parquet", table)
         write_confusion(folder / "confusion.png", measured.confusion_matrix, subject.classes)
         galleries, explained = _pictures(config, folder, table, subject, evidence)

@@ -49,7 +49,7 @@ from brainmri_core.project.pointers import EvaluationPointer, ExternalEvaluation
 from brainmri_core.project.sample_table import write_samples
 from brainmri_core.splitting.assignment import independent_units
 from brainmri_core.system.clock import timestamp, utc_now
-from brainmri_core.system.storage import check_sha256, remove_stale, sha256_json, staging_folder, write_json
+from brainmri_core.system.storage import check_sha256, sha256_json, write_json
 
 SCHEMA_VERSION = 1
 BARE_BATCH_SIZE = 32
@@ -288,10 +288,8 @@ def _write(
 ) -> ExternalEvaluationPointer:
     layout, scores = job.layout, metrics["scores"]
     target = layout.evaluation_dir(config.out, job.dataset, job.run_id)
-    for stale in remove_stale(target.parent) if target.parent.is_dir() else []:
-        job.log.info("removed a stale temporary", path=stale.name)
     identity = {"dataset": job.dataset, "run_id": job.run_id, "written_at_utc": timestamp(utc_now())}
-    with staging_folder(target) as folder:
+    with job.staged(target) as folder:
         write_samples(folder / "predictions.parquet", table)
         taken.table.drop(columns="position").to_csv(folder / "taken_out.csv", index=False)
         if scores is not None:

@@ -30,7 +30,6 @@ from brainmri_core.system.clock import timestamp, utc_now
 from brainmri_core.system.locks import exclusive
 from brainmri_core.system.storage import (
     read_json,
-    remove_stale,
     sha256_file,
     sha256_json,
     staging_folder,
@@ -102,8 +101,7 @@ def fetch(config: FetchConfig, job: Job) -> FetchPointer:
     if replaces_shipped(job.dataset):
         job.log.info("the catalogue's own entry is replaced by the user's", file=str(catalogue_path()))
     with exclusive(job.layout.lock("fetch", job.dataset)):
-        for stale in remove_stale(cache) if cache.is_dir() else []:
-            job.log.info("removed a stale temporary", path=stale.name)
+        job.clear_stale(cache)
         source = _locate(config, job)
         target = cache / f"{source.key}-{_reading(config, job)}"
         if target.is_dir():

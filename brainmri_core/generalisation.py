@@ -20,7 +20,7 @@ from brainmri_core.project.pointers import (
     read_pointer,
 )
 from brainmri_core.system.clock import timestamp, utc_now
-from brainmri_core.system.storage import atomic_file, read_json, remove_stale, sha256_json, staging_folder
+from brainmri_core.system.storage import atomic_file, read_json, sha256_json
 
 COLUMNS = [
     "trained_on", "evaluated_on", "macro_f1", "low", "high", "own", "difference", "difference_low", "difference_high",
@@ -64,9 +64,7 @@ def generalise(job: Job) -> GeneralisationPointer:
     for name in mixed:
         job.log.warning("the pairs are of several checkpoints; evaluate them again", trained_on=name)
     target = layout.root / "outputs" / "generalisation" / job.dataset / job.run_id
-    for stale in remove_stale(target.parent) if target.parent.is_dir() else []:
-        job.log.info("removed a stale temporary", path=stale.name)
-    with staging_folder(target) as folder:
+    with job.staged(target) as folder:
         for name, part in (("generalisation", table), ("models", models)):
             with atomic_file(folder / f"{name}.csv") as handle:
                 part.to_csv(handle, index=False)

@@ -26,7 +26,7 @@ from brainmri_core.project.pointers import (
     follow,
 )
 from brainmri_core.system.clock import timestamp, utc_now
-from brainmri_core.system.storage import atomic_file, sha256_json, staging_folder, write_bytes
+from brainmri_core.system.storage import atomic_file, sha256_json, write_bytes
 
 ChooseBy = Literal["own", "external_worst", "external_mean"]
 Row = dict[str, str | float | None]
@@ -92,7 +92,7 @@ def rank(entries: list[Entry], job: Job, choose_by: ChooseBy = "own") -> Leaderb
     for row in rows[len(ranked) :]:
         job.log.warning("not ranked", experiment=row["experiment"], reason=row["left_out"])
     target = job.layout.root / "outputs" / "leaderboard" / job.dataset / job.run_id
-    with staging_folder(target) as folder:
+    with job.staged(target) as folder:
         write_bytes(folder / "leaderboard.csv", as_csv(rows).encode())
         with atomic_file(folder / "leaderboard.png") as handle:
             handle.write(_plot(ranked, basis))

@@ -23,7 +23,7 @@ from brainmri_core.project.job import Job
 from brainmri_core.project.pointers import MappingPointer, PackPointer
 from brainmri_core.project.sample_table import RESIZE_COLUMNS, SPLIT_COLUMNS, read_samples, write_samples
 from brainmri_core.system.clock import timestamp, utc_now
-from brainmri_core.system.storage import remove_stale, sha256_json, staging_folder
+from brainmri_core.system.storage import sha256_json, staging_folder
 
 
 def resize(config: ResizeConfig, mapping: MappingPointer, job: Job) -> PackPointer:
@@ -52,14 +52,12 @@ def resize(config: ResizeConfig, mapping: MappingPointer, job: Job) -> PackPoint
     if not len(todo):
         raise DataError(f"No image of {job.dataset} is left to resize; see the reasons in {mapping.samples}.")
     target = job.layout.pack_dir(config.out_dir, job.dataset, job.run_id)
-    for stale in remove_stale(target.parent) if target.parent.is_dir() else []:
-        job.log.info("removed a stale temporary", path=stale.name)
     root = job.layout.absolute(mapping.dataset_root)
     colour = (table["colourfulness"].to_numpy()[todo] > COLOUR_THRESHOLD).any()
     channels = 3 if config.color == "rgb" or (config.color == "auto" and colour) else 1
     ranges = config.gray_ranges or _measured(root, table, todo)
     config = config.model_copy(update={"gray_ranges": ranges})
-    with staging_folder(target) as staging:
+    with job.staged(target) as staging:
         table, pack_hash = _fill(staging / "pack.npy", root, table, todo, config, channels)
         write_samples(staging / "samples.parquet", table)
         if config.export_tree is not None:

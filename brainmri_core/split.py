@@ -34,7 +34,7 @@ from brainmri_core.splitting.record import (
     split_record,
 )
 from brainmri_core.system.clock import timestamp, utc_now
-from brainmri_core.system.storage import atomic_file, remove_stale, sha256_json, staging_folder, write_json
+from brainmri_core.system.storage import atomic_file, sha256_json, write_json
 
 NO_FOLD = -1
 OFFICIAL_COPY = "a copy of it is in the official test folder"
@@ -299,12 +299,10 @@ def _write(
     job: Job,
 ) -> MappingPointer:
     target = job.layout.mapping_dir(job.dataset, job.run_id)
-    for stale in remove_stale(target.parent) if target.parent.is_dir() else []:
-        job.log.info("removed a stale temporary", path=stale.name)
     classes = job.entry.classes
     remap = {name: index for index, name in enumerate(classes)}
     counts = side_counts(table, classes)
-    with staging_folder(target) as staging:
+    with job.staged(target) as staging:
         write_samples(staging / "samples.parquet", table)
         write_samples(staging / "copies.parquet", copies_table(table, found.pairs))
         for name, thumbs in (

@@ -27,9 +27,7 @@ from brainmri_core.project.sample_table import FETCH_COLUMNS, RESIZE_COLUMNS, SP
 from brainmri_core.splitting.record import copy_limits, read_split_record
 from brainmri_core.system.clock import timestamp, utc_now
 from brainmri_core.system.storage import (
-    remove_stale,
     sha256_json,
-    staging_folder,
     write_bytes,
     write_json,
 )
@@ -80,9 +78,7 @@ def validate(config: ValidateConfig, pack: PackPointer, job: Job) -> ValidationP
     for finding in report.findings:
         log = {"error": job.log.error, "warning": job.log.warning, "info": job.log.info}[finding.severity]
         log(finding.message, check=finding.check, count=finding.count)
-    for stale in remove_stale(target.parent) if target.parent.is_dir() else []:
-        job.log.info("removed a stale temporary", path=stale.name)
-    with staging_folder(target) as folder:
+    with job.staged(target) as folder:
         document = report.model_dump(mode="json", exclude={"leak": {"gallery"}})
         write_json(folder / "report.json", document)
         write_json(folder / "leak.json", evidence.leak.model_dump(mode="json"))

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from markupsafe import Markup
-
 from brainmri_core.escaping import printable
 from brainmri_core.evaluation.comparison import LOWER_IS_BETTER, Comparison
-from brainmri_core.pages.evaluation_page import environment_of_templates
+from brainmri_core.pages.environment import rendered, style_sheet
 from brainmri_core.system.storage import write_bytes
 
 CHANGED_SHOWN = 100
@@ -46,10 +44,10 @@ def mcnemar_sentence(found: Comparison) -> str:
 
 def write_comparison(path: Path, found: Comparison) -> None:
     """Write the page."""
-    templates = environment_of_templates()
     drawn = [item.interval or [] for item in found.differences if item.key not in _UNDRAWN]
     reach = max([1e-6, *(abs(end) for span in drawn for end in span)])
-    page = templates.get_template("comparison.html.j2").render(
+    page = rendered(
+        "comparison.html.j2",
         found=found,
         reach=reach,
         undrawn=_UNDRAWN,
@@ -57,6 +55,6 @@ def write_comparison(path: Path, found: Comparison) -> None:
         mcnemar=mcnemar_sentence(found),
         purpose=NOT_FOR_CHOOSING,
         changed=found.changed.head(CHANGED_SHOWN).to_dict("records"),
-        style=Markup(templates.get_template("evaluation.css").render()),
+        style=style_sheet("evaluation.css"),
     )
     write_bytes(path, page.encode())

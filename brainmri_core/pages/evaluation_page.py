@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 from PIL import Image
 
 from brainmri_core.config.evaluation import EvaluateConfig
-from brainmri_core.escaping import markdown
 from brainmri_core.evaluation.calibration import probabilities
 from brainmri_core.evaluation.explanations import Explained
 from brainmri_core.evaluation.galleries import KINDS
@@ -24,7 +20,8 @@ from brainmri_core.evaluation.prediction_table import labels_of, logits_of
 from brainmri_core.evaluation.test_ledger import looks_sentence
 from brainmri_core.evaluation.tested_data import Evidence
 from brainmri_core.evaluation.tested_model import Subject
-from brainmri_core.pages.validation_page import render_leak_section, validation_style
+from brainmri_core.pages.environment import rendered, style_sheet
+from brainmri_core.pages.validation_page import render_leak_section
 from brainmri_core.pictures.figures import curves_figure, reliability_figure
 from brainmri_core.pictures.thumbnails import colour_bar, data_uri, overlay, resized
 from brainmri_core.project.job import Job
@@ -80,25 +77,21 @@ def write_pages(folder: Path, result: Evaluation, job: Job) -> None:
         "standing": standing(result.metrics.n_units, result.metrics.patients),
         "looks": looks_sentence(looks) if (looks := result.metrics.test_looks) else "",
     }
-    card = environment_of_templates().get_template("model_card.md.j2").render(**values)
-    write_bytes(folder / "model_card.md", card.encode())
-    page = (
-        environment_of_templates()
-        .get_template("evaluation.html.j2")
-        .render(
-            **values,
-            style=Markup(environment_of_templates().get_template("evaluation.css").render()),
-            leak_style=validation_style(),
-            leak_section=render_leak_section(result.evidence.leak),
-            figures=_figures(result, job),
-            galleries=_galleries(result),
-            bar=data_uri(colour_bar(240, 12), 90),
-            check=_check(result),
-            check_stages=_CHECK_STAGES,
-            coarse_grid=COARSE_GRID,
-            subset_kinds=_SUBSET_KINDS,
-            issues=_issues(result),
-        )
+    write_bytes(folder / "model_card.md", rendered("model_card.md.j2", **values).encode())
+    page = rendered(
+        "evaluation.html.j2",
+        **values,
+        style=style_sheet("evaluation.css"),
+        leak_style=style_sheet("validation.css"),
+        leak_section=render_leak_section(result.evidence.leak),
+        figures=_figures(result, job),
+        galleries=_galleries(result),
+        bar=data_uri(colour_bar(240, 12), 90),
+        check=_check(result),
+        check_stages=_CHECK_STAGES,
+        coarse_grid=COARSE_GRID,
+        subset_kinds=_SUBSET_KINDS,
+        issues=_issues(result),
     )
     write_bytes(folder / "report.html", page.encode())
 
@@ -116,39 +109,6 @@ def standing(units: int, patients: Patients, each: str = "test image") -> str:
         f"{patients.known:,}, with {patients.images:,} of the images. Images whose patient is unknown: "
         f"{patients.images_unknown:,}."
     )
-
-
-@cache
-def environment_of_templates() -> Environment:
-    """Return the template environment of evaluation pages: HTML is escaped, a missing value is an error."""
-    found = Environment(
-        loader=PackageLoader("brainmri_core.pages"),
-        autoescape=lambda name: name is None or name.endswith(".html.j2"),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    found.filters["md"] = lambda value: markdown(str(value))
-    found.filters["sentence"] = lambda value: f"{str(value)[:1].upper()}{str(value)[1:]}"
-    found.filters["percent"] = lambda value: "–" if value is None else f"{100 * value:.1f}%"
-    found.filters["figure"] = figure_text
-    found.filters["signed"] = lambda value: "–" if value is None else f"{value:+.3f}"
-    found.filters["count"] = lambda value: "–" if value is None else f"{value:,}"
-    found.filters["range"] = interval_text
-    found.filters["range_percent"] = lambda item: (
-        "" if item is None else f"{100 * item[0]:.1f} to {100 * item[1]:.1f}%"
-    )
-    return found
-
-
-def figure_text(value: float | None, digits: int = 3) -> str:
-    """Return a number with some digits, or a dash where it is undefined."""
-    return "–" if value is None else f"{value:.{digits}f}"
-
-
-def interval_text(item: Sequence[float] | None) -> str:
-    """Return an interval as text, or nothing where there is none."""
-    return "" if item is None else f"{item[0]:.3f} to {item[1]:.3f}"
 
 
 def _data(result: Evaluation, job: Job) -> dict[str, Any]:

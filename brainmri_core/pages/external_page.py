@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from markupsafe import Markup
 
 from brainmri_core.config.external import ExternalConfig
 from brainmri_core.copies.likeness import orientation_words
@@ -16,7 +15,8 @@ from brainmri_core.evaluation.external_scores import LOWER_IS_BETTER
 from brainmri_core.evaluation.metrics_schema import Patients
 from brainmri_core.evaluation.taken_out import REASONS, PackedImages, TakenOut
 from brainmri_core.learning.checkpoint import CheckpointMeta
-from brainmri_core.pages.evaluation_page import environment_of_templates, standing
+from brainmri_core.pages.environment import rendered, style_sheet
+from brainmri_core.pages.evaluation_page import standing
 from brainmri_core.pictures.figures import reliability_figure
 from brainmri_core.pictures.thumbnails import data_uri, resized
 from brainmri_core.project.job import Job
@@ -60,15 +60,16 @@ class ExternalEvaluation:
 
 def write_external_page(folder: Path, result: ExternalEvaluation, job: Job) -> None:
     """Write ``report.html``."""
-    metrics, templates = result.metrics, environment_of_templates()
+    metrics = result.metrics
     scores, measures = metrics["scores"], metrics["comparison"].get("measures", {})
     plan = job.layout.run_dir(job.run_id) / "plan.json"
     calibration = scores and scores["calibration"]
-    page = templates.get_template("external.html.j2").render(
+    page = rendered(
+        "external.html.j2",
         metrics=metrics,
         meta=result.meta,
         config=result.config,
-        style=Markup(templates.get_template("evaluation.css").render()),
+        style=style_sheet("evaluation.css"),
         standing=standing(scores["n_units"], Patients(**scores["patients"]), "image scored")
         if scores
         else "",

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from markupsafe import Markup
 
-from brainmri_core.pages.evaluation_page import environment_of_templates
+from brainmri_core.pages.environment import rendered, style_sheet
 from brainmri_core.system.storage import write_bytes
 
 
@@ -35,8 +34,8 @@ def write_generalisation_page(
     """
     trained = sorted(table["trained_on"].unique())
     pairs = _records(table)
-    templates = environment_of_templates()
-    page = templates.get_template("generalisation.html.j2").render(
+    page = rendered(
+        "generalisation.html.j2",
         trained=trained,
         measured=sorted({*trained, *table["evaluated_on"]}),
         pairs=pairs,
@@ -44,7 +43,7 @@ def write_generalisation_page(
         own=own,
         models=_records(models),
         mixed=mixed,
-        style=Markup(templates.get_template("evaluation.css").render()),
+        style=style_sheet("evaluation.css"),
     )
     write_bytes(path, page.encode())
 

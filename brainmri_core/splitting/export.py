@@ -15,7 +15,7 @@ from brainmri_core.errors import ConfigError, IntegrityError
 from brainmri_core.images.decode import DecodeError, decode
 from brainmri_core.images.isolation import read_below
 from brainmri_core.project.job import Job
-from brainmri_core.system.storage import remove_stale, staging_folder, write_bytes
+from brainmri_core.system.storage import write_bytes
 from brainmri_core.system.threads import cores, threads
 
 MARKER = ".brainmri-export"
@@ -44,8 +44,6 @@ def export_split(table: pd.DataFrame, root: Path, dest: Path, config: SplitConfi
             raise ConfigError(
                 f"The export folder {dest} is not empty; empty it or set split.clear_dest to true."
             )
-    for stale in remove_stale(dest.parent) if dest.parent.is_dir() else []:
-        job.log.info("removed a stale temporary", path=stale.name)
     used = table[table["split"] != "excluded"]
     names = _flat_names(used["path"].tolist())
     read = read_below(root, used["path"].tolist())
@@ -68,7 +66,7 @@ def export_split(table: pd.DataFrame, root: Path, dest: Path, config: SplitConfi
             data, target = buffer.getvalue(), target.with_name(target.name + ".png")
         target.write_bytes(data)
 
-    with staging_folder(dest, replace=True) as staging:
+    with job.staged(dest, replace=True) as staging:
         write_bytes(staging / MARKER, job.run_id.encode())
         columns = ["path", "split", "label", "file_sha256"]
         with threads(cores()) as pool:

@@ -13,7 +13,7 @@ from markdown_it import MarkdownIt
 
 from brainmri_core.errors import BrainMRIError, DataError
 from brainmri_core.escaping import markdown, printable
-from brainmri_core.pages.evaluation_page import environment_of_templates
+from brainmri_core.pages.environment import environment_of_templates
 from brainmri_core.pages.validation_page import render_shortcut_section
 from brainmri_core.project.logs import StageLog, stream_sink
 from brainmri_core.validation.shortcuts import ShortcutScore
