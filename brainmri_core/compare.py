@@ -56,7 +56,7 @@ def find_evaluation(layout: Layout, name: str) -> Path:
     """
     if (Path(name) / PREDICTIONS_NAME).is_file():
         return Path(name)
-    kind = layout.root / "outputs" / "pointers" / EvaluationPointer.kind
+    kind = layout.pointers(EvaluationPointer.kind)
     files = sorted(kind.glob("*/*/history/*.json"), key=lambda file: file.name)
     known = [
         (pointer.run_id, pointer) for pointer in (read_pointer(layout, EvaluationPointer, f) for f in files)

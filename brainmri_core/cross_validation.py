@@ -94,9 +94,7 @@ def fold_pack(pack: PackPointer, fold: int, job: Job) -> FoldPackPointer:
             )
     table.loc[table["split"] == "test", ["split", "reason"]] = ("excluded", FOLD_REASON)
     table.loc[training & (table["fold"] == fold), "split"] = "test"
-    target = (
-        layout.root / "outputs" / "cross_validation" / job.dataset / FOLDS_FOLDER / f"{job.run_id}-{fold}"
-    )
+    target = layout.result_dir("cross_validation", job.dataset, FOLDS_FOLDER) / f"{job.run_id}-{fold}"
     with staging_folder(target) as folder:
         write_samples(folder / "samples.parquet", table)
     seen = FoldPackPointer(
@@ -175,7 +173,7 @@ def cross_validate(
         label_issues=len(issues),
         test_looks=_looks(ensemble, together, checkpoints, job) if together is not None else None,
     )
-    target = job.layout.root / "outputs" / "cross_validation" / job.dataset / job.run_id
+    target = job.layout.result_dir("cross_validation", job.dataset, job.run_id)
     with staging_folder(target) as folder:
         write_json(folder / "metrics.json", metrics.model_dump(mode="json"))
         write_samples(folder / "predictions.parquet", pooled)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,7 +21,13 @@ from brainmri_core.sources.archive import extract_archive, unpack_inner
 from brainmri_core.sources.folder import copy_tree, list_folder
 from brainmri_core.sources.index import LEFT_OUT, QUIET_KINDS, index_files
 from brainmri_core.sources.labels import read_labels
-from brainmri_core.sources.local import find_archive, is_browser_name, names_looked_for, saved_by_browser
+from brainmri_core.sources.local import (
+    archives_folder,
+    is_browser_name,
+    local_archive,
+    names_looked_for,
+    saved_by_browser,
+)
 from brainmri_core.sources.masks import MASKS
 from brainmri_core.sources.scans import expand_scans
 from brainmri_core.sources.tree import split_of
@@ -123,14 +128,7 @@ def _reading(config: FetchConfig, job: Job) -> str:
 
 def _local(config: FetchConfig, job: Job) -> Path | None:
     """Return the local archive or folder; where a folder of archives has none, that is said before the network is used."""
-    folder = os.environ.get(ARCHIVES_VARIABLE)
-    archives = Path(folder).expanduser() if folder and job.entry.source != "phantom" else None
-    path = find_archive(
-        job.dataset,
-        Path(config.archive).expanduser() if config.archive else None,
-        archives,
-        job.entry.archives,
-    )
+    path, archives = local_archive(config, job.entry), archives_folder(job.entry)
     if path is not None or archives is None:
         return path
     names = ", ".join(names_looked_for(job.dataset, job.entry.archives))

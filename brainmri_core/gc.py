@@ -180,7 +180,6 @@ def _referenced(layout: Layout, raw: Path) -> _References:
 
 def _bases(layout: Layout, config: PipelineConfig) -> list[Path]:
     """Folders below which stages put their results."""
-    outputs = layout.root / "outputs"
     configured = [
         layout.configured(config.fetch.cache_dir) / "raw",
         layout.configured(config.resize.out_dir),
@@ -192,7 +191,7 @@ def _bases(layout: Layout, config: PipelineConfig) -> list[Path]:
     ]
     configured.append(layout.configured(config.train.io.out_models) / "cross_validation")
     names = ("mappings", "validation", "cross_validation", "leaderboard", "generalisation")
-    fixed = [outputs / name for name in names]
+    fixed = [layout.outputs / name for name in names]
     root = layout.root.resolve()
     real = {path.resolve(): path for path in (*configured, *fixed) if path.resolve().is_relative_to(root)}
     return list(real.values())
@@ -229,7 +228,7 @@ def _shared_folders(layout: Layout, config: PipelineConfig) -> Iterator[Path]:
     ]
     once = dict.fromkeys((downloads, *exports, *sorted(raw.glob("*/*"))))
     yield from (path for path in once if path.is_dir())
-    bases = [layout.root / "outputs", *(base for base in _bases(layout, config) if base != raw)]
+    bases = [layout.outputs, *(base for base in _bases(layout, config) if base != raw)]
     seen: set[Path] = set()
     for base in bases:
         # os.walk passes over folders that another run takes away meanwhile.

@@ -63,7 +63,7 @@ def generalise(job: Job) -> GeneralisationPointer:
     mixed = [str(name) for name, part in table.groupby("trained_on") if part["checkpoint"].nunique() > 1]
     for name in mixed:
         job.log.warning("the pairs are of several checkpoints; evaluate them again", trained_on=name)
-    target = layout.root / "outputs" / "generalisation" / job.dataset / job.run_id
+    target = layout.result_dir("generalisation", job.dataset, job.run_id)
     with job.staged(target) as folder:
         for name, part in (("generalisation", table), ("models", models)):
             with atomic_file(folder / f"{name}.csv") as handle:
@@ -92,7 +92,7 @@ def generalise(job: Job) -> GeneralisationPointer:
 
 def newest_pairs(layout: Layout) -> Iterator[ExternalEvaluationPointer]:
     """Yield the newest external evaluation of each pair of data sets."""
-    kind = layout.root / "outputs" / "pointers" / ExternalEvaluationPointer.kind
+    kind = layout.pointers(ExternalEvaluationPointer.kind)
     for path in sorted(kind.glob("*/*/latest.json")):
         yield read_pointer(layout, ExternalEvaluationPointer, path)
 

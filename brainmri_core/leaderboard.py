@@ -91,7 +91,7 @@ def rank(entries: list[Entry], job: Job, choose_by: ChooseBy = "own") -> Leaderb
     ranked = [row for row in rows if not row["left_out"]]
     for row in rows[len(ranked) :]:
         job.log.warning("not ranked", experiment=row["experiment"], reason=row["left_out"])
-    target = job.layout.root / "outputs" / "leaderboard" / job.dataset / job.run_id
+    target = job.layout.result_dir("leaderboard", job.dataset, job.run_id)
     with job.staged(target) as folder:
         write_bytes(folder / "leaderboard.csv", as_csv(rows).encode())
         with atomic_file(folder / "leaderboard.png") as handle:

@@ -93,7 +93,7 @@ def _look(layout: Layout, progress: Callable[[], object]) -> Verification:
         with _reported(check, path):
             _verify_pointer(check, read_pointer(layout, pointer_type, path), path)
         progress()
-    for folder in sorted((layout.root / "outputs" / "orchestrator").glob("*/")):
+    for folder in sorted(layout.runs.glob("*/")):
         runs += 1
         _verify_run(check, folder)
         progress()
@@ -266,7 +266,7 @@ def _verify_ledgers(check: _Check) -> None:
     """
     layout = check.layout
     entered: dict[str, set[tuple[str, str, str]]] = {}
-    for path in sorted((layout.root / "outputs" / "test_ledger").glob("*/*.jsonl")):
+    for path in sorted(layout.test_ledgers.glob("*/*.jsonl")):
         with _reported(check, path):
             dataset = f"{path.parent.name}/{path.stem}"
             looks = read_looks(path)

@@ -21,6 +21,8 @@ import grimp
 ROOT = Path(__file__).resolve().parents[1]
 PICTURE = ROOT / "docs" / "images" / "floor-plan.svg"
 PACKAGES = {"brainmri_dagster": "the Dagster side", "brainmri_core": "the core, a plain library"}
+# Files of the root that know nothing of a project: they stand at the bottom, each by itself.
+GROUND = {"errors", "escaping", "arrays"}
 _ROW, _TOP, _LEFT, _BOX = 26, 34, 16, 560
 
 
@@ -40,7 +42,7 @@ def rooms(package: str) -> dict[str, list[str]]:
 
 
 def _root_room(package: str, module: str) -> str:
-    if package == "brainmri_core" and module not in {"errors", "escaping"}:
+    if package == "brainmri_core" and module not in GROUND:
         return "stages and commands"
     return module
 

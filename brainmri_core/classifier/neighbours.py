@@ -15,7 +15,7 @@ from brainmri_core.copies.lookup import unit_vectors
 from brainmri_core.errors import ConfigError, IntegrityError
 from brainmri_core.images.pack import open_pack
 from brainmri_core.learning.checkpoint import CheckpointMeta
-from brainmri_core.project.layout import Layout
+from brainmri_core.project.layout import projects_above
 from brainmri_core.project.pointers import PackPointer, follow
 from brainmri_core.project.sample_table import read_samples
 
@@ -96,12 +96,9 @@ def find_neighbours(weights: Path, meta: CheckpointMeta) -> Neighbours | None:
     Neighbours or None
         None where the project, or the pack the checkpoint was trained on, is not here.
     """
-    root = next(
-        (item for item in weights.resolve().parents if (item / "outputs" / "pointers").is_dir()), None
-    )
-    if root is None or meta.pack_pointer is None:
+    layout = next(projects_above(weights.resolve()), None)
+    if layout is None or meta.pack_pointer is None:
         return None
-    layout = Layout(root=root)
     try:
         pack = follow(layout, PackPointer, meta.pack_pointer)
         pixels = open_pack(layout, pack)

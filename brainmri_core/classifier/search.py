@@ -9,7 +9,7 @@ from brainmri_core.classifier.record import CLASSIFIER_NAME, ClassifierFile, rea
 from brainmri_core.errors import ConfigError, IntegrityError, MissingUpstreamError
 from brainmri_core.evaluation.outliers import OutlierModel
 from brainmri_core.learning.checkpoint import CheckpointMeta, known_hashes
-from brainmri_core.project.layout import Layout
+from brainmri_core.project.layout import Layout, projects_above
 from brainmri_core.project.pointers import (
     ChampionPointer,
     CheckpointPointer,
@@ -65,11 +65,10 @@ def _evaluations(weights: Path) -> Iterator[Path]:
     """Yield folders that may hold the evaluation of a checkpoint: its own, then those of its project, newest first."""
     if (weights.parent / CLASSIFIER_NAME).is_file():
         yield weights.parent
-    for root in weights.parents:
-        pointers = root / "outputs" / "pointers" / EvaluationPointer.kind
+    for layout in projects_above(weights):
+        pointers = layout.pointers(EvaluationPointer.kind)
         if not pointers.is_dir():
             continue
-        layout = Layout(root=root)
         for file in sorted(pointers.glob("*/*/history/*.json"), key=lambda item: item.name, reverse=True):
             folder = layout.absolute(read_pointer(layout, EvaluationPointer, file).folder)
             if (folder / CLASSIFIER_NAME).is_file():
@@ -96,7 +95,7 @@ def default_checkpoint(layout: Layout, out_models: str, dataset: str | None = No
     MissingUpstreamError
         If there is no model.
     """
-    kind = layout.root / "outputs" / "pointers" / ChampionPointer.kind
+    kind = layout.pointers(ChampionPointer.kind)
     files = sorted(kind.glob(f"{dataset or '*/*'}/latest.json"))
     if len(files) > 1:
         names = ", ".join(file.parent.relative_to(kind).as_posix() for file in files)
@@ -163,7 +162,7 @@ def model_in_use(layout: Layout, dataset: str | None, setting: str) -> Path:
 
 def _only_dataset(layout: Layout, setting: str) -> str:
     for kind in (ChampionPointer.kind, CheckpointPointer.kind):
-        folder = layout.root / "outputs" / "pointers" / kind
+        folder = layout.pointers(kind)
         names = sorted(file.parent.relative_to(folder).as_posix() for file in folder.glob("*/*/latest.json"))
         if len(names) > 1:
             raise ConfigError(

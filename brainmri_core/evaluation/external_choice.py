@@ -37,7 +37,7 @@ def external_evaluations(checkpoint: CheckpointPointer, layout: Layout) -> Evalu
 
     Those without a score do not count, nor those from which what the model has seen could not be taken out.
     """
-    kind = layout.root / "outputs" / "pointers" / ExternalEvaluationPointer.kind
+    kind = layout.pointers(ExternalEvaluationPointer.kind)
     found: Evaluations = {}
     for file in sorted(kind.glob("*/*/history/*.json"), key=lambda path: path.name, reverse=True):
         pointer = read_pointer(layout, ExternalEvaluationPointer, file)

@@ -21,7 +21,7 @@ from brainmri_core.learning.state import Loop, State
 from brainmri_core.pictures.curves import draw_curves
 from brainmri_core.project.job import Job
 from brainmri_core.project.pointers import CheckpointPointer, PackPointer
-from brainmri_core.project.run_record import code_version
+from brainmri_core.project.provenance import code_version
 from brainmri_core.project.sample_table import write_samples
 from brainmri_core.system.clock import timestamp, utc_now
 from brainmri_core.system.storage import atomic_file, sha256_file, sha256_json

@@ -26,7 +26,7 @@ from brainmri_core.pictures.figures import curves_figure, reliability_figure
 from brainmri_core.pictures.thumbnails import colour_bar, data_uri, overlay, resized
 from brainmri_core.project.job import Job
 from brainmri_core.project.pointers import CheckpointPointer
-from brainmri_core.project.run_record import code_version, environment
+from brainmri_core.project.provenance import code_version, environment
 from brainmri_core.project.run_schema import read_plan
 from brainmri_core.system.storage import sha256_json, write_bytes
 

@@ -20,7 +20,7 @@ from brainmri_core.pages.evaluation_page import standing
 from brainmri_core.pictures.figures import reliability_figure
 from brainmri_core.pictures.thumbnails import data_uri, resized
 from brainmri_core.project.job import Job
-from brainmri_core.project.run_record import code_version
+from brainmri_core.project.provenance import code_version
 from brainmri_core.project.run_schema import read_plan
 from brainmri_core.system.storage import write_bytes
 

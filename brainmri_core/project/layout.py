@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from pydantic import BaseModel, ConfigDict
@@ -112,9 +113,29 @@ class Layout(BaseModel):
         """Folder of downloaded archives."""
         return self.configured(cache_dir) / "downloads"
 
+    @property
+    def outputs(self) -> Path:
+        """Folder of everything small that the project keeps: pointers, runs, splits, reports, locks."""
+        return self.root / "outputs"
+
+    @property
+    def runs(self) -> Path:
+        """Folder that holds one folder per run."""
+        return self.outputs / "orchestrator"
+
+    @property
+    def test_ledgers(self) -> Path:
+        """Folder of the test ledgers of all data sets."""
+        return self.outputs / "test_ledger"
+
+    @property
+    def patient_key(self) -> Path:
+        """File of the secret that the names of patients are hashed with."""
+        return self.outputs / ".patient_key"
+
     def mapping_dir(self, dataset: str, run_id: str) -> Path:
         """Folder of one split: the sample table, ``index_remap.json`` and ``split.json``."""
-        return self.root / "outputs" / "mappings" / dataset / run_id
+        return self.outputs / "mappings" / dataset / run_id
 
     def pack_dir(self, out_dir: str, dataset: str, run_id: str) -> Path:
         """Folder of one pack: the pixel array and the sample table that goes with it."""
@@ -122,7 +143,7 @@ class Layout(BaseModel):
 
     def validation_dir(self, dataset: str, run_id: str) -> Path:
         """Folder of one validation report."""
-        return self.root / "outputs" / "validation" / dataset / run_id
+        return self.outputs / "validation" / dataset / run_id
 
     def checkpoint_dir(self, out_models: str, dataset: str, run_id: str) -> Path:
         """Folder of one training run's checkpoints."""
@@ -138,16 +159,35 @@ class Layout(BaseModel):
 
     def test_ledger(self, dataset: str) -> Path:
         """File that says who has looked at a data set's test splits, a JSON object a line."""
-        return self.root / "outputs" / "test_ledger" / f"{dataset}.jsonl"
+        return self.test_ledgers / f"{dataset}.jsonl"
+
+    def result_dir(self, kind: str, dataset: str, run_id: str) -> Path:
+        """Folder of one result of an asset that no configuration gives a place: ``leaderboard``, ``cross_validation``."""
+        return self.outputs / kind / dataset / run_id
+
+    def comparison(self, a: str, b: str) -> Path:
+        """Page of the comparison of two evaluations."""
+        return self.outputs / "comparisons" / f"{a}--{b}.html"
+
+    def pointers(self, kind: str) -> Path:
+        """Folder of the pointers of a kind, of all data sets."""
+        return self.outputs / "pointers" / kind
 
     def pointer_dir(self, kind: str, dataset: str) -> Path:
         """Folder of a stage's pointers for a data set: ``latest.json`` and ``history/``."""
-        return self.root / "outputs" / "pointers" / kind / dataset
+        return self.pointers(kind) / dataset
 
     def run_dir(self, run_id: str) -> Path:
         """Folder of one run: plan, manifest, resolved configs and logs."""
-        return self.root / "outputs" / "orchestrator" / checked_run_id(run_id)
+        return self.runs / checked_run_id(run_id)
 
     def lock(self, *names: str) -> Path:
         """Lock file of something: of a data set's ``fetch``, of the ``pointer`` of a kind, of a ``run``."""
-        return self.root / "outputs" / ".locks" / f"{'-'.join(names).replace('/', '+')}.lock"
+        return self.outputs / ".locks" / f"{'-'.join(names).replace('/', '+')}.lock"
+
+
+def projects_above(path: Path) -> Iterator[Layout]:
+    """Yield the projects that a file lies in, the innermost first: the folders above it that hold pointers."""
+    for folder in path.parents:
+        if (folder / "outputs" / "pointers").is_dir():
+            yield Layout(root=folder)

@@ -352,7 +352,7 @@ def read_mapping(layout: Layout, path: Path) -> MappingPointer:
     """
     if path.name != "index_remap.json":
         return read_pointer(layout, MappingPointer, path)
-    history = (layout.root / "outputs" / "pointers" / MappingPointer.kind).glob("*/*/history/*.json")
+    history = layout.pointers(MappingPointer.kind).glob("*/*/history/*.json")
     for file in sorted(history, key=lambda file: file.name, reverse=True):
         mapping = read_pointer(layout, MappingPointer, file)
         if layout.absolute(mapping.path).resolve() == path.resolve():
@@ -419,7 +419,7 @@ def follow(layout: Layout, pointer_type: type[P], stored: str) -> P:
 def pointer_files(layout: Layout) -> Iterator[tuple[type[Pointer], Path]]:
     """Yield every pointer file of the project with its type, ``latest.json`` before its history."""
     for kind, pointer_type in POINTER_TYPES.items():
-        for folder in sorted((layout.root / "outputs" / "pointers" / kind).glob("*/*")):
+        for folder in sorted(layout.pointers(kind).glob("*/*")):
             if (folder / "latest.json").is_file():
                 yield pointer_type, folder / "latest.json"
             for path in sorted((folder / "history").glob("*.json")):

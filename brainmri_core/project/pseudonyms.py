@@ -26,7 +26,7 @@ def project_key(layout: Layout) -> bytes:
     StorageError
         If it can be neither read nor written.
     """
-    path = layout.root / "outputs" / ".patient_key"
+    path = layout.patient_key
     if not path.is_file():
         write_new(path, secrets.token_bytes(_KEY_BYTES))
         path.chmod(0o600)

@@ -99,7 +99,7 @@ def overall_status(statuses: list[Status]) -> Status:
 
 def manifest_files(layout: Layout) -> list[Path]:
     """List the run manifests of a project, oldest run id first."""
-    return sorted((layout.root / "outputs" / "orchestrator").glob("*/run_manifest.json"))
+    return sorted(layout.runs.glob("*/run_manifest.json"))
 
 
 def read_plan(path: Path) -> Plan:

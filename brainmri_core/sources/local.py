@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from brainmri_core.config.data import FetchConfig
 from brainmri_core.errors import SourceError
+from brainmri_core.project.catalogue import DatasetEntry
 from brainmri_core.project.foreign_names import compared, shown_name
+from brainmri_core.project.layout import ARCHIVES_VARIABLE
 from brainmri_core.system.storage import storage_error
 
 _ENDINGS = (
@@ -69,6 +73,18 @@ def find_archive(
     except OSError as error:
         assert looked_at is not None
         raise storage_error(error, looked_at, "read") from error
+
+
+def archives_folder(entry: DatasetEntry) -> Path | None:
+    """Return the folder of archives that ``BRAINMRI_ARCHIVES`` names; generated data has none."""
+    folder = os.environ.get(ARCHIVES_VARIABLE)
+    return Path(folder).expanduser() if folder and entry.source != "phantom" else None
+
+
+def local_archive(config: FetchConfig, entry: DatasetEntry) -> Path | None:
+    """Return the local archive or folder that `fetch` takes a data set from, if any; errors as of `find_archive`."""
+    named = Path(config.archive).expanduser() if config.archive else None
+    return find_archive(entry.key, named, archives_folder(entry), entry.archives)
 
 
 def names_looked_for(dataset: str, further: Sequence[str] = ()) -> list[str]:

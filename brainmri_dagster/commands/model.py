@@ -131,7 +131,7 @@ def compare(
         layout = Layout(root=resolve_root(settings.paths.root))
         a, b = (find_evaluation(layout, name) for name in (run_a, run_b))
         found = compared(a, b, (run_a, run_b), resamples=resamples, seed=settings.env.seed)
-        path = html or layout.root / "outputs" / "comparisons" / f"{a.name}--{b.name}.html"
+        path = html or layout.comparison(a.name, b.name)
         write_comparison(path, found)
         for line in comparison_lines(found):
             print(line)

@@ -12,11 +12,11 @@ import dagster as dg
 
 from brainmri_core.errors import BrainMRIError
 from brainmri_core.project.foreign_names import LEFT_OUT_FOLDERS, is_litter
+from brainmri_core.sources.local import local_archive
 from brainmri_core.system.clock import utc_now
 from brainmri_dagster.defs.sensors import is_busy
 from brainmri_dagster.graph.partitions import catalogue
 from brainmri_dagster.graph.resources import defaults
-from brainmri_dagster.running.staleness import local_archive
 
 INTERVAL_S = 30
 incoming_job = dg.define_asset_job(

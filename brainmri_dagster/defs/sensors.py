@@ -24,13 +24,13 @@ from brainmri_core.project.pointers import (
     ValidationPointer,
     follow,
 )
+from brainmri_core.sources.local import local_archive
 from brainmri_core.system.clock import utc_now
 from brainmri_core.system.storage import sha256_file
 from brainmri_dagster.defs.jobs import refresh_job, retrain_job
 from brainmri_dagster.graph.partitions import catalogue
 from brainmri_dagster.graph.resources import default_project, defaults
 from brainmri_dagster.running.dead_runs import close_dead_runs, close_manifest
-from brainmri_dagster.running.staleness import local_archive
 from brainmri_dagster.running.upstream import recorded_pointer
 
 WEBHOOK_VARIABLE = "BRAINMRI_WEBHOOK_URL"

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import Any
 
 import dagster as dg
 
 from brainmri_core.config import PipelineConfig
-from brainmri_core.config.data import FetchConfig
-from brainmri_core.project.catalogue import DatasetEntry
-from brainmri_core.project.layout import ARCHIVES_VARIABLE, Layout
+from brainmri_core.project.layout import Layout
 from brainmri_core.project.pointers import FetchPointer, ValidationPointer, follow, read_pointer
+from brainmri_core.sources.local import local_archive
 from brainmri_core.system.storage import sha256_file, sha256_json
 from brainmri_dagster.graph.asset_table import ASSETS, INCIDENTAL, PIPELINE
 from brainmri_dagster.graph.partitions import catalogue
@@ -120,16 +117,3 @@ def _source_changed(pointer: FetchPointer, config: PipelineConfig, partition: st
     if archive is None or archive.is_dir():
         return None
     return None if sha256_file(archive) == pointer.archive_sha256 else "its archive changed"
-
-
-def local_archive(config: FetchConfig, entry: DatasetEntry) -> Path | None:
-    """Return the local archive or folder that `fetch` would take a data set from, if any."""
-    from brainmri_core.sources.local import find_archive
-
-    folder = os.environ.get(ARCHIVES_VARIABLE)
-    return find_archive(
-        entry.key,
-        Path(config.archive).expanduser() if config.archive else None,
-        Path(folder).expanduser() if folder and entry.source != "phantom" else None,
-        entry.archives,
-    )
