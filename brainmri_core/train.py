@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,10 +29,12 @@ from brainmri_core.learning.device import (
     seed_everything,
     wrong_in_bf16,
 )
+from brainmri_core.learning.encoder import features_of, frozen, imagenet_statistics
 from brainmri_core.learning.loop import Reporting, run_epochs
-from brainmri_core.learning.models import check_name
+from brainmri_core.learning.models import check_name, head, with_depths
 from brainmri_core.learning.outcome import save_best, write_history, write_outcome
 from brainmri_core.learning.pretrained import initial_model
+from brainmri_core.learning.probe import fit_probe, set_head
 from brainmri_core.learning.resume import continue_from, identity_of, owned, resume_file
 from brainmri_core.learning.state import Data, Loop, State, new_state, save_state
 from brainmri_core.learning.team import Team, share_statistics
@@ -48,8 +51,6 @@ from brainmri_core.system.storage import (
     sha256_json,
     storage_error,
 )
-
-_IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,8 @@ def train(config: TrainConfig, pack: PackPointer, job: Job, team: Team | None = 
     identity = identity_of(config, loop, pack, job)
     resume = resume_file(models, job.dataset, identity)
     with owned(resume, identity, team, job):
-        continue_from(config, resume, state, identity, team, job)
+        if config.method != "probe":
+            continue_from(config, resume, state, identity, team, job)
         job.log.info(
             "training",
             model=config.model.name,
@@ -145,7 +147,8 @@ def _run(
             smaller=lambda parts: job.log.warning("out of memory", batch_computed_in_parts=parts),
             rescue=lambda: str(save_best(config, loop, state, pack, job)),
         )
-        run_epochs(loop, state, reporting)
+        if config.method != "probe":
+            run_epochs(loop, state, reporting)
         pointer = loop.team.from_leader(lambda: write_outcome(config, loop, state, pack, job, tracker.link))
         numbers = {"val_macro_f1": pointer.val_macro_f1, "best_epoch": pointer.best_epoch}
         tracker.finish(job.layout.absolute(pointer.checkpoint), numbers)
@@ -172,6 +175,11 @@ def _check_team(config: TrainConfig, team: Team) -> None:
             f"train.data.batch_size {config.data.batch_size} is less than train.distributed.nproc {team.size}, so that a "
             "process would have no image of a batch; raise the one or lower the other."
         )
+    if team.size > 1 and config.method != "finetune":
+        raise ConfigError(
+            f"train.method {config.method} fits its linear classifier in one process, but train.distributed.nproc is "
+            f"{team.size}; set it to 1."
+        )
 
 
 def _check_writable(folder: Path) -> None:
@@ -189,10 +197,64 @@ def _begin(config: TrainConfig, pack: PackPointer, job: Job, team: Team) -> tupl
     precision = choose_precision(config.loop.precision, config.optim.amp, device)
     seed_everything(config.data.resolved_seed, job.env)
     loop, model = _loop(config, pack, job, sides, device, precision, team)
-    loop = _with_true_gradients(loop, model, job)
+    if config.method != "probe":
+        loop = _with_true_gradients(loop, model, job)
     if team.size > 1:
         model = share_statistics(model, device)
-    return loop, new_state(loop, model)
+    if config.method == "finetune":
+        return loop, new_state(loop, model)
+    record = _probe(loop, model, sides, pack, job)
+    state = new_state(loop, model)
+    if config.method == "probe":
+        state.epoch, state.best, state.best_epoch = 1, record["val_macro_f1"], 0
+        state.best_weights = {name: value.detach().cpu().clone() for name, value in state.weights().items()}
+        state.history.append(record)
+    return loop, state
+
+
+def _probe(
+    loop: Loop, model: torch.nn.Module, sides: _Sides, pack: PackPointer, job: Job
+) -> dict[str, float | int]:
+    """Give the model the head that fits its features as they are; return a record as that of an epoch."""
+    config, start = loop.config, time.monotonic()
+    if not config.model.has_weights:
+        job.log.warning(
+            "frozen random features are meant for tests; set train.model.pretrained, weights_file or weights_package"
+        )
+    encoder = frozen(
+        model,
+        config.model.name,
+        config.probe.depths,
+        config.model.has_weights,
+        loop.preprocessing,
+        loop.precision,
+        loop.device,
+    )
+    features, _ = features_of(encoder, pack, job, config.data.batch_size)
+    balanced = config.optim.class_weights or config.optim.balanced_sampling
+    fitted = fit_probe(
+        features, sides.labels, sides.train, sides.val, classes=len(pack.classes), balanced=balanced
+    )
+    set_head(head(model), fitted)
+    seconds = time.monotonic() - start
+    job.log.info(
+        "probe fitted",
+        features=features.shape[1],
+        strength=fitted.strength,
+        val_macro_f1=fitted.val_macro_f1,
+        seconds=seconds,
+    )
+    return {
+        "epoch": 1,
+        "train_loss": fitted.train_loss,
+        "val_loss": fitted.val_loss,
+        "val_macro_f1": fitted.val_macro_f1,
+        "val_balanced_accuracy": fitted.val_balanced_accuracy,
+        "image_size": loop.preprocessing.image_size,
+        "learning_rate": 0.0,
+        "images_per_s": pack.n_images / max(seconds, 1e-9),
+        "seconds": seconds,
+    }
 
 
 def _with_true_gradients(loop: Loop, model: torch.nn.Module, job: Job) -> Loop:
@@ -285,16 +347,21 @@ def _loop(
     model, channels, pretrained = initial_model(
         config.model, num_classes=len(pack.classes), pack_channels=pack.channels, log=job.log
     )
+    if config.method != "finetune":
+        model = with_depths(model, config.model.name, config.probe.depths)
     packed = open_pack(job.layout, pack)
     used = np.sort(np.concatenate([sides.train, sides.val]))
-    rows = np.arange(len(packed)) if image_size == pack.size else used
-    pixels = resident(packed, rows, image_size)
+    size = pack.size if config.method == "probe" else image_size  # a probe reads no pixels of its own
+    rows = np.arange(len(packed)) if size == pack.size else used
+    pixels = resident(packed, rows, size)
     if device.type == "cuda" and pixels.numel() < torch.cuda.mem_get_info()[0] // 2:
         pixels = pixels.to(device)
     train, val = np.searchsorted(rows, sides.train), np.searchsorted(rows, sides.val)
     labels = sides.labels[rows]
     data = Data(pixels, torch.from_numpy(labels), train, val, len(pack.classes))
-    mean, std = _IMAGENET if pretrained and channels == 3 else _statistics(pixels, train, channels)
+    # what a frozen network sees must not depend on which images train
+    published = config.method != "finetune" or (pretrained and channels == 3)
+    mean, std = imagenet_statistics(channels) if published else _statistics(pixels, train, channels)
     preprocessing = Preprocessing(
         pack_size=pack.size,
         image_size=image_size,

@@ -58,6 +58,11 @@ class ModelConfig(StageConfig):
         description="Local weights file to start from instead: PyTorch's format or safetensors, of any trainer.",
     )
 
+    @property
+    def has_weights(self) -> bool:
+        """Whether the network starts from weights that somebody trained."""
+        return self.pretrained or self.weights_file is not None
+
 
 class OptimConfig(StageConfig):
     """Optimiser and schedule."""
@@ -142,6 +147,17 @@ class AugmentConfig(StageConfig):
     cutmix_alpha: float = Field(0.0, ge=0, le=5, description="Beta parameter of CutMix; 0 is off.")
 
 
+class ProbeConfig(StageConfig):
+    """A linear classifier on the frozen network."""
+
+    depths: int = Field(
+        4,
+        ge=1,
+        le=8,
+        description="Depths of the network that it sees: the input of the network's own head, and the maps before it, averaged.",
+    )
+
+
 class DistributedConfig(StageConfig):
     """Training by several processes of one machine."""
 
@@ -168,11 +184,17 @@ class TrackingConfig(StageConfig):
 class TrainConfig(StageConfig):
     """Fit a classifier and keep its best checkpoint by validation macro F1."""
 
+    method: Literal["finetune", "probe", "probe_then_finetune"] = Field(
+        "finetune",
+        description="Train all weights (finetune), only a linear classifier on frozen ones (probe: seconds), or all of them from "
+        "that classifier on.",
+    )
     data: TrainDataConfig = TrainDataConfig()
     model: ModelConfig = ModelConfig()
     optim: OptimConfig = OptimConfig()
     io: TrainIOConfig = TrainIOConfig()
     loop: LoopConfig = LoopConfig()
     aug: AugmentConfig = AugmentConfig()
+    probe: ProbeConfig = ProbeConfig()
     distributed: DistributedConfig = DistributedConfig()
     tracking: TrackingConfig = TrackingConfig()

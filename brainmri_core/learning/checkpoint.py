@@ -59,7 +59,13 @@ class Preprocessing(BaseModel):
 
 
 class CheckpointMeta(BaseModel):
-    """What a checkpoint knows about itself."""
+    """What a checkpoint knows about itself.
+
+    Attributes
+    ----------
+    depths : int
+        Of the network that its head sees; 1 is the network as it was published.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -76,6 +82,7 @@ class CheckpointMeta(BaseModel):
     epoch: int
     val_macro_f1: float
     precision: Precision | None = None
+    depths: int = 1
     code: dict[str, Any] = Field(default_factory=dict)
 
 
@@ -157,7 +164,10 @@ def load_model(path: Path, device: torch.device) -> tuple[nn.Module, CheckpointM
     """
     meta, weights = load_checkpoint(path)
     model = build_model(
-        meta.model_name, num_classes=len(meta.classes), in_channels=meta.preprocessing.channels
+        meta.model_name,
+        num_classes=len(meta.classes),
+        in_channels=meta.preprocessing.channels,
+        depths=meta.depths,
     )
     try:
         model.load_state_dict(weights)

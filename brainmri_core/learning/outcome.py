@@ -58,6 +58,7 @@ def _meta(
         epoch=epoch,
         val_macro_f1=score,
         precision=loop.precision,
+        depths=config.probe.depths if config.method != "finetune" else 1,
         code=code_version(),
     )
 

@@ -157,6 +157,10 @@ class Layout(BaseModel):
         """Folder of one evaluation."""
         return self.configured(eval_out) / dataset / run_id
 
+    def features_dir(self, dataset: str, key: str) -> Path:
+        """Folder of a pack's features by one encoder; `key` stands for everything that decides them."""
+        return self.outputs / "features" / dataset / key
+
     def test_ledger(self, dataset: str) -> Path:
         """File that says who has looked at a data set's test splits, a JSON object a line."""
         return self.test_ledgers / f"{dataset}.jsonl"
