@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 export DAGSTER_HOME ?= $(CURDIR)/.dagster
+# Empty is unset: where an image sets it, every process would compile all of torch and Dagster anew, for ten seconds.
+export PYTHONDONTWRITEBYTECODE :=
 
 # Two workers, one thread each: they and the programs they start do not fight for the cores.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
