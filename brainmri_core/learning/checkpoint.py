@@ -167,6 +167,7 @@ def load_model(path: Path, device: torch.device) -> tuple[nn.Module, CheckpointM
         meta.model_name,
         num_classes=len(meta.classes),
         in_channels=meta.preprocessing.channels,
+        image_size=meta.preprocessing.image_size,
         depths=meta.depths,
     )
     try:

@@ -1,16 +1,15 @@
-"""Models by their torchvision names: built for any class count, gray or colour."""
+"""Models by their names, torchvision's or ``timm/<name>``: built for any class count, gray or colour."""
 
 from __future__ import annotations
 
-import copy
 import difflib
 
-import torch
 import torchvision
 from torch import nn
 
 from brainmri_core.errors import ModelError
-from brainmri_core.learning.pooled import PooledClassifier
+from brainmri_core.learning import timm_models
+from brainmri_core.learning.pooled import SEQUENCES, PooledClassifier, depth_layers
 
 # Where Grad-CAM looks: the last feature map before pooling, by family.
 _FEATURE_LAYERS = {
@@ -23,9 +22,6 @@ _FEATURE_LAYERS = {
     "mobilenet": "features",
     "regnet": "trunk_output",
 }
-# Children that hold the blocks, rather than being one.
-_SEQUENCES = frozenset({"features", "trunk_output"})
-
 MODEL_NAMES: tuple[str, ...] = tuple(
     name
     for name in torchvision.models.list_models(module=torchvision.models)
@@ -35,6 +31,9 @@ MODEL_NAMES: tuple[str, ...] = tuple(
 
 def check_name(name: str) -> None:
     """Raise ModelError, with the nearest names, unless an architecture is known."""
+    if timm_models.is_timm(name):
+        timm_models.check_name(name)
+        return
     if name not in MODEL_NAMES:
         near = difflib.get_close_matches(name, MODEL_NAMES, n=3, cutoff=0.4) or ["resnet18"]
         raise ModelError(
@@ -42,26 +41,40 @@ def check_name(name: str) -> None:
         )
 
 
-def build_model(name: str, *, num_classes: int, in_channels: int, depths: int = 1) -> nn.Module:
+def build_model(
+    name: str, *, num_classes: int, in_channels: int, image_size: int | None = None, depths: int = 1
+) -> nn.Module:
     """Build a model with random weights.
 
     Parameters
     ----------
     name : str
-        One of `MODEL_NAMES`.
+        One of `MODEL_NAMES`, or ``timm/`` and a name of timm's.
     num_classes : int
         Outputs (logits).
     in_channels : int
         1 for gray input, 3 for colour; the first convolution is made to fit.
+    image_size : int, optional
+        Side in pixels, for models whose parameters depend on it; empty is that of their published weights.
     depths : int
         Of the network that the head sees; 1 is the network as it was published.
 
     Raises
     ------
     ModelError
-        If the name is unknown, or the network has not so many depths.
+        If the name is unknown, the model is not for images of this size, or it has not so many depths.
     """
     check_name(name)
+    if timm_models.is_timm(name):
+        model = timm_models.create(
+            name, num_classes=num_classes, in_channels=in_channels, image_size=image_size
+        )
+    else:
+        model = _of_torchvision(name, num_classes, in_channels)
+    return with_depths(model, name, depths)
+
+
+def _of_torchvision(name: str, num_classes: int, in_channels: int) -> nn.Module:
     model: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=num_classes)
     if in_channels != 3:
         path, first = next(
@@ -78,7 +91,7 @@ def build_model(name: str, *, num_classes: int, in_channels: int, depths: int = 
         nn.init.kaiming_normal_(fresh.weight, mode="fan_out", nonlinearity="relu")
         parent, _, attribute = path.rpartition(".")
         setattr(model.get_submodule(parent), attribute, fresh)
-    return model if depths == 1 else with_depths(model, name, depths)
+    return model
 
 
 def with_depths(model: nn.Module, name: str, depths: int) -> nn.Module:
@@ -91,10 +104,10 @@ def with_depths(model: nn.Module, name: str, depths: int) -> nn.Module:
     """
     if depths == 1:
         return model
-    widths = _depths(name, model)
+    widths = depth_layers(model)
     if depths - 1 > len(widths):
         raise ModelError(
-            f"{name} has {len(widths) + 1} depths whose maps differ in size, and {depths} are asked for; lower "
+            f"{name} has {len(widths) + 1} depths to take features from, and {depths} are asked for; lower "
             "train.probe.depths."
         )
     chosen = dict(list(widths.items())[1 - depths :])
@@ -103,29 +116,6 @@ def with_depths(model: nn.Module, name: str, depths: int) -> nn.Module:
     parent, _, attribute = path.rpartition(".")
     setattr(model.get_submodule(parent), attribute, nn.Identity())
     return PooledClassifier(model, list(chosen), sum(chosen.values()) + final.in_features, final.out_features)
-
-
-def _depths(name: str, model: nn.Module) -> dict[str, int]:
-    """Return the last layer at each size of the maps but the last size, which the head sees, and its channels."""
-    found: dict[int, tuple[str, int]] = {}
-    layer = next(path for family, path in _FEATURE_LAYERS.items() if name.startswith(family))
-    hollow = copy.deepcopy(model).to("meta").eval()
-    trunk, prefix = (hollow.get_submodule(layer), f"{layer}.") if layer in _SEQUENCES else (hollow, "")
-
-    def look(path: str) -> object:
-        def note(_: nn.Module, __: object, output: torch.Tensor) -> None:
-            if output.ndim == 4:
-                found[output.shape[-1]] = (path, output.shape[1])
-
-        return note
-
-    for child, module in trunk.named_children():
-        module.register_forward_hook(look(f"{prefix}{child}"))  # type: ignore[arg-type]
-    channels = next(module for module in hollow.modules() if isinstance(module, nn.Conv2d)).in_channels
-    with torch.no_grad():
-        hollow(torch.empty(1, channels, 224, 224, device="meta"))
-    sizes = sorted((size for size in found if size > 1), reverse=True)
-    return dict(found[size] for size in sizes[:-1])
 
 
 def gradcam_layer(name: str, model: nn.Module) -> nn.Module:
@@ -139,18 +129,27 @@ def gradcam_layer(name: str, model: nn.Module) -> nn.Module:
 
 def head(model: nn.Module) -> nn.Linear:
     """Return the last linear layer; its input is the embedding."""
+    if hasattr(model, "get_classifier"):
+        final: nn.Linear = model.get_classifier()  # type: ignore[operator]
+        return final
     return [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
 
 
 def blocks(model: nn.Module) -> list[list[nn.Parameter]]:
     """Return the parameters by block, from the input to the head; the head is the last linear layer alone."""
     final = {id(parameter) for parameter in head(model).parameters()}
-    found: dict[str, list[nn.Parameter]] = {}
     encoder = model.encoder if isinstance(model, PooledClassifier) else model
-    for name, parameter in encoder.named_parameters():
-        if id(parameter) in final:
-            continue
-        first, second, *_ = name.split(".")
-        key = f"{first}.{second}" if first in _SEQUENCES else first
-        found.setdefault(key, []).append(parameter)
+    if hasattr(encoder, "group_matcher"):
+        named = timm_models.parameters_by_block(encoder)
+    else:
+        named = [(_block_of(name), parameter) for name, parameter in encoder.named_parameters()]
+    found: dict[str, list[nn.Parameter]] = {}
+    for block, parameter in named:
+        if id(parameter) not in final:
+            found.setdefault(block, []).append(parameter)
     return [*found.values(), list(head(model).parameters())]
+
+
+def _block_of(name: str) -> str:
+    first, second, *_ = name.split(".")
+    return f"{first}.{second}" if first in SEQUENCES else first

@@ -2,11 +2,73 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
+
+from brainmri_core.learning.timm_models import map_of, stages
+
+# Children that hold the blocks, rather than being one.
+SEQUENCES = frozenset({"features", "trunk_output"})
+_SIDE = 224
+_BLOCKS = 4  # of a network whose maps all have one size
+
+
+def depth_layers(model: nn.Module) -> dict[str, int]:
+    """Return the layers whose pooled outputs are features beside what the head sees, from the input on, with their lengths.
+
+    Of a network whose maps shrink: the last layer at each size but the last size, which the head sees. Of one whose maps
+    all have one size, such as a vision transformer: four blocks, evenly spread, the last among them.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        With its own head; it is left as it is, and nothing is computed.
+
+    Raises
+    ------
+    ModelError
+        If an output is neither a map nor tokens.
+    """
+    hollow = copy.deepcopy(model).to("meta").eval()
+    trunk = next((name for name, _ in hollow.named_children() if name in SEQUENCES), "")
+    children = [f"{trunk}.{name}".lstrip(".") for name, _ in hollow.get_submodule(trunk).named_children()]
+    named = stages(hollow) if hasattr(hollow, "pretrained_cfg") else children
+    found: dict[str, tuple[int, int]] = {}
+
+    def look(path: str) -> Any:
+        def note(_: nn.Module, __: object, output: Any) -> None:
+            if getattr(output, "ndim", 4) != 2:  # what comes after the pooling has no place in the image
+                found[path] = (map_of(hollow, output).shape[-1], pool(hollow, output).shape[1])
+
+        return note
+
+    for path in named:
+        hollow.get_submodule(path).register_forward_hook(look(path))
+    side = getattr(getattr(hollow, "patch_embed", None), "img_size", None) or (_SIDE, _SIDE)
+    channels = next(module for module in hollow.modules() if isinstance(module, nn.Conv2d)).in_channels
+    with torch.no_grad():
+        hollow(torch.empty(1, channels, *side, device="meta"))
+    by_size = {size: path for path, (size, _) in found.items() if size > 1}
+    if len(by_size) == 1:
+        every = len(found) / _BLOCKS
+        chosen = [list(found)[round(every * (number + 1)) - 1] for number in range(_BLOCKS)]
+    else:
+        chosen = [by_size[size] for size in sorted(by_size, reverse=True)[:-1]]
+    return {path: found[path][1] for path in chosen}
+
+
+def pool(model: nn.Module, output: torch.Tensor) -> torch.Tensor:
+    """Return the mean ``(B, D)`` of a layer's map over the image; before it the class token, where there is one."""
+    places = map_of(model, output)
+    mean = places.mean((2, 3))
+    has_more = output.ndim == 3 and output.shape[1] > places.shape[2] * places.shape[3]
+    if has_more and getattr(model, "cls_token", None) is not None:
+        return torch.cat([output[:, 0], mean], dim=1)
+    return mean
 
 
 class PooledClassifier(nn.Module):
@@ -17,7 +79,7 @@ class PooledClassifier(nn.Module):
     encoder : torch.nn.Module
         A classifier without its head: it returns what the head would see, ``(B, D)``.
     layers : sequence of str
-        Paths of the layers whose maps ``(B, C, h, w)`` are averaged over the image, from the input on.
+        Paths of the layers whose maps are averaged over the image, from the input on.
     width : int
         Length of all of it together.
     num_classes : int
@@ -40,7 +102,7 @@ class PooledClassifier(nn.Module):
         found: dict[str, torch.Tensor] = {}
 
         def keep(path: str) -> Any:
-            return lambda _, __, output: found.__setitem__(path, output.mean((2, 3)))
+            return lambda _, __, output: found.__setitem__(path, pool(self.encoder, output))
 
         hooks = [self.encoder.get_submodule(path).register_forward_hook(keep(path)) for path in self.layers]
         try:

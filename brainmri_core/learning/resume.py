@@ -10,6 +10,7 @@ from typing import Any
 from brainmri_core.config.training import TrainConfig
 from brainmri_core.errors import BusyError, IntegrityError, StorageError
 from brainmri_core.learning.device import arithmetic
+from brainmri_core.learning.pretrained import weights_path
 from brainmri_core.learning.state import Loop, State, difference, load_state
 from brainmri_core.learning.team import Team
 from brainmri_core.project.job import Job
@@ -31,7 +32,7 @@ def identity_of(config: TrainConfig, loop: Loop, pack: PackPointer, job: Job) ->
 
     Where results go and how batches are read is left out.
     """
-    file = config.model.weights_file
+    file = weights_path(config.model)
     return {
         "train": config.model_dump(
             mode="json",
@@ -47,7 +48,7 @@ def identity_of(config: TrainConfig, loop: Loop, pack: PackPointer, job: Job) ->
         "precision": loop.precision,
         "arithmetic": arithmetic(loop.device, job.env),
         # its path says nothing of what is in it
-        "weights_sha256": None if file is None else sha256_file(Path(file).expanduser()),
+        "weights_sha256": None if file is None else sha256_file(file),
     }
 
 

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,33 @@ from brainmri_core.errors import ModelError
 from brainmri_core.escaping import printable
 from brainmri_core.learning.models import MODEL_NAMES, build_model, head
 from brainmri_core.learning.tensor_file import flat_tensors, read_tensor_file
+from brainmri_core.learning.timm_models import is_timm
+from brainmri_core.learning.weights_package import PACKAGES
 
 # Published DenseNet weights carry the layer names of torchvision 0.2.
 _OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)")
 _AVERAGED = re.compile(r"(?:^|[._])(?:ema|swa|avg|averaged?|teacher)(?=[._]|$)", re.IGNORECASE)
 _NOT_A_HEAD = re.compile(r"(?:^|\.)(?:optim\w*|\w*scheduler\w*|state)\.")
 _LEARNED = (".weight", ".bias")
+# How EfficientNet-PyTorch (lukemelas) and its descendants call what timm's EfficientNets have, in a block and around them.
+_EXPANDED = {
+    "conv_pw": "_expand_conv",
+    "bn1": "_bn0",
+    "conv_dw": "_depthwise_conv",
+    "bn2": "_bn1",
+    "conv_pwl": "_project_conv",
+    "bn3": "_bn2",
+    "se.conv_reduce": "_se_reduce",
+    "se.conv_expand": "_se_expand",
+}
+_PLAIN = {**_EXPANDED, "bn1": "_bn1", "conv_pw": "_project_conv", "bn2": "_bn2"}
+_AROUND = {
+    "conv_stem": "_conv_stem",
+    "bn1": "_bn0",
+    "conv_head": "_conv_head",
+    "bn2": "_bn1",
+    "classifier": "_fc",
+}
 _SHOWN = 4
 
 
@@ -148,16 +170,35 @@ def _architecture(name: str) -> tuple[dict[str, torch.Size], str, list[dict[str,
 def _spellings(model: nn.Module, shapes: Mapping[str, torch.Size]) -> list[dict[str, str]]:
     """Return the names that an architecture's tensors go by, each as a mapping to its own names.
 
-    Its own; those of ``nn.Sequential(*model.children())``, as RadImageNet's weights have them; and those of its
-    ``features`` alone.
+    Its own; those of ``nn.Sequential(*model.children())``, as RadImageNet's weights have them; those of its
+    ``features`` alone; and those of EfficientNet-PyTorch.
     """
     numbers = {name: str(number) for number, (name, _) in enumerate(model.named_children())}
     counted = {
-        ".".join([numbers[first], *rest]): ".".join([first, *rest])
+        ".".join([numbers.get(first, first), *rest]): ".".join([first, *rest])
         for first, *rest in (key.split(".") for key in shapes)
     }
     inner = {key.removeprefix("features."): key for key in shapes if key.startswith("features.")}
-    return [{key: key for key in shapes}, counted, *([inner] if inner else [])]
+    return [
+        {key: key for key in shapes},
+        counted,
+        *(names for names in (inner, _underscored(shapes)) if names),
+    ]
+
+
+def _underscored(shapes: Mapping[str, torch.Size]) -> dict[str, str]:
+    """Return EfficientNet-PyTorch's names of the tensors of one of timm's EfficientNets; empty for other models."""
+    blocks = [key.rpartition(".conv_dw.")[0] for key in shapes if key.endswith(".conv_dw.weight")]
+    found: dict[str, str] = {}
+    for key in shapes:
+        layer, _, tensor = key.rpartition(".")
+        block = next((name for name in blocks if key.startswith(f"{name}.")), None)
+        names = _AROUND if block is None else _EXPANDED if f"{block}.conv_pwl.weight" in shapes else _PLAIN
+        theirs = names.get(layer if block is None else layer.removeprefix(f"{block}."))
+        if theirs is None:
+            return {}
+        found[".".join([*(["_blocks", str(blocks.index(block))] if block else []), theirs, tensor])] = key
+    return found
 
 
 def _score(
@@ -173,12 +214,17 @@ def _score(
             if own is not None and not own.startswith(f"{top}."):
                 prefix = key[: len(key) - len(".".join(parts[start:]))]
                 by_name[prefix] += 1
-                by_shape[prefix] += _same(value.shape, shapes[own])
+                by_shape[prefix] += _same(own, value.shape, shapes[own])
     return by_shape if any(by_shape.values()) else Counter(dict.fromkeys(by_name, 0))
 
 
-def _same(found: torch.Size, wanted: torch.Size) -> bool:
-    """Compare shapes; a first convolution takes three channels here and may take one in the file."""
+def _same(name: str, found: torch.Size, wanted: torch.Size) -> bool:
+    """Compare shapes; a first convolution takes three channels here and may take one in the file.
+
+    The positions of a transformer may be those of images of another size.
+    """
+    if name == "pos_embed" and len(found) == len(wanted) == 3:
+        return found[-1] == wanted[-1]
     gray = len(wanted) == 4 and wanted[1] == 3 and found == (wanted[0], 1, *wanted[2:])
     return found == wanted or gray
 
@@ -212,7 +258,7 @@ def _match(
         {own: value for own, value in inside.items() if own.startswith(f"{top}.")},
         len(wanted),
         [key for key in wanted if key not in body],
-        [key for key in wanted if key in body and not _same(body[key].shape, shapes[key])],
+        [key for key in wanted if key in body and not _same(key, body[key].shape, shapes[key])],
         foreign,
         [
             key
@@ -232,7 +278,7 @@ def misfit(weights: Mapping[str, torch.Tensor], found: Match, source: str, name:
         f"{source[0].upper()}{source[1:]} do not fit {name}: {found.matched} of its {found.needed} tensors before the "
         f"head are there in the right shape{under}"
     )
-    others = {other: match(weights, other) for other in MODEL_NAMES if other != name}
+    others = {other: match(weights, other) for other in _candidates(name)}
     right = next((other for other, item in others.items() if item.fits), None)
     if found.foreign and not (found.missing or found.wrong):
         text += f", and {len(found.foreign)} more that it does not have, such as {shown(found.foreign[:1])}"
@@ -252,9 +298,14 @@ def misfit(weights: Mapping[str, torch.Tensor], found: Match, source: str, name:
     elif share < 0.5:
         named = [f"{key} ({_sides(value.shape)})" for key, value in list(weights.items())[:_SHOWN]]
         text += f"; the file has {len(weights)} tensors: {shown(named)}"
-    return ModelError(
-        f"{text}. Give weights of a torchvision {name}, or set train.model.name to their architecture."
-    )
+    theirs = name if is_timm(name) else f"torchvision {name}"
+    return ModelError(f"{text}. Give weights of a {theirs}, or set train.model.name to their architecture.")
+
+
+def _candidates(name: str) -> list[str]:
+    """Return the other models that a file may be of: torchvision's, and timm's of the known packages where timm is there."""
+    names = [*MODEL_NAMES, *(PACKAGES.values() if find_spec("timm") else ())]
+    return [other for other in names if other != name]
 
 
 def _sides(shape: torch.Size) -> str:

@@ -37,11 +37,9 @@ class Start:
             torch.save(content, self.file)
         log = StageLog("train", "r1", "a/b", [self.logged.append])
         config = ModelConfig(name=name, weights_file=str(self.file))
-        model, channels, pretrained = initial_model(
-            config, num_classes=4, pack_channels=pack_channels, log=log
-        )
-        assert pretrained
-        return model, channels
+        first = initial_model(config, num_classes=4, pack_channels=pack_channels, image_size=64, log=log)
+        assert (first.normalisation is None) == (first.channels == 1), "gray weights were not ImageNet's"
+        return first.model, first.channels
 
     @property
     def text(self) -> str:
@@ -275,6 +273,6 @@ def test_weights_that_cannot_be_downloaded_say_what_to_do(
         monkeypatch.delenv(name, raising=False)
     log = StageLog("train", "r1", "a/b", [])
     with pytest.raises(
-        ModelError, match=r"resnet18 cannot be downloaded.*train\.model\.weights_file.*pretrained"
+        ModelError, match=r"resnet18 cannot be downloaded.*weights_file.*weights_package.*pretrained"
     ):
-        initial_model(ModelConfig(name="resnet18"), num_classes=4, pack_channels=1, log=log)
+        initial_model(ModelConfig(name="resnet18"), num_classes=4, pack_channels=1, image_size=64, log=log)
