@@ -64,6 +64,11 @@ class Layout(BaseModel):
 
     root: Path
 
+    @classmethod
+    def at(cls, configured: str | None = None) -> Layout:
+        """Return the layout of the root that `resolve_root` finds."""
+        return cls(root=resolve_root(configured))
+
     def relative(self, path: Path) -> str:
         """Return `path` relative to the root, as POSIX text.
 

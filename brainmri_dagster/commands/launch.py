@@ -66,7 +66,7 @@ class Request:
 
     stages: tuple[str, ...]
     config: Path | None = None
-    overrides: tuple[str, ...] = ()
+    overrides: list[str] | None = None
     dataset: str | None = None
     archive: Path | None = None
     run_id: str | None = None
@@ -131,7 +131,7 @@ def launch(request: Request) -> int:
 
 def configure(request: Request) -> tuple[PipelineConfig, str]:
     """Return the run's validated configuration and its data set's key."""
-    overrides = list(request.overrides)
+    overrides = list(request.overrides or ())
     if request.dataset is not None:
         overrides += [f"fetch.dataset={request.dataset}", f"split.dataset={request.dataset}"]
     if request.archive is not None:

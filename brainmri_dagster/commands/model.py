@@ -11,14 +11,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from brainmri_core.config.formats import READABLE
+from brainmri_dagster.commands.options import Config, Debug, opened
 from brainmri_dagster.commands.sentences import sentences
 
 if TYPE_CHECKING:
     from brainmri_core.predict import Classifier
 
-Config = Annotated[
-    Path | None, typer.Option("--config", "-c", help="YAML configuration; default: configs/pipeline.yaml.")
-]
 Checkpoint = Annotated[
     Path | None,
     typer.Option(
@@ -29,7 +27,6 @@ Dataset = Annotated[
     str | None,
     typer.Option("--dataset", metavar="OWNER/SLUG", help="Whose champion, where several have one."),
 ]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
 class PredictionFormat(StrEnum):
@@ -95,13 +92,10 @@ def predict(
 
 def _classifier(checkpoint: Path | None, dataset: str | None, config: Path | None) -> Classifier:
     from brainmri_core.classifier.search import default_checkpoint
-    from brainmri_core.config import load_config
     from brainmri_core.predict import Classifier as Loader
-    from brainmri_core.project.layout import Layout, resolve_root
 
-    settings = load_config(config)
+    layout, settings = opened(config)
     if checkpoint is None:
-        layout = Layout(root=resolve_root(settings.paths.root))
         checkpoint = default_checkpoint(layout, settings.train.io.out_models, dataset)
     return Loader.load(checkpoint, env=settings.env)
 
@@ -123,12 +117,9 @@ def compare(
     with sentences(debug):
         from brainmri_core.compare import compare as compared
         from brainmri_core.compare import find_evaluation
-        from brainmri_core.config import load_config
         from brainmri_core.pages.comparison_page import comparison_lines, write_comparison
-        from brainmri_core.project.layout import Layout, resolve_root
 
-        settings = load_config(config)
-        layout = Layout(root=resolve_root(settings.paths.root))
+        layout, settings = opened(config)
         a, b = (find_evaluation(layout, name) for name in (run_a, run_b))
         found = compared(a, b, (run_a, run_b), resamples=resamples, seed=settings.env.seed)
         path = html or layout.comparison(a.name, b.name)
@@ -166,12 +157,9 @@ def export(
     """Write a checkpoint for another runtime, its classes and preprocessing inside."""
     with sentences(debug):
         from brainmri_core.classifier.search import default_checkpoint, find_classifier
-        from brainmri_core.config import load_config
-        from brainmri_core.project.layout import Layout, resolve_root
 
         if checkpoint is None:
-            settings = load_config(config)
-            layout = Layout(root=resolve_root(settings.paths.root))
+            layout, settings = opened(config)
             checkpoint = default_checkpoint(layout, settings.train.io.out_models, dataset)
         from brainmri_core.export import SUFFIXES, export_checkpoint
 

@@ -8,14 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from brainmri_core.escaping import printable
+from brainmri_dagster.commands.options import Config, Debug, opened
 from brainmri_dagster.commands.sentences import sentences
 
 if TYPE_CHECKING:
     from brainmri_core.overlap import Overlap
-
-Config = Annotated[
-    Path | None, typer.Option("--config", "-c", help="YAML configuration; default: configs/pipeline.yaml.")
-]
 
 
 def overlap(
@@ -25,20 +22,18 @@ def overlap(
         Path | None, typer.Option("--csv", metavar="FILE", help="Write one row per pair of copies here.")
     ] = None,
     config: Config = None,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    debug: Debug = False,
 ) -> None:
     """Say which images of data set B are in data set A too, turned and re-encoded ones included."""
     with sentences(debug):
-        from brainmri_core.config import load_config
         from brainmri_core.overlap import find_overlap
         from brainmri_core.project.catalogue import find_entry, load_catalogue
-        from brainmri_core.project.layout import Layout, resolve_root
         from brainmri_core.system.storage import atomic_file
 
-        settings = load_config(config)
+        layout, settings = opened(config)
         catalogue = load_catalogue()
         one, other = (find_entry(catalogue, name) for name in (a, b))
-        found = find_overlap(Layout(root=resolve_root(settings.paths.root)), one, other, settings)
+        found = find_overlap(layout, one, other, settings)
         if table is not None:
             with atomic_file(table) as handle:
                 found.pairs.to_csv(handle, index=False)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from brainmri_core.errors import BrainMRIError
+from brainmri_dagster.commands.sentences import sentences
 
 
 def init(
@@ -17,10 +16,8 @@ def init(
     """Write a new project: configuration to edit, and what Dagster's programs look for. Nothing is overwritten."""
     from brainmri_core.new_project import new_project
 
-    try:
+    with sentences():
         made = new_project(folder)
-    except BrainMRIError as error:
-        raise _ended(error) from None
     for name in made.written:
         print(f"wrote {folder / name}")
     for name in made.kept:
@@ -37,7 +34,7 @@ def add_dataset(
     from brainmri_core.add_dataset import add_entry, guess_entry
     from brainmri_core.escaping import printable
 
-    try:
+    with sentences():
         guess = guess_entry(dataset, archive.expanduser())
         for label, name in guess.folders.items():
             print(f"{guess.images[label]:>8,} images in {printable(label)!r} -> {printable(name)}")
@@ -46,8 +43,6 @@ def add_dataset(
         if dry_run:
             return
         path = add_entry(guess)
-    except BrainMRIError as error:
-        raise _ended(error) from None
     print(f"Written to {path}. Look at the classes above, then:")
     print(f"brainmri pipeline --dataset {dataset} --archive {archive}")
 
@@ -56,17 +51,10 @@ def datasets() -> None:
     """List the data sets of the catalogue, those that come with brainmri and your own."""
     from brainmri_core.project.catalogue import load_catalogue
 
-    try:
+    with sentences():
         entries = load_catalogue()
-    except BrainMRIError as error:
-        raise _ended(error) from None
     width = max(map(len, entries))
     for key, entry in entries.items():
         print(
             f"{key:<{width}}  {entry.source:<8} {', '.join(entry.classes)}  ({entry.title}; {entry.licence})"
         )
-
-
-def _ended(error: BrainMRIError) -> typer.Exit:
-    print(f"brainmri: {error}", file=sys.stderr)
-    return typer.Exit(error.exit_code)

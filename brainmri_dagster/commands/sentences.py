@@ -12,8 +12,8 @@ from brainmri_core.errors import BrainMRIError
 
 
 @contextlib.contextmanager
-def sentences(debug: bool) -> Iterator[None]:
-    """Turn an error into its sentence and exit code."""
+def sentences(debug: bool = False) -> Iterator[None]:
+    """Turn an error into its sentence and exit code; with `debug`, let it pass with its traceback."""
     try:
         yield
     except BrainMRIError as error:

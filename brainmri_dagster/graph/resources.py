@@ -9,7 +9,7 @@ from pydantic import Field
 
 from brainmri_core.config import EnvConfig, LogConfig, PathsConfig, PipelineConfig, load_config
 from brainmri_core.config.base import StageConfig
-from brainmri_core.project.layout import Layout, resolve_root
+from brainmri_core.project.layout import Layout
 from brainmri_dagster.graph.config_types import config_schema, to_core
 
 
@@ -23,7 +23,7 @@ class ProjectConfig(StageConfig):
     @property
     def layout(self) -> Layout:
         """The path layout of the project root."""
-        return Layout(root=resolve_root(self.paths.root))
+        return Layout.at(self.paths.root)
 
 
 @cache
