@@ -138,6 +138,14 @@ def backfill(
         bool,
         typer.Option("--only-missing", help="Leave out what was made: only missing and failed partitions."),
     ] = False,
+    experiment: Annotated[
+        str | None,
+        typer.Option(
+            "--experiment",
+            metavar="NAME",
+            help="Make them with an experiment's settings: a file of configs/experiments, without .yaml.",
+        ),
+    ] = None,
 ) -> None:
     """Fill many partitions through the Dagster daemon, and wait for it."""
     with sentences():
@@ -146,7 +154,7 @@ def backfill(
         from brainmri_dagster.graph.resources import default_project
 
         with open_instance(default_project().layout) as instance:
-            code = fill(instance, select, dataset or [], only_missing=only_missing)
+            code = fill(instance, select, dataset or [], only_missing=only_missing, experiment=experiment)
     raise typer.Exit(code)
 
 

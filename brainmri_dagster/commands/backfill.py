@@ -6,17 +6,20 @@ import sys
 import time
 import uuid
 from collections.abc import Sequence
+from typing import Any
 
 import dagster as dg
 
+from brainmri_core.config.experiments import apply_experiment, find_experiment
 from brainmri_core.errors import BrainMRIError, ConfigError, MissingUpstreamError
 from brainmri_core.project.catalogue import find_entry
 from brainmri_core.project.pointers import ValidationPointer
 from brainmri_core.project.run_record import CANCELLED_EXIT_CODE
 from brainmri_core.system.clock import utc_now
-from brainmri_dagster.graph.asset_table import dataset_of, trained_on
+from brainmri_dagster.graph.asset_table import EXPERIMENT_TAG, dataset_of, trained_on
 from brainmri_dagster.graph.partitions import catalogue
-from brainmri_dagster.graph.resources import default_project
+from brainmri_dagster.graph.resources import default_project, defaults
+from brainmri_dagster.graph.run_config import run_config_for
 from brainmri_dagster.running.dagster_internals import (
     BACKFILL_ID_TAG,
     BULK_ACTION_TERMINAL_STATUSES,
@@ -45,7 +48,12 @@ class DaemonError(BrainMRIError):
 
 
 def backfill(
-    instance: dg.DagsterInstance, select: str, datasets: Sequence[str], *, only_missing: bool = False
+    instance: dg.DagsterInstance,
+    select: str,
+    datasets: Sequence[str],
+    *,
+    only_missing: bool = False,
+    experiment: str | None = None,
 ) -> int:
     """Launch a backfill, wait for it, show its progress, and return the exit code.
 
@@ -59,11 +67,13 @@ def backfill(
         Data sets whose partitions (and folds) are filled; empty means all of the catalogue.
     only_missing : bool
         Leave out partitions whose last materialisation succeeded.
+    experiment : str or None
+        Whose settings the runs have; None leaves each asset its defaults.
 
     Raises
     ------
     ConfigError
-        If the selection names no asset or a data set is unknown.
+        If the selection names no asset, or a data set or the experiment is unknown.
     DaemonError
         If no daemon serves the instance, or it stops while the backfill runs.
     """
@@ -72,12 +82,15 @@ def backfill(
     graph = defs.resolve_asset_graph()
     for name in datasets:
         find_entry(catalogue(), name)
+    config = apply_experiment(defaults(), find_experiment(experiment)) if experiment is not None else None
     target = targets(instance, graph, select, list(datasets) or list(catalogue()), only_missing=only_missing)
     if not target:
         print("Nothing is missing and nothing has failed.")
         return 0
     require_daemon(instance)
-    identifier = _launch(instance, graph, target)
+    run_config = None if config is None else run_config_for(config, list(target))
+    tags = {} if experiment is None else {EXPERIMENT_TAG: experiment}
+    identifier = _launch(instance, graph, target, run_config, tags)
     count = sum(len(keys) for keys in target.values())
     print(f"backfill {identifier}: {count} partitions of {', '.join(target)}", file=sys.stderr)
     try:
@@ -198,7 +211,13 @@ def require_daemon(instance: dg.DagsterInstance) -> None:
         )
 
 
-def _launch(instance: dg.DagsterInstance, graph: AssetGraph, target: Target) -> str:
+def _launch(
+    instance: dg.DagsterInstance,
+    graph: AssetGraph,
+    target: Target,
+    run_config: dict[str, Any] | None,
+    tags: dict[str, str],
+) -> str:
     wanted = {
         AssetKeyPartitionKey(dg.AssetKey(name), item)
         for name, partitions in target.items()
@@ -209,12 +228,13 @@ def _launch(instance: dg.DagsterInstance, graph: AssetGraph, target: Target) -> 
         PartitionBackfill.from_asset_graph_subset(
             backfill_id=identifier,
             backfill_timestamp=utc_now().timestamp(),
-            tags={"brainmri/backfill": "cli"},
+            tags={"brainmri/backfill": "cli", **tags},
             dynamic_partitions_store=instance,
             asset_graph_subset=AssetGraphSubset.from_asset_partition_set(wanted, graph),
             title=", ".join(target)[:100],
             description=None,
-            run_config=None,
+            # A run makes some of the assets; Dagster passes over the settings of the others.
+            run_config=run_config,
         )
     )
     return identifier

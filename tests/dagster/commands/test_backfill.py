@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import threading
 import time
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from brainmri_core.errors import ConfigError
 from brainmri_core.project.layout import ROOT_VARIABLE
 from brainmri_dagster.cli import app
 from brainmri_dagster.code_location import defs
-from brainmri_dagster.commands.backfill import DaemonError, require_daemon, targets
+from brainmri_dagster.commands.backfill import DaemonError, backfill, require_daemon, targets
+from brainmri_dagster.running.dagster_internals import BulkActionStatus
 from tests.dagster.conftest import PHANTOM, Workbench
 
 pytestmark = pytest.mark.training
@@ -45,6 +47,11 @@ def test_a_daemon_silent_for_minutes_is_gone(tmp_path: Path) -> None:
         (["--select", "row_dataset"], 2, "selects no asset; known: batch_predictions, champion"),
         (["--select", "raw_dataset+("], 2, "is no selection of assets"),
         (["--select", "raw_dataset", "--dataset", "brainmri/fantom"], 2, "did you mean 'brainmri/phantom'?"),
+        (
+            ["--select", "raw_dataset", "--experiment", "nothing"],
+            2,
+            "There is no experiment 'nothing'; known: densenet",
+        ),
     ],
 )
 def test_a_backfill_that_cannot_start_says_why(
@@ -74,3 +81,30 @@ def test_the_partitions_follow_from_selection_and_data_sets(packed: Workbench) -
     }
     with pytest.raises(ConfigError, match="selects no asset"):
         chosen("group:nothing", PHANTOM)
+
+
+@pytest.mark.parametrize(
+    ("experiment", "block", "key", "value"),
+    [("seed-43", "data", "seed", 43), ("from-scratch", "optim", "lr", 0.002)],
+)
+def test_a_backfill_of_an_experiment_has_its_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, experiment: str, block: str, key: str, value: float
+) -> None:
+    monkeypatch.setenv(ROOT_VARIABLE, str(tmp_path))
+    with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
+        beat(instance, 0)
+        canceller = threading.Thread(target=cancel_the_first, args=(instance,), daemon=True)
+        canceller.start()
+        backfill(instance, "fold_evaluation", [PHANTOM], experiment=experiment)
+        (found,) = instance.get_backfills()
+    assert found.tags["brainmri/experiment"] == experiment
+    assert found.run_config["ops"]["fold_checkpoint"]["config"][block][key] == value
+    job = defs.resolve_implicit_global_asset_job_def()
+    for name in ("fold_checkpoint", "fold_evaluation"):  # each run of the backfill makes some of the assets
+        dg.validate_run_config(job.get_subset(asset_selection={dg.AssetKey(name)}), found.run_config)
+
+
+def cancel_the_first(instance: dg.DagsterInstance) -> None:
+    while not (found := instance.get_backfills()):
+        time.sleep(0.05)
+    instance.update_backfill(found[0].with_status(BulkActionStatus.CANCELED))
