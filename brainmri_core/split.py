@@ -35,6 +35,7 @@ from brainmri_core.splitting.record import (
 )
 from brainmri_core.system.clock import timestamp, utc_now
 from brainmri_core.system.storage import atomic_file, sha256_json, write_json
+from brainmri_core.wording import counted
 
 NO_FOLD = -1
 OFFICIAL_COPY = "a copy of it is in the official test folder"
@@ -103,7 +104,7 @@ def _labelled(config: SplitConfig, fetched: FetchPointer, job: Job) -> pd.DataFr
     if unknown:
         count = int((table["label"] == unknown[0]).sum())
         raise DataError(
-            f"The folder {shown_name(unknown[0])!r} of {job.dataset} ({count} image{'s' * (count != 1)}) is none "
+            f"The folder {shown_name(unknown[0])!r} of {job.dataset} ({counted(count, 'image')}) is none "
             f"of the classes {', '.join(job.entry.classes)}; if it is one of them, add its name to the data set's "
             "aliases in datasets.yaml, else name a folder without it in fetch.subset, or move it away."
         )

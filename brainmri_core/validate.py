@@ -33,7 +33,9 @@ from brainmri_core.system.storage import (
 )
 from brainmri_core.system.threads import threads
 from brainmri_core.validation.accounting import read_account
-from brainmri_core.validation.findings import Evidence, Finding, checks_run, run_checks
+from brainmri_core.validation.evidence import Evidence
+from brainmri_core.validation.finding import Finding
+from brainmri_core.validation.findings import checks_run, run_checks
 from brainmri_core.validation.leak_report import (
     leak_report,
     thumbnail,

@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PICTURE = ROOT / "docs" / "images" / "floor-plan.svg"
 PACKAGES = {"brainmri_dagster": "the Dagster side", "brainmri_core": "the core, a plain library"}
 # Files of the root that know nothing of a project: they stand at the bottom, each by itself.
-GROUND = {"errors", "escaping", "arrays"}
+GROUND = {"errors", "arrays", "escaping", "wording"}
 _ROW, _TOP, _LEFT, _BOX = 26, 34, 16, 560
 
 

@@ -22,6 +22,7 @@ from brainmri_core.project.pointers import CheckpointPointer, EvaluationPointer,
 from brainmri_core.system.clock import timestamp, utc_now
 from brainmri_core.system.locks import exclusive
 from brainmri_core.system.storage import sha256_json, storage_error, write_bytes
+from brainmri_core.wording import counted
 
 TOLERANCE = 0.01
 """Points of macro F1 that chance may add to the best of all scores: about what settings worth comparing differ by."""
@@ -213,7 +214,7 @@ def looks_sentence(record: TestLooks) -> str:
     """Say how often a test split was looked at."""
     return (
         f"This test split has been looked at {_times(record.looks)}, with "
-        f"{_counted(record.checkpoints, 'checkpoint')}."
+        f"{counted(record.checkpoints, 'checkpoint', ',')}."
     )
 
 
@@ -224,7 +225,7 @@ def looks_warning(record: TestLooks) -> ReaderWarning | None:
         return None
     text = (
         f"{looks_sentence(record)} The best of that many scores lies up to {optimism:.3f} above its true value by chance "
-        f"alone; at the width of this interval {_counted(allowed, 'checkpoint')} would stay within {TOLERANCE}. Choose models by validation or out-of-fold scores, and split with another split.seed for test "
+        f"alone; at the width of this interval {counted(allowed, 'checkpoint', ',')} would stay within {TOLERANCE}. Choose models by validation or out-of-fold scores, and split with another split.seed for test "
         "images that nothing was chosen by."
     )
     return ReaderWarning(level="amber", text=text)
@@ -232,7 +233,3 @@ def looks_warning(record: TestLooks) -> ReaderWarning | None:
 
 def _times(count: int) -> str:
     return "once" if count == 1 else f"{count:,} times"
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"

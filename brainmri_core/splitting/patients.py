@@ -16,6 +16,7 @@ from brainmri_core.project.image_tables import ImageFinder, ImageTable, is_file,
 from brainmri_core.project.job import Job
 from brainmri_core.project.pseudonyms import is_hashed, project_key, pseudonym
 from brainmri_core.project.sample_table import known_patients
+from brainmri_core.wording import counted
 
 _SOURCES = {"pattern": "split.patient_pattern", "data": "The data set itself"}
 
@@ -152,9 +153,8 @@ def _from_table(config: SplitConfig, table: pd.DataFrame, job: Job, notes: list[
         (empty, "without a patient"),
     ):
         if odd:
-            rows_text = "1 image" if len(odd) == 1 else f"{len(odd)} images"
             notes.append(
-                f"{given.where} has {rows_text} {text}, the first {odd[0]!r}; such rows were left out."
+                f"{given.where} has {counted(len(odd), 'image')} {text}, the first {odd[0]!r}; such rows were left out."
             )
     return names
 

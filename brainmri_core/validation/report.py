@@ -11,7 +11,7 @@ from brainmri_core.project.layout import Layout
 from brainmri_core.project.pointers import ValidationPointer
 from brainmri_core.system.json_models import read_model
 from brainmri_core.validation.accounting import Account
-from brainmri_core.validation.findings import SEVERITIES, Finding
+from brainmri_core.validation.finding import SEVERITIES, Finding
 from brainmri_core.validation.leak_report import LeakReport
 from brainmri_core.validation.shortcuts import ShortcutScore
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from brainmri_core.escaping import printable
+from brainmri_core.wording import agreeing, counted
 from brainmri_dagster.commands.options import Config, Debug, opened
 from brainmri_dagster.commands.sentences import sentences
 
@@ -65,7 +66,7 @@ def overlap_lines(found: Overlap) -> list[str]:
     for row in rows:
         counts = "".join(f"{row[name]:>{width}}" for name, width in widths.items())
         lines.append(f"{printable(str(row['class'])):{names}}{row['side']:{places}}{counts}")
-    pairs = "1 pair" if len(found.pairs) == 1 else f"{len(found.pairs)} pairs"
+    pairs = counted(len(found.pairs), "pair")
     unlike = int((~found.pairs["same_class"]).sum())
-    patients = f"{found.patients} known patient{'s are' if found.patients != 1 else ' is'} on images of both"
+    patients = agreeing("{n} {are} on images of both", found.patients, "known patient")
     return [*lines, "", f"{pairs} of copies, {unlike} of them with another class; {patients}.", *found.notes]

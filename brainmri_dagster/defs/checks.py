@@ -12,7 +12,7 @@ from brainmri_core.validation.findings import BLOCKING_CHECKS, CHECKS
 if TYPE_CHECKING:
     from brainmri_core.evaluation.metrics_schema import EvaluationMetrics
     from brainmri_core.evaluation.regression import Regression
-    from brainmri_core.validation.findings import Finding
+    from brainmri_core.validation.finding import Finding
     from brainmri_core.validation.report import ValidationReport
 
 _FILES_SHOWN = 20

@@ -22,7 +22,8 @@ from brainmri_core.resize import resize
 from brainmri_core.split import split
 from brainmri_core.system.storage import write_json
 from brainmri_core.validate import validate
-from brainmri_core.validation.findings import BLOCKING_CHECKS, CHECKS, Finding
+from brainmri_core.validation.finding import Finding
+from brainmri_core.validation.findings import BLOCKING_CHECKS, CHECKS
 from brainmri_core.validation.report import ValidationReport, failure_sentence, load_report
 from tests.security.corpus import personal_jpeg
 

@@ -1,47 +1,37 @@
-"""What validation says of patients and of labels known to be wrong: how bad it is, the images, and a sentence."""
+"""Checks of patients and of labels known to be wrong."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
-
 import numpy as np
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-Remark = tuple[Literal["warning", "info"], list[str], str]
+from brainmri_core.validation.evidence import Evidence
+from brainmri_core.validation.finding import Finding, Severity, about_images
 
 
-def wrong_labels(samples: pd.DataFrame, record: dict[str, Any]) -> Remark | None:
-    """Name the images whose label is known to be wrong, and say whether they are in use."""
+def label_corrections(evidence: Evidence) -> Finding | None:
+    """No image whose label is known to be wrong is in use."""
+    samples, record = evidence.samples, evidence.split_record
     known: dict[str, dict[str, str]] = record.get("label_corrections") or {}
     if not known:
         return None
     policy = record.get("config", {}).get("corrections", "exclude")
     named = samples[samples["path"].isin(list(known))]
     used = int((named["split"] != "excluded").sum())
+    severity: Severity = "info"
+    use = "none is in use"
     if policy == "apply":
-        return (
-            "info",
-            list(known),
-            f"{{n}} {{are}} filed under a wrong class; {used} are used under the right one.",
-        )
-    if used:
-        return (
-            "warning",
-            list(known),
-            f"{{n}} {{are}} filed under a wrong class; {used} of them are still in use.",
-        )
-    return "info", list(known), "{n} {are} filed under a wrong class; none is in use."
+        use = f"{used} are used under the right one"
+    elif used:
+        severity, use = "warning", f"{used} of them are still in use"
+    message = f"{{n}} {{are}} filed under a wrong class; {use}."
+    return about_images("label_corrections", severity, list(known), message)
 
 
-def two_classes(samples: pd.DataFrame) -> Remark | None:
-    """Name the images of patients who have images of more than one class, which is possible and seldom."""
-    from brainmri_core.project.sample_table import (
-        known_patients,
-    )  # pandas, which the names of the checks need not wait for
+def patient_classes(evidence: Evidence) -> Finding | None:
+    """No known patient has images of two classes."""
+    from brainmri_core.project.sample_table import known_patients  # pandas, as in copy_checks
 
-    used = samples[samples["split"] != "excluded"]
+    used = evidence.samples[~evidence.excluded]
     patients = known_patients(used)
     used, patients = used[patients != ""], patients[patients != ""]
     classes = used["label"].groupby(patients).transform("nunique").to_numpy()
@@ -54,15 +44,15 @@ def two_classes(samples: pd.DataFrame) -> Remark | None:
         else f"{len(names)} patients, {names[0]} the first, have"
     )
     text = f"{{n}} {{are}} of patients with more than one class: {who} images of several; is a label wrong?"
-    return "info", used["path"][classes > 1].tolist(), text
+    return about_images("patient_classes", "info", used["path"][classes > 1], text)
 
 
-def large_patients(samples: pd.DataFrame, record: dict[str, Any]) -> Remark | None:
-    """Name the images of a patient who holds more of a class than the test split should."""
+def large_patient(evidence: Evidence) -> Finding | None:
+    """No known patient holds more of a class than the test split's share."""
     from brainmri_core.project.sample_table import known_patients
 
-    share = record.get("config", {}).get("test_frac")
-    used = samples[samples["split"] != "excluded"]
+    share = evidence.split_record.get("config", {}).get("test_frac")
+    used = evidence.samples[~evidence.excluded]
     patients = known_patients(used)
     if share is None or not (patients != "").any():
         return None
@@ -77,4 +67,12 @@ def large_patients(samples: pd.DataFrame, record: dict[str, Any]) -> Remark | No
         "patients."
     )
     theirs = (patients == patient) & (used["label"] == label).to_numpy(np.bool_)
-    return "warning", used["path"][theirs].tolist(), text
+    return about_images("large_patient", "warning", used["path"][theirs], text)
+
+
+def patient_source(evidence: Evidence) -> Finding | None:
+    """What names the patients fits the data set."""
+    notes = (evidence.split_record.get("patients") or {}).get("notes") or []
+    if not notes:
+        return None
+    return Finding(check="patient_source", severity="warning", count=len(notes), message=" ".join(notes))

@@ -1,0 +1,26 @@
+"""Numbers in sentences: a noun and its verb follow how many there are."""
+
+from __future__ import annotations
+
+_OF_ONE = {
+    "are": "is",
+    "were": "was",
+    "have": "has",
+    "look": "looks",
+    "carry": "carries",
+    "show": "shows",
+    "copies": "a copy",
+}
+
+
+def counted(count: int, noun: str, form: str = "") -> str:
+    """Return ``1 image`` or ``7 images``; `form` is how the number is written, such as ``,`` for 1,234."""
+    return f"{count:{form}} {noun}{'' if count == 1 else 's'}"
+
+
+def agreeing(text: str, count: int, noun: str = "image") -> str:
+    """Fill ``{n}`` with a counted noun, and make ``{are}``, ``{have}`` and the like agree with it."""
+    text = text.replace("{n}", counted(count, noun))
+    for many, one in _OF_ONE.items():
+        text = text.replace(f"{{{many}}}", one if count == 1 else many)
+    return text
