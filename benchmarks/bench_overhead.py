@@ -43,7 +43,7 @@ def direct() -> None:
     from brainmri_core.project.job import Job
     from brainmri_core.project.layout import Layout, resolve_root
     from brainmri_core.project.logs import StageLog
-    from brainmri_core.project.pointers import write_pointer
+    from brainmri_core.project.pointer_store import write_pointer
     from brainmri_core.resize import resize
     from brainmri_core.split import split
     from brainmri_core.train import train

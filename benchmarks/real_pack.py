@@ -15,7 +15,8 @@ from brainmri_core.project.catalogue import load_catalogue
 from brainmri_core.project.job import Job
 from brainmri_core.project.layout import ARCHIVES_VARIABLE, Layout
 from brainmri_core.project.logs import Sink, StageLog, stream_sink
-from brainmri_core.project.pointers import CheckpointPointer, PackPointer, read_pointer, write_pointer
+from brainmri_core.project.pointer_store import read_pointer, write_pointer
+from brainmri_core.project.pointers import CheckpointPointer, PackPointer
 from brainmri_core.resize import resize
 from brainmri_core.split import split
 

@@ -37,12 +37,12 @@ from brainmri_core.predict import Classifier
 from brainmri_core.project.foreign_names import shown_name
 from brainmri_core.project.job import Job
 from brainmri_core.project.layout import RESUME_FOLDER
+from brainmri_core.project.pointer_store import latest_pointer
 from brainmri_core.project.pointers import (
     BatchPredictionPointer,
     ChampionPointer,
     CheckpointPointer,
     FetchPointer,
-    latest_pointer,
 )
 from brainmri_core.project.sample_table import (
     FETCH_COLUMNS,

@@ -22,14 +22,8 @@ from brainmri_core.evaluation.selection import BASIS_NAMES, Basis, folds_of_both
 from brainmri_core.evaluation.tested_model import validation_of
 from brainmri_core.project.job import Job
 from brainmri_core.project.layout import CHAMPION_FILE
-from brainmri_core.project.pointers import (
-    ChampionPointer,
-    CheckpointPointer,
-    EvaluationPointer,
-    PackPointer,
-    follow,
-    latest_pointer,
-)
+from brainmri_core.project.pointer_store import follow, latest_pointer
+from brainmri_core.project.pointers import ChampionPointer, CheckpointPointer, EvaluationPointer, PackPointer
 from brainmri_core.splitting.assignment import independent_units
 from brainmri_core.system.clock import timestamp, utc_now
 from brainmri_core.system.locks import exclusive

@@ -9,14 +9,8 @@ from typing import Literal
 from brainmri_core.config.data import FetchConfig, ResizeConfig, SplitConfig
 from brainmri_core.fetch import fetch
 from brainmri_core.project.job import Job
-from brainmri_core.project.pointers import (
-    FetchPointer,
-    MappingPointer,
-    PackPointer,
-    follow,
-    read_pointer,
-    write_pointer,
-)
+from brainmri_core.project.pointer_store import follow, read_pointer, write_pointer
+from brainmri_core.project.pointers import FetchPointer, MappingPointer, PackPointer
 from brainmri_core.resize import resize
 from brainmri_core.split import split as split_images
 

@@ -20,7 +20,8 @@ from brainmri_core.evaluation.bootstrap import bootstrap_metrics, group_weights,
 from brainmri_core.evaluation.comparison import Comparison, Difference
 from brainmri_core.evaluation.prediction_table import labels_of, logits_of, read_predictions
 from brainmri_core.project.layout import Layout
-from brainmri_core.project.pointers import EvaluationPointer, read_pointer
+from brainmri_core.project.pointer_store import read_pointer
+from brainmri_core.project.pointers import EvaluationPointer
 from brainmri_core.project.sample_table import known_patients
 from brainmri_core.splitting.assignment import independent_units
 

@@ -29,14 +29,13 @@ from brainmri_core.learning.device import choose_device
 from brainmri_core.learning.inference import predict
 from brainmri_core.project.job import Job
 from brainmri_core.project.layout import FOLDS_FOLDER
+from brainmri_core.project.pointer_store import follow, write_pointer
 from brainmri_core.project.pointers import (
     CheckpointPointer,
     CrossValidationPointer,
     EvaluationPointer,
     FoldPackPointer,
     PackPointer,
-    follow,
-    write_pointer,
 )
 from brainmri_core.project.sample_table import (
     FOLD_REASON,

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict
 from brainmri_core.config import PipelineConfig
 from brainmri_core.errors import BusyError
 from brainmri_core.project.layout import FOLDS_FOLDER, RESERVED_NAMES, Layout
-from brainmri_core.project.pointers import PATH_FIELDS, pointer_files, read_pointer
+from brainmri_core.project.pointer_store import PATH_FIELDS, pointer_files, read_pointer
 from brainmri_core.project.run_schema import manifest_files, read_manifest
 from brainmri_core.system.locks import exclusive
 from brainmri_core.system.storage import (

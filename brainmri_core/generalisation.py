@@ -12,13 +12,8 @@ from brainmri_core.pages.generalisation_page import write_generalisation_page
 from brainmri_core.pictures.matrix import write_matrix
 from brainmri_core.project.job import Job
 from brainmri_core.project.layout import Layout
-from brainmri_core.project.pointers import (
-    EvaluationPointer,
-    ExternalEvaluationPointer,
-    GeneralisationPointer,
-    follow,
-    read_pointer,
-)
+from brainmri_core.project.pointer_store import follow, read_pointer
+from brainmri_core.project.pointers import EvaluationPointer, ExternalEvaluationPointer, GeneralisationPointer
 from brainmri_core.system.clock import timestamp, utc_now
 from brainmri_core.system.storage import atomic_file, read_json, sha256_json
 

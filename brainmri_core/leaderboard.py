@@ -17,13 +17,13 @@ from brainmri_core.evaluation.metrics import classification_metrics
 from brainmri_core.evaluation.selection import BASIS_NAMES, Basis, data_of, folds_of, predictions_for
 from brainmri_core.project.job import Job
 from brainmri_core.project.layout import Layout
+from brainmri_core.project.pointer_store import follow
 from brainmri_core.project.pointers import (
     CheckpointPointer,
     CrossValidationPointer,
     EvaluationPointer,
     LeaderboardPointer,
     PackPointer,
-    follow,
 )
 from brainmri_core.system.clock import timestamp, utc_now
 from brainmri_core.system.storage import atomic_file, sha256_json, write_bytes

@@ -14,7 +14,8 @@ from brainmri_core.copies.thumbs import read_thumbs, read_trimmed_thumbs
 from brainmri_core.errors import ConfigError, MissingUpstreamError
 from brainmri_core.project.catalogue import DatasetEntry
 from brainmri_core.project.layout import Layout
-from brainmri_core.project.pointers import FetchPointer, MappingPointer, follow, latest_pointer
+from brainmri_core.project.pointer_store import follow, latest_pointer
+from brainmri_core.project.pointers import FetchPointer, MappingPointer
 from brainmri_core.project.sample_table import FETCH_COLUMNS, SPLIT_COLUMNS, known_patients, read_samples
 from brainmri_core.splitting.assignment import validation_mask
 from brainmri_core.splitting.shared_patients import shared_patients

@@ -41,7 +41,8 @@ from brainmri_core.learning.state import Data, Loop, State, new_state, save_stat
 from brainmri_core.learning.team import Team, share_statistics
 from brainmri_core.learning.tracking import tracked
 from brainmri_core.project.job import Job
-from brainmri_core.project.pointers import CheckpointPointer, MappingPointer, PackPointer, follow
+from brainmri_core.project.pointer_store import follow
+from brainmri_core.project.pointers import CheckpointPointer, MappingPointer, PackPointer
 from brainmri_core.project.sample_table import read_samples
 from brainmri_core.splitting.assignment import validation_mask
 from brainmri_core.system.storage import (

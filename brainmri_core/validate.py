@@ -16,13 +16,8 @@ from brainmri_core.images.pack import open_pack
 from brainmri_core.images.statistics import scan_pack
 from brainmri_core.pages.validation_page import render_validation_html
 from brainmri_core.project.job import Job
-from brainmri_core.project.pointers import (
-    MappingPointer,
-    PackPointer,
-    ValidationPointer,
-    follow,
-    read_mapping,
-)
+from brainmri_core.project.pointer_store import follow, read_mapping
+from brainmri_core.project.pointers import MappingPointer, PackPointer, ValidationPointer
 from brainmri_core.project.sample_table import FETCH_COLUMNS, RESIZE_COLUMNS, SPLIT_COLUMNS, read_samples
 from brainmri_core.splitting.record import copy_limits, read_split_record
 from brainmri_core.system.clock import timestamp, utc_now

@@ -15,8 +15,8 @@ from brainmri_core.escaping import printable
 from brainmri_core.evaluation.test_ledger import identity, read_looks
 from brainmri_core.images.pack import open_pack
 from brainmri_core.project.layout import RESUME_FOLDER, Layout
+from brainmri_core.project.pointer_store import PATH_FIELDS, follow, pointer_files, read_pointer
 from brainmri_core.project.pointers import (
-    PATH_FIELDS,
     ChampionPointer,
     CheckpointPointer,
     CrossValidationPointer,
@@ -25,9 +25,6 @@ from brainmri_core.project.pointers import (
     MappingPointer,
     PackPointer,
     Pointer,
-    follow,
-    pointer_files,
-    read_pointer,
 )
 from brainmri_core.project.run_schema import (
     Plan,

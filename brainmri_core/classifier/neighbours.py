@@ -16,7 +16,8 @@ from brainmri_core.errors import ConfigError, IntegrityError
 from brainmri_core.images.pack import open_pack
 from brainmri_core.learning.checkpoint import CheckpointMeta
 from brainmri_core.project.layout import projects_above
-from brainmri_core.project.pointers import PackPointer, follow
+from brainmri_core.project.pointer_store import follow
+from brainmri_core.project.pointers import PackPointer
 from brainmri_core.project.sample_table import read_samples
 
 _SIDE = 64

@@ -15,7 +15,8 @@ from brainmri_core.evaluation.tested_model import validation_of
 from brainmri_core.images.pack import open_pack
 from brainmri_core.learning.inference import predict_evenly
 from brainmri_core.project.layout import Layout
-from brainmri_core.project.pointers import PackPointer, follow
+from brainmri_core.project.pointer_store import follow
+from brainmri_core.project.pointers import PackPointer
 from brainmri_core.project.sample_table import RESIZE_COLUMNS, SPLIT_COLUMNS, read_samples
 from brainmri_core.splitting.assignment import independent_units
 

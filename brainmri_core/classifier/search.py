@@ -10,15 +10,8 @@ from brainmri_core.errors import ConfigError, IntegrityError, MissingUpstreamErr
 from brainmri_core.evaluation.outliers import OutlierModel
 from brainmri_core.learning.checkpoint import CheckpointMeta, known_hashes
 from brainmri_core.project.layout import Layout, projects_above
-from brainmri_core.project.pointers import (
-    ChampionPointer,
-    CheckpointPointer,
-    EvaluationPointer,
-    PackPointer,
-    follow,
-    latest_pointer,
-    read_pointer,
-)
+from brainmri_core.project.pointer_store import follow, latest_pointer, read_pointer
+from brainmri_core.project.pointers import ChampionPointer, CheckpointPointer, EvaluationPointer, PackPointer
 from brainmri_core.system.storage import check_sha256, sha256_file
 
 

@@ -23,13 +23,8 @@ from brainmri_core.learning.checkpoint import CheckpointMeta, load_model
 from brainmri_core.learning.device import choose_device, choose_precision
 from brainmri_core.learning.inference import Predictions, predict_evenly
 from brainmri_core.project.job import Job
-from brainmri_core.project.pointers import (
-    CheckpointPointer,
-    MappingPointer,
-    PackPointer,
-    follow,
-    read_pointer,
-)
+from brainmri_core.project.pointer_store import follow, read_pointer
+from brainmri_core.project.pointers import CheckpointPointer, MappingPointer, PackPointer
 from brainmri_core.project.sample_table import (
     FETCH_COLUMNS,
     RESIZE_COLUMNS,

@@ -14,7 +14,8 @@ from brainmri_core.evaluation.paired import macro_f1_draws
 from brainmri_core.evaluation.prediction_table import read_predictions
 from brainmri_core.evaluation.selection import same_images
 from brainmri_core.project.layout import Layout
-from brainmri_core.project.pointers import CheckpointPointer, ExternalEvaluationPointer, read_pointer
+from brainmri_core.project.pointer_store import read_pointer
+from brainmri_core.project.pointers import CheckpointPointer, ExternalEvaluationPointer
 from brainmri_core.splitting.assignment import independent_units
 from brainmri_core.system.storage import read_json
 

@@ -10,7 +10,8 @@ from brainmri_core.config.evaluation import EvaluateConfig
 from brainmri_core.evaluation.paired import paired_macro_f1
 from brainmri_core.evaluation.selection import BASIS_NAMES, Basis, folds_of_both, predictions_for, same_images
 from brainmri_core.project.layout import Layout
-from brainmri_core.project.pointers import CheckpointPointer, EvaluationPointer, follow
+from brainmri_core.project.pointer_store import follow
+from brainmri_core.project.pointers import CheckpointPointer, EvaluationPointer
 from brainmri_core.splitting.assignment import independent_units
 
 

@@ -8,7 +8,8 @@ import pandas as pd
 from brainmri_core.errors import ConfigError, IntegrityError
 from brainmri_core.learning.checkpoint import CheckpointMeta
 from brainmri_core.project.job import Job
-from brainmri_core.project.pointers import MappingPointer, PackPointer, follow
+from brainmri_core.project.pointer_store import follow
+from brainmri_core.project.pointers import MappingPointer, PackPointer
 from brainmri_core.project.sample_table import known_patients, read_samples
 from brainmri_core.splitting.shared_patients import shared_patients
 

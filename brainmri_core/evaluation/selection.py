@@ -13,13 +13,12 @@ import pandas as pd
 
 from brainmri_core.evaluation.prediction_table import read_predictions
 from brainmri_core.project.layout import Layout
+from brainmri_core.project.pointer_store import follow, read_pointer
 from brainmri_core.project.pointers import (
     CheckpointPointer,
     CrossValidationPointer,
     EvaluationPointer,
     PackPointer,
-    follow,
-    read_pointer,
 )
 
 Basis = Literal["out_of_fold", "validation", "external_worst", "external_mean"]

@@ -19,14 +19,8 @@ from brainmri_core.evaluation.tested_model import validation_of
 from brainmri_core.images.pack import open_pack
 from brainmri_core.learning.checkpoint import CheckpointMeta
 from brainmri_core.project.job import Job
-from brainmri_core.project.pointers import (
-    FetchPointer,
-    FoldPackPointer,
-    MappingPointer,
-    PackPointer,
-    follow,
-    read_pointer,
-)
+from brainmri_core.project.pointer_store import follow, read_pointer
+from brainmri_core.project.pointers import FetchPointer, FoldPackPointer, MappingPointer, PackPointer
 from brainmri_core.project.sample_table import (
     FETCH_COLUMNS,
     RESIZE_COLUMNS,

@@ -18,7 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from brainmri_core.errors import IntegrityError
 from brainmri_core.evaluation.metrics_schema import ReaderWarning, TestLooks
 from brainmri_core.project.layout import Layout
-from brainmri_core.project.pointers import CheckpointPointer, EvaluationPointer, follow, read_pointer
+from brainmri_core.project.pointer_store import follow, read_pointer
+from brainmri_core.project.pointers import CheckpointPointer, EvaluationPointer
 from brainmri_core.system.clock import timestamp, utc_now
 from brainmri_core.system.locks import exclusive
 from brainmri_core.system.storage import sha256_json, storage_error, write_bytes

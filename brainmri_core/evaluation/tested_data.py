@@ -15,7 +15,8 @@ from brainmri_core.copies.thumbs import read_thumbs
 from brainmri_core.images.decode import decode
 from brainmri_core.images.fit import fit_image
 from brainmri_core.project.job import Job
-from brainmri_core.project.pointers import FetchPointer, MappingPointer, PackPointer, follow
+from brainmri_core.project.pointer_store import follow
+from brainmri_core.project.pointers import FetchPointer, MappingPointer, PackPointer
 from brainmri_core.project.sample_table import FETCH_COLUMNS, RESIZE_COLUMNS, SPLIT_COLUMNS, read_samples
 from brainmri_core.sources.masks import MASKS, MaskStore
 from brainmri_core.sources.phantom import read_truth

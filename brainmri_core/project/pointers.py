@@ -1,22 +1,13 @@
-"""Pointers: small JSON files that say where each stage's result lies, and the store that reads and writes them."""
+"""Pointers: what the small JSON files say that lead to each stage's result."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
-from typing import Any, ClassVar, Literal, TypeVar
+from pathlib import PurePosixPath
+from typing import ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from brainmri_core.config.base import Precision
-from brainmri_core.errors import IntegrityError, MissingUpstreamError
-from brainmri_core.project.layout import Layout
-from brainmri_core.system.clock import timestamp, utc_now
-from brainmri_core.system.json_models import read_model
-from brainmri_core.system.locks import exclusive
-from brainmri_core.system.storage import TEMPORARY_PREFIX, json_text, write_bytes, write_new
-
-P = TypeVar("P", bound="Pointer")
 
 
 class Pointer(BaseModel):
@@ -338,123 +329,3 @@ POINTER_TYPES: dict[str, type[Pointer]] = {
         BatchPredictionPointer,
     )
 }
-
-
-def read_mapping(layout: Layout, path: Path) -> MappingPointer:
-    """Read the mapping pointer at a file or folder, or the newest one that names an ``index_remap.json``.
-
-    Raises
-    ------
-    IntegrityError
-        If the file is no mapping pointer.
-    MissingUpstreamError
-        If no mapping pointer names the ``index_remap.json``.
-    """
-    if path.name != "index_remap.json":
-        return read_pointer(layout, MappingPointer, path)
-    history = layout.pointers(MappingPointer.kind).glob("*/*/history/*.json")
-    for file in sorted(history, key=lambda file: file.name, reverse=True):
-        mapping = read_pointer(layout, MappingPointer, file)
-        if layout.absolute(mapping.path).resolve() == path.resolve():
-            return mapping
-    raise MissingUpstreamError(
-        f"No mapping pointer names {path}; give the mapping pointer of the split instead."
-    )
-
-
-def write_pointer(layout: Layout, pointer: P, *, update_latest: bool = True) -> P:
-    """Write a pointer: first its history copy, under a name nobody else has, then ``latest.json``.
-
-    Returns
-    -------
-    Pointer
-        The pointer with `pointer_path` set.
-    """
-    folder = layout.pointer_dir(pointer.kind, pointer.place)
-    with exclusive(layout.lock("pointer", pointer.kind, pointer.place)):
-        stem = f"{timestamp(utc_now()).replace(':', '')}-{pointer.run_id}"
-        attempt = 0
-        while True:
-            path = folder / "history" / f"{stem}{f'-{attempt}' if attempt else ''}.json"
-            stored = pointer.model_copy(update={"pointer_path": layout.relative(path)})
-            text = json_text(stored.model_dump(mode="json")).encode()
-            if write_new(path, text):
-                break
-            attempt += 1
-        if update_latest:
-            write_bytes(folder / "latest.json", text)
-    return stored
-
-
-def read_pointer(layout: Layout, pointer_type: type[P], path: Path) -> P:
-    """Read a pointer from a file, or from the ``latest.json`` of a folder.
-
-    Raises
-    ------
-    IntegrityError
-        If the file is no such pointer, or names a path outside the project root.
-    """
-    file = path / "latest.json" if path.is_dir() else path
-    problem = f"is not a {pointer_type.kind} pointer"
-    pointer = read_model(file, pointer_type, problem, "restore it or run its stage again")
-    for value in _paths(pointer):
-        layout.absolute(value)
-    return pointer
-
-
-def latest_pointer(layout: Layout, pointer_type: type[P], place: str) -> P | None:
-    """Return the newest pointer of a kind of a data set (of a pair of them: `pair_place`), or None if there is none."""
-    path = layout.pointer_dir(pointer_type.kind, place) / "latest.json"
-    return read_pointer(layout, pointer_type, path) if path.is_file() else None
-
-
-def follow(layout: Layout, pointer_type: type[P], stored: str) -> P:
-    """Read the pointer another pointer refers to by its stored path."""
-    path = layout.absolute(stored)
-    if not path.is_file():
-        raise IntegrityError(f"The {pointer_type.kind} pointer {stored} is missing; run its stage again.")
-    return read_pointer(layout, pointer_type, path)
-
-
-def pointer_files(layout: Layout) -> Iterator[tuple[type[Pointer], Path]]:
-    """Yield every pointer file of the project with its type, ``latest.json`` before its history."""
-    for kind, pointer_type in POINTER_TYPES.items():
-        for folder in sorted(layout.pointers(kind).glob("*/*")):
-            if (folder / "latest.json").is_file():
-                yield pointer_type, folder / "latest.json"
-            for path in sorted((folder / "history").glob("*.json")):
-                yield pointer_type, path
-
-
-def result_files(layout: Layout, pointer: Pointer) -> list[Path]:
-    """List the files of the result a pointer stands for: those it names and what lies beside them.
-
-    The images of a data set are not among them (its sample table holds their hashes), nor is the champion's file, which
-    a later champion replaces.
-    """
-    found: set[Path] = set()
-    for name, stored in pointer.model_dump().items():
-        if name in PATH_FIELDS - _NOT_RESULTS and stored:
-            path = layout.absolute(stored)
-            inside = path.rglob("*") if path.is_dir() else path.parent.iterdir()
-            found.update(
-                file for file in inside if file.is_file() and not file.name.startswith(TEMPORARY_PREFIX)
-            )
-    return sorted(found)
-
-
-PATH_FIELDS = frozenset(
-    "dataset_root training_dir testing_dir validation_dir samples path split_json pack report checkpoint history curves folder metrics "
-    "predictions table plot weights decision champion_checkpoint challenger_checkpoint fetch_pointer mapping_pointer pack_pointer checkpoint_pointer evaluation_pointer pointer_path".split()
-)
-
-
-_NOT_RESULTS = frozenset(
-    "dataset_root training_dir testing_dir validation_dir weights champion_checkpoint challenger_checkpoint fetch_pointer mapping_pointer "
-    "pack_pointer checkpoint_pointer evaluation_pointer pointer_path".split()
-)
-
-
-def _paths(pointer: Pointer) -> list[str]:
-    values: dict[str, Any] = pointer.model_dump()
-    return [value for name, value in values.items() if name in PATH_FIELDS and value is not None]

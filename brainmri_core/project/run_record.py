@@ -13,7 +13,8 @@ import yaml
 
 from brainmri_core.errors import BrainMRIError, ConfigError
 from brainmri_core.project.layout import Layout
-from brainmri_core.project.pointers import PATH_FIELDS, Pointer, result_files
+from brainmri_core.project.pointer_store import PATH_FIELDS, result_files
+from brainmri_core.project.pointers import Pointer
 from brainmri_core.project.provenance import code_version, environment
 from brainmri_core.project.run_schema import Plan, PlannedStage, overall_status, read_manifest, read_plan
 from brainmri_core.system.clock import timestamp, utc_now

@@ -16,7 +16,8 @@ from brainmri_core.copies.likeness import ORIENTATIONS
 from brainmri_core.copies.search import CopyPairs
 from brainmri_core.errors import IntegrityError
 from brainmri_core.project.job import Job
-from brainmri_core.project.pointers import MappingPointer, latest_pointer
+from brainmri_core.project.pointer_store import latest_pointer
+from brainmri_core.project.pointers import MappingPointer
 from brainmri_core.project.sample_table import read_samples
 from brainmri_core.splitting.neighbour_runs import Neighbours, proxy_quality
 from brainmri_core.splitting.patients import KnownPatients

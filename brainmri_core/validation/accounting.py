@@ -14,7 +14,8 @@ from brainmri_core.arrays import Mask
 from brainmri_core.errors import IntegrityError
 from brainmri_core.escaping import printable, shared_reason
 from brainmri_core.project.job import Job
-from brainmri_core.project.pointers import FetchPointer, MappingPointer, follow
+from brainmri_core.project.pointer_store import follow
+from brainmri_core.project.pointers import FetchPointer, MappingPointer
 from brainmri_core.project.sample_table import SPLIT_COLUMNS, read_samples
 from brainmri_core.sources.index import LEFT_OUT, LEFT_OUT_COLUMNS, QUIET_KINDS
 from brainmri_core.sources.tree import split_of

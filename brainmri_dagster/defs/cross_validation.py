@@ -8,6 +8,7 @@ import dagster as dg
 
 from brainmri_core.config.training import TrainConfig
 from brainmri_core.errors import MissingUpstreamError
+from brainmri_core.project.pointer_store import follow
 from brainmri_core.project.pointers import (
     CrossValidationPointer,
     FoldCheckpointPointer,
@@ -15,7 +16,6 @@ from brainmri_core.project.pointers import (
     FoldPackPointer,
     PackPointer,
     Pointer,
-    follow,
 )
 from brainmri_dagster.defs import metadata
 from brainmri_dagster.defs.assets import stage_asset

@@ -17,6 +17,7 @@ from brainmri_core.escaping import markdown, shared_reason
 from brainmri_core.evaluation.cross_validation_schema import read_cross_validation
 from brainmri_core.evaluation.metrics_schema import EvaluationMetrics, TestLooks, read_metrics
 from brainmri_core.project.layout import Layout
+from brainmri_core.project.pointer_store import follow
 from brainmri_core.project.pointers import (
     CheckpointPointer,
     CrossValidationPointer,
@@ -27,7 +28,6 @@ from brainmri_core.project.pointers import (
     MappingPointer,
     PackPointer,
     ValidationPointer,
-    follow,
 )
 from brainmri_core.system.storage import read_json
 

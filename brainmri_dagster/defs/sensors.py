@@ -17,13 +17,8 @@ from brainmri_core.config.data import RetryConfig
 from brainmri_core.errors import BrainMRIError
 from brainmri_core.project.catalogue import DatasetEntry
 from brainmri_core.project.layout import Layout
-from brainmri_core.project.pointers import (
-    CheckpointPointer,
-    FetchPointer,
-    PackPointer,
-    ValidationPointer,
-    follow,
-)
+from brainmri_core.project.pointer_store import follow
+from brainmri_core.project.pointers import CheckpointPointer, FetchPointer, PackPointer, ValidationPointer
 from brainmri_core.sources.local import local_archive
 from brainmri_core.system.clock import utc_now
 from brainmri_core.system.storage import sha256_file

@@ -6,7 +6,8 @@ import dagster as dg
 
 from brainmri_core.errors import BrainMRIError
 from brainmri_core.project.catalogue import EVERY
-from brainmri_core.project.pointers import Pointer, write_pointer
+from brainmri_core.project.pointer_store import write_pointer
+from brainmri_core.project.pointers import Pointer
 from brainmri_core.project.run_record import record_pointer
 from brainmri_dagster.graph.asset_table import ASSETS, FOLD_ASSETS, is_fold, partition_read, trained_on
 from brainmri_dagster.graph.resources import ProjectConfig

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import dagster as dg
 
 from brainmri_core.project.layout import Layout
-from brainmri_core.project.pointers import CheckpointPointer, EvaluationPointer, follow, read_pointer
+from brainmri_core.project.pointer_store import follow, read_pointer
+from brainmri_core.project.pointers import CheckpointPointer, EvaluationPointer
 from brainmri_dagster.running.stage_run import StageRun
 
 if TYPE_CHECKING:

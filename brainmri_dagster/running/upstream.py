@@ -12,17 +12,19 @@ from brainmri_core.config.evaluation import EvaluateConfig
 from brainmri_core.errors import DataError, MissingUpstreamError
 from brainmri_core.project.job import Job
 from brainmri_core.project.layout import Layout
+from brainmri_core.project.pointer_store import (
+    follow,
+    latest_pointer,
+    read_mapping,
+    read_pointer,
+    write_pointer,
+)
 from brainmri_core.project.pointers import (
     CheckpointPointer,
     MappingPointer,
     PackPointer,
     Pointer,
     ValidationPointer,
-    follow,
-    latest_pointer,
-    read_mapping,
-    read_pointer,
-    write_pointer,
 )
 from brainmri_dagster.graph.asset_table import ASSETS, FOLD_ASSETS, pointer_place
 

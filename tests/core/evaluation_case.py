@@ -19,6 +19,7 @@ from brainmri_core.project.catalogue import DatasetEntry, load_catalogue
 from brainmri_core.project.job import Job
 from brainmri_core.project.layout import Layout
 from brainmri_core.project.logs import Record, StageLog
+from brainmri_core.project.pointer_store import latest_pointer, write_pointer
 from brainmri_core.project.pointers import (
     CheckpointPointer,
     EvaluationPointer,
@@ -26,8 +27,6 @@ from brainmri_core.project.pointers import (
     MappingPointer,
     PackPointer,
     Pointer,
-    latest_pointer,
-    write_pointer,
 )
 from brainmri_core.resize import resize
 from brainmri_core.split import split

@@ -27,14 +27,13 @@ from brainmri_core.project.catalogue import DatasetEntry, load_catalogue
 from brainmri_core.project.job import Job
 from brainmri_core.project.layout import Layout
 from brainmri_core.project.logs import Record, StageLog
+from brainmri_core.project.pointer_store import follow, write_pointer
 from brainmri_core.project.pointers import (
     CheckpointPointer,
     EvaluationPointer,
     ExternalEvaluationPointer,
     MappingPointer,
     PackPointer,
-    follow,
-    write_pointer,
 )
 from brainmri_core.resize import resize
 from brainmri_core.sources.phantom import read_truth, write_phantom

@@ -21,12 +21,12 @@ from brainmri_core.fetch import fetch
 from brainmri_core.gc import collect_garbage
 from brainmri_core.predict import Classifier
 from brainmri_core.project.catalogue import DatasetEntry
+from brainmri_core.project.pointer_store import write_pointer
 from brainmri_core.project.pointers import (
     BatchPredictionPointer,
     CheckpointPointer,
     EvaluationPointer,
     FetchPointer,
-    write_pointer,
 )
 from brainmri_core.system.storage import read_json, sha256_file
 from brainmri_core.verify import verify
@@ -130,7 +130,8 @@ from brainmri_core.config.batch import BatchPredictConfig
 from brainmri_core.project.job import Job
 from brainmri_core.project.layout import Layout
 from brainmri_core.project.logs import StageLog
-from brainmri_core.project.pointers import FetchPointer, latest_pointer
+from brainmri_core.project.pointers import FetchPointer
+from brainmri_core.project.pointer_store import latest_pointer
 from tests.core.test_batch_predict import INBOX
 
 batch_predict._PART = 4

@@ -12,14 +12,8 @@ from brainmri_core.images.fit import fit_image
 from brainmri_core.images.pack import open_pack
 from brainmri_core.project.catalogue import CLASSES
 from brainmri_core.project.job import Job
-from brainmri_core.project.pointers import (
-    FetchPointer,
-    MappingPointer,
-    PackPointer,
-    follow,
-    latest_pointer,
-    write_pointer,
-)
+from brainmri_core.project.pointer_store import follow, latest_pointer, write_pointer
+from brainmri_core.project.pointers import FetchPointer, MappingPointer, PackPointer
 from brainmri_core.project.sample_table import read_samples
 
 pytestmark = pytest.mark.training

@@ -24,7 +24,8 @@ from brainmri_core.images.pack import open_pack
 from brainmri_core.learning.batches import to_input
 from brainmri_core.learning.checkpoint import load_checkpoint, load_model, save_safetensors
 from brainmri_core.project.logs import Record, StageLog
-from brainmri_core.project.pointers import EvaluationPointer, PackPointer, write_pointer
+from brainmri_core.project.pointer_store import write_pointer
+from brainmri_core.project.pointers import EvaluationPointer, PackPointer
 from brainmri_core.project.sample_table import read_samples, write_samples
 from brainmri_core.resize import resize
 from brainmri_core.split import split

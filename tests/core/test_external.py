@@ -21,12 +21,8 @@ from brainmri_core.evaluation.prediction_table import labels_of, logits_of, read
 from brainmri_core.evaluation.tested_model import validation_of
 from brainmri_core.learning.checkpoint import load_checkpoint, save_checkpoint
 from brainmri_core.project.catalogue import DatasetEntry
-from brainmri_core.project.pointers import (
-    ExternalEvaluationPointer,
-    MappingPointer,
-    follow,
-    write_pointer,
-)
+from brainmri_core.project.pointer_store import follow, write_pointer
+from brainmri_core.project.pointers import ExternalEvaluationPointer, MappingPointer
 from brainmri_core.resize import resize
 from tests.core.external_case import (
     AWAY,

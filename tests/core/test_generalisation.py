@@ -15,12 +15,8 @@ from brainmri_core.project.catalogue import EVERY
 from brainmri_core.project.job import Job
 from brainmri_core.project.layout import Layout
 from brainmri_core.project.logs import Record, StageLog
-from brainmri_core.project.pointers import (
-    EvaluationPointer,
-    ExternalEvaluationPointer,
-    GeneralisationPointer,
-    write_pointer,
-)
+from brainmri_core.project.pointer_store import write_pointer
+from brainmri_core.project.pointers import EvaluationPointer, ExternalEvaluationPointer, GeneralisationPointer
 from brainmri_core.system.storage import write_json
 
 A, B, C = "one/a", "two/<b>", "three/c"

@@ -14,7 +14,8 @@ from brainmri_core.errors import ConfigError, IntegrityError, MissingUpstreamErr
 from brainmri_core.overlap import COUNTS, Overlap, find_overlap
 from brainmri_core.project.catalogue import DatasetEntry
 from brainmri_core.project.layout import Layout
-from brainmri_core.project.pointers import FetchPointer, MappingPointer, write_pointer
+from brainmri_core.project.pointer_store import write_pointer
+from brainmri_core.project.pointers import FetchPointer, MappingPointer
 from brainmri_core.project.sample_table import write_samples
 from brainmri_core.system.storage import write_json
 from brainmri_dagster.commands.overlap import overlap_lines

@@ -26,7 +26,8 @@ from brainmri_core.learning.models import build_model
 from brainmri_core.predict import NOTICE, Classifier
 from brainmri_core.project.catalogue import load_catalogue
 from brainmri_core.project.layout import ROOT_VARIABLE, Layout
-from brainmri_core.project.pointers import EvaluationPointer, write_pointer
+from brainmri_core.project.pointer_store import write_pointer
+from brainmri_core.project.pointers import EvaluationPointer
 from brainmri_dagster.cli import app
 from tests.core.evaluation_case import Case, prepare
 from tests.core.learning.test_models import META

@@ -26,7 +26,8 @@ from brainmri_core.project.catalogue import load_catalogue
 from brainmri_core.project.job import Job
 from brainmri_core.project.layout import Layout
 from brainmri_core.project.logs import Record, StageLog
-from brainmri_core.project.pointers import FetchPointer, MappingPointer, write_pointer
+from brainmri_core.project.pointer_store import write_pointer
+from brainmri_core.project.pointers import FetchPointer, MappingPointer
 from brainmri_core.project.sample_table import FETCH_COLUMNS, read_samples, write_samples
 from brainmri_core.sources.phantom import PhantomTruth, read_truth
 from brainmri_core.split import OFFICIAL_COPY, split
@@ -45,7 +46,8 @@ from brainmri_core.config.data import SplitConfig
 from brainmri_core.project.job import Job
 from brainmri_core.project.layout import Layout
 from brainmri_core.project.logs import StageLog
-from brainmri_core.project.pointers import FetchPointer, latest_pointer
+from brainmri_core.project.pointers import FetchPointer
+from brainmri_core.project.pointer_store import latest_pointer
 from brainmri_core.split import OFFICIAL_COPY, split
 layout = Layout(root=Path(sys.argv[1]))
 job = Job(layout, "other-process", load_catalogue()["brainmri/phantom"], StageLog("split", "x", "x", []))

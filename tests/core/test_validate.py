@@ -16,7 +16,8 @@ from brainmri_core.fetch import fetch
 from brainmri_core.project.catalogue import CLASSES
 from brainmri_core.project.job import Job
 from brainmri_core.project.logs import Record
-from brainmri_core.project.pointers import MappingPointer, PackPointer, write_pointer
+from brainmri_core.project.pointer_store import write_pointer
+from brainmri_core.project.pointers import MappingPointer, PackPointer
 from brainmri_core.project.sample_table import write_samples
 from brainmri_core.resize import resize
 from brainmri_core.split import split

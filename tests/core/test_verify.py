@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from brainmri_core.project.layout import Layout
-from brainmri_core.project.pointers import latest_pointer, write_pointer
+from brainmri_core.project.pointer_store import latest_pointer, write_pointer
 from brainmri_core.verify import verify
 from tests.faults.tiny import PHANTOM, POINTERS
 

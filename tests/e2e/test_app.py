@@ -20,7 +20,7 @@ from PIL import Image
 from brainmri_core.app import MAX_UPLOAD_BYTES
 from brainmri_core.config.data import FetchConfig
 from brainmri_core.project.catalogue import load_catalogue
-from brainmri_core.project.pointers import write_pointer
+from brainmri_core.project.pointer_store import write_pointer
 from tests.core.evaluation_case import Case, prepare
 from tests.e2e.conftest import ROOT, SCREENSHOTS
 

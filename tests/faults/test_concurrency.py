@@ -8,7 +8,8 @@ import pytest
 from brainmri_core.config import STAGES
 from brainmri_core.gc import collect_garbage
 from brainmri_core.project.layout import Layout
-from brainmri_core.project.pointers import POINTER_TYPES, latest_pointer, read_pointer
+from brainmri_core.project.pointer_store import latest_pointer, read_pointer
+from brainmri_core.project.pointers import POINTER_TYPES
 from brainmri_core.verify import verify
 from tests.counts import trials
 from tests.faults.launches import OTHER, PHANTOM, make_home

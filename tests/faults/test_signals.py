@@ -12,7 +12,7 @@ import pytest
 
 from brainmri_core.config import STAGES
 from brainmri_core.project.layout import Layout
-from brainmri_core.project.pointers import latest_pointer
+from brainmri_core.project.pointer_store import latest_pointer
 from brainmri_core.verify import verify
 from tests.counts import rest, trials
 from tests.faults.launches import make_home

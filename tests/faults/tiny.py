@@ -20,6 +20,7 @@ from brainmri_core.project.catalogue import load_catalogue
 from brainmri_core.project.job import Job
 from brainmri_core.project.layout import Layout
 from brainmri_core.project.logs import stage_log
+from brainmri_core.project.pointer_store import latest_pointer, write_pointer
 from brainmri_core.project.pointers import (
     CheckpointPointer,
     EvaluationPointer,
@@ -28,8 +29,6 @@ from brainmri_core.project.pointers import (
     PackPointer,
     Pointer,
     ValidationPointer,
-    latest_pointer,
-    write_pointer,
 )
 from brainmri_core.project.run_record import make_plan, record_pointer, stage_record, write_plan
 from brainmri_core.project.run_schema import PlannedStage

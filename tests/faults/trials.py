@@ -20,7 +20,7 @@ from brainmri_core.copies import fingerprint
 from brainmri_core.gc import collect_garbage
 from brainmri_core.project import layout as layout_module
 from brainmri_core.project.layout import Layout
-from brainmri_core.project.pointers import latest_pointer
+from brainmri_core.project.pointer_store import latest_pointer
 from brainmri_core.system.storage import TEMPORARY_PREFIX
 from brainmri_core.verify import verify
 from tests.faults.injection import Action, Faults, cut_power

@@ -27,7 +27,8 @@ from brainmri_core.gc import collect_garbage
 from brainmri_core.images.decode import MAX_PIXELS, decode
 from brainmri_core.project.catalogue import load_catalogue
 from brainmri_core.project.layout import Layout
-from brainmri_core.project.pointers import PATH_FIELDS, POINTER_TYPES, read_pointer
+from brainmri_core.project.pointer_store import PATH_FIELDS, read_pointer
+from brainmri_core.project.pointers import POINTER_TYPES
 from brainmri_core.project.run_record import close_run
 from brainmri_core.project.run_schema import read_manifest, read_plan
 from brainmri_core.sources.archive import extract_archive

@@ -24,7 +24,7 @@ from brainmri_core.images.isolation import stream_answers
 from brainmri_core.images.pack import open_pack
 from brainmri_core.project.catalogue import load_catalogue
 from brainmri_core.project.job import Job
-from brainmri_core.project.pointers import write_pointer
+from brainmri_core.project.pointer_store import write_pointer
 from brainmri_core.project.sample_table import read_samples
 from brainmri_core.resize import resize
 from brainmri_core.sources.archive import extract_archive

@@ -24,7 +24,8 @@ from brainmri_core.project.catalogue import load_catalogue
 from brainmri_core.project.job import Job
 from brainmri_core.project.layout import Layout
 from brainmri_core.project.logs import StageLog
-from brainmri_core.project.pointers import MappingPointer, write_pointer
+from brainmri_core.project.pointer_store import write_pointer
+from brainmri_core.project.pointers import MappingPointer
 from brainmri_core.project.sample_table import read_samples
 from brainmri_core.resize import resize
 from brainmri_core.split import split

@@ -16,7 +16,8 @@ from brainmri_core.evaluation.external_choice import (
 )
 from brainmri_core.evaluation.prediction_table import prediction_table
 from brainmri_core.project.layout import Layout
-from brainmri_core.project.pointers import CheckpointPointer, ExternalEvaluationPointer, write_pointer
+from brainmri_core.project.pointer_store import write_pointer
+from brainmri_core.project.pointers import CheckpointPointer, ExternalEvaluationPointer
 from brainmri_core.project.sample_table import write_samples
 from brainmri_core.system.storage import write_json
 

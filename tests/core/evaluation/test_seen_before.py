@@ -12,7 +12,8 @@ from brainmri_core.project.catalogue import load_catalogue
 from brainmri_core.project.job import Job
 from brainmri_core.project.layout import Layout
 from brainmri_core.project.logs import StageLog
-from brainmri_core.project.pointers import MappingPointer, PackPointer, write_pointer
+from brainmri_core.project.pointer_store import write_pointer
+from brainmri_core.project.pointers import MappingPointer, PackPointer
 from brainmri_core.project.sample_table import write_samples
 from brainmri_core.system.storage import write_json
 

@@ -8,7 +8,7 @@ from brainmri_core.copies.leaks import read_copies
 from brainmri_core.evaluation.tested_data import gather_evidence
 from brainmri_core.images.pack import open_pack
 from brainmri_core.project.job import Job
-from brainmri_core.project.pointers import write_pointer
+from brainmri_core.project.pointer_store import write_pointer
 from brainmri_core.project.sample_table import write_samples
 from brainmri_core.resize import resize
 from brainmri_core.split import split

@@ -25,7 +25,7 @@ from brainmri_core.learning.checkpoint import load_checkpoint, save_checkpoint
 from brainmri_core.predict import Classifier
 from brainmri_core.project.catalogue import load_catalogue
 from brainmri_core.project.job import Job
-from brainmri_core.project.pointers import write_pointer
+from brainmri_core.project.pointer_store import write_pointer
 from brainmri_core.project.sample_table import read_samples
 from brainmri_core.resize import resize
 from brainmri_core.split import split

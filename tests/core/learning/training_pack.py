@@ -11,7 +11,8 @@ import pandas as pd
 from brainmri_core.config import with_seed
 from brainmri_core.config.training import TrainConfig
 from brainmri_core.project.job import Job
-from brainmri_core.project.pointers import MappingPointer, PackPointer, write_pointer
+from brainmri_core.project.pointer_store import write_pointer
+from brainmri_core.project.pointers import MappingPointer, PackPointer
 from brainmri_core.project.sample_table import write_samples
 from brainmri_core.system.storage import sha256_file
 

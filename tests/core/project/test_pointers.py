@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from brainmri_core.errors import BrainMRIError, ConfigError, IntegrityError
 from brainmri_core.project.layout import Layout
-from brainmri_core.project.pointers import FetchPointer, follow, latest_pointer, read_pointer, write_pointer
+from brainmri_core.project.pointer_store import follow, latest_pointer, read_pointer, write_pointer
+from brainmri_core.project.pointers import FetchPointer
 
 KEYS_OF_THE_SPECIFICATION = {
     "dataset",
@@ -71,7 +72,9 @@ def test_without_write_pointer_only_history_is_kept(tmp_path: Path) -> None:
 
 def test_history_names_never_collide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     layout = Layout(root=tmp_path)
-    monkeypatch.setattr("brainmri_core.project.pointers.timestamp", lambda _: "2026-01-01T00:00:00.000000Z")
+    monkeypatch.setattr(
+        "brainmri_core.project.pointer_store.timestamp", lambda _: "2026-01-01T00:00:00.000000Z"
+    )
     with ThreadPoolExecutor(8) as pool:
         paths = list(pool.map(lambda n: write_pointer(layout, make(n_images=n)).pointer_path, range(50)))
     assert len(set(paths)) == 50

@@ -14,7 +14,8 @@ from brainmri_core.fetch import fetch
 from brainmri_core.project.catalogue import DatasetEntry
 from brainmri_core.project.job import Job
 from brainmri_core.project.logs import Record
-from brainmri_core.project.pointers import FetchPointer, write_pointer
+from brainmri_core.project.pointer_store import write_pointer
+from brainmri_core.project.pointers import FetchPointer
 from brainmri_core.project.sample_table import FETCH_COLUMNS, read_samples
 from brainmri_core.split import split
 

@@ -17,7 +17,8 @@ from brainmri_core.project.catalogue import load_catalogue
 from brainmri_core.project.job import Job
 from brainmri_core.project.layout import Layout
 from brainmri_core.project.logs import StageLog
-from brainmri_core.project.pointers import FetchPointer, latest_pointer, write_pointer
+from brainmri_core.project.pointer_store import latest_pointer, write_pointer
+from brainmri_core.project.pointers import FetchPointer
 from brainmri_core.sources.phantom import PhantomTruth, read_truth, write_phantom
 from brainmri_core.sources.second_site import CLASS_MIX, write_second_site
 from brainmri_core.split import split

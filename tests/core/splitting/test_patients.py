@@ -19,7 +19,8 @@ from brainmri_core.project.catalogue import CLASSES, load_catalogue
 from brainmri_core.project.image_tables import read_table, shipped_tables
 from brainmri_core.project.job import Job
 from brainmri_core.project.logs import Record
-from brainmri_core.project.pointers import FetchPointer, write_pointer
+from brainmri_core.project.pointer_store import write_pointer
+from brainmri_core.project.pointers import FetchPointer
 from brainmri_core.project.pseudonyms import pseudonym
 from brainmri_core.project.sample_table import known_patients, read_samples, write_samples
 from brainmri_core.resize import resize

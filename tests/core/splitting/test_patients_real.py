@@ -18,7 +18,8 @@ from brainmri_core.project.catalogue import DatasetEntry, load_catalogue
 from brainmri_core.project.job import Job
 from brainmri_core.project.layout import Layout
 from brainmri_core.project.logs import StageLog
-from brainmri_core.project.pointers import FetchPointer, write_pointer
+from brainmri_core.project.pointer_store import write_pointer
+from brainmri_core.project.pointers import FetchPointer
 from brainmri_core.project.sample_table import read_samples
 from brainmri_core.split import split
 from brainmri_core.splitting.assignment import validation_mask

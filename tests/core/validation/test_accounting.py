@@ -12,7 +12,8 @@ from brainmri_core.config.data import FetchConfig, ResizeConfig, SplitConfig, Va
 from brainmri_core.errors import IntegrityError
 from brainmri_core.fetch import fetch
 from brainmri_core.project.job import Job
-from brainmri_core.project.pointers import MappingPointer, latest_pointer, write_pointer
+from brainmri_core.project.pointer_store import latest_pointer, write_pointer
+from brainmri_core.project.pointers import MappingPointer
 from brainmri_core.project.sample_table import read_samples, write_samples
 from brainmri_core.resize import resize
 from brainmri_core.sources.index import LEFT_OUT

@@ -20,6 +20,7 @@ from brainmri_core.learning.checkpoint import (
 )
 from brainmri_core.learning.inference import predict
 from brainmri_core.learning.models import build_model, head
+from brainmri_core.project.pointer_store import follow, latest_pointer, write_pointer
 from brainmri_core.project.pointers import (
     ChampionPointer,
     CheckpointPointer,
@@ -27,9 +28,6 @@ from brainmri_core.project.pointers import (
     EvaluationPointer,
     MappingPointer,
     PackPointer,
-    follow,
-    latest_pointer,
-    write_pointer,
 )
 from brainmri_core.project.sample_table import read_samples, write_samples
 from brainmri_core.system.storage import read_json, sha256_file

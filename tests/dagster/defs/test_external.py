@@ -14,14 +14,8 @@ from brainmri_core.errors import MissingUpstreamError
 from brainmri_core.evaluation.contender import packed_samples
 from brainmri_core.gc import collect_garbage
 from brainmri_core.project.layout import ROOT_VARIABLE
-from brainmri_core.project.pointers import (
-    ExternalEvaluationPointer,
-    FetchPointer,
-    MappingPointer,
-    follow,
-    latest_pointer,
-    pair_place,
-)
+from brainmri_core.project.pointer_store import follow, latest_pointer
+from brainmri_core.project.pointers import ExternalEvaluationPointer, FetchPointer, MappingPointer, pair_place
 from brainmri_core.project.run_schema import manifest_files, read_manifest, read_plan
 from brainmri_core.sources.phantom import read_truth
 from brainmri_core.system.storage import read_json

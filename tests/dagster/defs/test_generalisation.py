@@ -8,7 +8,8 @@ import pytest
 from brainmri_core.errors import ConfigError
 from brainmri_core.gc import collect_garbage
 from brainmri_core.project.catalogue import EVERY
-from brainmri_core.project.pointers import GeneralisationPointer, latest_pointer
+from brainmri_core.project.pointer_store import latest_pointer
+from brainmri_core.project.pointers import GeneralisationPointer
 from brainmri_core.project.run_schema import manifest_files, read_manifest, read_plan
 from brainmri_core.verify import verify
 from brainmri_dagster.code_location import defs

@@ -9,7 +9,8 @@ from brainmri_core.config import load_config
 from brainmri_core.config.experiments import apply_experiment, experiment_files, find_experiment
 from brainmri_core.errors import ConfigError, DataError
 from brainmri_core.leaderboard import ChooseBy, Entry, rank
-from brainmri_core.project.pointers import CrossValidationPointer, LeaderboardPointer, write_pointer
+from brainmri_core.project.pointer_store import write_pointer
+from brainmri_core.project.pointers import CrossValidationPointer, LeaderboardPointer
 from brainmri_dagster.code_location import defs
 from brainmri_dagster.defs.leaderboard import shown as of_leaderboard
 from brainmri_dagster.running.recorded_evaluations import recorded_evaluations

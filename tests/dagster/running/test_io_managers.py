@@ -6,7 +6,8 @@ import dagster as dg
 import pytest
 
 from brainmri_core.project.layout import Layout
-from brainmri_core.project.pointers import FetchPointer, latest_pointer, write_pointer
+from brainmri_core.project.pointer_store import latest_pointer, write_pointer
+from brainmri_core.project.pointers import FetchPointer
 from brainmri_dagster.running.upstream import recorded_pointer
 
 pytestmark = pytest.mark.training
