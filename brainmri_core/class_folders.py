@@ -9,7 +9,7 @@ from typing import Literal
 from brainmri_core.config.data import FetchConfig, ResizeConfig, SplitConfig
 from brainmri_core.fetch import fetch
 from brainmri_core.project.job import Job
-from brainmri_core.project.pointer_store import follow, read_pointer, write_pointer
+from brainmri_core.project.pointer_store import follow, history, write_pointer
 from brainmri_core.project.pointers import FetchPointer, MappingPointer, PackPointer
 from brainmri_core.resize import resize
 from brainmri_core.split import split as split_images
@@ -55,9 +55,7 @@ def pack_tree(folder: Path, *, split: Literal["train", "test"], size: int, job: 
 
 def _packed_before(fetched: FetchPointer, split: str, size: int, job: Job) -> PackPointer | None:
     """Return the stored pack of the same files on the same side at the same size, if there is one."""
-    history = job.layout.pointer_dir(PackPointer.kind, job.dataset) / "history"
-    for path in sorted(history.glob("*.json"), reverse=True):
-        pack = read_pointer(job.layout, PackPointer, path)
+    for pack in history(job.layout, PackPointer, job.dataset):
         mapping = follow(job.layout, MappingPointer, pack.mapping_pointer)
         sides = {side for side in ("train", "test") if any(mapping.counts[side].values())}
         if pack.size != size or sides != {split} or mapping.fetch_pointer is None:

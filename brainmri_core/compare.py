@@ -20,7 +20,7 @@ from brainmri_core.evaluation.bootstrap import bootstrap_metrics, group_weights,
 from brainmri_core.evaluation.comparison import Comparison, Difference
 from brainmri_core.evaluation.prediction_table import labels_of, logits_of, read_predictions
 from brainmri_core.project.layout import Layout
-from brainmri_core.project.pointer_store import read_pointer
+from brainmri_core.project.pointer_store import history
 from brainmri_core.project.pointers import EvaluationPointer
 from brainmri_core.project.sample_table import known_patients
 from brainmri_core.splitting.assignment import independent_units
@@ -57,18 +57,14 @@ def find_evaluation(layout: Layout, name: str) -> Path:
     """
     if (Path(name) / PREDICTIONS_NAME).is_file():
         return Path(name)
-    kind = layout.pointers(EvaluationPointer.kind)
-    files = sorted(kind.glob("*/*/history/*.json"), key=lambda file: file.name)
-    known = [
-        (pointer.run_id, pointer) for pointer in (read_pointer(layout, EvaluationPointer, f) for f in files)
-    ]
-    found = {pointer.dataset: pointer for run_id, pointer in known if run_id == name}  # the newest of each
+    known = list(history(layout, EvaluationPointer))[::-1]
+    found = {pointer.dataset: pointer for pointer in known if pointer.run_id == name}  # the newest of each
     if len(found) > 1:
         raise ConfigError(
             f"The run {name!r} evaluated {', '.join(found)}; give the folder of one evaluation."
         )
     if not found:
-        near = difflib.get_close_matches(name, [run_id for run_id, _ in known], n=3, cutoff=0.3)
+        near = difflib.get_close_matches(name, [pointer.run_id for pointer in known], n=3, cutoff=0.3)
         hint = (
             f"did you mean {' or '.join(near)}?" if near else "give a run id or the folder of an evaluation."
         )

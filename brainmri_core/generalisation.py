@@ -12,7 +12,7 @@ from brainmri_core.pages.generalisation_page import write_generalisation_page
 from brainmri_core.pictures.matrix import write_matrix
 from brainmri_core.project.job import Job
 from brainmri_core.project.layout import Layout
-from brainmri_core.project.pointer_store import follow, read_pointer
+from brainmri_core.project.pointer_store import follow, places, read_pointer
 from brainmri_core.project.pointers import EvaluationPointer, ExternalEvaluationPointer, GeneralisationPointer
 from brainmri_core.system.clock import timestamp, utc_now
 from brainmri_core.system.storage import atomic_file, read_json, sha256_json
@@ -87,9 +87,9 @@ def generalise(job: Job) -> GeneralisationPointer:
 
 def newest_pairs(layout: Layout) -> Iterator[ExternalEvaluationPointer]:
     """Yield the newest external evaluation of each pair of data sets."""
-    kind = layout.pointers(ExternalEvaluationPointer.kind)
-    for path in sorted(kind.glob("*/*/latest.json")):
-        yield read_pointer(layout, ExternalEvaluationPointer, path)
+    for place in places(layout, ExternalEvaluationPointer):
+        folder = layout.pointer_dir(ExternalEvaluationPointer.kind, place)
+        yield read_pointer(layout, ExternalEvaluationPointer, folder)
 
 
 def rank_models(table: pd.DataFrame) -> pd.DataFrame:

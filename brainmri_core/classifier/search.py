@@ -10,7 +10,7 @@ from brainmri_core.errors import ConfigError, IntegrityError, MissingUpstreamErr
 from brainmri_core.evaluation.outliers import OutlierModel
 from brainmri_core.learning.checkpoint import CheckpointMeta, known_hashes
 from brainmri_core.project.layout import Layout, projects_above
-from brainmri_core.project.pointer_store import follow, latest_pointer, read_pointer
+from brainmri_core.project.pointer_store import follow, history, latest_pointer, places, read_pointer
 from brainmri_core.project.pointers import ChampionPointer, CheckpointPointer, EvaluationPointer, PackPointer
 from brainmri_core.system.storage import check_sha256, sha256_file
 
@@ -59,11 +59,10 @@ def _evaluations(weights: Path) -> Iterator[Path]:
     if (weights.parent / CLASSIFIER_NAME).is_file():
         yield weights.parent
     for layout in projects_above(weights):
-        pointers = layout.pointers(EvaluationPointer.kind)
-        if not pointers.is_dir():
+        if not layout.pointers(EvaluationPointer.kind).is_dir():
             continue
-        for file in sorted(pointers.glob("*/*/history/*.json"), key=lambda item: item.name, reverse=True):
-            folder = layout.absolute(read_pointer(layout, EvaluationPointer, file).folder)
+        for pointer in history(layout, EvaluationPointer):
+            folder = layout.absolute(pointer.folder)
             if (folder / CLASSIFIER_NAME).is_file():
                 yield folder
         return
@@ -88,13 +87,14 @@ def default_checkpoint(layout: Layout, out_models: str, dataset: str | None = No
     MissingUpstreamError
         If there is no model.
     """
-    kind = layout.pointers(ChampionPointer.kind)
-    files = sorted(kind.glob(f"{dataset or '*/*'}/latest.json"))
-    if len(files) > 1:
-        names = ", ".join(file.parent.relative_to(kind).as_posix() for file in files)
-        raise ConfigError(f"There are champions of several data sets ({names}); choose one with --dataset.")
-    if files:
-        return layout.absolute(read_pointer(layout, ChampionPointer, files[0]).weights)
+    holders = [name for name in places(layout, ChampionPointer) if dataset in (None, name)]
+    if len(holders) > 1:
+        raise ConfigError(
+            f"There are champions of several data sets ({', '.join(holders)}); choose one with --dataset."
+        )
+    champion = latest_pointer(layout, ChampionPointer, holders[0]) if holders else None
+    if champion is not None:
+        return layout.absolute(champion.weights)
     best = layout.configured(out_models) / "best.pth"
     if not best.is_file():
         raise MissingUpstreamError(
@@ -154,9 +154,8 @@ def model_in_use(layout: Layout, dataset: str | None, setting: str) -> Path:
 
 
 def _only_dataset(layout: Layout, setting: str) -> str:
-    for kind in (ChampionPointer.kind, CheckpointPointer.kind):
-        folder = layout.pointers(kind)
-        names = sorted(file.parent.relative_to(folder).as_posix() for file in folder.glob("*/*/latest.json"))
+    for pointer_type in (ChampionPointer, CheckpointPointer):
+        names = places(layout, pointer_type)
         if len(names) > 1:
             raise ConfigError(
                 f"There are models of several data sets ({', '.join(names)}); choose one with {setting}."
@@ -171,9 +170,7 @@ def _only_dataset(layout: Layout, setting: str) -> str:
 def own_evaluation(layout: Layout, weights: Path, meta: CheckpointMeta) -> EvaluationPointer | None:
     """Return the newest evaluation of a checkpoint on the test images of the very data it was trained on."""
     hashes = known_hashes(weights)
-    history = layout.pointer_dir(EvaluationPointer.kind, meta.dataset) / "history"
-    for file in sorted(history.glob("*.json"), reverse=True):
-        found = read_pointer(layout, EvaluationPointer, file)
+    for found in history(layout, EvaluationPointer, meta.dataset):
         folder = layout.absolute(found.folder)
         if (folder / CLASSIFIER_NAME).is_file() and read_classifier(folder)[0].checkpoint_sha256 in hashes:
             pack = layout.absolute(found.pack_pointer or "")
@@ -185,9 +182,5 @@ def own_evaluation(layout: Layout, weights: Path, meta: CheckpointMeta) -> Evalu
 def recorded_checkpoint(layout: Layout, weights: Path, dataset: str) -> CheckpointPointer | None:
     """Return the training of a data set that left a checkpoint, None where none of this project did."""
     hashes = known_hashes(weights)
-    history = layout.pointer_dir(CheckpointPointer.kind, dataset) / "history"
-    for file in sorted(history.glob("*.json"), reverse=True):
-        found = read_pointer(layout, CheckpointPointer, file)
-        if found.checkpoint_sha256 in hashes:
-            return found
-    return None
+    trainings = history(layout, CheckpointPointer, dataset)
+    return next((item for item in trainings if item.checkpoint_sha256 in hashes), None)

@@ -23,7 +23,7 @@ from brainmri_core.learning.checkpoint import CheckpointMeta, load_model
 from brainmri_core.learning.device import choose_device, choose_precision
 from brainmri_core.learning.inference import Predictions, predict_evenly
 from brainmri_core.project.job import Job
-from brainmri_core.project.pointer_store import follow, read_pointer
+from brainmri_core.project.pointer_store import follow, history, read_pointer
 from brainmri_core.project.pointers import CheckpointPointer, MappingPointer, PackPointer
 from brainmri_core.project.sample_table import (
     FETCH_COLUMNS,
@@ -186,12 +186,11 @@ def trained_on(
 def _pack_of(checkpoint: CheckpointPointer, meta: CheckpointMeta, job: Job) -> PackPointer:
     """Return the pack that a checkpoint was trained on, or where its record is gone, another one of the same content."""
     layout = job.layout
-    history = layout.pointer_dir(PackPointer.kind, checkpoint.dataset) / "history"
-    for file in (layout.absolute(checkpoint.pack_pointer), *sorted(history.glob("*.json"), reverse=True)):
-        if file.is_file():
-            pack = read_pointer(layout, PackPointer, file)
-            if pack.content_hash == meta.data_hash and layout.absolute(pack.samples).is_file():
-                return pack
+    named = layout.absolute(checkpoint.pack_pointer)
+    first = [read_pointer(layout, PackPointer, named)] if named.is_file() else []
+    for pack in (*first, *history(layout, PackPointer, checkpoint.dataset)):
+        if pack.content_hash == meta.data_hash and layout.absolute(pack.samples).is_file():
+            return pack
     raise IntegrityError(
         f"The record of the data that the checkpoint {checkpoint.checkpoint} was trained on is gone, so which images it has "
         "seen is unknown; split and resize again with the settings of then."

@@ -14,7 +14,7 @@ from brainmri_core.evaluation.paired import macro_f1_draws
 from brainmri_core.evaluation.prediction_table import read_predictions
 from brainmri_core.evaluation.selection import same_images
 from brainmri_core.project.layout import Layout
-from brainmri_core.project.pointer_store import read_pointer
+from brainmri_core.project.pointer_store import history
 from brainmri_core.project.pointers import CheckpointPointer, ExternalEvaluationPointer
 from brainmri_core.splitting.assignment import independent_units
 from brainmri_core.system.storage import read_json
@@ -38,10 +38,8 @@ def external_evaluations(checkpoint: CheckpointPointer, layout: Layout) -> Evalu
 
     Those without a score do not count, nor those from which what the model has seen could not be taken out.
     """
-    kind = layout.pointers(ExternalEvaluationPointer.kind)
     found: Evaluations = {}
-    for file in sorted(kind.glob("*/*/history/*.json"), key=lambda path: path.name, reverse=True):
-        pointer = read_pointer(layout, ExternalEvaluationPointer, file)
+    for pointer in history(layout, ExternalEvaluationPointer):
         if (
             pointer.checkpoint_sha256 == checkpoint.checkpoint_sha256
             and pointer.reason is None

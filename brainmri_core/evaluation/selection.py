@@ -13,7 +13,7 @@ import pandas as pd
 
 from brainmri_core.evaluation.prediction_table import read_predictions
 from brainmri_core.project.layout import Layout
-from brainmri_core.project.pointer_store import follow, read_pointer
+from brainmri_core.project.pointer_store import follow, history, read_pointer
 from brainmri_core.project.pointers import (
     CheckpointPointer,
     CrossValidationPointer,
@@ -41,9 +41,7 @@ def folds_of(checkpoint: CheckpointPointer, layout: Layout) -> CrossValidationPo
     data = data_of(checkpoint, layout)
     if checkpoint.recipe is None or data is None:
         return None
-    history = layout.pointer_dir(CrossValidationPointer.kind, checkpoint.dataset) / "history"
-    for file in sorted(history.glob("*.json"), reverse=True):
-        found = read_pointer(layout, CrossValidationPointer, file)
+    for found in history(layout, CrossValidationPointer, checkpoint.dataset):
         pack = layout.absolute(found.pack_pointer)
         if (
             found.recipe == checkpoint.recipe

@@ -19,7 +19,7 @@ from brainmri_core.evaluation.tested_model import validation_of
 from brainmri_core.images.pack import open_pack
 from brainmri_core.learning.checkpoint import CheckpointMeta
 from brainmri_core.project.job import Job
-from brainmri_core.project.pointer_store import follow, read_pointer
+from brainmri_core.project.pointer_store import follow, history
 from brainmri_core.project.pointers import FetchPointer, FoldPackPointer, MappingPointer, PackPointer
 from brainmri_core.project.sample_table import (
     FETCH_COLUMNS,
@@ -177,9 +177,7 @@ def _pack_of(meta: CheckpointMeta, job: Job) -> PackPointer | None:
         except (ConfigError, IntegrityError):
             pass  # one with the same content does as well
     for kind in (PackPointer, FoldPackPointer):
-        history = layout.pointer_dir(kind.kind, meta.dataset) / "history"
-        for file in sorted(history.glob("*.json"), reverse=True):
-            found = read_pointer(layout, kind, file)
+        for found in history(layout, kind, meta.dataset):
             if found.content_hash == meta.data_hash:
                 return found
     return None

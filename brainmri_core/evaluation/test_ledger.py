@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from brainmri_core.errors import IntegrityError
 from brainmri_core.evaluation.metrics_schema import ReaderWarning, TestLooks
 from brainmri_core.project.layout import Layout
-from brainmri_core.project.pointer_store import follow, read_pointer
+from brainmri_core.project.pointer_store import follow, history
 from brainmri_core.project.pointers import CheckpointPointer, EvaluationPointer
 from brainmri_core.system.clock import timestamp, utc_now
 from brainmri_core.system.locks import exclusive
@@ -145,9 +145,7 @@ def _earlier(layout: Layout, dataset: str) -> list[Look]:
     from brainmri_core.evaluation.prediction_table import read_predictions
 
     looks: dict[tuple[str, str, str], Look] = {}
-    folder = layout.pointer_dir(EvaluationPointer.kind, dataset) / "history"
-    for file in sorted(folder.glob("*.json")):
-        pointer = read_pointer(layout, EvaluationPointer, file)
+    for pointer in reversed([*history(layout, EvaluationPointer, dataset)]):
         predictions, stored = layout.absolute(pointer.predictions), pointer.checkpoint_pointer
         try:
             table, _ = read_predictions(predictions)

@@ -29,9 +29,7 @@ def read_mapping(layout: Layout, path: Path) -> MappingPointer:
     """
     if path.name != "index_remap.json":
         return read_pointer(layout, MappingPointer, path)
-    history = layout.pointers(MappingPointer.kind).glob("*/*/history/*.json")
-    for file in sorted(history, key=lambda file: file.name, reverse=True):
-        mapping = read_pointer(layout, MappingPointer, file)
+    for mapping in history(layout, MappingPointer):
         if layout.absolute(mapping.path).resolve() == path.resolve():
             return mapping
     raise MissingUpstreamError(
@@ -91,6 +89,19 @@ def follow(layout: Layout, pointer_type: type[P], stored: str) -> P:
     if not path.is_file():
         raise IntegrityError(f"The {pointer_type.kind} pointer {stored} is missing; run its stage again.")
     return read_pointer(layout, pointer_type, path)
+
+
+def history(layout: Layout, pointer_type: type[P], place: str = "*/*") -> Iterator[P]:
+    """Yield every pointer of a kind, of one data set or of all, the newest first."""
+    files = layout.pointers(pointer_type.kind).glob(f"{place}/history/*.json")
+    for file in sorted(files, key=lambda file: file.name, reverse=True):
+        yield read_pointer(layout, pointer_type, file)
+
+
+def places(layout: Layout, pointer_type: type[P]) -> list[str]:
+    """Name the data sets, or pairs of them (`pair_place`), that have a pointer of a kind."""
+    kind = layout.pointers(pointer_type.kind)
+    return sorted(file.parent.relative_to(kind).as_posix() for file in kind.glob("*/*/latest.json"))
 
 
 def pointer_files(layout: Layout) -> Iterator[tuple[type[Pointer], Path]]:

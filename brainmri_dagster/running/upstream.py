@@ -14,6 +14,7 @@ from brainmri_core.project.job import Job
 from brainmri_core.project.layout import Layout
 from brainmri_core.project.pointer_store import (
     follow,
+    history,
     latest_pointer,
     read_mapping,
     read_pointer,
@@ -142,9 +143,7 @@ def _pack_of_mapping(option: str, stage: Stage, job: Job) -> PackPointer:
             "mapping_pointer empty."
         )
     mapping = read_mapping(job.layout, path)
-    history = job.layout.pointer_dir(PackPointer.kind, mapping.dataset) / "history"
-    for file in sorted(history.glob("*.json"), reverse=True):
-        pack = read_pointer(job.layout, PackPointer, file)
+    for pack in history(job.layout, PackPointer, mapping.dataset):
         source = job.layout.absolute(pack.mapping_pointer) if pack.mapping_pointer else None
         if source is not None and source.is_file():
             made_from = read_pointer(job.layout, MappingPointer, source)
