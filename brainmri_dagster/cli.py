@@ -39,14 +39,19 @@ STAGE_COMMANDS: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 
 
-def _run(stages: Iterable[str], **given: Any) -> None:
+def _run(stages: Iterable[str], *, queue: bool = False, **given: Any) -> None:
     """Run stages with what the command line gave, by field of `launch.Request`, and end with their exit code."""
     signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))  # Dagster does so in its own processes
     try:
         with sentences(given["debug"]):
             from brainmri_dagster.commands.launch import Request, launch
 
-            code = launch(Request(stages=tuple(stages), **given))
+            work = launch
+            if queue:
+                from brainmri_dagster.commands.tuning import tune_queued
+
+                work = tune_queued
+            code = work(Request(stages=tuple(stages), **given))
     except KeyboardInterrupt:
         print("brainmri: interrupted before the first stage.", file=sys.stderr)
         code = INTERRUPTED
@@ -119,10 +124,37 @@ def batch_predict(
 @app.command()
 @takes("config", "overrides", "dataset", "run_id", "debug")
 def experiment(
-    name: Annotated[str, typer.Argument(help="File of configs/experiments, without .yaml.")], **given: Any
+    name: Annotated[
+        str, typer.Argument(help="File of configs/experiments, without .yaml; or the path of any.")
+    ],
+    **given: Any,
 ) -> None:
     """Train and evaluate with an experiment's settings, and rank it on the leaderboard."""
     _run(["train", "evaluate"], experiment=name, **given)
+
+
+@app.command()
+@takes("study", "trials", "experiment", "queue", "config", "overrides", "dataset", "run_id", "debug")
+def tune(
+    study: Annotated[
+        str, typer.Option("--study", metavar="NAME", help="File of configs/studies, without .yaml.")
+    ],
+    trials: Annotated[
+        int | None, typer.Option("--trials", help="Trials of the study, those of earlier runs included.")
+    ] = None,
+    experiment: Annotated[
+        str | None,
+        typer.Option("--experiment", metavar="NAME", help="Settings around those that are searched."),
+    ] = None,
+    queue: Annotated[
+        bool, typer.Option("--queue", help="Let the Dagster daemon make every trial as a run, and wait.")
+    ] = False,
+    **given: Any,
+) -> None:
+    """Search for better training settings by the folds of the training side; the test split plays no part."""
+    chosen = [f"tune.study={study}", *([f"tune.trials={trials}"] if trials is not None else [])]
+    given["overrides"] = [*(given["overrides"] or []), *chosen]
+    _run(["tune"], experiment=experiment, queue=queue, **given)
 
 
 @app.command()

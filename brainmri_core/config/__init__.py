@@ -21,12 +21,15 @@ from brainmri_core.config.evaluation import EvaluateConfig
 from brainmri_core.config.external import ExternalConfig
 from brainmri_core.config.files import default_config_path, named_config_path
 from brainmri_core.config.training import TrainConfig
+from brainmri_core.config.tuning import TuneConfig
 from brainmri_core.errors import ConfigError
 
-Stage = Literal["fetch", "split", "resize", "validate", "train", "evaluate", "external", "batch_predict"]
+Stage = Literal[
+    "fetch", "split", "resize", "validate", "train", "evaluate", "external", "batch_predict", "tune"
+]
 STAGES: tuple[Stage, ...] = ("fetch", "split", "resize", "validate", "train", "evaluate")
 """The stages of the pipeline of one data set, in order."""
-BLOCKS: tuple[Stage, ...] = (*STAGES, "external", "batch_predict")
+BLOCKS: tuple[Stage, ...] = (*STAGES, "external", "batch_predict", "tune")
 """All that have a block of their own in the configuration."""
 
 
@@ -68,6 +71,7 @@ class PipelineConfig(StageConfig):
     evaluate: EvaluateConfig = EvaluateConfig()
     external: ExternalConfig = ExternalConfig()
     batch_predict: BatchPredictConfig = BatchPredictConfig()
+    tune: TuneConfig = TuneConfig()
 
     @model_validator(mode="after")
     def _consistent(self) -> PipelineConfig:

@@ -197,11 +197,15 @@ def field_names(model: type[BaseModel]) -> dict[str, Any]:
 
 
 def _model_at(model: type[BaseModel], path: KeyPath) -> type[BaseModel] | None:
-    current: type[BaseModel] | None = model
+    annotation: Any = model
     for part in path:
-        info = field_names(current).get(str(part)) if current else None
-        current = nested_model(info.annotation) if info else None
-    return current
+        current = nested_model(annotation)
+        if current is not None:
+            info = field_names(current).get(str(part))
+            annotation = info.annotation if info else None
+        else:  # a key of a mapping stands for any of its values
+            annotation = get_args(annotation)[1] if get_origin(annotation) is dict else None
+    return nested_model(annotation)
 
 
 def validate_config(

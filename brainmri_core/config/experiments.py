@@ -28,7 +28,11 @@ def experiment_files(folder: Path | None = None) -> dict[str, Path]:
     ConfigError
         If a file's name is no experiment name, or two names differ in '-' and '_' only: a job's name has no '-'.
     """
-    files = sorted(folder.glob("*.yaml")) if folder else list(files_by_name("experiments").values())
+    return _named(sorted(folder.glob("*.yaml")) if folder else list(files_by_name("experiments").values()))
+
+
+def _named(files: list[Path]) -> dict[str, Path]:
+    """Return experiments by name."""
     jobs: dict[str, Path] = {}
     for file in files:
         if not _NAME.fullmatch(file.stem) or file.stem == "default":
@@ -73,13 +77,16 @@ def merge(base: Any, over: Any) -> Any:
 
 
 def find_experiment(name: str) -> Path:
-    """Return an experiment's file.
+    """Return an experiment's file, by its name or by its path.
 
     Raises
     ------
     ConfigError
         If there is none of this name.
     """
+    if name.endswith(".yaml"):
+        (found,) = _named([Path(name).expanduser()]).values()
+        return found
     files = experiment_files()
     if name not in files:
         raise ConfigError(f"There is no experiment {name!r}; known: {', '.join(files) or 'none'}.")

@@ -27,6 +27,19 @@ from brainmri_core.system.storage import (
 )
 
 
+def decisive(config: TrainConfig) -> dict[str, Any]:
+    """Return the settings that decide what a training learns, without where results go and how batches are read."""
+    return config.model_dump(
+        mode="json",
+        exclude={
+            "io": True,
+            "tracking": True,
+            "loop": {"resume", "resume_from"},
+            "data": {"num_workers", "train_in", "mapping_pointer"},
+        },
+    )
+
+
 def identity_of(config: TrainConfig, loop: Loop, pack: PackPointer, job: Job) -> dict[str, Any]:
     """Return what two trainings must share to be one: settings, data, device and arithmetic.
 
@@ -34,15 +47,7 @@ def identity_of(config: TrainConfig, loop: Loop, pack: PackPointer, job: Job) ->
     """
     file = weights_path(config.model)
     return {
-        "train": config.model_dump(
-            mode="json",
-            exclude={
-                "io": True,
-                "tracking": True,
-                "loop": {"resume", "resume_from"},
-                "data": {"num_workers", "train_in", "mapping_pointer"},
-            },
-        ),
+        "train": decisive(config),
         "data_hash": pack.content_hash,
         "device": loop.device.type,
         "precision": loop.precision,

@@ -166,6 +166,10 @@ class Layout(BaseModel):
         """Folder of a pack's features by one encoder; `key` stands for everything that decides them."""
         return self.outputs / "features" / dataset / key
 
+    def study_dir(self, dataset: str, study: str) -> Path:
+        """Folder of a study of a data set: its journal, the calls of its trials and its outcomes."""
+        return self.outputs / "studies" / dataset / study
+
     def test_ledger(self, dataset: str) -> Path:
         """File that says who has looked at a data set's test splits, a JSON object a line."""
         return self.test_ledgers / f"{dataset}.jsonl"

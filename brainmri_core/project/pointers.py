@@ -309,6 +309,28 @@ class BatchPredictionPointer(Pointer):
     )
 
 
+class TuningPointer(Pointer):
+    """What a study has found so far."""
+
+    kind: ClassVar[str] = "tuning"
+
+    written_at_utc: str
+    study: str
+    folder: str
+    metrics: str
+    table: str
+    plot: str
+    experiment_file: str = Field(description="the best trial's settings, as an experiment")
+    pack_pointer: str
+    headline: dict[str, float | None]
+    note: str = Field(description="of how many trials the best is the best")
+
+    @property
+    def place(self) -> str:
+        """Name of the pointer's folder: one for each study of a data set."""
+        return f"{self.dataset}+{self.study}"
+
+
 POINTER_TYPES: dict[str, type[Pointer]] = {
     cls.kind: cls
     for cls in (
@@ -327,5 +349,6 @@ POINTER_TYPES: dict[str, type[Pointer]] = {
         ExternalEvaluationPointer,
         GeneralisationPointer,
         BatchPredictionPointer,
+        TuningPointer,
     )
 }

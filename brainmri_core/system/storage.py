@@ -253,6 +253,26 @@ def staging_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
             guard.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def scratch_folder(parent: Path) -> Iterator[Path]:
+    """Yield an empty folder for what nobody keeps; it goes when the block ends, that of a dead process with `remove_stale`.
+
+    Raises
+    ------
+    StorageError
+        If it cannot be made.
+    """
+    make_dirs(parent)
+    folder = _temporary(parent)
+    guard = folder.with_name(f"{folder.name}.lock")
+    with _naming(guard), contextlib.ExitStack() as held:
+        held.callback(guard.unlink, missing_ok=True)
+        held.enter_context(_held(guard))
+        folder.mkdir()
+        held.callback(shutil.rmtree, folder, ignore_errors=True)
+        yield folder
+
+
 def _fsync_tree(folder: Path) -> None:
     for parent, _, files in os.walk(folder):
         for file in files:

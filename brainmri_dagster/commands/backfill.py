@@ -89,16 +89,30 @@ def backfill(
         return 0
     require_daemon(instance)
     run_config = None if config is None else run_config_for(config, list(target))
-    tags = {} if experiment is None else {EXPERIMENT_TAG: experiment}
-    identifier = _launch(instance, graph, target, run_config, tags)
+    tags = {} if experiment is None else {EXPERIMENT_TAG: find_experiment(experiment).stem}
+    return launch_and_wait(instance, graph, target, run_config, tags)
+
+
+def launch_and_wait(
+    instance: dg.DagsterInstance,
+    graph: AssetGraph,
+    target: Target,
+    run_config: dict[str, Any] | None,
+    tags: dict[str, str],
+    times: int = 1,
+) -> int:
+    """Fill partitions with runs of their own, `times` over, wait for all of them, and return the exit code."""
     count = sum(len(keys) for keys in target.values())
-    print(f"backfill {identifier}: {count} partitions of {', '.join(target)}", file=sys.stderr)
+    launched = [_launch(instance, graph, target, run_config, tags) for _ in range(times)]
+    for identifier in launched:
+        print(f"backfill {identifier}: {count} partitions of {', '.join(target)}", file=sys.stderr)
     try:
-        return _wait(instance, identifier, count)
+        return max(_wait(instance, identifier, count) for identifier in launched)
     except KeyboardInterrupt:
-        found = instance.get_backfill(identifier)
-        if found is not None:
-            instance.update_backfill(found._replace(status=BulkActionStatus.CANCELING))
+        for identifier in launched:
+            found = instance.get_backfill(identifier)
+            if found is not None and found.status not in BULK_ACTION_TERMINAL_STATUSES:
+                instance.update_backfill(found._replace(status=BulkActionStatus.CANCELING))
         print("brainmri: the backfill is being cancelled.", file=sys.stderr)
         return CANCELLED_EXIT_CODE
 

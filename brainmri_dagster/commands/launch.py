@@ -25,6 +25,7 @@ from brainmri_core.project.pointers import (
     ExternalEvaluationPointer,
     LeaderboardPointer,
     Pointer,
+    TuningPointer,
     ValidationPointer,
 )
 from brainmri_core.project.run_record import (
@@ -39,6 +40,7 @@ from brainmri_core.system.clock import utc_now
 from brainmri_core.system.locks import exclusive
 from brainmri_core.system.storage import make_dirs, write_bytes
 from brainmri_dagster.graph.asset_table import (
+    APART,
     ASSET_OF_STAGE,
     ASSETS,
     COMMAND_TAG,
@@ -124,7 +126,7 @@ def launch(request: Request) -> int:
             plan = _dry_plan(instance, project, config, dataset, assets, run_id)
             _print_plan(plan, project.layout)
             return 0
-        if request.experiment is not None:
+        if request.experiment is not None and "evaluation" in assets:
             assets.append("leaderboard")
         return _materialize(instance, project, config, partition, assets, request)
 
@@ -175,7 +177,7 @@ def _materialize(
     assets: list[str],
     request: Request,
 ) -> int:
-    if request.trained_on is None:
+    if set(APART).isdisjoint(assets):
         from brainmri_dagster.definitions import defs
     else:
         from brainmri_dagster.code_location import defs
@@ -185,7 +187,7 @@ def _materialize(
     if config.run_id is not None:
         tags[RUN_ID_TAG] = config.run_id
     if request.experiment is not None:
-        tags[EXPERIMENT_TAG] = request.experiment
+        tags[EXPERIMENT_TAG] = find_experiment(request.experiment).stem
     quiet = {"loggers": {"console": {"config": {"log_level": "ERROR" if request.debug else "CRITICAL"}}}}
     result: dg.ExecuteInProcessResult | None = None
     with suppress(KeyboardInterrupt, dg.DagsterExecutionInterruptedError):
@@ -270,6 +272,12 @@ def _result_lines(layout: Layout, pointer: Pointer) -> list[str]:
             f"{'flagged':<20} {'-' if pointer.flagged is None else pointer.flagged}",
             f"{'drifted in':<20} {'-' if pointer.drifted is None else ', '.join(pointer.drifted) or 'nothing'}",
             f"predictions: {layout.absolute(pointer.predictions)}",
+        ]
+    if isinstance(pointer, TuningPointer):
+        return [
+            pointer.note,
+            f"history: {layout.absolute(pointer.plot)}",
+            f"experiment: {layout.absolute(pointer.experiment_file)}",
         ]
     if isinstance(pointer, LeaderboardPointer):
         return [f"leaderboard: {layout.absolute(pointer.plot)}"]

@@ -8,6 +8,7 @@ from typing import Any
 
 import dagster as dg
 
+from brainmri_core.config import Stage
 from brainmri_core.config.base import StageConfig
 from brainmri_core.errors import DataError
 from brainmri_core.evaluation.metrics_schema import read_metrics
@@ -49,9 +50,10 @@ def stage_asset(
 ) -> Callable[[Callable[..., Any]], dg.AssetsDefinition]:
     """Return the decorator of one asset; its code version covers code and default config of its stage and of those before."""
     item = ASSETS[name]
-    block: StageConfig | None = None
+    schema: dict[str, dg.Field] | None = None
     if item.stage is not None:
-        block = getattr(defaults(), "validate_" if item.stage == "validate" else item.stage)
+        schema = config_schema(_block(item.stage))
+        schema |= {other: dg.Field(config_schema(_block(other))) for other in item.also}
     decorate: Callable[[Callable[..., Any]], dg.AssetsDefinition] = dg.asset(
         name=name,
         partitions_def=partitions,
@@ -60,7 +62,7 @@ def stage_asset(
         check_specs=check_specs,
         io_manager_key="pointer_io_manager",
         required_resource_keys={"project"},
-        config_schema=config_schema(block) if block is not None else None,
+        config_schema=schema,
         code_version=f"{item.code_version}-{lineage(name, defaults())[:8]}",
         group_name=group,
         kinds=kinds,
@@ -70,6 +72,12 @@ def stage_asset(
         automation_condition=_ON_CHECKED_DATA if group == "model" else None,
     )
     return decorate
+
+
+def _block(stage: Stage) -> StageConfig:
+    """Return a stage's block of the YAML's configuration."""
+    block: StageConfig = getattr(defaults(), "validate_" if stage == "validate" else stage)
+    return block
 
 
 @stage_asset("raw_dataset", "data", {"python", "zip"})

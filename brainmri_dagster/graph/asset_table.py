@@ -20,6 +20,7 @@ from brainmri_core.project.pointers import (
     MappingPointer,
     PackPointer,
     Pointer,
+    TuningPointer,
     ValidationPointer,
     pair_place,
 )
@@ -47,6 +48,8 @@ class StageAsset:
         What the asset is, as error messages put it.
     label : str
         Name of its entry in the manifest, where it is not the stage's.
+    also : tuple of str
+        Further stages whose config blocks it takes, each under the name of its stage.
     """
 
     name: str
@@ -57,6 +60,7 @@ class StageAsset:
     what: str
     code_version: str = "1"
     label: str = ""
+    also: tuple[Stage, ...] = ()
 
     @property
     def entry(self) -> str:
@@ -156,6 +160,15 @@ ASSETS: dict[str, StageAsset] = {
             "external evaluation",
             label="external_evaluation",
         ),
+        StageAsset(
+            "tuning_study",
+            "tune",
+            TuningPointer,
+            ("resized_images",),
+            "pack_pointer",
+            "study",
+            also=("train",),
+        ),
         StageAsset("generalisation", None, GeneralisationPointer, (), None, "matrix of all data sets"),
     )
 }
@@ -172,6 +185,8 @@ WITHOUT_LABELS = ("raw_dataset", "batch_predictions")
 FOLD_ASSETS = ("fold_checkpoint", "fold_evaluation")
 WHOLE_ASSETS = ("generalisation",)
 """Of all data sets together, without partitions; their pointers and logs name `catalogue.EVERY`."""
+APART = (*FOLD_ASSETS, "cross_validation_report", "tuning_study", "external_evaluation", *WHOLE_ASSETS)
+"""In `code_location` and not in `definitions`: nobody means them who asks for all that one data set can have."""
 MODEL_ASSETS = ("champion", "model_checkpoint", "evaluation")
 """What an external evaluation reads of the data set that its model was trained on; the rest is of the other."""
 # Settings that say where and how, not what: changing them makes nothing out of date.
@@ -179,10 +194,12 @@ INCIDENTAL = frozenset(
     "fetch.archive fetch.cache_dir fetch.write_pointer fetch.offline fetch.modified_before fetch.retry fetch.limits split.dest split.clear_dest "
     "resize.in_dir resize.out_dir resize.export_tree validate.in_dir train.data.train_in train.data.num_workers train.io train.tracking "
     "evaluate.data.eval_in evaluate.data.num_workers evaluate.io.eval_out evaluate.model.weights_path evaluate.choose_by "
-    "batch_predict.out_dir external.out".split()
+    "batch_predict.out_dir external.out tune.per_run".split()
 )
 ASSET_OF_STAGE: dict[Stage, StageAsset] = {
-    item.stage: item for name in (*PIPELINE, "batch_predictions") if (item := ASSETS[name]).stage is not None
+    item.stage: item
+    for name in (*PIPELINE, "batch_predictions", "tuning_study")
+    if (item := ASSETS[name]).stage is not None
 }
 
 

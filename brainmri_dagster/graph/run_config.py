@@ -11,9 +11,11 @@ from brainmri_dagster.graph.asset_table import ASSETS
 def run_config_for(config: PipelineConfig, assets: list[str]) -> dict[str, Any]:
     """Return the Dagster run config that carries a whole configuration."""
     value = config.model_dump(mode="json", by_alias=True)
+    ops: dict[str, Any] = {}
+    for name in assets:
+        if (stage := ASSETS[name].stage) is not None:
+            ops[name] = {"config": value[stage] | {other: value[other] for other in ASSETS[name].also}}
     return {
-        "ops": {
-            name: {"config": value[stage]} for name in assets if (stage := ASSETS[name].stage) is not None
-        },
+        "ops": ops,
         "resources": {"project": {"config": {key: value[key] for key in ("paths", "env", "log")}}},
     }

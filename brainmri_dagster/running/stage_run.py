@@ -31,6 +31,7 @@ from brainmri_core.project.run_record import (
 )
 from brainmri_core.project.run_schema import PlannedStage, read_manifest, read_plan
 from brainmri_dagster.graph.asset_table import (
+    APART,
     ASSETS,
     COMMAND_TAG,
     CONSOLE_TAG,
@@ -108,7 +109,8 @@ def config_of(step: Any, project: ProjectConfig) -> PipelineConfig:
     value = defaults().model_dump(mode="json", by_alias=True) | project.model_dump(mode="json", by_alias=True)
     for name, op in step.resolved_run_config.ops.items():
         if name in ASSETS and (stage := ASSETS[name].stage) is not None:
-            value[stage] = op.config
+            value[stage] = {key: item for key, item in op.config.items() if key not in ASSETS[name].also}
+            value |= {other: op.config[other] for other in ASSETS[name].also}
     return validate_config(PipelineConfig, value, "run config").with_seeds()
 
 
@@ -285,16 +287,14 @@ def plan_stages(
                 found = recorded_pointer(instance, project.layout, upstream, key)
                 inputs[upstream] = found.pointer_path if found else None
         resolved = config.stage(item.stage).model_dump(mode="json", by_alias=True) if item.stage else {}
+        resolved |= {other: config.stage(other).model_dump(mode="json", by_alias=True) for other in item.also}
         stages.append(PlannedStage(stage=item.entry, asset=name, config=resolved, inputs=inputs))
     return stages
 
 
 def equivalent_command(selected: Sequence[str], partition: str, run_config: Mapping[str, Any]) -> str:
     """Return the command line that would start the same run."""
-    apart = not {*FOLD_ASSETS, "cross_validation_report", "external_evaluation", *WHOLE_ASSETS}.isdisjoint(
-        selected
-    )
-    module = f"brainmri_dagster.{'code_location' if apart else 'definitions'}"
+    module = f"brainmri_dagster.{'definitions' if set(APART).isdisjoint(selected) else 'code_location'}"
     words = ["dagster", "asset", "materialize", "-m", module, "--select", ",".join(selected)]
     words += ["--partition", partition] if partition != EVERY.key else []
     if run_config:

@@ -23,8 +23,11 @@ def recipe(asset: str, config: PipelineConfig) -> str:
     item = ASSETS[asset]
     if item.stage is None:
         return sha256_json([item.code_version])
-    resolved = config.stage(item.stage).model_dump(mode="json", by_alias=True)
-    return sha256_json([item.code_version, _decisive(resolved, item.stage)])
+    blocks = [
+        _decisive(config.stage(stage).model_dump(mode="json", by_alias=True), stage)
+        for stage in (item.stage, *item.also)
+    ]
+    return sha256_json([item.code_version, *blocks])
 
 
 def lineage(asset: str, config: PipelineConfig) -> str:

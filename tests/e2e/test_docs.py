@@ -101,12 +101,15 @@ def test_every_command_of_the_documentation_works(reader: Server) -> None:
 def test_every_configuration_in_the_documentation_loads(page: Path, tmp_path: Path) -> None:
     from brainmri_core.config import load_config
     from brainmri_core.project.catalogue import load_catalogue
+    from brainmri_core.studies.space import read_space
 
     for number, block in enumerate(_YAML.findall(page.read_text())):
         path = tmp_path / f"{number}.yaml"
         path.write_text(block)
         if "datasets" in yaml.safe_load(block):
             assert load_catalogue(path)
+        elif "space" in yaml.safe_load(block):
+            assert read_space(path)
         else:
             load_config(path)
 

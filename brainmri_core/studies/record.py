@@ -1,0 +1,95 @@
+"""What a study remembers: what it searches on which data, and what became of every trial."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from brainmri_core.studies.space import Space, Value
+from brainmri_core.system.json_models import read_model
+
+State = Literal["complete", "pruned", "failed", "running", "abandoned", "waiting"]
+REPORT_FILE = "study.json"
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Identity(_Part):
+    """What all trials of a study share; a study is not continued with anything else."""
+
+    data: str = Field(description="content hash of the pack: pixels, split and folds")
+    space: Space
+    settings: dict[str, Any] = Field(description="settings of the training that are not searched")
+    pack_run: str = Field(description="run that made the pack; another pack of the same content will do")
+
+
+class FoldResult(_Part):
+    """One fold of a trial."""
+
+    fold: int
+    images: int
+    macro_f1: float
+    pooled_macro_f1: float = Field(description="of this fold and those before it together")
+    best_epoch: int
+    seconds: float
+
+
+class TrialRecord(_Part):
+    """What a trial leaves besides its score."""
+
+    run_id: str
+    values: dict[str, Value]
+    folds: list[FoldResult] = []
+    seconds: float = 0.0
+    reason: str | None = Field(None, description="why it failed")
+    interrupted: bool = Field(False, description="it was stopped from outside, and is done again")
+
+
+class Trial(_Part):
+    """One trial as the study's outcome lists it.
+
+    Attributes
+    ----------
+    score : float or None
+        Out-of-fold macro F1 of a complete trial; of a pruned one that of the folds it had done.
+    """
+
+    number: int
+    state: State
+    score: float | None
+    record: TrialRecord
+
+
+class StudyReport(_Part):
+    """The whole outcome of a study, as ``study.json`` holds it."""
+
+    study: str
+    dataset: str
+    identity: Identity
+    note: str
+    trials: list[Trial]
+    best: int | None = Field(description="number of the best complete trial")
+    score: float | None = Field(description="its out-of-fold macro F1, the greatest of all complete trials")
+    optimism: float | None = Field(description="by how much that is too high, being the greatest")
+    importance: dict[str, float] = Field(
+        description="key -> share of the scores' variance, by fANOVA; empty where too few trials are complete"
+    )
+
+    def count(self, state: State) -> int:
+        """Return how many trials ended like this."""
+        return sum(trial.state == state for trial in self.trials)
+
+
+def read_report(path: Path) -> StudyReport:
+    """Read the ``study.json`` of a study's outcome.
+
+    Raises
+    ------
+    IntegrityError
+        If it is damaged, or not of this version.
+    """
+    return read_model(path, StudyReport, "is no outcome of a study", "run `brainmri tune` again")

@@ -1,0 +1,45 @@
+"""A study by Dagster's run queue: every trial a run of its own, as many at a time as the instance allows."""
+
+from __future__ import annotations
+
+from brainmri_core.config import PipelineConfig
+from brainmri_core.studies.space import find_study, read_space
+from brainmri_core.tuning import lacking_trials
+from brainmri_dagster.commands.backfill import launch_and_wait, require_daemon
+from brainmri_dagster.commands.launch import Request, configure, open_instance
+from brainmri_dagster.graph.resources import ProjectConfig
+from brainmri_dagster.graph.run_config import run_config_for
+
+ASSET = "tuning_study"
+
+
+def tune_queued(request: Request) -> int:
+    """Submit a run for every trial that a study lacks, wait for all of them, and return the exit code.
+
+    Raises
+    ------
+    ConfigError
+        If the study's space cannot be searched, or Optuna is not installed.
+    DaemonError
+        If no daemon serves the instance, or it stops while the runs wait.
+    """
+    from brainmri_dagster.code_location import defs
+
+    config, dataset = configure(request)
+    read_space(find_study(config.tune.study))
+    project = ProjectConfig(paths=config.paths, env=config.env, log=config.log)
+    count = lacking_trials(config.tune, project.layout, dataset)
+    if not count:
+        print(
+            f"The study {config.tune.study!r} has all its {config.tune.trials} trials; --trials asks for more."
+        )
+        return 0
+    with open_instance(project.layout) as instance:
+        require_daemon(instance)
+        graph = defs.resolve_asset_graph()
+        return launch_and_wait(instance, graph, {ASSET: [dataset]}, _one_trial(config), {}, times=count)
+
+
+def _one_trial(config: PipelineConfig) -> dict[str, object]:
+    tune = config.tune.model_copy(update={"per_run": 1})
+    return run_config_for(config.model_copy(update={"tune": tune}), [ASSET])
