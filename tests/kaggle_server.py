@@ -18,6 +18,11 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import parse_qs, urlsplit
 
+# Settings of the user's that a test's client must not see.
+SETTINGS = (
+    "KAGGLE_API_TOKEN KAGGLE_USERNAME KAGGLE_KEY KAGGLE_CONFIG_DIR KAGGLE_KERNEL_RUN_TYPE HTTP_PROXY HTTPS_PROXY ALL_PROXY "
+    "NO_PROXY http_proxy https_proxy all_proxy no_proxy REQUESTS_CA_BUNDLE CURL_CA_BUNDLE NETRC"
+).split()
 DATASET = "owner/brain-set"
 SIGNATURE = "canary-signature-7f3a"
 LAST_MODIFIED = "Mon, 02 Nov 2026 10:00:00 GMT"

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,27 +7,11 @@ import pytest
 from brainmri_core.config.data import FetchConfig
 from brainmri_core.errors import DataError
 from brainmri_core.fetch import fetch
-from brainmri_core.project.catalogue import DatasetEntry
 from brainmri_core.project.job import Job
 from brainmri_core.project.sample_table import FETCH_COLUMNS, read_samples
 from brainmri_core.sources.index import LEFT_OUT
-from tests.cases.build import CASES, Case, packed
-
-
-def write(case: Case, folder: Path) -> Path:
-    if case.zipped:
-        path = folder / "set.zip"
-        path.write_bytes(packed(case.files))
-        return path
-    for name, data in case.files.items():
-        path = folder / "set" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
-    return folder / "set"
-
-
-def own(job: Job, case: Case) -> Job:
-    return replace(job, entry=DatasetEntry(key="clinic/brains", source="archive", classes=list(case.classes)))
+from tests.cases.build import CASES
+from tests.cases.case_run import own, write
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -15,7 +15,7 @@ from brainmri_core.project.sample_table import read_samples
 from brainmri_core.split import split
 from brainmri_core.splitting.assignment import validation_mask
 from tests.cases.build import Case, class_tree, three_way
-from tests.cases.test_cases import own, write
+from tests.cases.case_run import own, write
 
 
 def divided(case: Case, config: SplitConfig, folder: Path, job: Job) -> pd.DataFrame:

@@ -1,12 +1,9 @@
 from __future__ import annotations
 
-import zipfile
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from brainmri_core.config.data import FetchConfig
 from brainmri_core.errors import BrainMRIError, DataError, IntegrityError, SourceError
@@ -14,31 +11,7 @@ from brainmri_core.fetch import fetch
 from brainmri_core.project.job import Job
 from brainmri_core.project.pointers import FetchPointer
 from brainmri_core.project.sample_table import FETCH_COLUMNS, read_samples
-
-
-def make_tree(folder: Path, names: list[str]) -> Path:
-    for number, name in enumerate(names):
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        pixels = np.random.default_rng(number).integers(0, 255, (40, 30), dtype=np.uint8)
-        Image.fromarray(pixels).save(path)
-    return folder
-
-
-def make_zip(tree: Path, path: Path, prefix: str = "") -> Path:
-    with zipfile.ZipFile(path, "w") as archive:
-        for file in sorted(tree.rglob("*")):
-            if file.is_file():
-                archive.write(file, prefix + file.relative_to(tree).as_posix())
-    return path
-
-
-OFFICIAL = [
-    "Training/glioma_tumor/gg (1).jpg",
-    "Training/no_tumor/1.jpg",
-    "Testing/glioma_tumor/gg (1).jpg",
-    "Testing/no_tumor/2.png",
-]
+from tests.core.fetch_case import OFFICIAL, make_tree, make_zip
 
 
 def get(job: Job, archive: Path) -> FetchPointer:

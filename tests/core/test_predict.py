@@ -30,7 +30,7 @@ from brainmri_core.project.pointer_store import write_pointer
 from brainmri_core.project.pointers import EvaluationPointer
 from brainmri_dagster.cli import app
 from tests.core.evaluation_case import Case, prepare
-from tests.core.learning.test_models import META
+from tests.core.learning.models_case import META
 
 pytestmark = [pytest.mark.training, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
 

@@ -33,6 +33,7 @@ from brainmri_core.sources.phantom import PhantomTruth, read_truth
 from brainmri_core.split import OFFICIAL_COPY, split
 from brainmri_core.splitting.assignment import validation_mask
 from brainmri_core.system.storage import read_json
+from tests.core.split_case import picture, small_set
 from tests.counts import trials
 from tests.security.corpus import PATIENT, encoded, personal_jpeg
 
@@ -453,23 +454,6 @@ def test_an_unreadable_csv_is_one_sentence(project: Project, content: bytes | No
 def test_fractions_outside_of_0_and_1_are_refused(frac: float) -> None:
     with pytest.raises(ValidationError, match="test_frac"):
         SplitConfig(test_frac=frac)
-
-
-def picture(seed: int, size: tuple[int, int] = (48, 48)) -> Image.Image:
-    low = np.random.default_rng(seed).integers(0, 255, (8, 8), dtype=np.uint8)
-    return Image.fromarray(low).resize(size, Image.Resampling.BICUBIC)
-
-
-def small_set(job: Job, images: dict[str, Image.Image | bytes]) -> FetchPointer:
-    tree = job.layout.root.parent / f"tree-{job.run_id}"
-    for name, image in images.items():
-        file = tree / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        if isinstance(image, bytes):
-            file.write_bytes(image)
-        else:
-            image.save(file)
-    return write_pointer(job.layout, fetch(FetchConfig(archive=str(tree)), job))
 
 
 def two_classes(n: int = 6) -> dict[str, Image.Image | bytes]:

@@ -12,9 +12,9 @@ from brainmri_core.project.pointer_store import latest_pointer, read_pointer
 from brainmri_core.project.pointers import POINTER_TYPES
 from brainmri_core.verify import verify
 from tests.counts import trials
+from tests.faults.fault_case import tally
 from tests.faults.launches import OTHER, PHANTOM, make_home
-from tests.faults.test_crash import tally
-from tests.faults.test_signals import PIPELINE, manifest
+from tests.faults.signals_case import PIPELINE, manifest
 from tests.faults.tiny import POINTERS, launch_file
 from tests.faults.warm import Warm
 

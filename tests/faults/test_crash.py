@@ -1,17 +1,14 @@
 from __future__ import annotations
 
 import errno
-import json
-import os
 import random
-from pathlib import Path
-from typing import Any
 
 import pytest
 
 from brainmri_core.config import STAGES
 from brainmri_core.errors import StorageError
 from tests.counts import rest, trials
+from tests.faults.fault_case import problems, tally
 from tests.faults.warm import Warm
 
 pytestmark = pytest.mark.training
@@ -52,22 +49,6 @@ def points(total: int, wanted: int) -> list[int]:
     if wanted == 1:
         return [(1 + total) // 2]
     return [1 + round(step * (total - 1) / (wanted - 1)) for step in range(wanted)]
-
-
-def tally(name: str, stage: str, results: list[dict[str, Any]]) -> None:
-    """Note the trials for the reliability table's figures."""
-    target = os.environ.get("BRAINMRI_TALLY")
-    if target:
-        with Path(target).open("a") as handle:
-            test = os.environ["PYTEST_CURRENT_TEST"].partition("::")[2].partition("[")[0].partition(" ")[0]
-            line = {"test": test, "fault": name, "stage": stage, "trials": len(results)}
-            handle.write(
-                json.dumps(line | {"losses": sum(bool(item["problems"]) for item in results)}) + "\n"
-            )
-
-
-def problems(results: list[dict[str, Any]]) -> list[str]:
-    return [text for item in results for text in item["problems"]]
 
 
 @pytest.mark.parametrize("stage", ["fetch", "resize", "train", *rest("split", "validate", "evaluate")])

@@ -10,7 +10,7 @@ import pytest
 
 from brainmri_core.errors import StorageError
 from tests.counts import trials
-from tests.faults.test_crash import problems, tally
+from tests.faults.fault_case import problems, tally
 from tests.faults.warm import Warm
 
 pytestmark = pytest.mark.training

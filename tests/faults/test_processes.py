@@ -14,9 +14,9 @@ from brainmri_core.project.layout import Layout
 from brainmri_core.verify import verify
 from tests.counts import trials
 from tests.e2e.conftest import Server, make_project, serve
+from tests.faults.fault_case import tally
 from tests.faults.launches import make_home
-from tests.faults.test_crash import tally
-from tests.faults.test_signals import PIPELINE, children_of, manifest
+from tests.faults.signals_case import PIPELINE, children_of, manifest
 from tests.faults.tiny import launch_file
 from tests.faults.warm import Warm
 

@@ -1,12 +1,10 @@
 from __future__ import annotations
 
-import json
 import os
 import random
 import signal
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -15,33 +13,15 @@ from brainmri_core.project.layout import Layout
 from brainmri_core.project.pointer_store import latest_pointer
 from brainmri_core.verify import verify
 from tests.counts import rest, trials
+from tests.faults.fault_case import tally
 from tests.faults.launches import make_home
-from tests.faults.test_crash import tally
+from tests.faults.signals_case import PIPELINE, children_of, manifest
 from tests.faults.tiny import PHANTOM, POINTERS, launch_file
 from tests.faults.warm import Warm
 
 pytestmark = pytest.mark.training
 
 TRIALS = trials(4, 40)
-PIPELINE = "tests.faults.launches:pipeline"
-
-
-def children_of(session: int) -> list[str]:
-    """Return the command lines of the live processes of a session."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        try:
-            fields = (entry / "stat").read_text().rpartition(")")[2].split() if entry.name.isdigit() else []
-            if fields and int(fields[3]) == session and fields[0] != "Z":
-                found.append((entry / "cmdline").read_text().replace("\0", " "))
-        except (OSError, ValueError):
-            continue
-    return found
-
-
-def manifest(root: Path, run_id: str) -> dict[str, Any]:
-    path = root / "outputs/orchestrator" / run_id / "run_manifest.json"
-    return dict(json.loads(path.read_text())) if path.is_file() else {}
 
 
 @pytest.mark.parametrize(

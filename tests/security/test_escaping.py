@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import io
 import json
-from html.parser import HTMLParser
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from markdown_it import MarkdownIt
 
 from brainmri_core.errors import BrainMRIError, DataError
 from brainmri_core.escaping import markdown, printable
@@ -18,6 +16,7 @@ from brainmri_core.pages.validation_page import render_shortcut_section
 from brainmri_core.project.logs import StageLog, stream_sink
 from brainmri_core.validation.shortcuts import ShortcutScore
 from brainmri_dagster.defs.metadata import table
+from tests.security.escaping_case import Tags, rendered
 
 HOSTILE = [
     "x\n12:00:00 fetch    finished images=1",
@@ -65,30 +64,6 @@ def test_printable_text_stays_as_it_is_and_other_text_becomes_so(text: str) -> N
     assert found.isprintable()
     assert printable(found) == found
     assert (found == text) == text.isprintable()
-
-
-class Tags(HTMLParser):
-    """Collects the tags of a page."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.tags: list[str] = []
-        self.cells: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        if tag in ("td", "th"):
-            self.cells.append("")
-
-    def handle_data(self, data: str) -> None:
-        if self.cells and data.strip():
-            self.cells[-1] += data
-
-
-def rendered(text: str) -> Tags:
-    found = Tags()
-    found.feed(MarkdownIt("commonmark", {"html": True}).enable("table").render(text))
-    return found
 
 
 @pytest.mark.parametrize("name", HOSTILE)

@@ -23,16 +23,7 @@ from brainmri_core.learning.weights import read_weights
 from brainmri_core.project.layout import Layout
 from brainmri_core.project.pointers import PackPointer
 from brainmri_core.project.sample_table import read_samples
-
-
-class Exploit:
-    """Creates a file when it is unpickled."""
-
-    def __init__(self, target: Path) -> None:
-        self.target = target
-
-    def __reduce__(self) -> tuple[Callable[[str], Any], tuple[str]]:
-        return eval, (f"__import__('pathlib').Path({str(self.target)!r}).touch()",)
+from tests.security.pickles_case import Exploit
 
 
 def torch_file(content: object, **options: Any) -> bytes:

@@ -24,9 +24,9 @@ from brainmri_core.project.sample_table import read_samples
 from brainmri_core.resize import resize
 from brainmri_core.split import split
 from brainmri_core.validate import validate
-from tests.core.images.test_medical import dicom
+from tests.core.images.medical_case import dicom
 from tests.matlab_files import figshare_file, made_slice
-from tests.security.test_canary import holding, spellings
+from tests.security.canary_case import holding, spellings
 
 pytest.importorskip("h5py", reason="the extra `medical` is not installed")
 

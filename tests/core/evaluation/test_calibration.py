@@ -18,7 +18,7 @@ from brainmri_core.evaluation.calibration import (
     reliability,
 )
 from brainmri_core.evaluation.metrics_file import MIN_VALIDATION, calibrate
-from tests.core.evaluation.test_metrics import CLASSES, table_of
+from tests.core.evaluation.metrics_case import CLASSES, table_of
 
 
 def honest(n: int, seed: int, k: int = 3) -> tuple[np.ndarray, np.ndarray]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 
 from brainmri_core.evaluation.external_choice import (
@@ -14,67 +13,15 @@ from brainmri_core.evaluation.external_choice import (
     external_evaluations,
     together,
 )
-from brainmri_core.evaluation.prediction_table import prediction_table
 from brainmri_core.project.layout import Layout
-from brainmri_core.project.pointer_store import write_pointer
-from brainmri_core.project.pointers import CheckpointPointer, ExternalEvaluationPointer
-from brainmri_core.project.sample_table import write_samples
-from brainmri_core.system.storage import write_json
-
-CLASSES = ["glioma", "notumor"]
-HOME, FAR, NEAR = "our/set", "far/set", "near/set"
+from brainmri_core.project.pointers import CheckpointPointer
+from tests.core.evaluation.external_choice_case import FAR, HOME, NEAR, measured
 
 
 def checkpoint(name: str) -> CheckpointPointer:
     return CheckpointPointer(
         dataset=HOME, run_id=name, content_hash=name, written_at_utc="", checkpoint=name, checkpoint_sha256=name * 64,
         history=name, curves=None, model_name="m", best_epoch=1, epochs_run=1, val_macro_f1=0.5, pack_pointer="p",
-    )  # fmt: skip
-
-
-def measured(
-    layout: Layout,
-    model: str,
-    dataset: str,
-    wrong: list[int],
-    *,
-    sha256: str | None = None,
-    images: int = 40,
-    taken_out: tuple[int, ...] = (),
-    never_learnt: tuple[int, ...] = (),
-    classes: list[str] = CLASSES,
-    obstacle: str | None = None,
-    reason: str | None = None,
-    run_id: str = "r1",
-) -> None:
-    """Store an external evaluation: images in turn of both classes, two of a patient, called wrong where asked."""
-    truth = np.arange(images) % 2
-    calls = truth.copy()
-    calls[wrong] = 1 - truth[wrong]
-    samples = pd.DataFrame(
-        {
-            "path": [f"{n}.png" for n in range(images)], "label": np.array(CLASSES)[truth], "class_index": truth,
-            "split": "external", "group": [f"g{n // 2}" for n in range(images)], "row": range(images), "patient": "",
-            "origin": "none",
-        }
-    )  # fmt: skip
-    table = prediction_table(samples, np.eye(2, dtype=np.float32)[calls] * 4, classes, np.zeros(images))
-    table["taken_out"] = ""
-    table.loc[list(taken_out), "taken_out"] = "copy_of_training"
-    table.loc[list(never_learnt), "class_index"] = -1
-    folder = layout.root / "external" / dataset / model / run_id
-    folder.mkdir(parents=True)
-    write_samples(folder / "predictions.parquet", table)
-    write_json(folder / "metrics.json", {"taken_out": {"obstacle": obstacle}})
-    relative = layout.relative(folder)
-    write_pointer(
-        layout,
-        ExternalEvaluationPointer(
-            dataset=dataset, run_id=run_id, content_hash=f"{model}{dataset}", written_at_utc="", trained_on=HOME,
-            folder=relative, metrics=f"{relative}/metrics.json", predictions=f"{relative}/predictions.parquet",
-            report=f"{relative}/r", headline={"macro_f1": 1 - len(wrong) / images}, images=images, taken_out=len(taken_out), reason=reason,
-            checkpoint_sha256=sha256 or model * 64, checkpoint_pointer=None, evaluation_pointer=None, pack_pointer=None,
-        ),
     )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 from brainmri_core.evaluation.galleries import KINDS, caption, select_galleries, write_overlays, write_sheets
 from brainmri_core.evaluation.gradcam import Maps
 from brainmri_core.pictures.thumbnails import colour_bar, colour_table, overlay, resized, shortened
-from tests.core.evaluation.test_metrics import CLASSES, table_of
+from tests.core.evaluation.metrics_case import CLASSES, table_of
 
 
 def table_by_hand() -> pd.DataFrame:

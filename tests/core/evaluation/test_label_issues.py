@@ -10,7 +10,7 @@ from brainmri_core.evaluation.label_issues import (
     label_issues,
     split_without,
 )
-from tests.core.evaluation.test_metrics import CLASSES, table_of
+from tests.core.evaluation.metrics_case import CLASSES, table_of
 
 
 def test_candidates_by_hand() -> None:

@@ -12,7 +12,7 @@ from brainmri_core.project.pointer_store import write_pointer
 from brainmri_core.project.sample_table import write_samples
 from brainmri_core.resize import resize
 from brainmri_core.split import split
-from tests.core.test_split import picture, small_set
+from tests.core.split_case import picture, small_set
 from tests.security.corpus import encoded
 
 

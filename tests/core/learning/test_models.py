@@ -14,8 +14,6 @@ from torch import nn
 
 from brainmri_core.errors import ModelError
 from brainmri_core.learning.checkpoint import (
-    CheckpointMeta,
-    Preprocessing,
     load_checkpoint,
     load_model,
     save_checkpoint,
@@ -30,23 +28,9 @@ from brainmri_core.learning.models import (
     head,
 )
 from brainmri_core.learning.weights import read_weights
+from tests.core.learning.models_case import META
 
 CPU = torch.device("cpu")
-META = CheckpointMeta(
-    model_name="resnet18",
-    classes=["a", "b", "c"],
-    preprocessing=Preprocessing(
-        pack_size=32, image_size=32, channels=1, colour=False, fit="letterbox", mean=[0.2], std=[0.3]
-    ),
-    train_config={},
-    env_config={},
-    data_hash="0" * 64,
-    pack_pointer=None,
-    dataset="brainmri/phantom",
-    run_id="r1",
-    epoch=1,
-    val_macro_f1=0.5,
-)
 
 
 class Payload:

@@ -31,7 +31,7 @@ from brainmri_core.learning.team import Team
 from brainmri_core.predict import Classifier
 from brainmri_core.project.job import Job
 from brainmri_core.project.logs import Record
-from brainmri_core.project.pointers import write_pointer
+from brainmri_core.project.pointer_store import write_pointer
 from brainmri_core.system.storage import sha256_file
 from brainmri_core.train import train
 from tests.core.evaluation_case import Case, evaluate_config

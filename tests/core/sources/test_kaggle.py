@@ -24,15 +24,11 @@ from brainmri_core.project.job import Job
 from brainmri_core.sources.archive import extract_archive
 from brainmri_core.sources.kaggle import Download, current_version, dataset_info, download
 from brainmri_core.sources.kaggle_api import retry_after_s
-from tests.core.test_fetch import OFFICIAL, make_tree, make_zip
-from tests.kaggle_server import DATASET, SIGNATURE, Fault, KaggleServer, serving
+from tests.core.fetch_case import OFFICIAL, make_tree, make_zip
+from tests.kaggle_server import DATASET, SETTINGS, SIGNATURE, Fault, KaggleServer, serving
 
 CANARY = "canary-secret-91c2"
 RETRY = RetryConfig(attempts=3, base_delay_s=0.001, max_delay_s=0.01, timeout_s=10)
-SETTINGS = (
-    "KAGGLE_API_TOKEN KAGGLE_USERNAME KAGGLE_KEY KAGGLE_CONFIG_DIR KAGGLE_KERNEL_RUN_TYPE HTTP_PROXY HTTPS_PROXY ALL_PROXY "
-    "NO_PROXY http_proxy https_proxy all_proxy no_proxy REQUESTS_CA_BUNDLE CURL_CA_BUNDLE NETRC"
-).split()
 
 
 def archive_of(number: int, size: int = 1_000_000) -> bytes:

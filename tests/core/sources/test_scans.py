@@ -20,7 +20,7 @@ from brainmri_core.resize import resize
 from brainmri_core.sources.index import LEFT_OUT
 from brainmri_core.split import split
 from tests.core.evaluation_case import prepare
-from tests.core.images.test_medical import SECRET, dicom, nifti
+from tests.core.images.medical_case import SECRET, dicom, nifti
 from tests.counts import rest
 
 CLASSES = ("glioma", "notumor")

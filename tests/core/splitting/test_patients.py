@@ -31,7 +31,7 @@ from brainmri_core.splitting.neighbour_runs import Neighbours, proxy_quality
 from brainmri_core.system.storage import read_json
 from brainmri_core.validate import validate
 from brainmri_core.validation.report import load_report
-from tests.core.test_split import picture, small_set
+from tests.core.split_case import picture, small_set
 from tests.counts import rest
 
 PATIENTS = [f"P{number:03}" for number in range(16)]

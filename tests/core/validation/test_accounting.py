@@ -22,7 +22,7 @@ from brainmri_core.validate import validate
 from brainmri_core.validation.report import ValidationReport, load_report
 from brainmri_dagster.defs.metadata import of_resize
 from tests.cases.build import Case, class_tree, picture, tree
-from tests.cases.test_cases import own, write
+from tests.cases.case_run import own, write
 
 
 def validated(case: Case, folder: Path, job: Job, spoil: bool = False, **splitting: Any) -> ValidationReport:

@@ -10,9 +10,9 @@ from brainmri_core.evaluation.metrics_file import Context, evaluation_metrics, w
 from brainmri_core.evaluation.metrics_schema import EvaluationMetrics, NoOutlierScore, Unavailable
 from brainmri_core.evaluation.regression import Regression, regression
 from brainmri_dagster.defs.checks import evaluation_results
-from tests.core.evaluation.test_metrics import CLASSES, made_up, table_of, votes
+from tests.core.evaluation.metrics_case import CLASSES, made_up, table_of, votes
 from tests.dagster.conftest import PHANTOM, Workbench, checks_of
-from tests.dagster.defs.test_champion import contender, pack_of
+from tests.dagster.defs.champion_case import contender, pack_of
 
 pytestmark = pytest.mark.training
 

@@ -15,7 +15,7 @@ from brainmri_core.project.sample_table import read_samples, write_samples
 from brainmri_core.system.storage import read_json
 from brainmri_dagster.defs.metadata import of_cross_validation
 from tests.dagster.conftest import Workbench, failure_of
-from tests.dagster.defs.test_champion import contender, pack_of
+from tests.dagster.defs.champion_case import contender, pack_of
 
 pytestmark = pytest.mark.training
 

@@ -26,7 +26,7 @@ from brainmri_dagster.commands.backfill import targets
 from brainmri_dagster.defs.checks import external_results
 from brainmri_dagster.graph.asset_table import dataset_of, is_fold, pair_key, trained_on
 from tests.dagster.conftest import PHANTOM, Workbench, checks_of, failure_of
-from tests.dagster.defs.test_champion import pack_of
+from tests.dagster.defs.champion_case import pack_of
 
 pytestmark = pytest.mark.training
 

@@ -14,7 +14,7 @@ from brainmri_core.project.run_schema import manifest_files, read_manifest, read
 from brainmri_core.verify import verify
 from brainmri_dagster.code_location import defs
 from brainmri_dagster.commands.backfill import targets
-from tests.core.test_generalisation import Matrix
+from tests.core.generalisation_case import Matrix
 from tests.dagster.conftest import Workbench, bench_in, failure_of
 
 pytestmark = pytest.mark.training

@@ -14,9 +14,9 @@ from brainmri_core.project.pointers import CrossValidationPointer, LeaderboardPo
 from brainmri_dagster.code_location import defs
 from brainmri_dagster.defs.leaderboard import shown as of_leaderboard
 from brainmri_dagster.running.recorded_evaluations import recorded_evaluations
-from tests.core.evaluation.test_external_choice import measured
+from tests.core.evaluation.external_choice_case import measured
 from tests.dagster.conftest import PHANTOM, Workbench
-from tests.dagster.defs.test_champion import contender, cross_validated, pack_of
+from tests.dagster.defs.champion_case import contender, cross_validated, pack_of
 
 pytestmark = pytest.mark.training
 

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 
 from brainmri_core.evaluation.metrics_file import Context, evaluation_metrics, headline, whole_document
-from brainmri_core.evaluation.metrics_schema import NoOutlierScore, Unavailable
+from brainmri_core.evaluation.metrics_schema import Baseline, NoOutlierScore, Unavailable
 from brainmri_core.pictures.figures import write_confusion
 from brainmri_core.project.layout import Layout
 from brainmri_core.project.pointers import CheckpointPointer, EvaluationPointer, ValidationPointer
 from brainmri_core.system.storage import write_json
 from brainmri_dagster.defs.metadata import of_evaluate, of_train, of_validate
-from tests.core.evaluation.test_metrics import CLASSES, Baseline, made_up, table_of, votes
+from tests.core.evaluation.metrics_case import CLASSES, made_up, table_of, votes
 
 pytestmark = pytest.mark.training
 

@@ -33,8 +33,7 @@ from brainmri_dagster.graph.asset_table import PROCESS_TAG, RUN_ID_TAG
 from brainmri_dagster.running.dead_runs import close_dead_runs, close_manifest
 from brainmri_dagster.running.processes import this_process
 from brainmri_dagster.running.stage_run import run_id_of
-from tests.core.sources.test_kaggle import SETTINGS
-from tests.kaggle_server import DATASET, KaggleServer, serving
+from tests.kaggle_server import DATASET, SETTINGS, KaggleServer, serving
 
 pytestmark = pytest.mark.training
 

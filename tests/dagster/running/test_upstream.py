@@ -7,7 +7,7 @@ from brainmri_core.project.pointers import MappingPointer
 from brainmri_core.validate import validate
 from brainmri_dagster.running.upstream import pack_for
 from tests.dagster.conftest import Workbench
-from tests.dagster.defs.test_champion import pack_of
+from tests.dagster.defs.champion_case import pack_of
 
 pytestmark = pytest.mark.training
 

@@ -1,0 +1,24 @@
+"""The trials of a fault: what they left behind, and the note of them for the reliability table."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+
+def tally(name: str, stage: str, results: list[dict[str, Any]]) -> None:
+    """Note the trials for the reliability table's figures."""
+    target = os.environ.get("BRAINMRI_TALLY")
+    if target:
+        with Path(target).open("a") as handle:
+            test = os.environ["PYTEST_CURRENT_TEST"].partition("::")[2].partition("[")[0].partition(" ")[0]
+            line = {"test": test, "fault": name, "stage": stage, "trials": len(results)}
+            handle.write(
+                json.dumps(line | {"losses": sum(bool(item["problems"]) for item in results)}) + "\n"
+            )
+
+
+def problems(results: list[dict[str, Any]]) -> list[str]:
+    return [text for item in results for text in item["problems"]]
