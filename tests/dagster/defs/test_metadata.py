@@ -6,8 +6,9 @@ import dagster as dg
 import numpy as np
 import pytest
 
+from brainmri_core.evaluation.baselines import Baseline
 from brainmri_core.evaluation.metrics_file import Context, evaluation_metrics, headline, whole_document
-from brainmri_core.evaluation.metrics_schema import Baseline, NoOutlierScore, Unavailable
+from brainmri_core.evaluation.metrics_schema import NoOutlierScore, Unavailable
 from brainmri_core.pictures.figures import write_confusion
 from brainmri_core.project.layout import Layout
 from brainmri_core.project.pointers import CheckpointPointer, EvaluationPointer, ValidationPointer
