@@ -1,12 +1,13 @@
 """How many label errors with a known right answer do the label-issue candidates find, and how high do they rank them?
 
-    BRAINMRI_ARCHIVES=FOLDER python benchmarks/bench_label_errors.py --root ROOT [--model look-up|linear|network] [--epochs N]
+    BRAINMRI_ARCHIVES=FOLDER python benchmarks/bench_label_errors.py --root ROOT [--model look-up|linear|probe|network] [--epochs N]
 
 The catalogue lists images of the Kaggle set whose label is wrong (14, filed as pituitary, meningioma in the Figshare set).
 They are kept in the data with their wrong label (`split.corrections: ignore`), every image is predicted by a model that saw
 no image of its group, and the candidates of an evaluation are made from these predictions. Models: a look-up (the share of
 each class among the 15 nearest images, 64 x 64 pixels), a linear model (logistic regression on principal components of the
-same pixels), and the network of experiments/from-scratch.yaml, trained once a fold. Prints a Markdown table.
+same pixels), the probe of experiments/quick.yaml on frozen features, and the network of experiments/from-scratch.yaml, trained
+once a fold. Prints a Markdown table.
 """
 
 from __future__ import annotations
@@ -30,11 +31,14 @@ from brainmri_core.config.data import FetchConfig, ResizeConfig, SplitConfig
 from brainmri_core.config.files import config_file
 from brainmri_core.config.training import TrainConfig
 from brainmri_core.copies.lookup import unit_vectors
+from brainmri_core.evaluation.fold_scores import probabilities_of
 from brainmri_core.evaluation.label_issues import known_error_ranks, label_issues
+from brainmri_core.evaluation.probe_folds import fold_predictions
 from brainmri_core.fetch import fetch
 from brainmri_core.images.pack import open_pack
 from brainmri_core.learning.checkpoint import load_model
 from brainmri_core.learning.device import choose_device, choose_precision
+from brainmri_core.learning.encoder import features_of, load_encoder
 from brainmri_core.learning.inference import predict
 from brainmri_core.project.catalogue import load_catalogue
 from brainmri_core.project.job import Job
@@ -115,6 +119,25 @@ def network(job: Job, pack: PackPointer, table: pd.DataFrame, held: Mask, given:
     return np.asarray(softmax(found.logits.astype(np.float64), axis=1))
 
 
+def probe(job: Job, pack: PackPointer, table: pd.DataFrame, fold: I64) -> F64:
+    """Return the probabilities by a linear model on frozen features, each image by one that saw nothing of its fold."""
+    recipe = load_config(config_file("experiments/quick.yaml")).train
+    encoder = load_encoder(
+        recipe.model, recipe.probe.depths, image_size=pack.size, precision="auto", seed=42, pack=pack, job=job
+    )
+    features, _ = features_of(encoder, pack, job, 32)
+    # the images of the test split as well: here nothing is judged but the labels
+    found = fold_predictions(
+        features,
+        table.assign(split="train", fold=fold),
+        job.entry.classes,
+        val_frac=0.2,
+        seed=42,
+        balanced=True,
+    )
+    return probabilities_of(table[["path"]].merge(found, on="path"), job.entry.classes)
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(
@@ -122,10 +145,10 @@ def main() -> None:
     )
     parser.add_argument("--root", type=Path, required=True, help="project folder to work in")
     parser.add_argument(
-        "--model", nargs="+", default=["look-up", "linear"], choices=["look-up", "linear", "network"]
+        "--model", nargs="+", default=["look-up", "linear"], choices=["look-up", "linear", "probe", "network"]
     )
     parser.add_argument("--epochs", type=int, default=20, help="of the network")
-    parser.add_argument("--size", type=int, default=128, help="side of the network's images")
+    parser.add_argument("--size", type=int, default=128, help="side of the images of probe and network")
     given = parser.parse_args()
     job, pack, table, thumbs, right = prepare(given.root.resolve(), given.size)
     labels, k = table["class_index"].to_numpy(np.int64), len(job.entry.classes)
@@ -136,7 +159,9 @@ def main() -> None:
     )
     for name in given.model:
         probabilities = np.zeros((len(table), k))
-        for number in range(FOLDS):
+        if name == "probe":
+            probabilities = probe(job, pack, table, fold)
+        for number in range(FOLDS) if name != "probe" else ():
             rows, seen = np.flatnonzero(fold == number), np.flatnonzero(fold != number)
             print(f"{name}, fold {number}", file=sys.stderr, flush=True)
             if name == "network":

@@ -6,6 +6,10 @@
 Both sides train resnet18 from scratch on the same training groups and are scored on the same validation groups; the test
 split is not touched. Ours is `train` with from-scratch.yaml. After every epoch of ours the classic side runs its share of
 epochs, so that both see the same machine. What counts is training and validation, without start-up.
+
+Beside them the probe of quick.yaml at `--probe-size` pixels, on the same groups: seconds from the pack to its validation score, features
+computed anew; and once the seconds from the pack to its 5-fold score, with the interval over patients. `--probe-size 0` leaves it
+out.
 """
 
 from __future__ import annotations
@@ -22,13 +26,17 @@ from classic import Classic, write_folders
 from real_pack import add_options, make_job, real_pack
 
 from brainmri_core.config import load_config, with_seed
+from brainmri_core.config.embeddings import EmbeddingsConfig
 from brainmri_core.config.files import config_file
 from brainmri_core.config.training import TrainConfig
+from brainmri_core.embeddings import embeddings
 from brainmri_core.images.pack import open_pack
+from brainmri_core.project.job import Job
 from brainmri_core.project.logs import Record
 from brainmri_core.project.pointers import PackPointer
 from brainmri_core.project.sample_table import read_samples
 from brainmri_core.splitting.assignment import validation_mask
+from brainmri_core.system.storage import read_json, remove_folder
 from brainmri_core.train import train
 
 Scores = list[tuple[float, float]]
@@ -87,6 +95,40 @@ def race(options: argparse.Namespace, seed: int) -> tuple[Scores, Scores]:
     return ours, other
 
 
+def probe(options: argparse.Namespace, seed: int) -> tuple[float, float]:
+    """Return the seconds of a probe from the pack to its validation score, and the score."""
+    config = with_seed(load_config(config_file("experiments/quick.yaml")).train, seed)
+    assert isinstance(config, TrainConfig)
+    job, pack = probe_pack(options)
+    start = time.perf_counter()
+    made = train(config, pack, job)
+    return time.perf_counter() - start, made.val_macro_f1
+
+
+def probe_over_folds(options: argparse.Namespace) -> str:
+    """Return what the probe scores over the folds, and how long that takes from the pack on."""
+    recipe = load_config(config_file("experiments/quick.yaml")).train
+    config = with_seed(EmbeddingsConfig(model=recipe.model, probe=recipe.probe), options.seeds[0])
+    assert isinstance(config, EmbeddingsConfig)
+    job, pack = probe_pack(options)
+    start = time.perf_counter()
+    made = embeddings(config, pack, job)
+    seconds = time.perf_counter() - start
+    low, high = read_json(job.layout.absolute(made.metrics))["pooled"]["intervals"]["macro_f1"]
+    score = f"{made.headline['macro_f1']:.3f} ({low:.3f} to {high:.3f})"
+    return f"probe, {options.probe_size} px: 5-fold macro F1 {score} after {seconds:.0f} s from the pack"
+
+
+def probe_pack(options: argparse.Namespace) -> tuple[Job, PackPointer]:
+    """Return the pack for the probe, with no features of it kept from before."""
+    pack = real_pack(options.root, options.probe_size)
+    job = make_job(options.root, f"probe-{time.time_ns()}", [])
+    kept = job.layout.features_dir(job.dataset, "").parent
+    if kept.is_dir():
+        remove_folder(kept)
+    return job, pack
+
+
 def timed(scores: Iterator[float]) -> Iterator[tuple[float, float]]:
     """Yield the seconds each score took to come, and the score."""
     start = time.perf_counter()
@@ -115,12 +157,18 @@ def main() -> None:
     parser.add_argument("--classic-epochs", type=int, default=8)
     parser.add_argument("--seeds", type=int, nargs="+", default=[42])
     parser.add_argument("--override", action="append", default=[], help="key=value over from-scratch.yaml")
+    parser.add_argument("--probe-size", type=int, default=128, help="side of the probe's images; 0: no probe")
     options = parser.parse_args()
     print(
         f"resnet18 from scratch, {options.size} px, ours {options.epochs} epochs, classic {options.classic_epochs}"
     )
+    if options.probe_size:
+        print(probe_over_folds(options), flush=True)
     ratios = []
     for seed in options.seeds:
+        if options.probe_size:
+            seconds, score = probe(options, seed)
+            print(f"seed {seed}: probe {score:.3f} after {seconds / 60:.2f} min from the pack")
         ours, classic = race(options, seed)
         best = max(score for _, score in classic)
         there, here = reached(classic, best), reached(ours, best)

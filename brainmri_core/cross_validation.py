@@ -8,18 +8,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from brainmri_core.arrays import F64
 from brainmri_core.config.evaluation import EvaluateConfig
 from brainmri_core.errors import ConfigError, DataError, IntegrityError
-from brainmri_core.evaluation.bootstrap import bootstrap_metrics, group_weights, interval
 from brainmri_core.evaluation.calibration import probabilities
 from brainmri_core.evaluation.cross_validation_schema import (
     CrossValidationMetrics,
     FoldScores,
     PooledScores,
 )
+from brainmri_core.evaluation.fold_scores import HEADLINE, pooled_scores, probabilities_of, scores_of
 from brainmri_core.evaluation.label_issues import issue_sheet, label_issues, split_without
-from brainmri_core.evaluation.metrics import classification_metrics
 from brainmri_core.evaluation.metrics_schema import TestLooks
 from brainmri_core.evaluation.prediction_table import read_predictions
 from brainmri_core.evaluation.test_ledger import looks_record, record_look
@@ -45,11 +43,8 @@ from brainmri_core.project.sample_table import (
     read_samples,
     write_samples,
 )
-from brainmri_core.splitting.assignment import independent_units
 from brainmri_core.system.clock import timestamp, utc_now
 from brainmri_core.system.storage import check_sha256, sha256_json, staging_folder, write_json
-
-HEADLINE = ("accuracy", "balanced_accuracy", "macro_f1", "macro_auroc")
 
 
 def fold_pack(pack: PackPointer, fold: int, job: Job) -> FoldPackPointer:
@@ -159,12 +154,13 @@ def cross_validate(
         [_fold_predictions(item, fold, job) for fold, item in enumerate(evaluations)], ignore_index=True
     )
     ensemble = _ensemble(table, pack, checkpoints, config, job)
-    issues = label_issues(pooled, _probabilities(pooled, pack.classes), pack.classes)
-    together = _with_intervals(ensemble, pack.classes, config) if len(ensemble) else None
-    folds = {str(fold): _scores(part, pack.classes) for fold, part in pooled.groupby("fold")}
+    issues = label_issues(pooled, probabilities_of(pooled, pack.classes), pack.classes)
+    drawn = config.bootstrap_resamples, config.data.resolved_seed
+    together = pooled_scores(ensemble, pack.classes, *drawn) if len(ensemble) else None
+    folds = {str(fold): scores_of(part, pack.classes) for fold, part in pooled.groupby("fold")}
     metrics = CrossValidationMetrics(
         classes=pack.classes,
-        pooled=_with_intervals(pooled, pack.classes, config),
+        pooled=pooled_scores(pooled, pack.classes, *drawn),
         folds=folds,
         mean={name: _over_folds(folds, name, np.mean) for name in HEADLINE},
         spread={name: _over_folds(folds, name, np.std) for name in HEADLINE},
@@ -235,37 +231,9 @@ def _fold_predictions(evaluation: EvaluationPointer, fold: int, job: Job) -> pd.
     return table[table["split"] == "test"].assign(fold=fold)
 
 
-def _probabilities(table: pd.DataFrame, classes: Sequence[str]) -> F64:
-    return np.asarray(table[[f"prob_{name}" for name in classes]], np.float64)
-
-
-def _scores(table: pd.DataFrame, classes: Sequence[str]) -> FoldScores:
-    scored = classification_metrics(
-        table["class_index"].to_numpy(np.int64), _probabilities(table, classes), classes
-    )
-    return FoldScores(images=len(table), **{name: scored[name] for name in HEADLINE})
-
-
 def _over_folds(folds: dict[str, FoldScores], name: str, statistic: Any) -> float | None:
     values = [value for item in folds.values() if (value := getattr(item, name)) is not None]
     return float(statistic(values)) if values else None
-
-
-def _with_intervals(table: pd.DataFrame, classes: Sequence[str], config: EvaluateConfig) -> PooledScores:
-    labels, predicted = table["class_index"].to_numpy(np.int64), _probabilities(table, classes)
-    scored = classification_metrics(labels, predicted, classes) | {"classes": list(classes)}
-    if not config.bootstrap_resamples:
-        return PooledScores(**scored)
-    number, weights = group_weights(
-        independent_units(table), config.bootstrap_resamples, config.data.resolved_seed
-    )
-    logits = np.log(np.clip(predicted, 1e-12, None))
-    drawn = bootstrap_metrics(labels, logits, number, weights, classes)
-    return PooledScores(
-        **scored,
-        n_units=weights.shape[1],
-        intervals={name: interval(drawn[name]) for name in HEADLINE if name in drawn},
-    )
 
 
 def _ensemble(

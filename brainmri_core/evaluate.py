@@ -13,6 +13,7 @@ from brainmri_core.config.evaluation import EvaluateConfig
 from brainmri_core.evaluation.baselines import make_baselines
 from brainmri_core.evaluation.calibration import probabilities
 from brainmri_core.evaluation.explanations import Explained, explain
+from brainmri_core.evaluation.frozen_baseline import FROZEN, frozen_baseline
 from brainmri_core.evaluation.galleries import select_galleries, write_overlays, write_sheets
 from brainmri_core.evaluation.gradcam import MapError
 from brainmri_core.evaluation.label_issues import label_issues, split_without
@@ -87,7 +88,7 @@ def evaluate(
     evidence = gather_evidence(pack, subject.pixels, job)
     outliers = _outliers(config, subject, found)
     table = _table(subject, found, outliers)
-    measured = _measure(config, table, subject, evidence)
+    measured = _measure(config, table, subject, evidence, job)
     clock.append(time.perf_counter())
     target = job.layout.evaluation_dir(config.io.eval_out, job.dataset, job.run_id)
     with job.staged(target) as folder:
@@ -190,21 +191,27 @@ def _table(subject: Subject, found: Predictions, outliers: OutlierModel | None) 
     return prediction_table(subject.samples, found.logits, subject.classes, distance)
 
 
-def _measure(config: EvaluateConfig, table: pd.DataFrame, subject: Subject, evidence: Evidence) -> Measured:
+def _measure(
+    config: EvaluateConfig, table: pd.DataFrame, subject: Subject, evidence: Evidence, job: Job
+) -> Measured:
     train, test = evidence.positions("train"), evidence.positions("test")
     baselines = make_baselines(
         evidence.samples, evidence.thumbs, subject.pixels, train, test, len(subject.classes)
     )
+    method, seed = subject.meta.train_config.get("method", "finetune"), config.data.resolved_seed
+    frozen = frozen_baseline(evidence, subject.classes, method, seed, job) if baselines else ""
     context = Context(
         resamples=config.bootstrap_resamples,
-        seed=config.data.resolved_seed,
+        seed=seed,
         subsets=subset_masks(evidence.samples, evidence.copies, test, evidence.planes),
-        baselines=baselines,
+        baselines=[*baselines, *([] if isinstance(frozen, str) else [frozen])],
         known_copies=evidence.leak.row("this split").copies or 0,
         seen_in_training=subject.seen_in_training,
         known_patients_in_training=evidence.leak.row("this split").patients or 0,
     )
-    return evaluation_metrics(table, subject.classes, context)
+    measured = evaluation_metrics(table, subject.classes, context)
+    missing = {f"baselines.{FROZEN}": frozen} if isinstance(frozen, str) and baselines else {}
+    return measured.model_copy(update={"reasons": measured.reasons | missing})
 
 
 def outlier_facts(table: pd.DataFrame, outliers: OutlierModel | None) -> OutlierShare | NoOutlierScore:

@@ -39,6 +39,7 @@ _MARKS = (
     "metrics.json",
     "leaderboard.csv",
     "generalisation.csv",
+    "record.json",
     "best.pth",
     "last.pth",
 )
@@ -190,7 +191,15 @@ def _bases(layout: Layout, config: PipelineConfig) -> list[Path]:
         layout.configured(config.external.out),
     ]
     configured.append(layout.configured(config.train.io.out_models) / "cross_validation")
-    names = ("mappings", "validation", "cross_validation", "leaderboard", "generalisation")
+    names = (
+        "mappings",
+        "validation",
+        "cross_validation",
+        "leaderboard",
+        "generalisation",
+        "embeddings",
+        "features",
+    )
     fixed = [layout.outputs / name for name in names]
     root = layout.root.resolve()
     real = {path.resolve(): path for path in (*configured, *fixed) if path.resolve().is_relative_to(root)}

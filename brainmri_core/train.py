@@ -23,18 +23,17 @@ from brainmri_core.copies.leaks import find_leaks, read_copies
 from brainmri_core.errors import ConfigError, DataError, ModelError
 from brainmri_core.images.pack import open_pack
 from brainmri_core.learning.batches import resident
-from brainmri_core.learning.checkpoint import Preprocessing
 from brainmri_core.learning.device import (
     choose_device,
     choose_precision,
     seed_everything,
     wrong_in_bf16,
 )
-from brainmri_core.learning.encoder import features_of, frozen, imagenet_statistics
+from brainmri_core.learning.encoder import features_of, frozen, preprocessing_for
 from brainmri_core.learning.loop import Reporting, run_epochs
 from brainmri_core.learning.models import check_name, head, with_depths
 from brainmri_core.learning.outcome import save_best, write_history, write_outcome
-from brainmri_core.learning.pretrained import initial_model
+from brainmri_core.learning.pretrained import imagenet_statistics, initial_model
 from brainmri_core.learning.probe import fit_probe, set_head
 from brainmri_core.learning.resume import continue_from, identity_of, owned, resume_file
 from brainmri_core.learning.state import Data, Loop, State, new_state, save_state
@@ -219,18 +218,8 @@ def _probe(
 ) -> dict[str, float | int]:
     """Give the model the head that fits its features as they are; return a record as that of an epoch."""
     config, start = loop.config, time.monotonic()
-    if not config.model.has_weights:
-        job.log.warning(
-            "frozen random features are meant for tests; set train.model.pretrained, weights_file or weights_package"
-        )
     encoder = frozen(
-        model,
-        config.model.name,
-        config.probe.depths,
-        config.model.has_weights,
-        loop.preprocessing,
-        loop.precision,
-        loop.device,
+        model, config.model, config.probe.depths, loop.preprocessing, loop.precision, loop.device, job
     )
     features, _ = features_of(encoder, pack, job, config.data.batch_size)
     balanced = config.optim.class_weights or config.optim.balanced_sampling
@@ -369,17 +358,7 @@ def _loop(
     # what a frozen network sees must not depend on which images train
     own = imagenet_statistics if config.method != "finetune" else partial(_statistics, pixels, train)
     mean, std = first.normalisation or own(channels)
-    preprocessing = Preprocessing(
-        pack_size=pack.size,
-        image_size=image_size,
-        channels=channels,
-        colour=pack.channels == 3,
-        fit=pack.fit,
-        mean=mean,
-        std=std,
-        gray_ranges=pack.gray_ranges,
-        modality=job.entry.modality,
-    )
+    preprocessing = preprocessing_for(pack, job, image_size=image_size, channels=channels, mean=mean, std=std)
     weights = None
     if config.optim.class_weights:
         counts = np.bincount(labels[train], minlength=len(pack.classes))

@@ -123,6 +123,13 @@ def batch_predict(
 
 @app.command()
 @takes("config", "overrides", "dataset", "run_id", "debug")
+def embeddings(**given: Any) -> None:
+    """Compute the features of all images by a frozen network, and score a linear probe on them over the folds."""
+    _run(["embeddings"], **given)
+
+
+@app.command()
+@takes("config", "overrides", "dataset", "run_id", "debug")
 def experiment(
     name: Annotated[
         str, typer.Argument(help="File of configs/experiments, without .yaml; or the path of any.")

@@ -7,6 +7,7 @@ import dagster as dg
 from brainmri_dagster.defs.assets import GRAPH
 from brainmri_dagster.defs.batch import batch_predictions
 from brainmri_dagster.defs.champion import champion
+from brainmri_dagster.defs.embeddings import embeddings
 from brainmri_dagster.defs.incoming import incoming_images, incoming_job
 from brainmri_dagster.defs.jobs import JOBS
 from brainmri_dagster.defs.leaderboard import EXPERIMENT_JOBS, leaderboard
@@ -19,7 +20,7 @@ from brainmri_dagster.running.refused_partitions import word_refusals
 install()
 word_refusals()
 defs = dg.Definitions(
-    assets=[*GRAPH, champion, leaderboard, batch_predictions],
+    assets=[*GRAPH, champion, leaderboard, batch_predictions, embeddings],
     jobs=[*JOBS, *EXPERIMENT_JOBS, incoming_job],
     sensors=[*SENSORS, incoming_images],
     schedules=SCHEDULES,

@@ -17,6 +17,7 @@ from brainmri_core.config.base import (
 )
 from brainmri_core.config.batch import BatchPredictConfig
 from brainmri_core.config.data import FetchConfig, ResizeConfig, SplitConfig, ValidateConfig
+from brainmri_core.config.embeddings import EmbeddingsConfig
 from brainmri_core.config.evaluation import EvaluateConfig
 from brainmri_core.config.external import ExternalConfig
 from brainmri_core.config.files import default_config_path, named_config_path
@@ -25,11 +26,20 @@ from brainmri_core.config.tuning import TuneConfig
 from brainmri_core.errors import ConfigError
 
 Stage = Literal[
-    "fetch", "split", "resize", "validate", "train", "evaluate", "external", "batch_predict", "tune"
+    "fetch",
+    "split",
+    "resize",
+    "validate",
+    "train",
+    "evaluate",
+    "external",
+    "batch_predict",
+    "embeddings",
+    "tune",
 ]
 STAGES: tuple[Stage, ...] = ("fetch", "split", "resize", "validate", "train", "evaluate")
 """The stages of the pipeline of one data set, in order."""
-BLOCKS: tuple[Stage, ...] = (*STAGES, "external", "batch_predict", "tune")
+BLOCKS: tuple[Stage, ...] = (*STAGES, "external", "batch_predict", "embeddings", "tune")
 """All that have a block of their own in the configuration."""
 
 
@@ -71,6 +81,7 @@ class PipelineConfig(StageConfig):
     evaluate: EvaluateConfig = EvaluateConfig()
     external: ExternalConfig = ExternalConfig()
     batch_predict: BatchPredictConfig = BatchPredictConfig()
+    embeddings: EmbeddingsConfig = EmbeddingsConfig()
     tune: TuneConfig = TuneConfig()
 
     @model_validator(mode="after")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -14,12 +14,14 @@ from tqdm import tqdm
 
 from brainmri_core.arrays import F32
 from brainmri_core.config.base import Precision
+from brainmri_core.config.training import ModelConfig
 from brainmri_core.errors import IntegrityError, StorageError
 from brainmri_core.images.pack import open_pack
 from brainmri_core.learning.batches import iterate
 from brainmri_core.learning.checkpoint import Preprocessing
-from brainmri_core.learning.device import autocast
-from brainmri_core.learning.models import head
+from brainmri_core.learning.device import autocast, choose_device, choose_precision, seed_everything
+from brainmri_core.learning.models import head, with_depths
+from brainmri_core.learning.pretrained import imagenet_statistics, initial_model
 from brainmri_core.project.job import Job
 from brainmri_core.project.pointers import PackPointer
 from brainmri_core.system.locks import exclusive
@@ -31,7 +33,6 @@ from brainmri_core.system.storage import (
     write_json,
 )
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 FEATURES_NAME, RECORD_NAME = "features.npy", "record.json"
 _RULES = 1  # of computing features: raised, those kept by others are computed again
 
@@ -63,30 +64,92 @@ class Encoder:
         return head(self.model).in_features
 
 
-def imagenet_statistics(channels: int) -> tuple[list[float], list[float]]:
-    """Return ImageNet's mean and standard deviation per channel; those of gray are the mean over the colours."""
-    if channels == 3:
-        return list(IMAGENET_MEAN), list(IMAGENET_STD)
-    return [sum(IMAGENET_MEAN) / 3], [sum(IMAGENET_STD) / 3]
-
-
 def frozen(
     model: nn.Module,
-    name: str,
+    config: ModelConfig,
     depths: int,
-    pretrained: bool,
     preprocessing: Preprocessing,
     precision: Precision,
     device: torch.device,
+    job: Job,
 ) -> Encoder:
-    """Take a network as a frozen encoder."""
+    """Take a network as a frozen encoder, with a warning where its weights are random."""
+    if not config.has_weights:
+        job.log.warning(
+            "frozen random features are meant for tests; set model.pretrained, weights_file or weights_package"
+        )
     final = {id(tensor) for tensor in head(model).parameters()}
     digest = hashlib.sha256()
     for key, tensor in model.state_dict(keep_vars=True).items():
         if id(tensor) not in final:
             digest.update(key.encode())
             digest.update(np.ascontiguousarray(tensor.detach().cpu().numpy()).data)
-    return Encoder(model, name, depths, pretrained, preprocessing, precision, device, digest.hexdigest())
+    return Encoder(
+        model,
+        config.name,
+        depths,
+        config.has_weights,
+        preprocessing,
+        precision,
+        device,
+        digest.hexdigest(),
+    )
+
+
+def load_encoder(
+    config: ModelConfig,
+    depths: int,
+    *,
+    image_size: int,
+    precision: Literal["auto", Precision],
+    seed: int,
+    pack: PackPointer,
+    job: Job,
+) -> Encoder:
+    """Return the frozen encoder that a configuration names, for the images of a pack.
+
+    Raises
+    ------
+    ModelError
+        If the network or its weights cannot be had, or it has not so many depths.
+    """
+    device = choose_device(job.env)
+    seed_everything(seed, job.env)
+    first = initial_model(
+        config,
+        num_classes=len(pack.classes),
+        pack_channels=pack.channels,
+        image_size=image_size,
+        log=job.log,
+    )
+    model = with_depths(first.model, config.name, depths)
+    mean, std = first.normalisation or imagenet_statistics(first.channels)
+    return frozen(
+        model.to(device, memory_format=torch.channels_last),  # type: ignore[call-overload]
+        config,
+        depths,
+        preprocessing_for(pack, job, image_size=image_size, channels=first.channels, mean=mean, std=std),
+        choose_precision(precision, True, device),
+        device,
+        job,
+    )
+
+
+def preprocessing_for(
+    pack: PackPointer, job: Job, *, image_size: int, channels: int, mean: list[float], std: list[float]
+) -> Preprocessing:
+    """Return how the images of a pack become a network's input."""
+    return Preprocessing(
+        pack_size=pack.size,
+        image_size=image_size,
+        channels=channels,
+        colour=pack.channels == 3,
+        fit=pack.fit,
+        mean=mean,
+        std=std,
+        gray_ranges=pack.gray_ranges,
+        modality=job.entry.modality,
+    )
 
 
 def features_of(encoder: Encoder, pack: PackPointer, job: Job, batch_size: int) -> tuple[F32, Path]:

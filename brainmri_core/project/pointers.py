@@ -204,6 +204,30 @@ class CrossValidationPointer(Pointer):
     test_split: str | None = Field(None, description="the test split in the ledger that the ensemble called")
 
 
+class EmbeddingsPointer(Pointer):
+    """The features of all images of a pack by a frozen network, and the score of a probe on them over the folds."""
+
+    kind: ClassVar[str] = "embeddings"
+
+    written_at_utc: str
+    folder: str
+    metrics: str
+    predictions: str | None = Field(description="of the probe, out of fold; none where there is no score")
+    features: str
+    features_sha256: str
+    record: str = Field(description="what made the features")
+    model_name: str
+    depths: int
+    pretrained: bool = Field(description="whether somebody has trained the network's weights")
+    weights_sha256: str = Field(description="SHA-256 of the network's weights")
+    images: int
+    width: int = Field(description="features of an image")
+    headline: dict[str, float | None]
+    reason: str | None = Field(None, description="why the probe has no score; none where it has one")
+    pack_pointer: str
+    pack_sha256: str
+
+
 class LeaderboardPointer(Pointer):
     """The experiments of a data set, ranked."""
 
@@ -344,6 +368,7 @@ POINTER_TYPES: dict[str, type[Pointer]] = {
         FoldCheckpointPointer,
         FoldEvaluationPointer,
         CrossValidationPointer,
+        EmbeddingsPointer,
         LeaderboardPointer,
         ChampionPointer,
         ExternalEvaluationPointer,

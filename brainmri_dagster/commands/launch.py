@@ -6,6 +6,7 @@ import os
 import shlex
 import sys
 import uuid
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from brainmri_core.project.layout import Layout
 from brainmri_core.project.pointers import (
     BatchPredictionPointer,
     CheckpointPointer,
+    EmbeddingsPointer,
     EvaluationPointer,
     ExternalEvaluationPointer,
     LeaderboardPointer,
@@ -253,13 +255,7 @@ def _print_result(layout: Layout, run_id: str, pointers: list[Pointer]) -> None:
 
 def _result_lines(layout: Layout, pointer: Pointer) -> list[str]:
     if isinstance(pointer, EvaluationPointer | ExternalEvaluationPointer):
-        return [
-            *(
-                f"{name:<20} {'-' if value is None else format(value, '.4f')}"
-                for name, value in pointer.headline.items()
-            ),
-            f"report: {layout.absolute(pointer.report)}",
-        ]
+        return [*_scores(pointer.headline), f"report: {layout.absolute(pointer.report)}"]
     if isinstance(pointer, CheckpointPointer):
         score = f"val_macro_f1         {pointer.val_macro_f1:.4f} (epoch {pointer.best_epoch})"
         return [score, f"checkpoint: {layout.absolute(pointer.checkpoint)}"]
@@ -273,6 +269,12 @@ def _result_lines(layout: Layout, pointer: Pointer) -> list[str]:
             f"{'drifted in':<20} {'-' if pointer.drifted is None else ', '.join(pointer.drifted) or 'nothing'}",
             f"predictions: {layout.absolute(pointer.predictions)}",
         ]
+    if isinstance(pointer, EmbeddingsPointer):
+        return [
+            *_scores(pointer.headline),
+            *([f"no score: {pointer.reason}"] if pointer.reason else []),
+            f"features: {layout.absolute(pointer.features)}",
+        ]
     if isinstance(pointer, TuningPointer):
         return [
             pointer.note,
@@ -282,6 +284,12 @@ def _result_lines(layout: Layout, pointer: Pointer) -> list[str]:
     if isinstance(pointer, LeaderboardPointer):
         return [f"leaderboard: {layout.absolute(pointer.plot)}"]
     return []
+
+
+def _scores(headline: Mapping[str, float | None]) -> list[str]:
+    return [
+        f"{name:<20} {'-' if value is None else format(value, '.4f')}" for name, value in headline.items()
+    ]
 
 
 def _dry_plan(

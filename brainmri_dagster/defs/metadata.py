@@ -21,6 +21,7 @@ from brainmri_core.project.pointer_store import follow
 from brainmri_core.project.pointers import (
     CheckpointPointer,
     CrossValidationPointer,
+    EmbeddingsPointer,
     EvaluationPointer,
     ExternalEvaluationPointer,
     FetchPointer,
@@ -347,6 +348,23 @@ def of_generalisation(layout: Layout, pointer: GeneralisationPointer) -> Metadat
         **({"heat_map": heat_map} if heat_map else {}),
         "report": path_of(layout, pointer.report),
         "table": path_of(layout, pointer.table),
+    }
+
+
+def of_embeddings(layout: Layout, pointer: EmbeddingsPointer) -> Metadata:
+    """Shape and origin of the features, and what the probe on them scores over the folds, or why it has no score."""
+    metrics = read_json(layout.absolute(pointer.metrics))
+    return {
+        **numbers(pointer.headline),
+        "images": pointer.images,
+        "features_per_image": pointer.width,
+        "model": pointer.model_name,
+        "depths": pointer.depths,
+        "pretrained": pointer.pretrained,
+        **({"folds": table(metrics["folds"], "fold")} if metrics["folds"] else {}),
+        **({"no_score": dg.MetadataValue.md(markdown(pointer.reason))} if pointer.reason else {}),
+        "features": path_of(layout, pointer.features),
+        "metrics": path_of(layout, pointer.metrics),
     }
 
 

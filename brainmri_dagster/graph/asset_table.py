@@ -10,6 +10,7 @@ from brainmri_core.project.pointers import (
     ChampionPointer,
     CheckpointPointer,
     CrossValidationPointer,
+    EmbeddingsPointer,
     EvaluationPointer,
     ExternalEvaluationPointer,
     FetchPointer,
@@ -142,6 +143,9 @@ ASSETS: dict[str, StageAsset] = {
             "cross-validation report",
             label="cross_validation",
         ),
+        StageAsset(
+            "embeddings", "embeddings", EmbeddingsPointer, ("resized_images",), "pack_pointer", "embeddings"
+        ),
         StageAsset("leaderboard", None, LeaderboardPointer, ("evaluation",), None, "leaderboard"),
         StageAsset(
             "batch_predictions",
@@ -194,11 +198,11 @@ INCIDENTAL = frozenset(
     "fetch.archive fetch.cache_dir fetch.write_pointer fetch.offline fetch.modified_before fetch.retry fetch.limits split.dest split.clear_dest "
     "resize.in_dir resize.out_dir resize.export_tree validate.in_dir train.data.train_in train.data.num_workers train.io train.tracking "
     "evaluate.data.eval_in evaluate.data.num_workers evaluate.io.eval_out evaluate.model.weights_path evaluate.choose_by "
-    "batch_predict.out_dir external.out tune.per_run".split()
+    "batch_predict.out_dir external.out embeddings.batch_size tune.per_run".split()
 )
 ASSET_OF_STAGE: dict[Stage, StageAsset] = {
     item.stage: item
-    for name in (*PIPELINE, "batch_predictions", "tuning_study")
+    for name in (*PIPELINE, "batch_predictions", "embeddings", "tuning_study")
     if (item := ASSETS[name]).stage is not None
 }
 

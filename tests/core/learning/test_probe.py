@@ -20,7 +20,6 @@ from brainmri_core.evaluate import evaluate
 from brainmri_core.evaluation.metrics_schema import Explanations, read_metrics
 from brainmri_core.export import export_checkpoint
 from brainmri_core.images.pack import open_pack
-from brainmri_core.learning import encoder as encoder_module
 from brainmri_core.learning.checkpoint import load_checkpoint, load_model
 from brainmri_core.learning.encoder import read_features
 from brainmri_core.learning.inference import predict
@@ -41,27 +40,11 @@ from tests.counts import rest
 pytestmark = pytest.mark.training
 
 CPU = torch.device("cpu")
-Counted = list[int]
 
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
-
-
-@pytest.fixture
-def passes(monkeypatch: pytest.MonkeyPatch) -> Counted:
-    """The lengths of the batches that an encoder has computed."""
-    counted: Counted = []
-    iterate = encoder_module.iterate
-
-    def count(*options: Any) -> Any:
-        for batch in iterate(*options):
-            counted.append(len(batch))
-            yield batch
-
-    monkeypatch.setattr(encoder_module, "iterate", count)
-    return counted
 
 
 def probe_config(method: str = "probe", name: str = "mobilenet_v3_small", **blocks: Any) -> TrainConfig:
@@ -116,7 +99,7 @@ def test_the_penalty_is_chosen_by_the_validation_rows() -> None:
     [("resnet18", 4), *rest(("mobilenet_v3_small", 5), ("densenet121", 2), ("convnext_tiny", 1))],
 )
 def test_the_checkpoint_of_a_probe_gives_the_logits_of_its_features(
-    job: Job, passes: Counted, name: str, depths: int
+    job: Job, passes: list[int], name: str, depths: int
 ) -> None:
     pack = make_pack(job, size=64)
     made = train(probe_config(name=name, probe={"depths": depths}), pack, job)
@@ -142,7 +125,7 @@ def test_the_checkpoint_of_a_probe_gives_the_logits_of_its_features(
     np.testing.assert_allclose(found.logits, fitted.logits(features), rtol=1e-3, atol=1e-3)
 
 
-def test_features_are_computed_once_for_all_folds_and_trainings(job: Job, passes: Counted) -> None:
+def test_features_are_computed_once_for_all_folds_and_trainings(job: Job, passes: list[int]) -> None:
     pack = make_pack(job, per_class=8)
     first = train(probe_config(), pack, job)
     assert sum(passes) == pack.n_images
@@ -163,7 +146,7 @@ def test_features_are_computed_once_for_all_folds_and_trainings(job: Job, passes
     ],
 )
 def test_another_encoder_computes_features_of_its_own(
-    job: Job, passes: Counted, blocks: dict[str, Any]
+    job: Job, passes: list[int], blocks: dict[str, Any]
 ) -> None:
     pack = make_pack(job, per_class=8)
     for number, changed in enumerate(({}, blocks)):
@@ -173,7 +156,7 @@ def test_another_encoder_computes_features_of_its_own(
 
 @pytest.mark.full
 def test_another_pack_has_features_of_its_own_and_damaged_ones_are_computed_again(
-    job: Job, passes: Counted, records: list[Record]
+    job: Job, passes: list[int], records: list[Record]
 ) -> None:
     pack = make_pack(job, per_class=8)
     made = train(probe_config(), pack, job)

@@ -86,6 +86,7 @@ def test_what_runs_a_model_takes_the_accelerator_and_nothing_else_does() -> None
         "cross_validation_report",
         "external_evaluation",
         "batch_predictions",
+        "embeddings",
     }
     assert {name for name, pool in pools.items() if pool == "accelerator"} == models
     assert {pool for name, pool in pools.items() if name not in models} == {"dataset"}

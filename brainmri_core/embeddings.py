@@ -1,0 +1,120 @@
+"""Embeddings: the features of every image by a frozen network, and what a linear probe on them is worth over the folds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+from brainmri_core.config.embeddings import EmbeddingsConfig
+from brainmri_core.errors import DataError
+from brainmri_core.evaluation.fold_scores import HEADLINE, pooled_scores, probabilities_of, scores_of
+from brainmri_core.evaluation.label_issues import label_issues
+from brainmri_core.evaluation.probe_folds import fold_predictions
+from brainmri_core.learning.encoder import FEATURES_NAME, RECORD_NAME, features_of, load_encoder
+from brainmri_core.project.job import Job
+from brainmri_core.project.pointers import EmbeddingsPointer, PackPointer
+from brainmri_core.project.sample_table import read_samples, write_samples
+from brainmri_core.system.clock import timestamp, utc_now
+from brainmri_core.system.storage import check_sha256, sha256_file, sha256_json, write_json
+
+_COLUMNS = ("row", "path", "split", "group", "label", "class_index", "fold")
+
+
+def embeddings(config: EmbeddingsConfig, pack: PackPointer, job: Job) -> EmbeddingsPointer:
+    """Compute the features of a pack's images, or take those computed before, and score a probe on them.
+
+    Parameters
+    ----------
+    config : EmbeddingsConfig
+        Names the network; its ``seed`` must be set.
+    pack : PackPointer
+        The packed images of a split.
+    job : Job
+        The run.
+
+    Returns
+    -------
+    EmbeddingsPointer
+        ``features`` is float32 ``(N, D)``, by row of the pack, the test images among them. Its folder holds ``metrics.json``, and
+        where the folds could be scored ``predictions.parquet``, the training images each predicted by a probe that saw none of
+        its fold, and ``label_issues.csv``, the labels that look wrong to it. The test split is not scored.
+
+    Raises
+    ------
+    ModelError
+        If the network or its weights cannot be had, or it has not so many depths.
+    """
+    check_sha256(job.layout.absolute(pack.pack), pack.pack_sha256, "pack")
+    encoder = load_encoder(
+        config.model,
+        config.probe.depths,
+        image_size=config.image_size or pack.size,
+        precision=config.precision,
+        seed=config.resolved_seed,
+        pack=pack,
+        job=job,
+    )
+    features, kept = features_of(encoder, pack, job, config.batch_size)
+    samples = read_samples(job.layout.absolute(pack.samples), dict.fromkeys(_COLUMNS, ""))
+    predictions, reason = None, None
+    try:
+        predictions = fold_predictions(
+            features,
+            samples,
+            pack.classes,
+            val_frac=config.val_frac,
+            seed=config.resolved_seed,
+            balanced=config.class_weights,
+        )
+    except DataError as error:
+        reason = str(error)
+        job.log.warning(f"The probe has no score: {reason}")
+    target = job.layout.result_dir("embeddings", job.dataset, job.run_id)
+    with job.staged(target) as folder:
+        metrics = _metrics(config, predictions, pack, reason)
+        write_json(folder / "metrics.json", metrics)
+        if predictions is not None:
+            write_samples(folder / "predictions.parquet", predictions)
+            issues = label_issues(predictions, probabilities_of(predictions, pack.classes), pack.classes)
+            issues.to_csv(folder / "label_issues.csv", index=False)
+    headline = {name: metrics["pooled"][name] for name in HEADLINE} if predictions is not None else {}
+    job.log.info("embeddings", images=len(features), features=features.shape[1], **headline)
+    relative = job.layout.relative
+    return EmbeddingsPointer(
+        dataset=job.dataset,
+        run_id=job.run_id,
+        content_hash=sha256_json([sha256_file(kept / FEATURES_NAME), pack.content_hash, metrics]),
+        written_at_utc=timestamp(utc_now()),
+        folder=relative(target),
+        metrics=relative(target / "metrics.json"),
+        predictions=relative(target / "predictions.parquet") if predictions is not None else None,
+        features=relative(kept / FEATURES_NAME),
+        features_sha256=sha256_file(kept / FEATURES_NAME),
+        record=relative(kept / RECORD_NAME),
+        model_name=encoder.name,
+        depths=encoder.depths,
+        pretrained=encoder.pretrained,
+        weights_sha256=encoder.weights_sha256,
+        images=len(features),
+        width=features.shape[1],
+        headline=headline,
+        reason=reason,
+        pack_pointer=str(pack.pointer_path),
+        pack_sha256=pack.pack_sha256,
+    )
+
+
+def _metrics(
+    config: EmbeddingsConfig, predictions: pd.DataFrame | None, pack: PackPointer, reason: str | None
+) -> dict[str, Any]:
+    """Return what the probe scores on all folds together, and on each, or why there is no score."""
+    if predictions is None:
+        return {"pooled": None, "folds": {}, "reason": reason}
+    drawn = config.bootstrap_resamples, config.resolved_seed
+    folds = {str(fold): scores_of(part, pack.classes) for fold, part in predictions.groupby("fold")}
+    return {
+        "pooled": pooled_scores(predictions, pack.classes, *drawn).model_dump(mode="json"),
+        "folds": {name: item.model_dump(mode="json") for name, item in folds.items()},
+        "reason": None,
+    }
