@@ -16,14 +16,14 @@ from brainmri_core.arrays import I64, U8, Mask
 from brainmri_core.config.base import Precision
 from brainmri_core.config.evaluation import EvaluateConfig
 from brainmri_core.errors import IntegrityError
-from brainmri_core.evaluation.tested_model import validation_of
+from brainmri_core.evaluation.tested_model import packs_trained_on, validation_of
 from brainmri_core.images.pack import open_pack
 from brainmri_core.images.preparation import prepared_images
 from brainmri_core.learning.checkpoint import CheckpointMeta, load_model
 from brainmri_core.learning.device import choose_device, choose_precision
 from brainmri_core.learning.inference import Predictions, predict_evenly
 from brainmri_core.project.job import Job
-from brainmri_core.project.pointer_store import follow, history, read_pointer
+from brainmri_core.project.pointer_store import follow
 from brainmri_core.project.pointers import CheckpointPointer, MappingPointer, PackPointer
 from brainmri_core.project.sample_table import (
     FETCH_COLUMNS,
@@ -184,12 +184,8 @@ def trained_on(
 
 
 def _pack_of(checkpoint: CheckpointPointer, meta: CheckpointMeta, job: Job) -> PackPointer:
-    """Return the pack that a checkpoint was trained on, or where its record is gone, another one of the same content."""
-    layout = job.layout
-    named = layout.absolute(checkpoint.pack_pointer)
-    first = [read_pointer(layout, PackPointer, named)] if named.is_file() else []
-    for pack in (*first, *history(layout, PackPointer, checkpoint.dataset)):
-        if pack.content_hash == meta.data_hash and layout.absolute(pack.samples).is_file():
+    for pack in packs_trained_on(meta, job.layout, checkpoint.pack_pointer):
+        if job.layout.absolute(pack.samples).is_file():
             return pack
     raise IntegrityError(
         f"The record of the data that the checkpoint {checkpoint.checkpoint} was trained on is gone, so which images it has "

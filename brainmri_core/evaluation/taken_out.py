@@ -15,12 +15,12 @@ from brainmri_core.config.data import CopySearchConfig
 from brainmri_core.copies.across import find_copies_across
 from brainmri_core.copies.thumbs import read_thumbs, read_trimmed_thumbs
 from brainmri_core.errors import ConfigError, DataError, IntegrityError
-from brainmri_core.evaluation.tested_model import validation_of
+from brainmri_core.evaluation.tested_model import packs_trained_on, validation_of
 from brainmri_core.images.pack import open_pack
 from brainmri_core.learning.checkpoint import CheckpointMeta
 from brainmri_core.project.job import Job
-from brainmri_core.project.pointer_store import follow, history
-from brainmri_core.project.pointers import FetchPointer, FoldPackPointer, MappingPointer, PackPointer
+from brainmri_core.project.pointer_store import follow
+from brainmri_core.project.pointers import FetchPointer, MappingPointer, PackPointer
 from brainmri_core.project.sample_table import (
     FETCH_COLUMNS,
     RESIZE_COLUMNS,
@@ -155,7 +155,7 @@ def learnt_from(meta: CheckpointMeta, job: Job) -> Learnt | str:
     Learnt or str
         Or why they are not known.
     """
-    pack = _pack_of(meta, job)
+    pack = next(packs_trained_on(meta, job.layout), None)
     if pack is None:
         return f"the pack of {meta.dataset} that the checkpoint was trained on is not in this project"
     try:
@@ -165,22 +165,6 @@ def learnt_from(meta: CheckpointMeta, job: Job) -> Learnt | str:
     validation = validation_of(images.table, meta)
     training = (images.table["split"] == "train").to_numpy(np.bool_) & ~validation
     return Learnt(images, training, validation)
-
-
-def _pack_of(meta: CheckpointMeta, job: Job) -> PackPointer | None:
-    layout = job.layout
-    if meta.pack_pointer is not None:
-        try:
-            named = follow(layout, PackPointer, meta.pack_pointer)
-            if named.content_hash == meta.data_hash:
-                return named
-        except (ConfigError, IntegrityError):
-            pass  # one with the same content does as well
-    for kind in (PackPointer, FoldPackPointer):
-        for found in history(layout, kind, meta.dataset):
-            if found.content_hash == meta.data_hash:
-                return found
-    return None
 
 
 def refuse_one_archive(own: PackPointer, other: PackPointer, job: Job) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -13,14 +16,16 @@ from torch import nn
 from brainmri_core.arrays import I64, U8, Mask
 from brainmri_core.config.base import Precision
 from brainmri_core.config.evaluation import EvaluateConfig
-from brainmri_core.errors import ConfigError, DataError, ModelError
+from brainmri_core.errors import ConfigError, DataError, IntegrityError, ModelError
 from brainmri_core.evaluation.seen_before import seen_in_training
 from brainmri_core.images.pack import open_pack
 from brainmri_core.learning.checkpoint import CheckpointMeta, Preprocessing, load_model
 from brainmri_core.learning.device import choose_device, choose_precision
 from brainmri_core.learning.inference import Predictions, predict_evenly
 from brainmri_core.project.job import Job
-from brainmri_core.project.pointers import CheckpointPointer, PackPointer
+from brainmri_core.project.layout import Layout
+from brainmri_core.project.pointer_store import follow, history
+from brainmri_core.project.pointers import CheckpointPointer, FoldPackPointer, PackPointer
 from brainmri_core.project.sample_table import RESIZE_COLUMNS, SPLIT_COLUMNS, read_samples
 from brainmri_core.splitting.assignment import validation_mask
 from brainmri_core.system.storage import check_sha256
@@ -210,3 +215,21 @@ def validation_of(packed: pd.DataFrame, meta: CheckpointMeta) -> Mask:
         return validation_mask(packed, float(data["val_frac"]), int(seed))
     except (KeyError, TypeError, ValueError):
         return np.zeros(len(packed), np.bool_)
+
+
+def packs_trained_on(
+    meta: CheckpointMeta, layout: Layout, stored: str | None = None
+) -> Iterator[PackPointer]:
+    """Yield the pack a checkpoint was trained on, then others of its data set with the same content, the newest first.
+
+    The first is that of the pointer `stored`, else the one that the record names; it is left out where it is gone.
+    """
+    stored = stored or meta.pack_pointer
+    named: list[PackPointer] = []
+    if stored is not None:
+        with contextlib.suppress(ConfigError, IntegrityError):
+            named = [follow(layout, PackPointer, stored)]
+    others = (history(layout, kind, meta.dataset) for kind in (PackPointer, FoldPackPointer))
+    for pack in chain(named, *others):
+        if pack.content_hash == meta.data_hash:
+            yield pack

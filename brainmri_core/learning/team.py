@@ -7,7 +7,6 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from types import FrameType
 from typing import Any, TypeVar
 
 import torch
@@ -17,6 +16,7 @@ from torch import nn
 from brainmri_core.config import EnvConfig
 from brainmri_core.errors import ModelError
 from brainmri_core.learning.device import choose_device
+from brainmri_core.system.signals import signals_noted
 
 T = TypeVar("T")
 
@@ -88,15 +88,11 @@ class Team:
     def signals_noted(self) -> Iterator[None]:
         """Note SIGINT and SIGTERM instead of acting on them, for `total` to pass on."""
 
-        def note(number: int, _: FrameType | None) -> None:
+        def note(number: int) -> None:
             self._noted = number
 
-        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
+        with signals_noted(note):
             yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
 
 @contextlib.contextmanager

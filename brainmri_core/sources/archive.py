@@ -25,6 +25,16 @@ from brainmri_core.project.foreign_names import (
 )
 from brainmri_core.system.storage import storage_error
 
+# What zipfile raises on a damaged archive.
+BROKEN_ZIP = (
+    zipfile.BadZipFile,
+    zlib.error,
+    EOFError,
+    NotImplementedError,
+    RuntimeError,
+    ValueError,
+    OverflowError,
+)
 _CHUNK = 1 << 20
 _LOCAL_HEADER = 30
 _ENCRYPTED = 0x1 | 0x40
@@ -96,15 +106,7 @@ def extract_archive(
         raise storage_error(error, archive, "unpack") from error
     except MemoryError as error:  # no fault of the archive's: its listing has a limit
         raise storage_error(OSError(errno.ENOMEM, ""), archive, "unpack") from error
-    except (
-        zipfile.BadZipFile,
-        zlib.error,
-        EOFError,
-        NotImplementedError,
-        RuntimeError,
-        ValueError,
-        OverflowError,
-    ) as error:
+    except BROKEN_ZIP as error:
         if isinstance(error, zipfile.BadZipFile) and not zipfile.is_zipfile(archive):
             raise SourceError(f"{shown} {_not_a_zip(archive)}.") from None
         raise SourceError(f"{shown} is damaged ({shown_name(str(error))}); download it again.") from None

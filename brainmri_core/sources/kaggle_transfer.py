@@ -8,7 +8,6 @@ import hashlib
 import re
 import shutil
 import zipfile
-import zlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ import requests
 
 from brainmri_core.config.data import ArchiveLimits, RetryConfig
 from brainmri_core.errors import IntegrityError, SourceError, StorageError
-from brainmri_core.sources.archive import check_count
+from brainmri_core.sources.archive import BROKEN_ZIP, check_count
 from brainmri_core.sources.kaggle_api import (
     NO_NETWORK,
     Connection,
@@ -247,14 +246,6 @@ def _damage(part: Path, remote: _Remote, limits: ArchiveLimits) -> str | None:
         return "it was no whole zip archive"
     except MemoryError as error:
         raise storage_error(OSError(errno.ENOMEM, ""), part, "read") from error
-    except (
-        zipfile.BadZipFile,
-        zlib.error,
-        EOFError,
-        NotImplementedError,
-        RuntimeError,
-        ValueError,
-        OverflowError,
-    ):
+    except BROKEN_ZIP:
         return "it was no whole zip archive"
     return None if wrong is None else "an entry's checksum was wrong"

@@ -6,9 +6,10 @@ What was planted is written to ``truth/truth.json`` beside the images, and the t
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -19,6 +20,8 @@ from brainmri_core.errors import IntegrityError, SourceError
 from brainmri_core.sources.anatomy import PLANES, Slice, Subject, render
 from brainmri_core.system.storage import read_json, storage_error, write_json
 from brainmri_core.system.threads import cores, threads
+
+T = TypeVar("T")
 
 FOLDERS = {
     "glioma": ("glioma_tumor", "gg"),
@@ -115,7 +118,6 @@ def write_phantom(dest: Path, config: PhantomConfig) -> PhantomTruth:
     StorageError
         If the files cannot be written.
     """
-    refuse_filled(dest)
     rng = np.random.default_rng((config.seed, 0))
     subjects = first_subjects(config)
     originals = place_originals(subjects, config, rng)
@@ -124,20 +126,23 @@ def write_phantom(dest: Path, config: PhantomConfig) -> PhantomTruth:
         image, subject, number = item
         _write_original(dest, image, subject, number, config)
 
+    with all_drawn(dest, draw, originals):
+        images = [image for image, _, _ in originals]
+        images += _plant_copies(dest, images, config, rng)
+    return write_truth(dest, config, images)
+
+
+@contextmanager
+def all_drawn(dest: Path, draw: Callable[[T], object], originals: Sequence[T]) -> Iterator[None]:
+    """Draw images into a new folder, several at a time, before what stands in the block; errors as of `write_phantom`."""
+    if dest.exists() and any(dest.iterdir()):
+        raise SourceError(f"The folder {dest} is not empty; the synthetic data set needs a new one.")
     try:
         with threads(cores()) as pool:
             list(pool.map(draw, originals))
-        images = [image for image, _, _ in originals]
-        images += _plant_copies(dest, images, config, rng)
-        return write_truth(dest, config, images)
+        yield
     except OSError as error:
         raise storage_error(error, dest) from error
-
-
-def refuse_filled(dest: Path) -> None:
-    """Refuse a folder that holds something."""
-    if dest.exists() and any(dest.iterdir()):
-        raise SourceError(f"The folder {dest} is not empty; the synthetic data set needs a new one.")
 
 
 def write_truth(

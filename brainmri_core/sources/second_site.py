@@ -21,19 +21,17 @@ from brainmri_core.sources.phantom import (
     CopyElsewhereKind,
     PhantomImage,
     PhantomTruth,
+    all_drawn,
     as_jpeg,
     drawn_original,
     first_subjects,
     mask_path,
     place_originals,
-    refuse_filled,
     save,
     save_mask,
     subject_name,
     write_truth,
 )
-from brainmri_core.system.storage import storage_error
-from brainmri_core.system.threads import cores, threads
 
 SECOND_SCANNER = Scanner(gamma=0.7, noise=1.8, brightness=0.85, voxel=1.7, head=(1.06, 0.9))
 FOLDERS = {"glioma": "Glioma", "meningioma": "Meningioma", "pituitary": "Pituitary", "notumor": "Healthy"}
@@ -56,28 +54,10 @@ _TURNS = {
 
 
 def write_second_site(dest: Path, config: PhantomConfig) -> PhantomTruth:
-    """Write the second site's images into a new folder, one folder per class.
+    """Write the second site's images into a new folder, one folder per class, as `write_phantom` does the first one's.
 
-    Parameters
-    ----------
-    dest : pathlib.Path
-        Folder that does not exist yet or is empty.
-    config : PhantomConfig
-        That of the first site, whose images are copied as its own config makes them.
-
-    Returns
-    -------
-    PhantomTruth
-        Also written to ``truth/truth.json``.
-
-    Raises
-    ------
-    SourceError
-        If `dest` holds something.
-    StorageError
-        If the files cannot be written.
+    `config` is that of the first site, whose images are copied as its own config makes them.
     """
-    refuse_filled(dest)
     numbers = dict.fromkeys(FOLDERS, 0)
     originals = _place(config, numbers)
 
@@ -85,14 +65,10 @@ def write_second_site(dest: Path, config: PhantomConfig) -> PhantomTruth:
         image, subject, number, slices = item
         _write_image(dest, image, subject, render(subject, number, slices, SECOND_SCANNER), number)
 
-    try:
-        with threads(cores()) as pool:
-            list(pool.map(draw, originals))
+    with all_drawn(dest, draw, originals):
         copies = _plant_copies(dest, config, numbers)
         images = [*(image for image, *_ in originals), *(image for image, _ in copies)]
-        return write_truth(dest, config, images, [copy for _, copy in copies])
-    except OSError as error:
-        raise storage_error(error, dest) from error
+    return write_truth(dest, config, images, [copy for _, copy in copies])
 
 
 def _place(config: PhantomConfig, numbers: dict[str, int]) -> list[tuple[PhantomImage, Subject, int, int]]:

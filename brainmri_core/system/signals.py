@@ -6,7 +6,7 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 
 _TERMINATED = 128 + signal.SIGTERM
@@ -19,18 +19,24 @@ def signals_held() -> Iterator[None]:
         yield
         return
     noted: list[int] = []
+    try:
+        with signals_noted(noted.append):
+            yield
+    finally:
+        for held in noted:
+            os.kill(os.getpid(), held)
 
-    def note(number: int, _: FrameType | None) -> None:
-        noted.append(number)
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+@contextlib.contextmanager
+def signals_noted(note: Callable[[int], object]) -> Iterator[None]:
+    """Pass SIGINT and SIGTERM to `note` inside the block instead of acting on them; in the main thread only."""
+    ends = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, lambda number, _: note(number)) for number in ends}
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        for held in noted:
-            os.kill(os.getpid(), held)
 
 
 @contextlib.contextmanager
