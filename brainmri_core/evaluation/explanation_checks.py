@@ -14,7 +14,7 @@ from torch import nn
 from brainmri_core.arrays import F32, I64, U8, Mask
 from brainmri_core.evaluation.gradcam import maps_of_rows
 from brainmri_core.learning.checkpoint import Preprocessing
-from brainmri_core.learning.models import gradcam_layer, head
+from brainmri_core.learning.models import head, last_block
 
 IOU_SHARE = 0.5
 _CONSTANT = "the maps of one of the two models are constant"
@@ -25,7 +25,7 @@ def randomised(model: nn.Module, name: str, stage: str, seed: int) -> nn.Module:
     fresh = copy.deepcopy(model)
     layers: dict[str, list[nn.Module]] = {
         "head": [head(fresh)],
-        "last block": [head(fresh), *gradcam_layer(name, fresh).modules()],
+        "last block": [head(fresh), *last_block(name, fresh).modules()],
         "all": list(fresh.modules()),
     }
     state = torch.get_rng_state()
@@ -35,6 +35,10 @@ def randomised(model: nn.Module, name: str, stage: str, seed: int) -> nn.Module:
             reset = getattr(module, "reset_parameters", None)
             if callable(reset):
                 reset()
+                continue
+            for parameter in module.parameters(recurse=False):  # such as the positions of a transformer
+                values = parameter.detach()
+                nn.init.normal_(parameter, float(values.mean()), float(values.std(correction=0)))
     finally:
         torch.set_rng_state(state)
     return fresh.eval()

@@ -18,7 +18,8 @@ from brainmri_core.arrays import F32, I64, U8
 from brainmri_core.errors import ModelError
 from brainmri_core.learning.batches import iterate
 from brainmri_core.learning.checkpoint import Preprocessing
-from brainmri_core.learning.models import gradcam_layer
+from brainmri_core.learning.models import encoder_of, gradcam_layer
+from brainmri_core.learning.timm_models import map_of
 
 
 class MapError(ModelError):
@@ -67,6 +68,7 @@ def activation_maps(model: nn.Module, name: str, batch: torch.Tensor, targets: t
         kept.append(output.detach().float().requires_grad_())
         return kept[0].clone()  # some models apply an in-place ReLU next, which a leaf does not allow
 
+    encoder = encoder_of(model)
     handle = gradcam_layer(name, model).register_forward_hook(cut)
     parameters = [item for item in model.parameters() if item.requires_grad]
     try:
@@ -74,7 +76,8 @@ def activation_maps(model: nn.Module, name: str, batch: torch.Tensor, targets: t
             item.requires_grad_(False)
         with torch.enable_grad():
             logits = model(batch)
-            if kept[0].shape[2:].numel() == 1:
+            features = map_of(encoder, kept[0].detach())
+            if features.shape[2:].numel() == 1:
                 raise MapError(
                     f"The last feature map of {name} is 1 x 1 for images of {batch.shape[-1]} px, so that Grad-CAM would "
                     "colour the whole image alike; train with a larger train.data.image_size"
@@ -85,7 +88,7 @@ def activation_maps(model: nn.Module, name: str, batch: torch.Tensor, targets: t
         handle.remove()
         for item in parameters:
             item.requires_grad_(True)
-    features = kept[0].detach()
+    gradient = map_of(encoder, gradient)
     plain = gradient.mean(dim=(2, 3), keepdim=True)
     squared, cubed = gradient**2, gradient**3
     denominator = 2 * squared + features.sum(dim=(2, 3), keepdim=True) * cubed

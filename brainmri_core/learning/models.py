@@ -118,11 +118,24 @@ def with_depths(model: nn.Module, name: str, depths: int) -> nn.Module:
     return PooledClassifier(model, list(chosen), sum(chosen.values()) + final.in_features, final.out_features)
 
 
+def encoder_of(model: nn.Module) -> nn.Module:
+    """Return the network under a head that sees several depths; another model as it is."""
+    return model.encoder if isinstance(model, PooledClassifier) else model
+
+
 def gradcam_layer(name: str, model: nn.Module) -> nn.Module:
-    """Return the layer whose output is the last feature map ``(B, C, h, w)``."""
+    """Return the layer whose output is the last feature map, which `timm_models.map_of` brings to ``(B, C, h, w)``."""
+    if timm_models.is_timm(name):
+        return timm_models.gradcam_layer(encoder_of(model))
+    return last_block(name, model)
+
+
+def last_block(name: str, model: nn.Module) -> nn.Module:
+    """Return the layers that make the last feature map."""
+    if timm_models.is_timm(name):
+        return timm_models.last_block(encoder_of(model))
     check_name(name)
-    encoder = model.encoder if isinstance(model, PooledClassifier) else model
-    return encoder.get_submodule(
+    return encoder_of(model).get_submodule(
         next(path for family, path in _FEATURE_LAYERS.items() if name.startswith(family))
     )
 
@@ -138,7 +151,7 @@ def head(model: nn.Module) -> nn.Linear:
 def blocks(model: nn.Module) -> list[list[nn.Parameter]]:
     """Return the parameters by block, from the input to the head; the head is the last linear layer alone."""
     final = {id(parameter) for parameter in head(model).parameters()}
-    encoder = model.encoder if isinstance(model, PooledClassifier) else model
+    encoder = encoder_of(model)
     if hasattr(encoder, "group_matcher"):
         named = timm_models.parameters_by_block(encoder)
     else:

@@ -163,6 +163,25 @@ def parameters_by_block(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
     return [(str(block), by_name[name]) for block in sorted(groups) for name in groups[block]]
 
 
+def last_block(model: nn.Module) -> nn.Module:
+    """Return the last layer that timm's record of a model names."""
+    return model.get_submodule(stages(model)[-1])
+
+
+def gradcam_layer(model: nn.Module) -> nn.Module:
+    """Return the layer whose output is the last one that the logits depend on at every place of the image.
+
+    In a transformer whose head sees the class token alone, what the last block makes of the other tokens goes nowhere: there
+    it is what the class token attends to in the last block.
+    """
+    block = last_block(model)
+    if getattr(model, "global_pool", None) == "token" and isinstance(
+        attended := getattr(block, "norm1", None), nn.Module
+    ):
+        return attended
+    return block
+
+
 def map_of(model: nn.Module, output: object) -> torch.Tensor:
     """Return the output of a model's layer as a map ``(B, C, h, w)``; images are square.
 

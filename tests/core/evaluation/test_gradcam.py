@@ -30,6 +30,7 @@ ARCHITECTURES = [
     "convnext_tiny",
     "mobilenet_v3_small",
     "regnet_x_400mf",
+    "timm/tf_efficientnet_lite0",
 ]
 CPU = torch.device("cpu")
 GRAY = Preprocessing(
