@@ -38,6 +38,7 @@ from brainmri_core.learning.probe import fit_probe, set_head
 from brainmri_core.learning.resume import continue_from, identity_of, owned, resume_file
 from brainmri_core.learning.state import Data, Loop, State, new_state, save_state
 from brainmri_core.learning.team import Team, share_statistics
+from brainmri_core.learning.timm_models import has_one_size
 from brainmri_core.learning.tracking import tracked
 from brainmri_core.project.job import Job
 from brainmri_core.project.pointer_store import follow
@@ -343,6 +344,11 @@ def _loop(
         log=job.log,
     )
     model, channels = first.model, first.channels
+    if config.data.start_size is not None and has_one_size(model):
+        raise ConfigError(
+            f"{config.model.name} takes images of one size, so that they cannot grow during the training; leave "
+            "train.data.start_size empty."
+        )
     if config.method != "finetune":
         model = with_depths(model, config.model.name, config.probe.depths)
     packed = open_pack(job.layout, pack)

@@ -82,9 +82,8 @@ def create(
     except (TypeError, AssertionError, ValueError) as error:
         if not (sized and isinstance(error, TypeError)):
             raise _unfit(name, image_size) from error
-        model = timm.create_model(
-            own, **wanted
-        )  # its size is no parameter; a first forward pass shows if it fits
+        # its size is no parameter, and a forward pass shows whether the images fit
+        model = timm.create_model(own, **wanted)
     if not isinstance(model.get_classifier(), nn.Linear):  # type: ignore[operator]
         raise _without_pooling(name)
     patch = getattr(getattr(model, "patch_embed", None), "patch_size", None)
@@ -145,6 +144,12 @@ def fitted(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> dict[str, t
             grid = list(model.patch_embed.grid_size)  # type: ignore[union-attr, arg-type]
             found[key] = resample_abs_pos_embed(value, grid, num_prefix_tokens=prefix)
     return found
+
+
+def has_one_size(model: nn.Module) -> bool:
+    """Tell whether a model takes images of one size only, by timm's record of it; torchvision's take any."""
+    record: dict[str, object] = getattr(model, "pretrained_cfg", {})
+    return bool(record.get("fixed_input_size"))
 
 
 def stages(model: nn.Module) -> list[str]:
