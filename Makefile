@@ -5,8 +5,8 @@ export DAGSTER_HOME ?= $(CURDIR)/.dagster
 # Empty is unset: where an image sets it, every process would compile all of torch and Dagster anew, for ten seconds.
 export PYTHONDONTWRITEBYTECODE :=
 
-# Two workers, one thread each: they and the programs they start do not fight for the cores.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+# Two workers, one thread each: they and the programs they start do not fight for the cores. tests/conftest.py deals out.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 .PHONY: help install demo static check test test-rest test-all audit docs ui clean
 export NO_MKDOCS_2_WARNING = 1
 

@@ -5,6 +5,7 @@ import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -20,8 +21,18 @@ REAL = "sartajbhuvaji/brain-tumor-classification-mri"
 # A test must not fail because the machine is busy.
 settings.register_profile("brainmri", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("brainmri")
-# Beside each other, the folders whose files take longest come first, so that no worker is left with one at the end.
-FOLDERS = ("e2e", "faults", "dagster")
+# What stays on one of several workers, because it shares a warm process or a browser; any other file is a part by itself.
+PARTS = {
+    "tests/faults/": "the warm process",
+    "tests/e2e/test_app.py": "the browser",
+    "tests/e2e/test_ui.py": "the browser",
+}
+# What begins first, in this order, so that no worker is left with a long part at the end.
+FIRST = (
+    *("tests/e2e/test_docs.py", "tests/e2e/test_daemon.py", "tests/faults/", "tests/e2e/test_app.py"),
+    *("tests/e2e/test_ui.py", "tests/e2e/test_wheel.py", "tests/security/test_canary.py", "tests/e2e/"),
+    *("tests/dagster/training/", "tests/core/test_train.py", "tests/dagster/", "tests/core/learning/"),
+)
 _ARCHIVES = os.environ.get(ARCHIVES_VARIABLE)
 
 
@@ -31,7 +42,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if not LONG and item.get_closest_marker("slow"):
             item.add_marker(pytest.mark.skip(reason="a long test: make test-all runs it"))
     if os.environ.get("PYTEST_XDIST_WORKER"):
-        items.sort(key=lambda item: [item.path.parent.name != name for name in FOLDERS])
+        items.sort(key=lambda item: [not item.nodeid.startswith(start) for start in FIRST])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Hand the workers whole parts, the long ones first."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Parts(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return next((part for start, part in PARTS.items() if file.startswith(start)), file)
+
+    config.option.loadscopereorder = False
+    return Parts(config, log)
 
 
 def pytest_configure() -> None:
@@ -70,10 +95,14 @@ def job(tmp_path: Path, records: list[Record]) -> Iterator[Job]:
     yield Job(layout=Layout(root=tmp_path / "project"), run_id="r1", entry=entry, log=log)
 
 
+def finished_project(factory: pytest.TempPathFactory) -> Path:
+    """Return a project in which all six stages have run, to be copied."""
+    from tests.faults.tiny import run_all
+
+    return once(factory, "finished", lambda folder: run_all(folder / "project", "old", "old")) / "project"
+
+
 @pytest.fixture
 def finished(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Layout:
     """A copy of a project in which all six stages have run."""
-    from tests.faults.tiny import run_all
-
-    made = once(tmp_path_factory, "finished", lambda folder: run_all(folder / "project", "old", "old"))
-    return Layout(root=shutil.copytree(made / "project", tmp_path / "project"))
+    return Layout(root=shutil.copytree(finished_project(tmp_path_factory), tmp_path / "project"))

@@ -1,37 +1,29 @@
 from __future__ import annotations
 
-import shutil
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from brainmri_core.learning import encoder as encoder_module
-from brainmri_core.project.catalogue import load_catalogue
 from brainmri_core.project.pointers import EvaluationPointer
-from tests.core.evaluation_case import Case, phantom_case, reopened
-from tests.once import once
-
-EVALUATION = "evaluation.json"
-
-
-def _make(folder: Path) -> None:
-    pointer = phantom_case(folder).evaluate("e1")
-    (folder / EVALUATION).write_text(pointer.model_dump_json())
+from tests.core.evaluation_case import Case, evaluated_case
 
 
 @pytest.fixture(scope="module")
-def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
+def _evaluated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Case, EvaluationPointer]:
+    return evaluated_case(tmp_path_factory, tmp_path_factory.mktemp("phantom") / "project")
+
+
+@pytest.fixture(scope="module")
+def case(_evaluated: tuple[Case, EvaluationPointer]) -> Case:
     """A small synthetic project up to a trained checkpoint and its evaluation, a copy for each module."""
-    folder = tmp_path_factory.mktemp("phantom") / "project"
-    shutil.copytree(once(tmp_path_factory, "phantom-case", _make), folder)
-    return reopened(folder, load_catalogue()["brainmri/phantom"])
+    return _evaluated[0]
 
 
 @pytest.fixture(scope="module")
-def pointer(case: Case) -> EvaluationPointer:
+def pointer(_evaluated: tuple[Case, EvaluationPointer]) -> EvaluationPointer:
     """The evaluation of that checkpoint."""
-    return EvaluationPointer.model_validate_json((case.job.layout.root / EVALUATION).read_text())
+    return _evaluated[1]
 
 
 @pytest.fixture

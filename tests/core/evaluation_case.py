@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
@@ -33,8 +35,10 @@ from brainmri_core.split import split
 from brainmri_core.train import train
 from tests.core.learning.training_pack import config as train_config
 from tests.core.learning.training_pack import draw
+from tests.once import once
 
 P = TypeVar("P", bound=Pointer)
+_EVALUATION = "evaluation.json"
 HOSTILE_CLASSES = ['gli<b>oma & "co"', "notumor", "pituitary|`x`</script>"]
 HOSTILE_FILE = "\"><img src=x onerror=alert(1)> {i} {{7*7}} 'é.png"
 
@@ -109,6 +113,17 @@ def phantom_case(root: Path) -> Case:
         loop={"epochs": 3},
         data={"batch_size": 16},
     )
+
+
+def evaluated_case(factory: pytest.TempPathFactory, folder: Path) -> tuple[Case, EvaluationPointer]:
+    """A copy of `phantom_case`, made once in the session, and the evaluation of its checkpoint."""
+
+    def make(made: Path) -> None:
+        (made / _EVALUATION).write_text(phantom_case(made).evaluate("e1").model_dump_json())
+
+    shutil.copytree(once(factory, "phantom-case", make), folder)
+    pointer = EvaluationPointer.model_validate_json((folder / _EVALUATION).read_text())
+    return reopened(folder, load_catalogue()["brainmri/phantom"]), pointer
 
 
 def hostile_case(root: Path) -> Case:

@@ -18,8 +18,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import dagster as dg
 import pytest
 
+from brainmri_dagster.commands.backfill import DaemonError, require_daemon
 from tests import ROOT
 
 SCREENSHOTS = Path(os.environ.get("BRAINMRI_SCREENSHOTS", ROOT / "screenshots"))
@@ -42,11 +44,18 @@ class Project:
 
     root: Path
     env: dict[str, str]
+    cwd: Path = ROOT
 
     def run(self, *arguments: str, timeout: float = 1800) -> subprocess.CompletedProcess[str]:
         """Run a program to its end."""
         return subprocess.run(
-            arguments, cwd=ROOT, env=self.env, capture_output=True, text=True, timeout=timeout, check=False
+            arguments,
+            cwd=self.cwd,
+            env=self.env,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
         )
 
     def dagster(self, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -86,6 +95,58 @@ def project(tmp_path: Path) -> Project:
 
 
 @dataclass
+class Daemon:
+    """The daemon of a project, made to look for work every 2 s."""
+
+    project: Project
+    instance: dg.DagsterInstance
+    process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start the daemon and wait for its heartbeat."""
+        log = self.project.root.with_name("daemon.log")
+        with log.open("ab") as file:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "tests.e2e.eager_daemon", "run", "-w", "workspace.yaml"],
+                cwd=ROOT,
+                env=self.project.env,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        deadline = time.monotonic() + 600
+        while True:
+            try:
+                require_daemon(self.instance)
+                return
+            except DaemonError:
+                assert self.process.poll() is None and time.monotonic() < deadline, log.read_text()[-3000:]
+                time.sleep(0.5)
+
+    def stop(self) -> None:
+        """Stop it as Ctrl-C does."""
+        assert self.process is not None
+        os.killpg(self.process.pid, signal.SIGINT)
+        try:
+            self.process.wait(120)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+
+
+@contextmanager
+def running_daemon(project: Project) -> Iterator[Daemon]:
+    """Start a project's daemon, and stop it afterwards."""
+    with dg.DagsterInstance.from_config(project.env["DAGSTER_HOME"]) as instance:
+        running = Daemon(project, instance)
+        try:
+            running.start()
+            yield running
+        finally:
+            running.stop()
+
+
+@dataclass
 class Server:
     """A running webserver with its daemon."""
 
@@ -101,7 +162,7 @@ class Server:
         )
         # Not urlopen: its opener keeps the proxies of the first request this process ever made.
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        with opener.open(request, timeout=180) as answer:
+        with opener.open(request, timeout=600) as answer:
             value = json.load(answer)
         assert "errors" not in value, value
         return dict(value["data"])
@@ -111,13 +172,13 @@ class Server:
         text = "{runsOrError {... on Runs {results {runId status assetSelection {path} tags {key value}}}}}"
         return list(self.query(text)["runsOrError"]["results"])
 
-    def wait_for_runs(self, count: int, timeout: float = 1200) -> list[dict[str, Any]]:
-        """Wait until there are `count` runs and all have ended."""
+    def wait_for_runs(self, count: int, ended: bool = True, timeout: float = 1200) -> list[dict[str, Any]]:
+        """Wait until there are `count` runs, and until all have ended."""
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:
             runs = self.runs()
-            if len(runs) >= count and all(
-                run["status"] in ("SUCCESS", "FAILURE", "CANCELED") for run in runs
+            if len(runs) >= count and (
+                not ended or all(run["status"] in ("SUCCESS", "FAILURE", "CANCELED") for run in runs)
             ):
                 return runs
             time.sleep(1)
@@ -141,7 +202,7 @@ def serve(project: Project) -> Iterator[Server]:
     )
     server = Server(f"http://127.0.0.1:{port}", project, process)
     try:
-        deadline = time.monotonic() + 300
+        deadline = time.monotonic() + 600
         while True:
             try:
                 server.query("{version}")
@@ -155,7 +216,7 @@ def serve(project: Project) -> Iterator[Server]:
     finally:
         os.killpg(process.pid, signal.SIGINT)
         try:
-            process.wait(60)
+            process.wait(120)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
@@ -200,9 +261,9 @@ def chromium(width: int = 1600, height: int = 1000) -> Iterator[Any]:
             chrome.quit()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def browser() -> Iterator[Any]:
-    """A headless Chromium for a module's tests."""
+    """A headless Chromium for all tests that need one."""
     try:
         with chromium() as chrome:
             yield chrome

@@ -18,10 +18,8 @@ import pytest
 from PIL import Image
 
 from brainmri_core.app import MAX_UPLOAD_BYTES
-from brainmri_core.config.data import FetchConfig
-from brainmri_core.project.catalogue import load_catalogue
 from brainmri_core.project.pointer_store import write_pointer
-from tests.core.evaluation_case import Case, prepare
+from tests.core.evaluation_case import Case, evaluated_case
 from tests.e2e.conftest import ROOT, SCREENSHOTS
 
 pytestmark = pytest.mark.e2e
@@ -40,7 +38,7 @@ class Site:
     def request(
         self, method: str, path: str, body: bytes = b"", **headers: str
     ) -> tuple[int, dict[str, str], str]:
-        connection = http.client.HTTPConnection(urlsplit(self.url).netloc, timeout=120)
+        connection = http.client.HTTPConnection(urlsplit(self.url).netloc, timeout=600)
         try:
             connection.request(
                 method, path, body, {name.replace("_", "-"): value for name, value in headers.items()}
@@ -53,17 +51,8 @@ class Site:
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    phantom = {"subjects_per_class": 7, "slices_per_subject": 3, "copies_per_kind": 1, "label_conflicts": 0}
-    case = prepare(
-        tmp_path_factory.mktemp("app") / "project",
-        load_catalogue()["brainmri/phantom"],
-        FetchConfig.model_validate({"phantom": phantom}),
-        96,
-        loop={"epochs": 2},
-        data={"batch_size": 16, "image_size": 64, "val_frac": 0.4},
-    )
-    io = {"make_gradcam": False, "make_galleries": False, "top_per_class": 1}
-    write_pointer(case.job.layout, case.evaluate("e1", bootstrap_resamples=0, io=io))
+    case, evaluation = evaluated_case(tmp_path_factory, tmp_path_factory.mktemp("app") / "project")
+    write_pointer(case.job.layout, evaluation)
     env = {**os.environ, "BRAINMRI_HOME": str(case.job.layout.root), "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(
         [sys.executable, "-m", "brainmri_dagster.cli", "app", "--port", "0"],
@@ -79,7 +68,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         yield Site(line.split()[0].rstrip("/"), case)
     finally:
         process.send_signal(signal.SIGINT)
-        process.wait(60)
+        process.wait(300)
         process.stdout.close()
 
 
@@ -91,7 +80,7 @@ def shown(browser: Any, site: Site, file: Path, expected: str) -> str:
     browser.get(site.url)
     browser.find_element(By.ID, "file").send_keys(str(file))
     result = browser.find_element(By.ID, "result")
-    WebDriverWait(browser, 120).until(
+    WebDriverWait(browser, 600).until(
         lambda _: expected in result.text, f"the page does not show {expected!r}"
     )
     return str(browser.find_element(By.TAG_NAME, "body").text)
@@ -106,6 +95,7 @@ def screenshot(browser: Any, name: str) -> None:
 def test_a_training_image_is_classified_and_recognised(site: Site, browser: Any) -> None:
     from selenium.webdriver.common.by import By
 
+    browser.get_log("browser")  # what other pages said
     text = shown(browser, site, site.images[0], "The nearest training images")
     assert "Research software, not a medical device" in text
     assert "Calibrated probabilities" in text
@@ -155,7 +145,7 @@ def test_only_this_machine_and_this_page_are_answered(site: Site) -> None:
 
 
 def test_a_large_upload_is_refused_before_it_is_read(site: Site) -> None:
-    connection = http.client.HTTPConnection(urlsplit(site.url).netloc, timeout=60)
+    connection = http.client.HTTPConnection(urlsplit(site.url).netloc, timeout=600)
     connection.putrequest("POST", "/classify")
     connection.putheader("Content-Type", "application/octet-stream")
     connection.putheader("Content-Length", str(MAX_UPLOAD_BYTES + 1))

@@ -1,14 +1,9 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import dagster as dg
@@ -16,8 +11,7 @@ import pytest
 
 from brainmri_core.config.data import PhantomConfig
 from brainmri_core.sources.phantom import write_phantom
-from brainmri_dagster.commands.backfill import DaemonError, require_daemon
-from tests.e2e.conftest import PHANTOM, ROOT, Project, make_project
+from tests.e2e.conftest import PHANTOM, Daemon, Project, make_project, running_daemon
 
 pytestmark = [pytest.mark.full, pytest.mark.e2e]
 
@@ -42,86 +36,46 @@ def write_archive(path: Path, seed: int) -> None:
     Path(temporary).replace(path)
 
 
-@dataclass
-class Daemon:
-    """A daemon, the project it serves, and the folder of archives it watches."""
-
-    project: Project
-    instance: dg.DagsterInstance
-    archives: Path
-    process: subprocess.Popen[bytes] | None = None
-
-    def archive(self, dataset: str) -> Path:
-        """Path of a data set's archive."""
-        return self.archives / f"{dataset.replace('/', '__')}.zip"
-
-    def runs(self, **tags: str) -> list[dg.DagsterRun]:
-        """Runs with these tags, newest first; a double underscore stands for a slash."""
-        wanted = {name.replace("__", "/"): value for name, value in tags.items()}
-        return list(self.instance.get_runs(dg.RunsFilter(tags=wanted)))
-
-    def start(self) -> None:
-        """Start the daemon and wait for its heartbeat."""
-        log = self.archives.with_name("daemon.log")
-        with log.open("ab") as file:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "tests.e2e.eager_daemon", "run", "-w", "workspace.yaml"],
-                cwd=ROOT,
-                env=self.project.env,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        deadline = time.monotonic() + 300
-        while True:
-            try:
-                require_daemon(self.instance)
-                return
-            except DaemonError:
-                assert self.process.poll() is None and time.monotonic() < deadline, log.read_text()[-3000:]
-                time.sleep(0.5)
-
-    def stop(self) -> None:
-        """Stop it as Ctrl-C does."""
-        assert self.process is not None
-        os.killpg(self.process.pid, signal.SIGINT)
-        try:
-            self.process.wait(30)
-        except subprocess.TimeoutExpired:
-            os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
-
-
 @pytest.fixture(scope="module")
 def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    folder = tmp_path_factory.mktemp("daemon")
-    project, archives = make_project(folder), folder / "archives"
-    archives.mkdir()
-    project.env["BRAINMRI_ARCHIVES"] = str(archives)
+    project = make_project(tmp_path_factory.mktemp("daemon"))
+    archives(project).mkdir()
+    project.env["BRAINMRI_ARCHIVES"] = str(archives(project))
     config = Path(project.env["BRAINMRI_CONFIG"])
     config.write_text(config.read_text().replace("fetch: {", "fetch: {offline: true, "))
-    with dg.DagsterInstance.from_config(project.env["DAGSTER_HOME"]) as instance:
-        running = Daemon(project, instance, archives)
-        try:
-            running.start()
-            yield running
-        finally:
-            running.stop()
+    with running_daemon(project) as running:
+        yield running
+
+
+def archives(project: Project) -> Path:
+    """The folder of archives that the project watches."""
+    return project.root.with_name("archives")
+
+
+def archive(daemon: Daemon, dataset: str) -> Path:
+    """Path of a data set's archive."""
+    return archives(daemon.project) / f"{dataset.replace('/', '__')}.zip"
+
+
+def runs_with(daemon: Daemon, **tags: str) -> list[dg.DagsterRun]:
+    """Runs with these tags, newest first; a double underscore stands for a slash."""
+    wanted = {name.replace("__", "/"): value for name, value in tags.items()}
+    return list(daemon.instance.get_runs(dg.RunsFilter(tags=wanted)))
 
 
 def test_one_bad_data_set_does_not_keep_the_others_from_finishing(daemon: Daemon) -> None:
-    write_archive(daemon.archive(REAL), 1)
-    write_archive(daemon.archive(FIGSHARE), 3)
+    write_archive(archive(daemon, REAL), 1)
+    write_archive(archive(daemon, FIGSHARE), 3)
     done = daemon.project.brainmri("backfill", "--select", "raw_dataset")
     assert done.returncode == 1, done.stderr
     assert "5 of 5 runs ended, 1 failed" in done.stderr
     (why,) = [line for line in done.stderr.splitlines() if line.startswith(f"{OTHER}: ")]
     assert "no local archive" in why or "offline" in why
-    statuses = {run.tags["dagster/partition"]: run.status.value for run in daemon.runs()}
+    statuses = {run.tags["dagster/partition"]: run.status.value for run in runs_with(daemon)}
     assert statuses.pop(OTHER) == "FAILURE"
     assert statuses == dict.fromkeys((PHANTOM, SECOND_SITE, REAL, FIGSHARE), "SUCCESS")
 
-    write_archive(daemon.archive(OTHER), 2)
+    write_archive(archive(daemon, OTHER), 2)
     again = daemon.project.brainmri("backfill", "--select", "raw_dataset", "--only-missing")
     assert again.returncode == 0, again.stderr
     assert "1 of 1 runs ended, 0 failed" in again.stderr
@@ -131,8 +85,7 @@ def test_one_bad_data_set_does_not_keep_the_others_from_finishing(daemon: Daemon
 
 
 def test_all_folds_and_their_report_are_filled_by_one_command(daemon: Daemon) -> None:
-    two = daemon.project.dagster("instance", "concurrency", "set", "accelerator", "2")
-    assert two.returncode == 0, two.stderr
+    daemon.instance.event_log_storage.set_concurrency_slots("accelerator", 2)
     prepared = daemon.project.brainmri("pipeline", "--skip", "train", "--skip", "evaluate")
     assert prepared.returncode == 0, prepared.stderr
     done = daemon.project.brainmri("backfill", "--select", "fold_evaluation+", "--dataset", PHANTOM)
@@ -147,7 +100,7 @@ def test_all_folds_and_their_report_are_filled_by_one_command(daemon: Daemon) ->
     assert metrics["ensemble"] is not None
     trained = [
         stats
-        for run in daemon.runs()
+        for run in runs_with(daemon)
         for stats in daemon.instance.get_run_step_stats(run.run_id, ["fold_checkpoint"])
     ]
     assert len(trained) == 2
@@ -158,12 +111,12 @@ def test_all_folds_and_their_report_are_filled_by_one_command(daemon: Daemon) ->
 
 
 def test_a_replaced_archive_is_trained_on_and_evaluated_once(daemon: Daemon) -> None:
-    write_archive(daemon.archive(REAL), 3)
+    write_archive(archive(daemon, REAL), 3)
     started = daemon.project.dagster("sensor", "start", "new_dataset_version", "-w", "workspace.yaml")
     assert started.returncode == 0, started.stderr
     deadline = time.monotonic() + 1200
     while True:
-        runs = daemon.runs(dagster__sensor_name="new_dataset_version")
+        runs = runs_with(daemon, dagster__sensor_name="new_dataset_version")
         if runs and all(run.status in ENDED for run in runs) and _skipped(daemon.instance, since=0.0):
             break
         assert time.monotonic() < deadline, runs
@@ -182,7 +135,9 @@ def test_a_replaced_archive_is_trained_on_and_evaluated_once(daemon: Daemon) -> 
     while not _skipped(daemon.instance, since=restarted):
         assert time.monotonic() < deadline
         time.sleep(1)
-    assert len(daemon.runs(dagster__sensor_name="new_dataset_version")) == 1, "one version, one run, ever"
+    assert len(runs_with(daemon, dagster__sensor_name="new_dataset_version")) == 1, (
+        "one version, one run, ever"
+    )
 
 
 def test_new_validated_images_are_trained_on_by_the_retrain_sensor(daemon: Daemon) -> None:
@@ -193,7 +148,8 @@ def test_new_validated_images_are_trained_on_by_the_retrain_sensor(daemon: Daemo
     assert made.returncode == 0, made.stderr
     deadline = time.monotonic() + 600
     while not (
-        (runs := daemon.runs(dagster__sensor_name="retrain")) and all(run.status in ENDED for run in runs)
+        (runs := runs_with(daemon, dagster__sensor_name="retrain"))
+        and all(run.status in ENDED for run in runs)
     ):
         assert time.monotonic() < deadline, runs
         time.sleep(1)

@@ -2,24 +2,35 @@ from __future__ import annotations
 
 import re
 import shutil
-import subprocess
 import sys
 import zipfile
-from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from brainmri_core.config.data import PhantomConfig
 from brainmri_core.sources.phantom import write_phantom
-from tests.e2e.conftest import ROOT, Server, make_project, serve
+from tests.e2e.conftest import ROOT, Project, make_project, running_daemon
 
 pytestmark = pytest.mark.e2e
 
 _BLOCK = re.compile(r"^```sh\n(.*?)^```", re.MULTILINE | re.DOTALL)
 _PYTHON = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 _YAML = re.compile(r"^```yaml\n(.*?)^```", re.MULTILINE | re.DOTALL)
+QUICK = """\
+fetch: {phantom: {subjects_per_class: 5, slices_per_subject: 4, copies_per_kind: 2, label_conflicts: 1}}
+split: {folds: 2}
+resize: {size: 32}
+train:
+  data: {image_size: 32, batch_size: 16}
+  model: {name: mobilenet_v3_small, pretrained: false}
+  loop: {epochs: 1}
+evaluate: {bootstrap_resamples: 50, io: {make_gradcam: false, make_galleries: false}}
+"""
 
 
 def pages() -> list[Path]:
@@ -29,13 +40,27 @@ def pages() -> list[Path]:
     return [ROOT / "README.md", *listed]
 
 
-def commands(page: Path) -> list[str]:
-    return [block.strip() for block in _BLOCK.findall(page.read_text())]
+def blocks() -> list[Any]:
+    """The blocks of commands in the order a reader meets them, each once, named after the page and the last command."""
+    found: dict[str, Any] = {}
+    for page in pages():
+        for block in _BLOCK.findall(page.read_text()):
+            commands = re.sub(r"\s+#.*$", "", block.strip(), flags=re.MULTILINE)
+            name = f"{page.stem}: {commands.splitlines()[-1].removeprefix('.venv/bin/')}"
+            found.setdefault(commands, pytest.param(commands, id=name[:80]))
+    return list(found.values())
+
+
+def programs() -> list[Any]:
+    """The Python programs of all pages."""
+    return [
+        pytest.param(block, id=page.stem) for page in pages() for block in _PYTHON.findall(page.read_text())
+    ]
 
 
 @pytest.fixture(scope="module")
-def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A reader's machine: a checkout, a small download in ~/Downloads, and the UI with its daemon running."""
+def reader(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A reader's machine: a checkout and a small download in ~/Downloads."""
     folder = tmp_path_factory.mktemp("reader")
     project = make_project(folder)
     checkout, home = folder / "checkout", folder / "reader-home"
@@ -58,43 +83,28 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         for path in sorted(files.glob("T*ing/**/*.jpg")):
             archive.write(path, path.relative_to(files))
     shutil.copy(home / "Downloads/brain-tumor-classification-mri.zip", home / "Downloads/brains.zip")
-    project.env |= {"HOME": str(home), "BRAINMRI_HOME": str(checkout)}
-    yield from serve(project)
-
-
-def in_checkout(reader: Server, *command: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command,
-        cwd=reader.project.root.parent / "checkout",
-        env=reader.project.env,
-        capture_output=True,
-        text=True,
-        timeout=900,
-        check=False,
+    Path(project.env["BRAINMRI_CONFIG"]).write_text(QUICK)
+    return replace(
+        project, cwd=checkout, env=project.env | {"HOME": str(home), "BRAINMRI_HOME": str(checkout)}
     )
 
 
 @pytest.mark.full
-@pytest.mark.timeout(1800)
-def test_every_command_of_the_documentation_works(reader: Server) -> None:
+@pytest.mark.parametrize("block", blocks())
+def test_every_command_of_the_documentation_works(reader: Project, block: str) -> None:
     """One after the other, as a reader would; those of make are checked without running them."""
-    done: set[str] = set()
-    for page in pages():
-        for block in commands(page):
-            if block in done:
-                continue
-            done.add(block)
-            script = re.sub(r"^make ", "make -n ", block, flags=re.MULTILINE)
-            ended = in_checkout(reader, "bash", "-euo", "pipefail", "-c", script)
-            assert ended.returncode == 0, (
-                f"{page.name}: {block}\n{ended.stdout[-2000:]}\n{ended.stderr[-3000:]}"
-            )
-    assert len(done) > 10
-    programs = [block for page in pages() for block in _PYTHON.findall(page.read_text())]
-    assert programs
-    for program in programs:
-        ended = in_checkout(reader, sys.executable, "-c", program)
-        assert ended.returncode == 0, f"{program}\n{ended.stderr[-3000:]}"
+    script = re.sub(r"^make ", "make -n ", block, flags=re.MULTILINE)
+    with running_daemon(reader) if "backfill" in block else nullcontext():
+        ended = reader.run("bash", "-euo", "pipefail", "-c", script)
+    assert ended.returncode == 0, f"{block}\n{ended.stdout[-2000:]}\n{ended.stderr[-3000:]}"
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("program", programs())
+def test_every_program_of_the_documentation_works(reader: Project, program: str) -> None:
+    """They use the model that the commands have made."""
+    ended = reader.run(sys.executable, "-c", program)
+    assert ended.returncode == 0, f"{program}\n{ended.stderr[-3000:]}"
 
 
 @pytest.mark.parametrize("page", pages(), ids=lambda page: page.name)
@@ -114,6 +124,7 @@ def test_every_configuration_in_the_documentation_loads(page: Path, tmp_path: Pa
             load_config(path)
 
 
-def test_every_page_is_listed() -> None:
+def test_every_page_is_listed_and_their_commands_are_found() -> None:
+    assert len(blocks()) > 10 and len(programs()) > 1
     listed = {path.relative_to(ROOT / "docs").as_posix() for path in pages()[1:]}
     assert listed == {path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")}

@@ -30,9 +30,8 @@ class Installed:
     def __init__(self, folder: Path, dist: Path) -> None:
         self.bin, self.work = folder / "env/bin", folder / "work"
         self.work.mkdir()
-        self.env = {
-            key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "VIRTUAL_ENV")
-        }
+        outside = ("PYTHONPATH", "VIRTUAL_ENV", "PYTHONDONTWRITEBYTECODE")
+        self.env = {key: value for key, value in os.environ.items() if key not in outside}
         self.env |= {"DAGSTER_HOME": str(self.work / ".dagster"), "PATH": f"{self.bin}:{self.env['PATH']}"}
         uv = [sys.executable, "-m", "uv"]
         self.run(*uv, "venv", "--quiet", "--python", sys.executable, str(folder / "env"))

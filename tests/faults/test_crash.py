@@ -53,13 +53,12 @@ def points(total: int, wanted: int) -> list[int]:
 
 @pytest.mark.parametrize("stage", ["fetch", "resize", "train", *rest("split", "validate", "evaluate")])
 def test_killed_before_a_file_operation(
-    warm: Warm, prepared: tuple[str, dict[str, list[str]]], stage: str
+    warm: Warm, prepared: tuple[str, dict[str, list[str]]], operations: dict[str, int], stage: str
 ) -> None:
     folder, hashes = prepared
-    total = warm.call("tests.faults.trials:operations", folder, stage)
     results = [
         warm.call("tests.faults.trials:crash", folder, stage, hashes[stage], "kill", at, 0.0)
-        for at in points(total, KILLS[stage])
+        for at in points(operations[stage], KILLS[stage])
     ]
     tally("kill -9 before a file operation", stage, results)
     assert problems(results) == []
@@ -69,13 +68,12 @@ def test_killed_before_a_file_operation(
 @pytest.mark.full
 @pytest.mark.parametrize("stage", STAGES)
 def test_power_cut_before_a_file_operation(
-    warm: Warm, prepared: tuple[str, dict[str, list[str]]], stage: str
+    warm: Warm, prepared: tuple[str, dict[str, list[str]]], operations: dict[str, int], stage: str
 ) -> None:
     folder, hashes = prepared
-    total = warm.call("tests.faults.trials:operations", folder, stage)
     results = [
         warm.call("tests.faults.trials:crash", folder, stage, hashes[stage], "power", at, 0.0)
-        for at in points(total, POWER[stage])
+        for at in points(operations[stage], POWER[stage])
     ]
     tally("power cut", stage, results)
     assert problems(results) == []
@@ -110,14 +108,13 @@ def test_killed_at_a_random_time(warm: Warm, prepared: tuple[str, dict[str, list
 @pytest.mark.parametrize("name", ERRORS)
 @pytest.mark.parametrize("stage", trials(["fetch", "resize"], list(STAGES)))
 def test_every_operation_fails_from_some_point_on(
-    warm: Warm, prepared: tuple[str, dict[str, list[str]]], stage: str, name: str
+    warm: Warm, prepared: tuple[str, dict[str, list[str]]], operations: dict[str, int], stage: str, name: str
 ) -> None:
     folder, hashes = prepared
-    total = warm.call("tests.faults.trials:operations", folder, stage)
     number = getattr(errno, name)
     results = [
         warm.call("tests.faults.trials:crash", folder, stage, hashes[stage], number, at, 0.0)
-        for at in points(total, trials(2, 8))
+        for at in points(operations[stage], trials(2, 8))
     ]
     tally(f"{name} injected", stage, results)
     assert problems(results) == []

@@ -34,9 +34,10 @@ def test_interrupted_at_any_time_it_says_cancelled_and_can_go_on(
 ) -> None:
     make_home(tmp_path)
     config = str(launch_file(tmp_path, "new"))
-    for run_id in ("first", "second"):  # only the first has no earlier split to compare its own with
+    # The validation also tells what moved since the split before: without one, the first would say something else.
+    for run_id, stages in (("split", ["fetch", "split"]), ("whole", None)):
         began = time.monotonic()
-        undisturbed = warm.start(PIPELINE, str(tmp_path), config, run_id)
+        undisturbed = warm.start(PIPELINE, str(tmp_path), config, run_id, stages)
         assert warm.wait(undisturbed) == 0, warm.log(undisturbed)
         whole_s = time.monotonic() - began
     layout = Layout(root=tmp_path / "project")

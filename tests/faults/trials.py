@@ -24,31 +24,26 @@ from brainmri_core.project.pointer_store import latest_pointer
 from brainmri_core.system.storage import TEMPORARY_PREFIX
 from brainmri_core.verify import verify
 from tests.faults.injection import Action, Faults, cut_power
-from tests.faults.tiny import PHANTOM, POINTERS, configuration, run_all, run_stage
+from tests.faults.tiny import PHANTOM, POINTERS, configuration, run_stage
 
 
-def prepare(folder: str) -> dict[str, list[str]]:
+def prepare(finished: str, folder: str) -> dict[str, tuple[int, list[str]]]:
     """Lay down, for each stage, a project in which all ran once and everything before the stage ran anew.
 
-    Returns, by stage, the content hashes before and after the stage runs anew undisturbed.
+    Returns, by stage, how many file operations it takes, and the content hashes before and after it runs undisturbed.
     """
-    root = Path(folder) / "project"
-    before = run_all(root, "old", "old")
-    hashes = {}
+    root, notes = Path(folder) / "project", Path(folder) / "notes"
+    shutil.copytree(finished, root)
+    found = {}
     for stage in STAGES:
         shutil.copytree(root, Path(folder) / stage)
-        after = run_stage(root, stage, f"new-{stage}", configuration("new"))
-        hashes[stage] = [before[stage].content_hash, after.content_hash]
-        assert before[stage].content_hash != after.content_hash, f"{stage}: both variants give the same"
-    return hashes
-
-
-def operations(folder: str, stage: str) -> int:
-    """Count the file operations of a stage."""
-    root, notes = _copy(folder, stage, "count")
-    assert _disturbed(root, stage, "counted", "count", 0, notes) == 0
-    shutil.rmtree(root)
-    return int(notes.read_text())
+        before = latest_pointer(Layout(root=root), POINTERS[stage], PHANTOM)
+        assert _disturbed(root, stage, f"new-{stage}", "count", 0, notes) == 0
+        after = latest_pointer(Layout(root=root), POINTERS[stage], PHANTOM)
+        assert before is not None and after is not None
+        assert before.content_hash != after.content_hash, f"{stage}: both variants give the same"
+        found[stage] = int(notes.read_text()), [before.content_hash, after.content_hash]
+    return found
 
 
 def crash(
