@@ -198,7 +198,7 @@ class _Handler(BaseHTTPRequestHandler):
             while fault.endless:
                 self.wfile.write(bytes(1 << 16))
             if fault.stall is not None:
-                self.state.closing.wait(60)
+                self.state.closing.wait(600)
         except ConnectionError:
             self.close_connection = True  # the client hung up, as it may: it opens bodies it does not read
         if end < len(body) or fault.declare != 0:

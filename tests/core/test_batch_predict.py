@@ -157,7 +157,7 @@ def test_work_done_before_a_kill_is_not_done_again(case: Case, inbox: Path) -> N
     got(case, inbox)
     root = case.job.layout.root
     ended = subprocess.run(
-        [sys.executable, "-c", KILLED, str(root)], capture_output=True, text=True, check=False, timeout=300
+        [sys.executable, "-c", KILLED, str(root)], capture_output=True, text=True, check=False, timeout=600
     )
     assert ended.returncode == -signal.SIGKILL, ended.stderr
     assert not (root / "outputs/batch_predictions/clinic/inbox/killed").exists()

@@ -30,7 +30,7 @@ mutation Launch($params: ExecutionParams!) {
 """
 
 
-def until(condition: Any, what: str, timeout: float = 300) -> Any:
+def until(condition: Any, what: str, timeout: float = 600) -> Any:
     deadline = time.monotonic() + timeout
     while not (found := condition()):
         assert time.monotonic() < deadline, f"{what} took longer than {timeout} s"

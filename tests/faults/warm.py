@@ -69,7 +69,7 @@ class Warm:
         """End the process."""
         assert self._process.stdin is not None
         self._process.stdin.close()
-        self._process.wait(60)
+        self._process.wait(600)
         self._log.close()
 
     def _ask(self, message: dict[str, Any]) -> int:

@@ -207,7 +207,7 @@ def test_an_interruption_does_not_wait_for_the_search(monkeypatch: pytest.Monkey
     finally:
         signal.signal(signal.SIGINT, before)
     for thread in set(threading.enumerate()) - running:
-        thread.join(60)
+        thread.join(600)
         assert not thread.is_alive(), "a thread goes on searching"
 
 

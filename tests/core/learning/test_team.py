@@ -120,7 +120,7 @@ def start_training(root: Path, pack: PackPointer, recipe: dict[str, Any]) -> lis
 
 def ended(both: list[ForkServerProcess]) -> list[int | None]:
     for process in both:
-        process.join(300)
+        process.join(600)
     return [process.exitcode for process in both]
 
 
@@ -164,7 +164,7 @@ def test_a_signal_to_one_stops_both_at_one_batch_and_they_continue_to_the_bit(
     (root / "log-0.jsonl").unlink()
 
     both = start_training(root, pack, recipe)
-    until = time.monotonic() + 240
+    until = time.monotonic() + 600
     log = root / "log-0.jsonl"
     while not (log.is_file() and '"event": "epoch"' in log.read_text()) and time.monotonic() < until:
         time.sleep(0.01)

@@ -40,7 +40,7 @@ def test_a_slot_given_back_while_a_step_is_queued_is_not_lost(instance, monkeypa
     monkeypatch.setattr(type(storage), "add_pending_step", add_after_the_slot_is_free)
     assert not second.claim("dataset", "raw_dataset")
     assert storage.has_unassigned_slots("dataset"), "the slot is free, and the waiting step was not woken"
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 600
     while not second.claim("dataset", "raw_dataset"):
         assert time.monotonic() < deadline, "the step waits for ever"
         time.sleep(second.interval_to_next_pending_claim_check())

@@ -55,7 +55,7 @@ def workers(folder: Path) -> dict[int, int]:
 
 
 def wait_for(condition: Callable[[], Any], what: str) -> Any:
-    until = time.monotonic() + 300
+    until = time.monotonic() + 600
     while time.monotonic() < until:
         if (value := condition()) is not None:
             return value
