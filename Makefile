@@ -47,8 +47,8 @@ static: .venv/.installed .venv/hadolint
 check: static  ## lint, types, import contracts and the tests that train nothing
 	$(PYTEST) -m "not training and not e2e and not full and not slow"
 
-test: static  ## the same, the documentation, and tests of every part, the real UI included
-	$(BIN)/mkdocs build --strict --quiet
+test: .venv/.installed .venv/hadolint  ## the same, the documentation, and tests of every part, the real UI included
+	@$(MAKE) --no-print-directory --jobs=2 static docs
 	$(PYTEST) -m "not full and not slow"
 
 test-rest: .venv/.installed  ## what test leaves out, with few trials of each fault
