@@ -32,7 +32,7 @@ split: {folds: 2}
 resize: {size: 64}
 train:
   data: {image_size: 64, batch_size: 16}
-  model: {name: resnet18, pretrained: false}
+  model: {name: mobilenet_v3_small, pretrained: false}
   loop: {epochs: 1}
 evaluate: {bootstrap_resamples: 50, io: {top_per_class: 2}}
 """

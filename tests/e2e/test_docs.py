@@ -21,6 +21,7 @@ pytestmark = pytest.mark.e2e
 _BLOCK = re.compile(r"^```sh\n(.*?)^```", re.MULTILINE | re.DOTALL)
 _PYTHON = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 _YAML = re.compile(r"^```yaml\n(.*?)^```", re.MULTILINE | re.DOTALL)
+# Less than the other end-to-end tests take: what a command makes is looked at there.
 QUICK = """\
 fetch: {phantom: {subjects_per_class: 5, slices_per_subject: 4, copies_per_kind: 2, label_conflicts: 1}}
 split: {folds: 2}

@@ -110,6 +110,7 @@ def test_several_processes_report_through_the_event_log(bench: Workbench) -> Non
     assert epochs(bench) == 2, "the run's own log has every epoch once"
 
 
+@pytest.mark.full
 def test_a_killed_process_fails_the_step_and_the_next_run_goes_on(bench: Workbench) -> None:
     slow = (*TWO, "train.loop.epochs=300", "train.data.seed=7")
     with signalled_in_training(bench, 1, signal.SIGKILL):
