@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -29,12 +28,12 @@ from brainmri_core.learning.device import (
     seed_everything,
     wrong_in_bf16,
 )
-from brainmri_core.learning.encoder import features_of, frozen, preprocessing_for
+from brainmri_core.learning.encoder import preprocessing_for
 from brainmri_core.learning.loop import Reporting, run_epochs
-from brainmri_core.learning.models import check_name, head, with_depths
+from brainmri_core.learning.models import check_name, with_depths
 from brainmri_core.learning.outcome import save_best, write_history, write_outcome
 from brainmri_core.learning.pretrained import imagenet_statistics, initial_model
-from brainmri_core.learning.probe import fit_probe, set_head
+from brainmri_core.learning.probe_head import probe_head
 from brainmri_core.learning.resume import continue_from, identity_of, owned, resume_file
 from brainmri_core.learning.state import Data, Loop, State, new_state, save_state
 from brainmri_core.learning.team import Team, share_statistics
@@ -205,48 +204,13 @@ def _begin(config: TrainConfig, pack: PackPointer, job: Job, team: Team) -> tupl
         model = share_statistics(model, device)
     if config.method == "finetune":
         return loop, new_state(loop, model)
-    record = _probe(loop, model, sides, pack, job)
+    record = probe_head(loop, model, pack, job, labels=sides.labels, train=sides.train, val=sides.val)
     state = new_state(loop, model)
     if config.method == "probe":
         state.epoch, state.best, state.best_epoch = 1, record["val_macro_f1"], 0
         state.best_weights = {name: value.detach().cpu().clone() for name, value in state.weights().items()}
         state.history.append(record)
     return loop, state
-
-
-def _probe(
-    loop: Loop, model: torch.nn.Module, sides: _Sides, pack: PackPointer, job: Job
-) -> dict[str, float | int]:
-    """Give the model the head that fits its features as they are; return a record as that of an epoch."""
-    config, start = loop.config, time.monotonic()
-    encoder = frozen(
-        model, config.model, config.probe.depths, loop.preprocessing, loop.precision, loop.device, job
-    )
-    features, _ = features_of(encoder, pack, job, config.data.batch_size)
-    balanced = config.optim.class_weights or config.optim.balanced_sampling
-    fitted = fit_probe(
-        features, sides.labels, sides.train, sides.val, classes=len(pack.classes), balanced=balanced
-    )
-    set_head(head(model), fitted)
-    seconds = time.monotonic() - start
-    job.log.info(
-        "probe fitted",
-        features=features.shape[1],
-        strength=fitted.strength,
-        val_macro_f1=fitted.val_macro_f1,
-        seconds=seconds,
-    )
-    return {
-        "epoch": 1,
-        "train_loss": fitted.train_loss,
-        "val_loss": fitted.val_loss,
-        "val_macro_f1": fitted.val_macro_f1,
-        "val_balanced_accuracy": fitted.val_balanced_accuracy,
-        "image_size": loop.preprocessing.image_size,
-        "learning_rate": 0.0,
-        "images_per_s": pack.n_images / max(seconds, 1e-9),
-        "seconds": seconds,
-    }
 
 
 def _with_true_gradients(loop: Loop, model: torch.nn.Module, job: Job) -> Loop:

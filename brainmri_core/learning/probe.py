@@ -6,12 +6,10 @@ import warnings
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from scipy.special import log_softmax
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score, f1_score
-from torch import nn
 
 from brainmri_core.arrays import F32, F64, I64
 
@@ -86,6 +84,7 @@ def fit_probe(features: F32, labels: I64, train: I64, val: I64, *, classes: int,
         max_iter=_ITERATIONS,
     )
     best: tuple[float, Probe] | None = None
+    worse = 0
     for strength in STRENGTHS:
         model.set_params(C=strength)
         with warnings.catch_warnings():
@@ -97,7 +96,11 @@ def fit_probe(features: F32, labels: I64, train: I64, val: I64, *, classes: int,
         )
         loss = _loss(found.logits(features[val]), labels[val], importance[val])
         if best is None or loss < best[0]:
-            best = (loss, found)
+            best, worse = (loss, found), 0
+            continue
+        worse += 1
+        if worse == 2:
+            break  # weaker penalties overfit more, and take the longest
     assert best is not None
     return best[1]
 
@@ -139,10 +142,3 @@ def _scored(
         ),
         val_balanced_accuracy=float(balanced_accuracy_score(truth, called)),
     )
-
-
-def set_head(head: nn.Linear, probe: Probe) -> None:
-    """Make a network's head that of the probe."""
-    with torch.no_grad():
-        head.weight.copy_(torch.from_numpy(probe.weight))
-        head.bias.copy_(torch.from_numpy(probe.bias))

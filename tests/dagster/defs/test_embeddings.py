@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
+import pandas as pd
 import pytest
 
-from brainmri_core.project.pointers import EmbeddingsPointer
+from brainmri_core.project.pointers import CrossValidationPointer, EmbeddingsPointer
 from brainmri_core.verify import verify
-from tests.dagster.conftest import Workbench, failure_of
+from tests.dagster.conftest import PHANTOM, Workbench, failure_of
 
 pytestmark = pytest.mark.training
 
@@ -33,3 +35,24 @@ def test_without_a_pack_it_says_how_to_get_one(packed: Workbench) -> None:
         said
         == f"There is no pack of resized images of {other} yet; make it with `brainmri resize --dataset {other}`."
     )
+
+
+@pytest.mark.full
+def test_the_folds_of_a_probe_read_the_features_of_the_embeddings(packed: Workbench) -> None:
+    packed.done(["embeddings"], *TINY)
+    folders = packed.layout.outputs / "features" / PHANTOM
+    kept = sorted(path.name for path in folders.iterdir())
+    for fold in ("0", "1"):
+        packed.done(
+            ["fold_checkpoint", "fold_evaluation"], "train.method=probe", partition=f"{PHANTOM}|{fold}"
+        )
+    packed.done(["cross_validation_report"])
+    assert sorted(path.name for path in folders.iterdir()) == kept
+    report, own = packed.pointer("cross_validation_report"), packed.pointer("embeddings")
+    assert isinstance(report, CrossValidationPointer) and isinstance(own, EmbeddingsPointer)
+    paths = [packed.layout.absolute(str(item.predictions)) for item in (report, own)]
+    first, second = (pd.read_parquet(path).sort_values("row", ignore_index=True) for path in paths)
+    shares = [name for name in second.columns if name.startswith("prob_")]
+    np.testing.assert_array_equal(first["row"], second["row"])
+    # the evaluation sees the image alone, in fp32
+    assert np.abs(first[shares] - second[shares]).to_numpy().mean() < 0.2
