@@ -20,7 +20,7 @@ from brainmri_core.project.pointers import (
     PackPointer,
     ValidationPointer,
 )
-from brainmri_dagster.defs import metadata
+from brainmri_dagster.defs import data_metadata, model_metadata
 from brainmri_dagster.defs.checks import (
     EVALUATION_CHECKS,
     VALIDATION_CHECKS,
@@ -87,7 +87,9 @@ def raw_dataset(context: dg.AssetExecutionContext) -> dg.MaterializeResult[Fetch
         from brainmri_core.fetch import fetch
 
         pointer = fetch(run.config.fetch, run.job)
-        return run.result(pointer, metadata.of_fetch(run.job.layout, pointer), {"images": pointer.n_images})
+        return run.result(
+            pointer, data_metadata.of_fetch(run.job.layout, pointer), {"images": pointer.n_images}
+        )
 
 
 @stage_asset("dataset_split", "data", {"python", "parquet"})
@@ -101,7 +103,7 @@ def dataset_split(
 
         pointer = split(run.config.split, fetched, run.job)
         counts = {f"{name}_images": sum(item.values()) for name, item in pointer.counts.items()}
-        return run.result(pointer, metadata.of_split(run.job.layout, pointer), counts)
+        return run.result(pointer, data_metadata.of_split(run.job.layout, pointer), counts)
 
 
 @stage_asset("resized_images", "data", {"python", "numpy"})
@@ -117,7 +119,9 @@ def resized_images(
             from brainmri_core.resize import resize
 
             pointer = resize(run.config.resize, mapping, run.job)
-        return run.result(pointer, metadata.of_resize(run.job.layout, pointer), {"images": pointer.n_images})
+        return run.result(
+            pointer, data_metadata.of_resize(run.job.layout, pointer), {"images": pointer.n_images}
+        )
 
 
 @stage_asset("validation_report", "data", {"python", "json"}, check_specs=VALIDATION_CHECKS)
@@ -132,7 +136,7 @@ def validation_report(
 
         pointer = validate(run.config.validate_, pack, run.job)
         report = load_report(run.job.layout, pointer)
-        shown = metadata.of_validate(run.job.layout, pointer)
+        shown = data_metadata.of_validate(run.job.layout, pointer)
         yield run.result(pointer, shown, pointer.severities, validation_results(report))
         if not report.passed:
             raise DataError(failure_sentence(report, run.job.layout.absolute(pointer.page)))
@@ -150,7 +154,7 @@ def model_checkpoint(
         trained = run_training(run.config.train, pack, run, context)
         pointer = trained.model_copy(update={"experiment": run.experiment})
         score = {"val_macro_f1": pointer.val_macro_f1, "best_epoch": pointer.best_epoch}
-        return run.result(pointer, metadata.of_train(run.job.layout, pointer), score)
+        return run.result(pointer, model_metadata.of_train(run.job.layout, pointer), score)
 
 
 @stage_asset("evaluation", "model", {"pytorch", "html"}, check_specs=EVALUATION_CHECKS)
@@ -171,7 +175,9 @@ def evaluation(
         previous = regression_of(context.instance, run, pointer)
         metrics = read_metrics(run.job.layout.absolute(pointer.metrics))
         checks = evaluation_results(metrics, run.config.evaluate.max_ece, previous)
-        yield run.result(pointer, metadata.of_evaluate(run.job.layout, pointer), pointer.headline, checks)
+        yield run.result(
+            pointer, model_metadata.of_evaluate(run.job.layout, pointer), pointer.headline, checks
+        )
 
 
 GRAPH = [raw_dataset, dataset_split, resized_images, validation_report, model_checkpoint, evaluation]

@@ -17,7 +17,7 @@ from brainmri_core.project.pointers import (
     PackPointer,
     Pointer,
 )
-from brainmri_dagster.defs import metadata
+from brainmri_dagster.defs import model_metadata
 from brainmri_dagster.defs.assets import stage_asset
 from brainmri_dagster.graph.partitions import folds
 from brainmri_dagster.running.stage_run import stage_run
@@ -44,7 +44,7 @@ def fold_checkpoint(
         trained = run_training(_apart(run.config.train), seen, run, context)
         pointer = FoldCheckpointPointer(**trained.model_dump() | {"experiment": run.experiment})
         score = {"val_macro_f1": pointer.val_macro_f1, "best_epoch": pointer.best_epoch}
-        return run.result(pointer, metadata.of_train(run.job.layout, pointer), score)
+        return run.result(pointer, model_metadata.of_train(run.job.layout, pointer), score)
 
 
 @stage_asset("fold_evaluation", "cross_validation", {"pytorch", "html"}, partitions=folds)
@@ -59,7 +59,7 @@ def fold_evaluation(
         seen = follow(run.job.layout, FoldPackPointer, checkpoint.pack_pointer)
         measured = evaluate(run.config.evaluate, checkpoint, seen, run.job)
         pointer = FoldEvaluationPointer(**measured.model_dump())
-        return run.result(pointer, metadata.of_evaluate(run.job.layout, pointer), pointer.headline)
+        return run.result(pointer, model_metadata.of_evaluate(run.job.layout, pointer), pointer.headline)
 
 
 @stage_asset("cross_validation_report", "cross_validation", {"pytorch", "json"})
@@ -77,7 +77,9 @@ def cross_validation_report(
         from brainmri_core.cross_validation import cross_validate
 
         pointer = cross_validate(run.config.evaluate, pack, checkpoints, evaluations, run.job)
-        return run.result(pointer, metadata.of_cross_validation(run.job.layout, pointer), pointer.headline)
+        return run.result(
+            pointer, model_metadata.of_cross_validation(run.job.layout, pointer), pointer.headline
+        )
 
 
 def _complete(asset: str, found: dict[str, Pointer | None], dataset: str) -> list[Any]:

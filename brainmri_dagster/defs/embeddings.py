@@ -5,7 +5,7 @@
 import dagster as dg
 
 from brainmri_core.project.pointers import EmbeddingsPointer, PackPointer
-from brainmri_dagster.defs import metadata
+from brainmri_dagster.defs import data_metadata
 from brainmri_dagster.defs.assets import stage_asset
 from brainmri_dagster.running.stage_run import stage_run
 from brainmri_dagster.running.upstream import require
@@ -22,4 +22,4 @@ def embeddings(
 
         pointer = compute(run.config.embeddings, pack, run.job)
         headline = {"images": pointer.images, **pointer.headline}
-        return run.result(pointer, metadata.of_embeddings(run.job.layout, pointer), headline)
+        return run.result(pointer, data_metadata.of_embeddings(run.job.layout, pointer), headline)

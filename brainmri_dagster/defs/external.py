@@ -14,7 +14,7 @@ from brainmri_core.project.pointers import (
     PackPointer,
 )
 from brainmri_core.system.storage import read_json
-from brainmri_dagster.defs import metadata
+from brainmri_dagster.defs import model_metadata
 from brainmri_dagster.defs.assets import stage_asset
 from brainmri_dagster.defs.checks import EXTERNAL_CHECKS, external_results
 from brainmri_dagster.graph.asset_table import trained_on
@@ -60,6 +60,6 @@ def external_evaluation(
         )
         pointer = evaluate_elsewhere(config, home, weights, pack, job)
         checks = external_results(read_json(job.layout.absolute(pointer.metrics)), config.max_ece)
-        yield run.result(pointer, metadata.of_external(job.layout, pointer), pointer.headline, checks)
+        yield run.result(pointer, model_metadata.of_external(job.layout, pointer), pointer.headline, checks)
         if pointer.reason is not None:
             raise DataError(f"{pointer.reason} See {job.layout.absolute(pointer.report)}.")

@@ -5,7 +5,7 @@
 import dagster as dg
 
 from brainmri_core.project.pointers import GeneralisationPointer
-from brainmri_dagster.defs import metadata
+from brainmri_dagster.defs import model_metadata
 from brainmri_dagster.defs.assets import stage_asset
 from brainmri_dagster.running.stage_run import stage_run
 
@@ -18,4 +18,4 @@ def generalisation(context: dg.AssetExecutionContext) -> dg.MaterializeResult[Ge
 
         pointer = generalise(run.job)
         headline = pointer.model_dump(include={"scored", "best_worst", "best_mean"})
-        return run.result(pointer, metadata.of_generalisation(run.job.layout, pointer), headline)
+        return run.result(pointer, model_metadata.of_generalisation(run.job.layout, pointer), headline)

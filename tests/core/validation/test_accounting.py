@@ -20,7 +20,7 @@ from brainmri_core.sources.index import LEFT_OUT
 from brainmri_core.split import split
 from brainmri_core.validate import validate
 from brainmri_core.validation.report import ValidationReport, load_report
-from brainmri_dagster.defs.metadata import of_resize
+from brainmri_dagster.defs.data_metadata import of_resize
 from tests.cases.build import Case, class_tree, picture, tree
 from tests.cases.case_run import own, write
 

@@ -13,7 +13,7 @@ from brainmri_core.evaluation.test_ledger import read_looks
 from brainmri_core.project.pointers import EvaluationPointer, PackPointer
 from brainmri_core.project.sample_table import read_samples, write_samples
 from brainmri_core.system.storage import read_json
-from brainmri_dagster.defs.metadata import of_cross_validation
+from brainmri_dagster.defs.model_metadata import of_cross_validation
 from tests.dagster.conftest import Workbench, failure_of
 from tests.dagster.defs.champion_case import contender, pack_of
 
