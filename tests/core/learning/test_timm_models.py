@@ -47,8 +47,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         r"image_size to 14\.",
     ),
     "a size its relative positions do not fit": (
-        {"name": "timm/botnet26t_256"},
-        r"does not take images of 64 px; set train\.data\.image_size to 256",
+        {"name": "timm/botnet26t_256", "image_size": 48},
+        r"does not take images of 48 px; set train\.data\.image_size to 256",
     ),
     "a size its windows do not fit": (
         {"name": "timm/coatnext_nano_rw_224", "image_size": 48},
