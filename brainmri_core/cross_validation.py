@@ -27,7 +27,7 @@ from brainmri_core.learning.device import choose_device
 from brainmri_core.learning.inference import predict
 from brainmri_core.project.job import Job
 from brainmri_core.project.layout import FOLDS_FOLDER
-from brainmri_core.project.pointer_store import follow, write_pointer
+from brainmri_core.project.pointer_store import follow, history, write_pointer
 from brainmri_core.project.pointers import (
     CheckpointPointer,
     CrossValidationPointer,
@@ -62,7 +62,7 @@ def fold_pack(pack: PackPointer, fold: int, job: Job) -> FoldPackPointer:
     Returns
     -------
     FoldPackPointer
-        Stored; it shares the pixels of `pack` and has a sample table of its own.
+        Stored, now or by an earlier run; it shares the pixels of `pack` and has a sample table of its own.
 
     Raises
     ------
@@ -71,7 +71,14 @@ def fold_pack(pack: PackPointer, fold: int, job: Job) -> FoldPackPointer:
     DataError
         If the fold, or what is left for training, has no image of a class.
     """
-    layout = job.layout
+    layout, shared = (
+        job.layout,
+        pack.model_dump(exclude={"pointer_path", "samples", "content_hash", "run_id"}),
+    )
+    for stored in history(layout, FoldPackPointer, job.dataset):
+        same = stored.content_hash == _fold_hash(pack, fold) and shared.items() <= stored.model_dump().items()
+        if same and layout.absolute(stored.samples).is_file():
+            return stored
     table = read_samples(layout.absolute(pack.samples), {**SPLIT_COLUMNS, **RESIZE_COLUMNS})
     folds = int(table["fold"].max()) + 1
     if fold >= folds:
@@ -92,7 +99,7 @@ def fold_pack(pack: PackPointer, fold: int, job: Job) -> FoldPackPointer:
     with staging_folder(target) as folder:
         write_samples(folder / "samples.parquet", table)
     seen = FoldPackPointer(
-        **pack.model_dump(exclude={"pointer_path", "samples", "content_hash", "run_id"}),
+        **shared,
         samples=layout.relative(target / "samples.parquet"),
         content_hash=_fold_hash(pack, fold),
         run_id=job.run_id,

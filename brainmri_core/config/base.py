@@ -182,6 +182,14 @@ def dotted(path: KeyPath) -> str:
     return ".".join(str(part) for part in path)
 
 
+def flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the values of nested blocks by dotted key."""
+    found: dict[str, Any] = {}
+    for key, item in value.items():
+        found |= flat(item, f"{prefix}{key}.") if isinstance(item, dict) else {f"{prefix}{key}": item}
+    return found
+
+
 def nested_model(annotation: Any) -> type[BaseModel] | None:
     """Return the model class inside an annotation such as ``Model``, ``Model | None``, or None."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):

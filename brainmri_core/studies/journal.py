@@ -26,7 +26,7 @@ from brainmri_core.project.layout import Layout
 from brainmri_core.studies.record import Identity, State, Trial, TrialRecord
 from brainmri_core.studies.space import Setting, Space, Value
 from brainmri_core.system.locks import exclusive
-from brainmri_core.system.storage import make_dirs, sha256_json
+from brainmri_core.system.storage import make_dirs, sha256_json, storage_error
 
 JOURNAL = "journal.log"
 _STATES: dict[TrialState, State] = {
@@ -58,6 +58,17 @@ class _KernelLock(JournalFileOpenLock):
         self._held.close()
 
 
+class _Journal(JournalFileBackend):
+    """The journal, whose writing fails in the words of this package."""
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        """Write operations, each a line."""
+        try:
+            super().append_logs(logs)
+        except OSError as error:
+            raise storage_error(error, Path(self._file_path)) from error
+
+
 def _cut_half_line(path: Path) -> None:
     with path.open("r+b") as handle:
         size = handle.seek(0, os.SEEK_END)
@@ -83,7 +94,7 @@ def open_study(layout: Layout, dataset: str, config: TuneConfig, identity: Ident
     path = make_dirs(layout.study_dir(dataset, config.study)) / JOURNAL
     lock = _KernelLock(layout.lock("journal", dataset, config.study), path)
     with exclusive(_lock_of(layout, dataset, config.study)), _readable(path):
-        storage = JournalStorage(JournalFileBackend(str(path), lock_obj=lock))
+        storage = JournalStorage(_Journal(str(path), lock_obj=lock))
         study = optuna.create_study(
             storage=storage,
             study_name=config.study,
@@ -148,8 +159,24 @@ def _lock_of(layout: Layout, dataset: str, study: str) -> Path:
     return layout.lock("study", dataset, study)
 
 
-def lock_of_run(layout: Layout, run_id: str) -> Path:
-    """Return the lock that a run holds as long as it works on a study."""
+@contextlib.contextmanager
+def working(layout: Layout, run_id: str) -> Iterator[None]:
+    """Hold the lock by which others see that this run still works on its study.
+
+    Raises
+    ------
+    BusyError
+        If another process works under this run id.
+    """
+    lock = _lock_of_run(layout, run_id)
+    with exclusive(lock, wait=False, busy="another process works on the study under this run id"):
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+
+
+def _lock_of_run(layout: Layout, run_id: str) -> Path:
     return layout.lock("study-run", run_id)
 
 
@@ -215,7 +242,7 @@ def try_again(study: optuna.Study, space: Space, values: dict[str, Value]) -> No
 
 
 def _works(layout: Layout, run_id: str) -> bool:
-    lock = lock_of_run(layout, run_id)
+    lock = _lock_of_run(layout, run_id)
     try:
         with exclusive(lock, wait=False):
             lock.unlink(missing_ok=True)

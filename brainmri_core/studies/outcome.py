@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
+from brainmri_core.config.base import flat
 from brainmri_core.config.training import TrainConfig
 from brainmri_core.learning.resume import decisive
 from brainmri_core.pictures.study import draw_history, draw_importance
@@ -66,11 +67,13 @@ def note_of(trials: Sequence[Trial], best: Trial, optimism: float | None) -> str
     score = best.score or 0.0
     text = (
         f"Trial {best.number} is the best of {tried} ({states.count('pruned')} pruned, {states.count('failed')} failed). "
-        f"Its out-of-fold macro F1 of {score:.4f} is the greatest of {states.count('complete')} on the same images and so "
-        "optimistic"
+        f"Its out-of-fold macro F1 is {score:.4f}"
     )
-    if optimism is not None:
-        text += f", here by about {optimism:.4f}: expect {score - optimism:.4f}"
+    if states.count("complete") > 1:
+        text += f", the greatest of {states.count('complete')} on the same images and so optimistic"
+        text += (
+            f", here by about {optimism:.4f}: expect {score - optimism:.4f}" if optimism is not None else ""
+        )
     running = states.count("running")
     return f"{text}. No test image was looked at." + (f" {running} trials are running." if running else "")
 
@@ -79,7 +82,7 @@ def experiment_text(
     report_note: str, study: str, searched: Sequence[str], best: TrainConfig, usual: TrainConfig
 ) -> str:
     """Return the best trial as the YAML of an experiment: what was searched, and what differs from the usual settings."""
-    ours, theirs = (_flat(decisive(config)) for config in (best, usual))
+    ours, theirs = (flat(decisive(config)) for config in (best, usual))
     kept = {
         key: value for key, value in ours.items() if f"train.{key}" in searched or theirs.get(key) != value
     }
@@ -94,17 +97,10 @@ def experiment_text(
     return head + yaml.safe_dump({"train": nested}, sort_keys=False, allow_unicode=True, width=1000)
 
 
-def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, item in value.items():
-        flat |= _flat(item, f"{prefix}{key}.") if isinstance(item, dict) else {f"{prefix}{key}": item}
-    return flat
-
-
 def settings_around(config: TrainConfig, searched: Sequence[str]) -> dict[str, Any]:
     """Return the settings that decide a training and are not searched, by dotted key."""
-    flat = {f"train.{key}": value for key, value in _flat(decisive(config)).items()}
-    return {key: value for key, value in flat.items() if key not in searched}
+    found = flat(decisive(config), "train.")
+    return {key: value for key, value in found.items() if key not in searched}
 
 
 def write_outcome(folder: Path, report: StudyReport, config: TrainConfig, usual: TrainConfig) -> None:

@@ -72,8 +72,8 @@ class StudyReport(_Part):
     identity: Identity
     note: str
     trials: list[Trial]
-    best: int | None = Field(description="number of the best complete trial")
-    score: float | None = Field(description="its out-of-fold macro F1, the greatest of all complete trials")
+    best: int = Field(description="number of the best complete trial")
+    score: float = Field(description="its out-of-fold macro F1, the greatest of all complete trials")
     optimism: float | None = Field(description="by how much that is too high, being the greatest")
     importance: dict[str, float] = Field(
         description="key -> share of the scores' variance, by fANOVA; empty where too few trials are complete"

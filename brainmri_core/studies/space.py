@@ -127,7 +127,7 @@ def with_values(config: TrainConfig, values: Mapping[str, Value], source: str) -
     changed = config.model_dump(mode="json", by_alias=True)
     for key, value in values.items():
         *blocks, last = key.split(".")[1:]
-        target = changed
+        target: dict[str, Any] = changed
         for block in blocks:
             target = target[block]
         target[last] = value

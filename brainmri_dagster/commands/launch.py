@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import dagster as dg
 
 from brainmri_core.config import BLOCKS, STAGES, PipelineConfig, Stage, load_config
+from brainmri_core.config.base import flat
 from brainmri_core.config.experiments import apply_experiment, find_experiment
 from brainmri_core.errors import BrainMRIError, ConfigError
 from brainmri_core.project.catalogue import find_entry
@@ -322,19 +322,12 @@ def _print_plan(plan: Plan, layout: Layout) -> None:
     for stage in plan.stages:
         reads = "\n".join(f"{name}: {path or 'made by this run'}" for name, path in stage.inputs.items())
         block = ASSETS[stage.asset].stage
-        usual = _flat(PipelineConfig().stage(block).model_dump(mode="json", by_alias=True)) if block else {}
-        changed = [f"{key}={value}" for key, value in _flat(stage.config).items() if value != usual.get(key)]
+        usual = flat(PipelineConfig().stage(block).model_dump(mode="json", by_alias=True)) if block else {}
+        changed = [f"{key}={value}" for key, value in flat(stage.config).items() if value != usual.get(key)]
         table.add_row(stage.stage, stage.asset, reads, "\n".join(changed) or "defaults")
     console = Console()
     console.print(table, markup=False)
     console.print(f"plan: {layout.run_dir(plan.run_id) / 'plan.json'}", markup=False, soft_wrap=True)
-
-
-def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, item in value.items():
-        flat.update(_flat(item, f"{prefix}{key}.") if isinstance(item, dict) else {f"{prefix}{key}": item})
-    return flat
 
 
 def _release_dry_run(layout: Layout, run_id: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from brainmri_core.config import PipelineConfig
+from brainmri_core.errors import ConfigError
 from brainmri_core.studies.space import find_study, read_space
 from brainmri_core.tuning import lacking_trials
 from brainmri_dagster.commands.backfill import launch_and_wait, require_daemon
@@ -19,12 +20,16 @@ def tune_queued(request: Request) -> int:
     Raises
     ------
     ConfigError
-        If the study's space cannot be searched, or Optuna is not installed.
+        If the study's space cannot be searched, Optuna is not installed, or a run id was given.
     DaemonError
         If no daemon serves the instance, or it stops while the runs wait.
     """
     from brainmri_dagster.code_location import defs
 
+    if request.run_id is not None:
+        raise ConfigError(
+            "--run-id names one run, and with --queue every trial is a run; leave one of them out."
+        )
     config, dataset = configure(request)
     read_space(find_study(config.tune.study))
     project = ProjectConfig(paths=config.paths, env=config.env, log=config.log)

@@ -72,9 +72,9 @@ def test_the_best_trial_becomes_an_experiment_and_every_trial_leaves_its_record(
     best = max(report.trials, key=lambda trial: trial.score or 0)
     assert (report.best, report.score) == (best.number, pointer.headline["macro_f1"])
     assert (
-        f"is the best of 2 (0 pruned, 0 failed). Its out-of-fold macro F1 of {best.score:.4f}" in pointer.note
+        f"is the best of 2 (0 pruned, 0 failed). Its out-of-fold macro F1 is {best.score:.4f}" in pointer.note
     )
-    assert "is the greatest of 2 on the same images and so optimistic" in pointer.note
+    assert ", the greatest of 2 on the same images and so optimistic, here by about" in pointer.note
 
     file = layout.absolute(pointer.experiment_file)
     again = apply_experiment(load_config(), file).train

@@ -110,6 +110,34 @@ def test_all_folds_and_their_report_are_filled_by_one_command(daemon: Daemon) ->
     assert not best.exists(), "no fold takes the place of the whole model"
 
 
+def test_every_trial_of_a_study_is_a_run_of_the_queue(daemon: Daemon) -> None:
+    prepared = daemon.project.brainmri(
+        "pipeline", "--skip", "train", "--skip", "evaluate", "--stale-only", "--dataset", PHANTOM
+    )
+    assert prepared.returncode == 0, prepared.stderr
+    studies = Path(daemon.project.env["BRAINMRI_CONFIG"]).parent / "studies"
+    studies.mkdir()
+    (studies / "queued.yaml").write_text("space: {train.optim.lr: {low: 1e-4, high: 0.1, log: true}}")
+    command = ("tune", "--study", "queued", "--queue", "--dataset", PHANTOM, "--trials")
+    done = daemon.project.brainmri(*command, "2")
+    assert done.returncode == 0, done.stderr
+    more = daemon.project.brainmri(*command, "3")
+    assert more.returncode == 0, more.stderr
+    assert (done.stderr.count("backfill "), more.stderr.count("backfill ")) == (2, 1)
+    runs = [item for item in daemon.project.manifests() if "tune" in item["stages"]]
+    assert [item["status"] for item in runs] == ["success"] * 3
+    report = json.loads((daemon.project.root / runs[-1]["stages"]["tune"]["pointer"]["metrics"]).read_text())
+    assert [trial["state"] for trial in report["trials"]] == ["complete"] * 3
+    assert [trial["record"]["run_id"] for trial in report["trials"]] == [item["run_id"] for item in runs]
+    nothing = daemon.project.brainmri(*command, "3")
+    assert (nothing.returncode, nothing.stdout) == (
+        0,
+        "The study 'queued' has all its 3 trials; --trials asks for more.\n",
+    )
+    refused = daemon.project.brainmri(*command, "4", "--run-id", "mine")
+    assert refused.returncode == 2 and "--run-id names one run" in refused.stderr
+
+
 def test_a_replaced_archive_is_trained_on_and_evaluated_once(daemon: Daemon) -> None:
     write_archive(archive(daemon, REAL), 3)
     started = daemon.project.dagster("sensor", "start", "new_dataset_version", "-w", "workspace.yaml")

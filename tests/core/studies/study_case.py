@@ -15,10 +15,9 @@ import optuna
 
 from brainmri_core.config.tuning import TuneConfig
 from brainmri_core.project.layout import Layout
-from brainmri_core.studies.journal import JOURNAL, end_trial, lock_of_run, next_trial, open_study, trials_of
+from brainmri_core.studies.journal import JOURNAL, end_trial, next_trial, open_study, trials_of, working
 from brainmri_core.studies.record import FoldResult, Identity, Trial, TrialRecord
 from brainmri_core.studies.space import Setting
-from brainmri_core.system.locks import exclusive
 
 DATASET = "owner/set"
 SPACE = {
@@ -51,7 +50,7 @@ def finish(study: optuna.Study, trial: optuna.Trial, run_id: str) -> None:
 def work(layout: Layout, run_id: str, trials: int, fate: str = "lives") -> list[Trial]:
     """Make trials until the study has all of them, or until the second one kills this process."""
     study = opened(layout, trials)
-    with exclusive(lock_of_run(layout, run_id)):
+    with working(layout, run_id):
         made = 0
         while (trial := begun(study, trials, layout, run_id)) is not None:
             made += 1

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import resource
 import signal
 import subprocess
 import sys
@@ -8,12 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from brainmri_core.errors import ConfigError, IntegrityError
+from brainmri_core.errors import ConfigError, IntegrityError, StorageError
 from brainmri_core.project.layout import Layout
-from brainmri_core.studies.journal import JOURNAL, importance_of, lock_of_run, state_of, trials_of
+from brainmri_core.studies.journal import JOURNAL, importance_of, state_of, trials_of, working
 from brainmri_core.studies.record import Trial
 from brainmri_core.studies.space import Setting
-from brainmri_core.system.locks import exclusive
 from tests import ROOT
 from tests.core.studies.study_case import DATASET, HERE, SPACE, begun, finish, opened, work
 
@@ -72,7 +72,7 @@ def test_several_processes_share_the_trials_and_none_is_made_twice(tmp_path: Pat
 def test_a_running_trial_of_a_live_process_is_left_to_it(tmp_path: Path) -> None:
     layout = Layout(root=tmp_path)
     study = opened(layout, 2)
-    with exclusive(lock_of_run(layout, "alive")):
+    with working(layout, "alive"):
         trial = begun(study, 2, layout, "alive")
         assert [item.state for item in work(layout, "r2", 2)] == ["running", "complete"]
         assert trial is not None
@@ -116,3 +116,18 @@ def test_a_damaged_journal_is_named(tmp_path: Path, text: bytes) -> None:
     with pytest.raises(IntegrityError, match=r"The journal .*journal.log of the study is damaged"):
         opened(layout, 2)
     assert path.read_bytes().endswith(text)
+
+
+def test_a_disk_that_is_full_is_named_and_the_study_goes_on_when_there_is_room(tmp_path: Path) -> None:
+    layout = Layout(root=tmp_path)
+    study = opened(layout, 3)
+    path = layout.study_dir(DATASET, "s") / JOURNAL
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 40, before[1]))
+    try:
+        with pytest.raises(StorageError, match=r"Cannot write .*journal.log"):
+            begun(study, 3, layout, "r1")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not path.read_bytes().endswith(b"\n"), "half a line is left"
+    assert [trial.state for trial in work(layout, "r1", 3)] == ["complete"] * 3
