@@ -96,7 +96,8 @@ def _make(study: Study, trial: optuna.Trial) -> str | None:
         reason = str(error)
         study.job.log.warning("trial failed", number=trial.number, reason=reason)
         end("failed")
-    except BaseException as error:  # a signal, a full disk, a damaged pack: nothing that the values are to blame for
+    except BaseException as error:
+        # a signal, a full disk, a damaged pack: nothing that the values are to blame for
         outside = isinstance(error, BrainMRIError) or not isinstance(error, Exception)
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         end("failed", interrupted=outside)
