@@ -32,7 +32,7 @@ from PIL import Image
 from brainmri_core.config.data import CopySearchConfig, FetchConfig, ResizeConfig, SplitConfig, ValidateConfig
 from brainmri_core.copies.fingerprint import fingerprint_files
 from brainmri_core.copies.search import find_copies
-from brainmri_core.fetch import _index, fetch
+from brainmri_core.fetch import fetch
 from brainmri_core.project.catalogue import load_catalogue
 from brainmri_core.project.job import Job
 from brainmri_core.project.layout import Layout
@@ -40,6 +40,7 @@ from brainmri_core.project.logs import StageLog
 from brainmri_core.project.pointer_store import write_pointer
 from brainmri_core.project.sample_table import read_samples
 from brainmri_core.resize import resize
+from brainmri_core.sources.index import index_files
 from brainmri_core.split import split
 from brainmri_core.system.threads import cores
 from brainmri_core.validate import validate
@@ -105,7 +106,7 @@ def one_round(clock: Clock, root: Path, run_id: str, archive: Path) -> None:
     clock.time("floor: bare decode", lambda: decode_all(files, "RGB"))
     clock.time("gray floor: bare decode to gray", lambda: decode_all(files, "Gray"))
     clock.time("Pillow open-resize-save, 1 thread", lambda: pillow_loop(files, root / "plain"))
-    clock.time("fetch index", lambda: _index(data, KEY))
+    clock.time("fetch index", lambda: index_files(data, job.entry, None, []))
     prints = clock.time("  fingerprints", lambda: fingerprint_files(data, paths))
     clock.time("  search for copies", lambda: find_copies(prints, CopySearchConfig()))
     mapping = clock.time(

@@ -5,12 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 
+from brainmri_core.arrays import F64, I64
 from brainmri_core.evaluation.bootstrap import confusion_metrics, group_weights
-
-F64 = npt.NDArray[np.float64]
-I64 = npt.NDArray[np.int64]
 
 
 def optimism_of_best(
