@@ -202,7 +202,8 @@ def read_features(folder: Path) -> F32:
         If they are not those that the record beside them was written for.
     """
     record = read_json(folder / RECORD_NAME)
-    check_sha256(folder / FEATURES_NAME, str(record.get("features_sha256")), "features")
+    expected = record.get("features_sha256") if isinstance(record, dict) else None
+    check_sha256(folder / FEATURES_NAME, str(expected), "features")
     found: F32 = np.load(folder / FEATURES_NAME, mmap_mode="r", allow_pickle=False)
     return found
 
