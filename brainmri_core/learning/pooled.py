@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from brainmri_core.errors import ModelError
 from brainmri_core.learning.timm_models import map_of, stages
 
 # Children that hold the blocks, rather than being one.
@@ -31,7 +32,7 @@ def depth_layers(model: nn.Module) -> dict[str, int]:
     Raises
     ------
     ModelError
-        If an output is neither a map nor tokens.
+        If an output is neither a map nor tokens, or the model takes only images of a size that it does not tell.
     """
     hollow = copy.deepcopy(model).to("meta").eval()
     trunk = next((name for name, _ in hollow.named_children() if name in SEQUENCES), "")
@@ -50,12 +51,20 @@ def depth_layers(model: nn.Module) -> dict[str, int]:
         hollow.get_submodule(path).register_forward_hook(look(path))
     side = getattr(getattr(hollow, "patch_embed", None), "img_size", None) or (_SIDE, _SIDE)
     channels = next(module for module in hollow.modules() if isinstance(module, nn.Conv2d)).in_channels
-    with torch.no_grad():
-        hollow(torch.empty(1, channels, *side, device="meta"))
+    try:
+        with torch.no_grad():
+            hollow(torch.empty(1, channels, *side, device="meta"))
+    except (RuntimeError, AssertionError) as error:
+        raise ModelError(
+            f"The depths of a {type(model).__name__} for images of this size cannot be told; set train.probe.depths to 1, "
+            "or choose another train.model.name."
+        ) from error
     by_size = {size: path for path, (size, _) in found.items() if size > 1}
-    if len(by_size) == 1:
+    if len(by_size) == 1 and len(found) > _BLOCKS:
         every = len(found) / _BLOCKS
         chosen = [list(found)[round(every * (number + 1)) - 1] for number in range(_BLOCKS)]
+    elif len(by_size) == 1:
+        chosen = list(found)
     else:
         chosen = [by_size[size] for size in sorted(by_size, reverse=True)[:-1]]
     return {path: found[path][1] for path in chosen}

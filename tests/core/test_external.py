@@ -36,6 +36,7 @@ from tests.core.external_case import (
     pack_folder,
     two_sites,
 )
+from tests.counts import rest
 
 pytestmark = pytest.mark.training
 
@@ -257,11 +258,18 @@ def test_a_checkpoint_that_names_no_pack_is_searched_in_the_one_with_its_content
     assert metrics["out_of_distribution"]["flagged_share"] is None
 
 
-def test_foreign_weights_at_the_start_of_the_training_are_told(sites: TwoSites, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("source", "started"), [("weights_file", "other/best.pth"), *rest(("weights_package", "their-weights"))]
+)
+def test_foreign_weights_at_the_start_of_the_training_are_told(
+    sites: TwoSites, tmp_path: Path, source: str, started: str
+) -> None:
     meta, _ = load_checkpoint(sites.home.layout.absolute(sites.checkpoint.checkpoint))
-    trained = {**meta.train_config, "model": {**meta.train_config["model"], "weights_file": "other/best.pth"}}
-    found = sites.measure("x7", weights=rewritten(sites, tmp_path / "started.pth", train_config=trained))
-    assert any("other/best.pth" in item["text"] for item in read(sites, found)["warnings"])
+    trained = {**meta.train_config, "model": {**meta.train_config["model"], source: started}}
+    found = sites.measure(
+        f"x7-{source}", weights=rewritten(sites, tmp_path / "started.pth", train_config=trained)
+    )
+    assert any(started in item["text"] for item in read(sites, found)["warnings"])
 
 
 def test_a_pack_that_was_changed_is_refused(sites: TwoSites) -> None:

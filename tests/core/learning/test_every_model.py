@@ -28,7 +28,8 @@ pytestmark = pytest.mark.training
 _ROW = re.compile(
     r"^\| `(?P<name>[a-z0-9_/.]+)` \| (?P<millions>[0-9.]+) \| (?P<side>[^|]+) \|", re.MULTILINE
 )
-TABLE = {row["name"]: row for row in _ROW.finditer((ROOT / "docs/training.md").read_text(encoding="utf-8"))}
+_PAGE = (ROOT / "docs/training.md").read_text(encoding="utf-8")
+TABLE = {row["name"]: row for row in _ROW.finditer(_PAGE.partition("## Encoders\n")[2].partition("\n## ")[0])}
 CHEAP = ["timm/mobilenetv4_conv_small"]
 SIDES = {"timm/vit_small_patch14_dinov2.lvd142m": 56}
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from timm.models.vision_transformer import VisionTransformer
 
 from brainmri_core.errors import ModelError
 from brainmri_core.learning.models import build_model, head, with_depths
@@ -63,7 +64,20 @@ def test_the_depths_do_not_depend_on_the_images(name: str) -> None:
     assert depth_layers(small) == depth_layers(large)
 
 
-def test_a_network_whose_layers_give_no_maps_is_refused() -> None:
-    model = build_model("timm/pit_ti_224", num_classes=2, in_channels=1)
-    with pytest.raises(ModelError, match="PoolingVisionTransformer gives neither a map nor the tokens"):
-        with_depths(model, "timm/pit_ti_224", 2)
+@pytest.mark.parametrize(
+    ("name", "side", "words"),
+    [
+        ("timm/pit_ti_224", 224, "PoolingVisionTransformer gives neither a map nor the tokens"),
+        ("timm/hiera_tiny_224", 64, "depths of a Hiera for images of this size cannot be told"),
+    ],
+)
+def test_a_network_whose_depths_are_not_known_is_refused(name: str, side: int, words: str) -> None:
+    model = build_model(name, num_classes=2, in_channels=1, image_size=side)
+    with pytest.raises(ModelError, match=words):
+        with_depths(model, name, 2)
+
+
+def test_a_transformer_of_few_blocks_has_all_of_them() -> None:
+    model = VisionTransformer(img_size=32, in_chans=1, embed_dim=16, depth=2, num_heads=2)
+    model.pretrained_cfg = {}
+    assert depth_layers(model) == {"blocks.0": 32, "blocks.1": 32}
