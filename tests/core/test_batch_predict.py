@@ -31,6 +31,7 @@ from brainmri_core.project.pointers import (
 from brainmri_core.system.storage import read_json, sha256_file
 from brainmri_core.verify import verify
 from tests.core.evaluation_case import Case
+from tests.core.images.medical_case import SECRET, dicom
 
 INBOX = DatasetEntry(key="clinic/inbox", source="archive", labelled=False)
 
@@ -316,3 +317,17 @@ def test_the_stored_numbers_are_finite_where_there_are_any(case: Case, inbox: Pa
     numbers = table[[name for name in table if name.startswith(("prob_", "logit_"))]].to_numpy(np.float64)
     assert np.isfinite(numbers).all()
     assert not [name for name in table if name.startswith("feature_") or name == "embedding"]
+
+
+def test_of_scans_the_table_says_which_are_of_one_patient_and_names_none(case: Case, tmp_path: Path) -> None:
+    folder = tmp_path / "scans"
+    folder.mkdir()
+    rng = np.random.default_rng(3)
+    for number in range(4):
+        frame = rng.integers(0, 4000, (1, 64, 64), np.uint16)
+        owner = {"PatientID": f"{SECRET}{number // 2}", "SeriesInstanceUID": f"1.2.{number}"}
+        (folder / f"{number}.dcm").write_bytes(dicom(frame, **owner))
+    table = table_of(case, predicted(case, folder, "scans"))
+    assert table["patient"].tolist() == [*[table["patient"][0]] * 2, *[table["patient"][2]] * 2]
+    assert table["patient"].nunique() == 2 and table["scan"].nunique() == 4
+    assert SECRET not in table.to_csv()
