@@ -106,13 +106,13 @@ def test_no_test_image_is_looked_at(root: Path, tmp_path: Path) -> None:
     pixels[rows] = np.random.default_rng(0).integers(0, 256, pixels[rows].shape)
     np.save(file, pixels)
     changed: PackPointer = pack.model_copy(update={"pack_sha256": sha256_file(file)})
-    assert found_by(report_of(other, search(other, "r1", 2, pack=changed))) == found_by(first)
+    assert found_by(report_of(other, search(other, "r2", 2, pack=changed))) == found_by(first)
     seen = table.loc[(table["split"] == "train") & (table["row"] >= 0), "row"].to_numpy()
     pixels[seen] = 255 - pixels[seen]
     np.save(file, pixels)
     shutil.rmtree(other / "outputs/studies")
     changed = pack.model_copy(update={"pack_sha256": sha256_file(file)})
-    assert found_by(report_of(other, search(other, "r2", 2, pack=changed))) != found_by(first)
+    assert found_by(report_of(other, search(other, "r3", 2, pack=changed))) != found_by(first)
 
 
 @pytest.mark.full
