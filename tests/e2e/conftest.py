@@ -35,6 +35,7 @@ train:
   model: {name: mobilenet_v3_small, pretrained: false}
   loop: {epochs: 1}
 evaluate: {bootstrap_resamples: 50, io: {top_per_class: 2}}
+embeddings: {model: {pretrained: false}}
 """
 
 

@@ -31,6 +31,7 @@ train:
   model: {name: mobilenet_v3_small, pretrained: false}
   loop: {epochs: 1}
 evaluate: {bootstrap_resamples: 50, io: {make_gradcam: false, make_galleries: false}}
+embeddings: {model: {pretrained: false}}
 """
 
 
