@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from brainmri_core.config.base import flat
 from brainmri_core.config.training import TrainConfig
 from brainmri_core.errors import ConfigError, ModelError
 from brainmri_core.project.job import Job
@@ -59,7 +60,10 @@ class _TensorBoard:
             raise _missing("tensorboard") from None
         folder = job.layout.training_dir(config.io.out_summary, job.dataset, job.run_id) / "tensorboard"
         self.link: str | None = job.layout.relative(folder)
-        rows = [f"| {name} | {value} |" for name, value in {**tags, **_flat(config)}.items()]
+        rows = [
+            f"| {name} | {value} |"
+            for name, value in {**tags, **flat(config.model_dump(mode="json"))}.items()
+        ]
         try:
             # a run that is retried under its id reports the epochs that it had reported before once more
             self._writer: Any = SummaryWriter(str(folder), purge_step=1)
@@ -107,7 +111,7 @@ class _MLflow:
                 else self._client.create_experiment(config.tracking.experiment)
             )
             self._run = self._client.create_run(experiment, run_name=job.run_id, tags=dict(tags)).info.run_id
-            for name, value in _flat(config).items():
+            for name, value in flat(config.model_dump(mode="json")).items():
                 self._client.log_param(self._run, name, str(value)[:_LONGEST_PARAM])
         except (MlflowException, OSError) as error:  # of a server that is gone: requests' errors are OSErrors
             raise ModelError(
@@ -193,15 +197,6 @@ def _metrics(record: Mapping[str, Any]) -> dict[str, float]:
         name: float(value)
         for name, value in record.items()
         if isinstance(value, (int, float)) and name != "epoch"
-    }
-
-
-def _flat(config: TrainConfig) -> dict[str, Any]:
-    """Return the settings by their dotted names."""
-    return {
-        f"{block}.{name}": value
-        for block, values in config.model_dump(mode="json").items()
-        for name, value in values.items()
     }
 
 

@@ -87,6 +87,7 @@ def test_what_runs_a_model_takes_the_accelerator_and_nothing_else_does() -> None
         "external_evaluation",
         "batch_predictions",
         "embeddings",
+        "tuning_study",
     }
     assert {name for name, pool in pools.items() if pool == "accelerator"} == models
     assert {pool for name, pool in pools.items() if name not in models} == {"dataset"}
