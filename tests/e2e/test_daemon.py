@@ -128,7 +128,8 @@ def test_every_trial_of_a_study_is_a_run_of_the_queue(daemon: Daemon) -> None:
     assert [item["status"] for item in runs] == ["success"] * 3
     report = json.loads((daemon.project.root / runs[-1]["stages"]["tune"]["pointer"]["metrics"]).read_text())
     assert [trial["state"] for trial in report["trials"]] == ["complete"] * 3
-    assert [trial["record"]["run_id"] for trial in report["trials"]] == [item["run_id"] for item in runs]
+    # Two runs of one second are in no order by their ids.
+    assert {trial["record"]["run_id"] for trial in report["trials"]} == {item["run_id"] for item in runs}
     nothing = daemon.project.brainmri(*command, "3")
     assert (nothing.returncode, nothing.stdout) == (
         0,
