@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from tests.e2e.test_ui import EXPANDED, OTHERS, PIPELINE, click, wait_for_text
 
 IMAGES = ROOT / "docs" / "images"
 _SIDE, _TOP = 375, 110  # what the UI shows left of the graph and above it
+_DOTS = 215  # gray level of the grid behind the graph; what is darker belongs to it
 
 
 def save(image: Image.Image, name: str, width: int) -> None:
@@ -36,12 +38,16 @@ def graph(browser: Any, url: str) -> Image.Image:
     browser.get(f"{url}/asset-groups/?expanded={EXPANDED}")
     wait_for_text(browser, *PIPELINE, *OTHERS)
     click(browser, "//*[text()='Hide navigation']")
+    while "Loading" in browser.find_element("tag name", "body").text:
+        time.sleep(0.5)
     whole = screen(browser)
-    return whole.crop((_SIDE, _TOP, whole.width - 80, whole.height))
+    shown = whole.crop((_SIDE, _TOP, whole.width - 80, whole.height))
+    left, top, right, bottom = shown.convert("L").point(lambda gray: 255 * (gray < _DOTS)).getbbox()
+    return shown.crop((max(0, left - 20), max(0, top - 20), right + 20, bottom + 20))
 
 
 def main(url: str, report: str) -> None:
-    with chromium(2600, 1250) as browser:
+    with chromium(2600, 1900) as browser:
         save(graph(browser, url), "graph", 1600)
     with chromium(1200, 750) as browser:
         browser.get(Path(report).resolve().as_uri())
