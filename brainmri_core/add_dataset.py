@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import tempfile
-import zipfile
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +11,13 @@ from pathlib import Path
 import yaml
 
 from brainmri_core.config.base import read_yaml
+from brainmri_core.config.data import FetchConfig
 from brainmri_core.config.formats import ENDINGS, SCAN_ENDINGS
 from brainmri_core.errors import ConfigError, SourceError
 from brainmri_core.project.catalogue import CLASSES, catalogue_path, load_catalogue
-from brainmri_core.project.foreign_names import compared, is_litter, safe_name, shown_name
+from brainmri_core.project.foreign_names import compared, shown_name
+from brainmri_core.sources.archive import list_archive
+from brainmri_core.sources.folder import list_folder
 from brainmri_core.sources.tree import Tree, read_trees
 from brainmri_core.system.storage import make_dirs, write_bytes
 
@@ -66,7 +68,7 @@ def guess_entry(key: str, source: Path) -> Guess:
     ConfigError
         If there is more than one tree of class folders, so that a person has to choose.
     """
-    names = [name for name in _names(source) if not is_litter(name)]
+    names = _names(source)
     images = [name for name in names if name.lower().endswith((*ENDINGS, *SCAN_ENDINGS))]
     trees = read_trees(images, lambda name: class_named(name) is not None)
     if not trees:
@@ -119,20 +121,11 @@ def add_entry(guess: Guess) -> Path:
 
 
 def _names(source: Path) -> list[str]:
-    if source.is_dir():
-        return [path.relative_to(source).as_posix() for path in sorted(source.rglob("*")) if path.is_file()]
-    try:
-        with zipfile.ZipFile(source) as archive:
-            found = [item.filename for item in archive.infolist() if not item.is_dir()]
-    except OSError as error:
-        raise SourceError(
-            f"{shown_name(source)} cannot be read ({error.strerror}); name a zip or a folder."
-        ) from None
-    except (zipfile.BadZipFile, ValueError, NotImplementedError):
-        raise SourceError(
-            f"{shown_name(source)} is no zip archive; name a zip, or unpack it and name the folder."
-        ) from None
-    return [safe_name(name, name, shown_name(source)) for name in found]
+    """List the files as `fetch` would take them, so that what it refuses is refused here."""
+    if not source.exists():
+        raise SourceError(f"{shown_name(source)} does not exist; name a zip or a folder.")
+    limits = FetchConfig().limits
+    return list_folder(source, limits) if source.is_dir() else list_archive(source, limits)
 
 
 def _guess(key: str, tree: Tree) -> Guess:

@@ -9,6 +9,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from brainmri_core.config.data import ArchiveLimits
@@ -85,7 +86,41 @@ def extract_archive(
     StorageError
         If the archive cannot be read or the files cannot be written.
     """
-    shown = shown or shown_name(archive)
+    with _checked_archive(archive, limits, litter, shown or shown_name(archive)) as (opened, entries):
+        total = sum(info.file_size for info, _ in entries)
+        done = 0
+        for info, target in entries:
+            for written in _extract(opened, info, dest / target, shown or shown_name(archive)):
+                done += written
+                if progress is not None:
+                    progress(done, total)
+        return [target for _, target in entries]
+
+
+def list_archive(archive: Path, limits: ArchiveLimits) -> list[str]:
+    """List the files of a zip archive, after the checks of its listing that unpacking makes.
+
+    Returns
+    -------
+    list of str
+        POSIX paths in the archive's order, without the files that systems leave behind.
+
+    Raises
+    ------
+    SourceError
+        Where unpacking would refuse the archive for its listing.
+    StorageError
+        If it cannot be read.
+    """
+    with _checked_archive(archive, limits, None, shown_name(archive)) as (_, entries):
+        return [target for _, target in entries]
+
+
+@contextmanager
+def _checked_archive(
+    archive: Path, limits: ArchiveLimits, litter: list[str] | None, shown: str
+) -> Iterator[tuple[zipfile.ZipFile, list[tuple[zipfile.ZipInfo, str]]]]:
+    """Open an archive whose listing is checked; what goes wrong with it inside the block is said in one sentence."""
     try:
         if archive.stat().st_size > limits.max_archive_bytes:
             raise SourceError(
@@ -93,15 +128,7 @@ def extract_archive(
             )
         check_count(archive, limits)
         with zipfile.ZipFile(archive) as opened:
-            entries = _checked(opened.infolist(), shown, limits, [] if litter is None else litter)
-            total = sum(info.file_size for info, _ in entries)
-            done = 0
-            for info, target in entries:
-                for written in _extract(opened, info, dest / target, shown):
-                    done += written
-                    if progress is not None:
-                        progress(done, total)
-            return [target for _, target in entries]
+            yield opened, _checked(opened.infolist(), shown, limits, [] if litter is None else litter)
     except OSError as error:
         raise storage_error(error, archive, "unpack") from error
     except MemoryError as error:  # no fault of the archive's: its listing has a limit

@@ -83,11 +83,20 @@ def test_what_cannot_be_guessed_is_refused_and_nothing_is_written(tmp_path: Path
     (tmp_path / "flat/1.png").write_bytes(b"")
     with pytest.raises(SourceError, match=r"lies in a class folder \(1 images among 1 files\)"):
         guess_entry("a/b", tmp_path / "flat")
-    with pytest.raises(SourceError, match="cannot be read"):
+    with pytest.raises(SourceError, match="does not exist"):
         guess_entry("a/b", tmp_path / "absent.zip")
     (tmp_path / "no.zip").write_bytes(b"x")
-    with pytest.raises(SourceError, match="is no zip archive"):
+    with pytest.raises(SourceError, match="is not a zip archive"):
         guess_entry("a/b", tmp_path / "no.zip")
+    with zipfile.ZipFile(tmp_path / "nameless.zip", "w") as handle:
+        handle.writestr("gbm/1.png", b"")
+        handle.filelist[0].filename = ""
+    with pytest.raises(SourceError):
+        guess_entry("a/b", tmp_path / "nameless.zip")
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked/gbm").symlink_to(tmp_path / "flat")
+    with pytest.raises(SourceError, match="a symbolic link"):
+        guess_entry("a/b", tmp_path / "linked")
     with zipfile.ZipFile(tmp_path / "escape.zip", "w") as handle:
         handle.writestr("../../gbm/1.png", b"")
     with pytest.raises(BrainMRIError):
