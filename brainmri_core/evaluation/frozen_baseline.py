@@ -56,5 +56,5 @@ def frozen_baseline(
     except BrainMRIError as error:
         return str(error).rstrip(".")
     rows = samples["row"].to_numpy()[evidence.positions("test")]
-    meaning = f"a linear model on the features of {pointer.model_name} as it was before any training here"
+    meaning = f"a linear model on the features of {pointer.model_name} as the embeddings have it, without training here"
     return Baseline(FROZEN, meaning, probe_shares(probe, features[rows]), True)
