@@ -3,7 +3,8 @@
 What keeps a result: every pointer, each history copy as much as ``latest.json``; every manifest, successful or not, by
 the paths it recorded; the champion; the training that ``best.pth`` is a copy of; and a stage that is running now. So only
 what crashed, failed or interrupted runs left can go, and a result that the history names stays until its history copy
-and its run's folder are deleted by hand.
+and its run's folder are deleted by hand. What a run could go on from stays, too: the state of a training, and the trials
+of a study for as long as its data is on record.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from brainmri_core.config import PipelineConfig
 from brainmri_core.errors import BusyError
 from brainmri_core.project.layout import FOLDS_FOLDER, RESERVED_NAMES, Layout
 from brainmri_core.project.pointer_store import PATH_FIELDS, pointer_files, read_pointer
+from brainmri_core.project.pointers import PackPointer
 from brainmri_core.project.run_schema import manifest_files, read_manifest
+from brainmri_core.studies.record import OUTCOMES_FOLDER, REPORT_FILE, data_of
 from brainmri_core.system.locks import exclusive
 from brainmri_core.system.storage import (
     TEMPORARY_PREFIX,
@@ -40,6 +43,7 @@ _MARKS = (
     "leaderboard.csv",
     "generalisation.csv",
     "record.json",
+    REPORT_FILE,
     "best.pth",
     "last.pth",
 )
@@ -51,7 +55,7 @@ class Garbage(BaseModel):
     Attributes
     ----------
     results : list of pathlib.Path
-        Result folders of runs that left no pointer.
+        Result folders of runs that left no pointer, and studies that nothing refers to and no run can continue.
     temporaries : list of pathlib.Path
         Half-written files and folders of dead processes.
     size : int
@@ -94,6 +98,8 @@ def collect_garbage(layout: Layout, config: PipelineConfig | None = None, *, dry
         fetching = [folder for folder in sorted(raw.glob("*/*")) if not _locked(layout, folder, locks)]
         # The folders are listed before the pointers are read: what is published after that is not on the list.
         candidates = [path for base in _bases(layout, config) for path in _results(base)]
+        studies = list(_studies(layout))
+        candidates += [path for study in studies for path in _with_marks(study / OUTCOMES_FOLDER)]
         keep = _referenced(layout, raw)
         for folder in fetching:
             keep.add(folder)
@@ -101,7 +107,9 @@ def collect_garbage(layout: Layout, config: PipelineConfig | None = None, *, dry
         for path in candidates:
             if _same(newest, path / "best.pth"):
                 keep.add(path)
-        results = [path for path in candidates if not keep.holds(path)]
+        ended = [study for study in studies if data_of(study) not in (None, *keep.data)]
+        unused = {path for path in [*candidates, *ended] if not keep.holds(path)}
+        results = sorted(path for path in unused if unused.isdisjoint(path.parents))
         temporaries = [
             path for folder in _shared_folders(layout, config) for path in stale_temporaries(folder)
         ]
@@ -144,6 +152,7 @@ class _References:
         self.paths: set[Path] = set()
         self.above: set[Path] = set()
         self.running: set[str] = set()
+        self.data: set[str] = set()
 
     def add(self, path: Path) -> None:
         path = path.resolve()
@@ -163,7 +172,10 @@ class _References:
 def _referenced(layout: Layout, raw: Path) -> _References:
     found = _References()
     for pointer_type, path in pointer_files(layout):
-        values: dict[str, Any] = read_pointer(layout, pointer_type, path).model_dump()
+        pointer = read_pointer(layout, pointer_type, path)
+        if isinstance(pointer, PackPointer):
+            found.data.add(pointer.content_hash)
+        values: dict[str, Any] = pointer.model_dump()
         for name, stored in values.items():
             if name in PATH_FIELDS and stored:
                 found.add(layout.absolute(stored))
@@ -174,9 +186,17 @@ def _referenced(layout: Layout, raw: Path) -> _References:
                 found.add(layout.absolute(stored))
             if entry.status == "running":
                 found.running.add(path.parent.name)
-                if stage == "fetch" and manifest.dataset:
-                    found.add(raw / manifest.dataset)
+                if manifest.dataset:
+                    for place in _shared_by_runs(layout, raw, stage):
+                        found.add(place / manifest.dataset)
     return found
+
+
+def _shared_by_runs(layout: Layout, raw: Path, stage: str) -> list[Path]:
+    """Return the folders in which a running stage uses what bears no run's name."""
+    if stage == "fetch":
+        return [raw]
+    return [layout.features, *([layout.studies] if stage == "tune" else [])]
 
 
 def _bases(layout: Layout, config: PipelineConfig) -> list[Path]:
@@ -211,11 +231,24 @@ def _results(base: Path) -> Iterator[Path]:
 
     What lies elsewhere is somebody else's, and a staging folder is no result yet, whatever it holds.
     """
+    for dataset in _datasets(base):
+        yield from (*_with_marks(dataset), *_with_marks(dataset / FOLDS_FOLDER))
+
+
+def _studies(layout: Layout) -> Iterator[Path]:
+    for dataset in _datasets(layout.studies):
+        yield from _folders(dataset)
+
+
+def _datasets(base: Path) -> Iterator[Path]:
     for owner in _folders(base):
-        for dataset in _folders(owner):
-            for path in (*_folders(dataset), *_folders(dataset / FOLDS_FOLDER)):
-                if path.name not in RESERVED_NAMES and any((path / name).is_file() for name in _MARKS):
-                    yield path
+        yield from _folders(owner)
+
+
+def _with_marks(folder: Path) -> Iterator[Path]:
+    for path in _folders(folder):
+        if path.name not in RESERVED_NAMES and any((path / name).is_file() for name in _MARKS):
+            yield path
 
 
 def _folders(folder: Path) -> list[Path]:

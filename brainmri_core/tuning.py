@@ -20,7 +20,7 @@ from brainmri_core.studies.outcome import (
     settings_around,
     write_outcome,
 )
-from brainmri_core.studies.record import REPORT_FILE, Identity, StudyReport
+from brainmri_core.studies.record import OUTCOMES_FOLDER, REPORT_FILE, Identity, StudyReport
 from brainmri_core.studies.space import find_study, read_space
 from brainmri_core.system.clock import timestamp, utc_now
 from brainmri_core.system.storage import sha256_json, staging_folder
@@ -91,7 +91,7 @@ def tune(
         study = Study(config, train, identity, opened, folds, job, fit)
         make_trials(study)
         report = report_of(study)
-    target = study.folder / "outcomes" / job.run_id
+    target = study.folder / OUTCOMES_FOLDER / job.run_id
     with staging_folder(target) as folder:
         write_outcome(folder, report, train, usual or TrainConfig())
     job.log.info("tuned", best=report.best, macro_f1=report.score, optimism=report.optimism)

@@ -162,13 +162,23 @@ class Layout(BaseModel):
         """Folder of one evaluation."""
         return self.configured(eval_out) / dataset / run_id
 
+    @property
+    def features(self) -> Path:
+        """Folder of the features of all data sets."""
+        return self.outputs / "features"
+
     def features_dir(self, dataset: str, key: str) -> Path:
         """Folder of a pack's features by one encoder; `key` stands for everything that decides them."""
-        return self.outputs / "features" / dataset / key
+        return self.features / dataset / key
+
+    @property
+    def studies(self) -> Path:
+        """Folder of the studies of all data sets."""
+        return self.outputs / "studies"
 
     def study_dir(self, dataset: str, study: str) -> Path:
         """Folder of a study of a data set: its journal, the calls of its trials and its outcomes."""
-        return self.outputs / "studies" / dataset / study
+        return self.studies / dataset / study
 
     def test_ledger(self, dataset: str) -> Path:
         """File that says who has looked at a data set's test splits, a JSON object a line."""

@@ -23,12 +23,11 @@ from optuna.trial import FrozenTrial, TrialState
 from brainmri_core.config.tuning import TuneConfig
 from brainmri_core.errors import BusyError, ConfigError, IntegrityError
 from brainmri_core.project.layout import Layout
-from brainmri_core.studies.record import Identity, State, Trial, TrialRecord
+from brainmri_core.studies.record import JOURNAL, Identity, State, Trial, TrialRecord
 from brainmri_core.studies.space import Setting, Space, Value
 from brainmri_core.system.locks import exclusive
 from brainmri_core.system.storage import make_dirs, sha256_json, storage_error
 
-JOURNAL = "journal.log"
 _STATES: dict[TrialState, State] = {
     TrialState.COMPLETE: "complete",
     TrialState.PRUNED: "pruned",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,7 +12,7 @@ from brainmri_core.studies.space import Space, Value
 from brainmri_core.system.json_models import read_model
 
 State = Literal["complete", "pruned", "failed", "running", "abandoned", "waiting"]
-REPORT_FILE = "study.json"
+JOURNAL, OUTCOMES_FOLDER, REPORT_FILE = "journal.log", "outcomes", "study.json"
 
 
 class _Part(BaseModel):
@@ -93,3 +94,20 @@ def read_report(path: Path) -> StudyReport:
         If it is damaged, or not of this version.
     """
     return read_model(path, StudyReport, "is no outcome of a study", "run `brainmri tune` again")
+
+
+def data_of(folder: Path) -> str | None:
+    """Return the content hash of the data that a study was begun on, from its journal; None where that does not say.
+
+    Optuna writes an operation a line, and need not be installed to read this one.
+    """
+    try:
+        with (folder / JOURNAL).open(encoding="utf-8") as lines:
+            for line in lines:
+                operation = json.loads(line)
+                attributes = operation.get("user_attr") if isinstance(operation, dict) else None
+                if isinstance(attributes, dict) and "identity" in attributes:
+                    return Identity.model_validate(attributes["identity"]).data
+    except (OSError, ValueError):  # no study, or a damaged one, which whoever continues it is told
+        return None
+    return None

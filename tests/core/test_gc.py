@@ -13,12 +13,17 @@ import pytest
 
 from brainmri_core.errors import IntegrityError
 from brainmri_core.gc import collect_garbage, remove_leftovers
+from brainmri_core.learning.encoder import RECORD_NAME
 from brainmri_core.project.layout import Layout
+from brainmri_core.project.pointer_store import latest_pointer
+from brainmri_core.project.pointers import PackPointer
 from brainmri_core.project.run_record import stage_record
+from brainmri_core.studies.record import OUTCOMES_FOLDER, REPORT_FILE
 from brainmri_core.system.locks import exclusive
 from brainmri_core.system.storage import atomic_file, remove_folder, staging_folder
 from brainmri_core.verify import verify
 from tests import ROOT
+from tests.core.studies.study_case import DATASET, HERE, work
 from tests.faults.tiny import PHANTOM, configuration, run_stage
 
 pytestmark = pytest.mark.training
@@ -167,6 +172,43 @@ def test_what_crashed_folds_left_goes(layout: Layout) -> None:
         folder.mkdir(parents=True)
         (folder / ("best.pth" if "models" in folder.parts else "samples.parquet")).write_bytes(b"x")
     assert sorted(collect_garbage(layout, dry_run=False).results) == sorted(left)
+
+
+def test_of_a_study_goes_what_nobody_refers_to_and_its_trials_only_without_their_data(layout: Layout) -> None:
+    pack = latest_pointer(layout, PackPointer, PHANTOM)
+    assert pack is not None
+    study = layout.study_dir(DATASET, "s")
+    outcomes = [study / OUTCOMES_FOLDER / name for name in ("named", "crashed")]
+    for data, garbage in ((pack.content_hash, [outcomes[1]]), ("of an older pack", [study])):
+        work(layout, "r1", 1, identity=HERE.model_copy(update={"data": data}))
+        for folder in outcomes:
+            folder.mkdir(parents=True)
+            (folder / REPORT_FILE).write_bytes(b"{}")
+        with stage_record(layout, "x", "evaluate", "model_evaluation") as record:
+            record.entry["output_paths"] = [layout.relative(outcomes[0] / REPORT_FILE)]
+        assert collect_garbage(layout).results == [outcomes[1]], (
+            "what a manifest names stays, with its trials"
+        )
+        if garbage == [study]:
+            shutil.rmtree(layout.run_dir("x"))
+        with stage_record(layout, "y", "tune", "tuning_study"):
+            path = layout.run_dir("y") / "run_manifest.json"
+            path.write_text(path.read_text().replace('"dataset": null', f'"dataset": "{DATASET}"'))
+            assert collect_garbage(layout).results == []
+        assert collect_garbage(layout, dry_run=False).results == garbage
+        assert study.exists() == (garbage != [study])
+        shutil.rmtree(study, ignore_errors=True)
+
+
+def test_features_that_no_embeddings_name_go_when_no_run_of_their_data_is_at_work(layout: Layout) -> None:
+    kept = layout.features_dir(PHANTOM, "abc")
+    kept.mkdir(parents=True)
+    (kept / RECORD_NAME).write_bytes(b"{}")
+    with stage_record(layout, "x", "train", "model_checkpoint"):
+        path = layout.run_dir("x") / "run_manifest.json"
+        path.write_text(path.read_text().replace('"dataset": null', f'"dataset": "{PHANTOM}"'))
+        assert collect_garbage(layout).results == []
+    assert collect_garbage(layout).results == [kept]
 
 
 def test_another_run_that_publishes_and_removes_folders_disturbs_nobody(layout: Layout) -> None:

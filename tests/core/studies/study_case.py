@@ -15,8 +15,8 @@ import optuna
 
 from brainmri_core.config.tuning import TuneConfig
 from brainmri_core.project.layout import Layout
-from brainmri_core.studies.journal import JOURNAL, end_trial, next_trial, open_study, trials_of, working
-from brainmri_core.studies.record import FoldResult, Identity, Trial, TrialRecord
+from brainmri_core.studies.journal import end_trial, next_trial, open_study, trials_of, working
+from brainmri_core.studies.record import JOURNAL, FoldResult, Identity, Trial, TrialRecord
 from brainmri_core.studies.space import Setting
 
 DATASET = "owner/set"
@@ -47,9 +47,11 @@ def finish(study: optuna.Study, trial: optuna.Trial, run_id: str) -> None:
     end_trial(study, trial, TrialRecord(run_id=run_id, values=trial.params, folds=[fold]), "complete")
 
 
-def work(layout: Layout, run_id: str, trials: int, fate: str = "lives") -> list[Trial]:
+def work(
+    layout: Layout, run_id: str, trials: int, fate: str = "lives", identity: Identity = HERE
+) -> list[Trial]:
     """Make trials until the study has all of them, or until the second one kills this process."""
-    study = opened(layout, trials)
+    study = opened(layout, trials, identity)
     with working(layout, run_id):
         made = 0
         while (trial := begun(study, trials, layout, run_id)) is not None:

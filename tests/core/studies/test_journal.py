@@ -11,8 +11,8 @@ import pytest
 
 from brainmri_core.errors import ConfigError, IntegrityError, StorageError
 from brainmri_core.project.layout import Layout
-from brainmri_core.studies.journal import JOURNAL, importance_of, state_of, trials_of, working
-from brainmri_core.studies.record import Trial
+from brainmri_core.studies.journal import importance_of, state_of, trials_of, working
+from brainmri_core.studies.record import JOURNAL, Trial
 from brainmri_core.studies.space import Setting
 from tests import ROOT
 from tests.core.studies.study_case import DATASET, HERE, SPACE, begun, finish, opened, work
