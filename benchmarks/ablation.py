@@ -38,6 +38,7 @@ EMA: Blocks = {"optim": {"ema_decay": 0.99}}
 SMOOTHING: Blocks = {"optim": {"label_smoothing": 0.05}}
 MOTION: Blocks = {"aug": {"rotate_deg": 15, "scale": 0.15, "shift": 0.05}}
 MIXUP: Blocks = {"aug": {"mixup_alpha": 0.2}}
+GAMMA_AND_BIAS: Blocks = {"aug": {"jitter_gamma": 0.3, "bias_field": 0.3}}
 STRONG: Blocks = {
     "aug": {"rotate_deg": 20, "scale": 0.25, "shift": 0.1, "jitter_brightness": 0.2, "jitter_contrast": 0.2}
 }
@@ -75,6 +76,9 @@ def variants(epochs: int, image_size: int) -> dict[str, Blocks]:
         ),
         f"{BASE} + progressive resizing": join(base, {"data": {"start_size": image_size // 2}}),
         f"{BASE} + cutmix": join(base, {"aug": {"cutmix_alpha": 1.0}}),
+        f"{BASE} + gamma and bias field": join(base, GAMMA_AND_BIAS),
+        f"{BASE} + RandAugment": join(base, {"aug": {"randaugment_ops": 2}}),
+        f"{BASE} + random erasing": join(base, {"aug": {"erase_prob": 0.5}}),
         f"{BASE}, fp32": join(base, {"loop": {"precision": "fp32"}}),
         f"{BASE}, bf16": join(base, {"loop": {"precision": "bf16"}}),
     }

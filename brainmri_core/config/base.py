@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 
 from brainmri_core.errors import ConfigError
 
@@ -24,6 +24,10 @@ class StageConfig(BaseModel):
     """Base of all configs: frozen, strict about types, and unknown keys are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, validate_default=True)
+
+
+# json_schema_extra of settings that came after others' work was done: see without_later
+LATER: dict[str, JsonValue] = {"later": True}
 
 
 class SeededConfig(StageConfig):
@@ -202,6 +206,29 @@ def nested_model(annotation: Any) -> type[BaseModel] | None:
 def field_names(model: type[BaseModel]) -> dict[str, Any]:
     """Map each key of a model, as YAML writes it, to its field."""
     return {info.alias or name: info for name, info in model.model_fields.items()}
+
+
+def without_later(model: type[BaseModel], value: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a config's values without the settings marked `LATER` that are at their default.
+
+    What was made before such a setting existed was made with its default, and is to be recognised as the same.
+
+    Parameters
+    ----------
+    model : type
+        The config's class.
+    value : mapping
+        Its values as plain JSON, whole or in part.
+    """
+    kept: dict[str, Any] = {}
+    fields = field_names(model)
+    for key, item in value.items():
+        info = fields[key]
+        nested = nested_model(info.annotation)
+        if info.json_schema_extra == LATER and item == info.default:
+            continue
+        kept[key] = without_later(nested, item) if nested is not None and isinstance(item, dict) else item
+    return kept
 
 
 def _model_at(model: type[BaseModel], path: KeyPath) -> type[BaseModel] | None:

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from brainmri_core.config.base import Precision, SeededConfig, StageConfig
+from brainmri_core.config.base import LATER, Precision, SeededConfig, StageConfig
 
 
 class TrainDataConfig(SeededConfig):
@@ -163,6 +163,45 @@ class AugmentConfig(StageConfig):
     )
     mixup_alpha: float = Field(0.0, ge=0, le=5, description="Beta parameter of mixup; 0 is off.")
     cutmix_alpha: float = Field(0.0, ge=0, le=5, description="Beta parameter of CutMix; 0 is off.")
+    jitter_gamma: float = Field(
+        0.0,
+        ge=0,
+        le=2,
+        json_schema_extra=LATER,
+        description="Largest relative change of gamma, the power that gray levels are raised to; black and white stay.",
+    )
+    bias_field: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        json_schema_extra=LATER,
+        description="Largest coefficient of the smooth field that images are multiplied with, as MR coils brighten one side; "
+        "0 is off.",
+    )
+    randaugment_ops: int = Field(
+        0, ge=0, le=8, json_schema_extra=LATER, description="Random operations on each image; 0 is off."
+    )
+    randaugment_magnitude: float = Field(
+        0.3,
+        ge=0,
+        le=1,
+        json_schema_extra=LATER,
+        description="Strength of all these operations, as a share of the greatest.",
+    )
+    erase_prob: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        json_schema_extra=LATER,
+        description="Probability that a rectangle is painted over with the image's mean.",
+    )
+    erase_area: float = Field(
+        0.2,
+        ge=0.02,
+        le=0.5,
+        json_schema_extra=LATER,
+        description="Largest share of the image that the rectangle covers; the least is 0.02.",
+    )
 
 
 class ProbeConfig(StageConfig):

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from brainmri_core.config.base import without_later
 from brainmri_core.config.training import TrainConfig
 from brainmri_core.errors import BusyError, IntegrityError, StorageError
 from brainmri_core.learning.device import arithmetic
@@ -47,7 +48,7 @@ def identity_of(config: TrainConfig, loop: Loop, pack: PackPointer, job: Job) ->
     """
     file = weights_path(config.model)
     return {
-        "train": decisive(config),
+        "train": without_later(TrainConfig, decisive(config)),
         "data_hash": pack.content_hash,
         "device": loop.device.type,
         "precision": loop.precision,

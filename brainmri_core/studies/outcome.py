@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from brainmri_core.config.base import flat
+from brainmri_core.config.base import flat, without_later
 from brainmri_core.config.training import TrainConfig
 from brainmri_core.learning.resume import decisive
 from brainmri_core.pictures.study import draw_history, draw_importance
@@ -99,7 +99,7 @@ def experiment_text(
 
 def settings_around(config: TrainConfig, searched: Sequence[str]) -> dict[str, Any]:
     """Return the settings that decide a training and are not searched, by dotted key."""
-    found = flat(decisive(config), "train.")
+    found = flat(without_later(TrainConfig, decisive(config)), "train.")
     return {key: value for key, value in found.items() if key not in searched}
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import dagster as dg
 
 from brainmri_core.config import PipelineConfig
+from brainmri_core.config.base import without_later
 from brainmri_core.project.layout import Layout
 from brainmri_core.project.pointer_store import follow, read_pointer
 from brainmri_core.project.pointers import FetchPointer, ValidationPointer
@@ -23,9 +24,10 @@ def recipe(asset: str, config: PipelineConfig) -> str:
     item = ASSETS[asset]
     if item.stage is None:
         return sha256_json([item.code_version])
+    configs = {stage: config.stage(stage) for stage in (item.stage, *item.also)}
     blocks = [
-        _decisive(config.stage(stage).model_dump(mode="json", by_alias=True), stage)
-        for stage in (item.stage, *item.also)
+        _decisive(without_later(type(block), block.model_dump(mode="json", by_alias=True)), stage)
+        for stage, block in configs.items()
     ]
     return sha256_json([item.code_version, *blocks])
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from brainmri_core.config import PipelineConfig, load_config
-from brainmri_core.config.base import parse_yaml
+from brainmri_core.config.base import parse_yaml, without_later
 from brainmri_core.errors import BrainMRIError, ConfigError
 from tests import ROOT
 
@@ -146,6 +146,25 @@ def test_a_seed_is_empty_until_the_configuration_is_resolved() -> None:
 def test_resolved_configuration_loads_again_to_the_same_value() -> None:
     resolved = load_config(SPEC).resolved()
     assert PipelineConfig.model_validate(resolved).resolved() == resolved
+
+
+def test_settings_that_came_later_count_only_away_from_their_default() -> None:
+    usual = load_config(SPEC).resolved()
+    counted = without_later(PipelineConfig, usual)
+    later = usual["train"]["aug"].keys() - counted["train"]["aug"].keys()
+    assert later == {
+        "jitter_gamma",
+        "bias_field",
+        "randaugment_ops",
+        "randaugment_magnitude",
+        "erase_prob",
+        "erase_area",
+    }
+    assert {**counted, "train": {**counted["train"], "aug": usual["train"]["aug"]}} == usual
+    assert PipelineConfig.model_validate(counted).resolved() == usual, "what is left out reads as it was"
+    used = load_config(SPEC, ["train.aug.erase_area=0.3", "train.aug.bias_field=0.5"]).resolved()
+    kept = without_later(PipelineConfig, used)["train"]["aug"]
+    assert kept == {**counted["train"]["aug"], "erase_area": 0.3, "bias_field": 0.5}
 
 
 def test_missing_file_is_named(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -97,6 +99,104 @@ def test_noise_has_the_spread_asked_for_and_values_stay_in_range() -> None:
     assert float((noisy - batch).std()) == pytest.approx(0.05, rel=0.05)
     wild = augment(picture(), only(noise_std=0.5), draw())
     assert float(wild.min()) >= 0 and float(wild.max()) <= 1
+
+
+def as_before_gamma_and_the_rest(
+    batch: torch.Tensor, config: AugmentConfig, generator: torch.Generator
+) -> torch.Tensor:
+    """What `augment` was when it knew neither gamma, bias field, RandAugment nor erasing, word for word."""
+    n = len(batch)
+
+    def uniform(spread: float) -> torch.Tensor:
+        return (torch.rand(n, generator=generator) * 2 - 1) * spread
+
+    angle = uniform(math.radians(config.rotate_deg))
+    scale = torch.exp(uniform(math.log1p(config.scale)))
+    shift = torch.stack([uniform(2 * config.shift), uniform(2 * config.shift)], dim=1)
+    mirror = torch.where(torch.rand(n, generator=generator) < config.hflip_prob, -1.0, 1.0)
+    flip = torch.where(torch.rand(n, generator=generator) < config.vflip_prob, -1.0, 1.0)
+    cos, sin = torch.cos(angle) / scale, torch.sin(angle) / scale
+    first = torch.stack([cos * mirror, -sin * flip, shift[:, 0]], 1)
+    matrix = torch.stack([first, torch.stack([sin * mirror, cos * flip, shift[:, 1]], 1)], 1)
+    grid = torch.nn.functional.affine_grid(matrix, list(batch.shape), align_corners=False)
+    batch = torch.nn.functional.grid_sample(batch, grid, align_corners=False)
+    brightness = (1 + uniform(config.jitter_brightness)).view(-1, 1, 1, 1)
+    contrast = (1 + uniform(config.jitter_contrast)).view(-1, 1, 1, 1)
+    mean = batch.mean(dim=(1, 2, 3), keepdim=True)
+    batch = (batch - mean) * contrast + mean * brightness
+    return (batch + torch.randn(batch.shape, generator=generator) * config.noise_std).clamp(0, 1)
+
+
+def test_settings_that_came_later_change_no_bit_of_earlier_trainings_while_they_are_off() -> None:
+    config = AugmentConfig(noise_std=0.02, scale=0.1, shift=0.1, vflip_prob=0.1, randaugment_magnitude=0.9)
+    ours, theirs = draw(7), draw(7)
+    assert torch.equal(
+        augment(picture(), config, ours), as_before_gamma_and_the_rest(picture(), config, theirs)
+    )
+    assert torch.equal(ours.get_state(), theirs.get_state()), "what is drawn next must be the same, too"
+
+
+def test_gamma_bends_the_gray_levels_between_black_and_white() -> None:
+    levels = torch.linspace(0, 1, 16).view(1, 1, 4, 4).expand(400, 1, 4, 4)
+    bent = augment(levels, only(jitter_gamma=0.5), draw())
+    assert torch.equal(bent[:, 0, 0, 0], torch.zeros(400)) and torch.equal(bent[:, 0, 3, 3], torch.ones(400))
+    assert bool((bent.flatten(1).diff(dim=1) > 0).all()), "a brighter pixel stays the brighter one"
+    power = bent[:, 0, 1, 1].log() / levels[:, 0, 1, 1].log()
+    assert 1.45 < float(power.max()) <= 1.5001 and 0.6666 <= float(power.min()) < 0.69
+    assert 0.4 < float((power > 1).float().mean()) < 0.6
+
+
+def test_the_bias_field_is_positive_smooth_and_keeps_the_brightest_value() -> None:
+    flat = torch.full((64, 1, 64, 64), 0.8)
+    field = augment(flat, only(bias_field=0.5), draw())
+    assert torch.allclose(field.amax((1, 2, 3)), torch.full((64,), 0.8), atol=1e-5)
+    assert float(field.min()) > 0
+    uneven = field.amax((1, 2, 3)) / field.amin((1, 2, 3))
+    assert float(uneven.median()) > 1.5, "a field that is nearly even would change nothing"
+    bend = field.log().diff(n=4, dim=-1).abs().max(), field.log().diff(n=4, dim=-2).abs().max()
+    assert max(map(float, bend)) < 1e-5, "the exponential of a polynomial of order 3 has no fourth difference"
+    black = augment(torch.zeros(4, 1, 8, 8), only(bias_field=1.0), draw())
+    assert torch.equal(black, torch.zeros(4, 1, 8, 8))
+
+
+@pytest.mark.parametrize("side", [16, 97])
+def test_erasing_paints_as_many_rectangles_of_the_size_asked_for(side: int) -> None:
+    batch = torch.randint(2, (400, 1, side, side), generator=draw(1)).float()
+    after = augment(batch, only(erase_prob=0.5, erase_area=0.4), draw())
+    painted = (after - batch).abs() > 0.1
+    assert torch.allclose(after, torch.where(painted, batch.mean((1, 2, 3), keepdim=True), batch), atol=1e-5)
+    share = painted.float().mean((1, 2, 3))
+    hit = share > 0
+    assert 150 < int(hit.sum()) < 250
+    rounding = 2 / side
+    assert 0.02 - rounding < float(share[hit].min()) < 0.05 and 0.35 < float(share.max()) < 0.4 + rounding
+    assert float(share[hit].mean()) == pytest.approx(0.21, abs=0.03)
+    for mask in painted[hit][:, 0]:
+        rows, columns = mask.any(1), mask.any(0)
+        assert torch.equal(mask, rows[:, None] & columns[None, :]), "a rectangle"
+        height, width = int(rows.sum()), int(columns.sum())
+        assert int(rows.diff().sum()) <= 2 and int(columns.diff().sum()) <= 2, "in one piece"
+        assert height / width < 10 / 3 * 1.7 and width / height < 10 / 3 * 1.7
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_all_of_it_together_stays_in_range_and_follows_the_seed(channels: int) -> None:
+    everything = AugmentConfig(
+        rotate_deg=20.0,
+        noise_std=0.1,
+        jitter_gamma=1.0,
+        bias_field=1.0,
+        randaugment_ops=3,
+        randaugment_magnitude=1.0,
+        erase_prob=0.5,
+    )
+    batch = torch.rand(64, channels, 33, 33, generator=draw(1))
+    kept = batch.clone()
+    first, second, other = (augment(batch, everything, draw(seed)) for seed in (1, 1, 2))
+    assert torch.equal(first, second) and not torch.equal(first, other)
+    assert torch.equal(batch, kept), "the images themselves are not changed"
+    assert float(first.min()) >= 0 and float(first.max()) <= 1 and bool(first.isfinite().all())
+    assert len(torch.unique(first.flatten(1), dim=0)) == 64, "images of one batch must differ"
 
 
 @pytest.mark.parametrize("kind", ["mixup_alpha", "cutmix_alpha"])

@@ -30,6 +30,7 @@ from brainmri_core.project.layout import Layout
 from brainmri_core.project.logs import Record, StageLog, file_sink
 from brainmri_core.project.pointers import PackPointer
 from brainmri_core.system.locks import exclusive
+from brainmri_core.system.storage import read_json
 from brainmri_core.train import train
 from tests.core.learning.training_pack import config, make_pack
 from tests.counts import rest, trials
@@ -42,7 +43,14 @@ RECIPE: dict[str, dict[str, Any]] = {
     "model": {"name": "mobilenet_v3_small"},
     "optim": {"ema_decay": 0.9, "lr": 1e-3},
     "loop": {"epochs": 4},
-    "aug": {"mixup_alpha": 0.2, "noise_std": 0.02},
+    "aug": {
+        "mixup_alpha": 0.2,
+        "noise_std": 0.02,
+        "jitter_gamma": 0.2,
+        "bias_field": 0.2,
+        "randaugment_ops": 1,
+        "erase_prob": 0.3,
+    },
 }
 VERSION = re.escape(str(torch.__version__))
 KILLS = trials(3, 12)
@@ -270,6 +278,16 @@ def interrupted(job: Job, monkeypatch: pytest.MonkeyPatch) -> tuple[PackPointer,
             train(config(**RECIPE), pack, job)
     (state,) = states(job.layout.root)
     return pack, state
+
+
+def test_a_setting_that_came_later_is_part_of_a_training_only_when_it_is_used(
+    interrupted: tuple[PackPointer, Path],
+) -> None:
+    """So that an upgrade makes no unfinished training one of another configuration."""
+    _, state = interrupted
+    aug = read_json(state.with_name("training.json"))["train"]["aug"]
+    assert {"hflip_prob", "cutmix_alpha", "erase_prob", "randaugment_ops"} <= aug.keys()
+    assert not {"erase_area", "randaugment_magnitude"} & aug.keys()
 
 
 def test_another_config_or_other_data_start_anew_by_themselves(

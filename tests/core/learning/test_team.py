@@ -38,7 +38,13 @@ RECIPE: dict[str, dict[str, Any]] = {
     "data": {"batch_size": 9},
     "model": {"name": "resnet18"},
     "optim": {"lr": 1e-4, "ema_decay": 0.9, "label_smoothing": 0.1},
-    "aug": {"mixup_alpha": 0.2, "noise_std": 0.02},
+    "aug": {
+        "mixup_alpha": 0.2,
+        "noise_std": 0.02,
+        "bias_field": 0.2,
+        "randaugment_ops": 2,
+        "erase_prob": 0.3,
+    },
     "loop": {"epochs": 1, "precision": "fp32"},
 }
 TWO: dict[str, dict[str, Any]] = {**RECIPE, "distributed": {"nproc": 2}}

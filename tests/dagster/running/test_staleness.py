@@ -5,16 +5,20 @@ import pytest
 from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
 from dagster._core.loader import LoadingContextForTest
 
+from brainmri_core.config import load_config
+from brainmri_core.config.training import AugmentConfig
 from brainmri_core.project.pointers import FetchPointer, PackPointer
+from brainmri_core.system.storage import sha256_json
 from brainmri_dagster.code_location import defs
 from brainmri_dagster.commands.backfill import targets
 from brainmri_dagster.defs.sensors import retrain
 from brainmri_dagster.graph.asset_table import ASSETS, PIPELINE
-from brainmri_dagster.running.staleness import stale_assets
+from brainmri_dagster.running.staleness import recipe, stale_assets
 from tests.dagster.conftest import PHANTOM, Workbench, checks_of, failure_of
 
 pytestmark = pytest.mark.training
 
+KNOWN_FROM_THE_START = "rotate_deg hflip_prob jitter_brightness jitter_contrast vflip_prob scale shift noise_std mixup_alpha cutmix_alpha".split()
 MODEL = dg.AssetSelection.assets("model_checkpoint", "evaluation")
 
 
@@ -38,8 +42,27 @@ def test_nothing_is_stale_until_something_decisive_changes(evaluated: Workbench)
     assert list(reseeded) == list(PIPELINE[1:])
     assert reseeded["dataset_split"] == "its configuration or code changed"
     assert reseeded["resized_images"] == "dataset_split is made again"
+    assert list(stale(evaluated, "train.aug.jitter_gamma=0.3")) == ["model_checkpoint", "evaluation"]
     assert list(stale(evaluated, "train.optim.lr=0.3")) == ["model_checkpoint", "evaluation"]
     assert list(stale(evaluated, "evaluate.max_ece=0.5")) == ["evaluation"]
+
+
+def test_a_setting_that_came_later_makes_nothing_stale_while_it_is_off() -> None:
+    """An upgrade of the package alone must not have everything trained again."""
+    usual, used = load_config(), load_config(None, ["train.aug.bias_field=0.5"])
+    earlier = usual.stage("train").model_dump(
+        mode="json",
+        exclude={
+            "aug": {name for name in AugmentConfig.model_fields if name not in KNOWN_FROM_THE_START},
+            "data": {"train_in", "num_workers"},
+            "io": True,
+            "tracking": True,
+        },
+    )
+    assert recipe("model_checkpoint", usual) == sha256_json(
+        [ASSETS["model_checkpoint"].code_version, earlier]
+    )
+    assert recipe("model_checkpoint", used) != recipe("model_checkpoint", usual)
 
 
 def test_the_same_bytes_fetched_again_make_nothing_stale(evaluated: Workbench) -> None:
