@@ -146,17 +146,7 @@ def cross_validate(
         If a fold was trained on other images than the pack's.
     """
     table = read_samples(job.layout.absolute(pack.samples), {**SPLIT_COLUMNS, **RESIZE_COLUMNS})
-    for fold, (checkpoint, evaluation) in enumerate(zip(checkpoints, evaluations, strict=True)):
-        seen = follow(job.layout, FoldPackPointer, checkpoint.pack_pointer)
-        if (
-            seen.content_hash != _fold_hash(pack, fold)
-            or evaluation.checkpoint_pointer != checkpoint.pointer_path
-        ):
-            raise IntegrityError(
-                f"The fold checkpoint of run {checkpoint.run_id} was trained on other images or another split than the newest, "
-                f"or was not evaluated since; "
-                f"run `brainmri backfill --select fold_checkpoint,fold_evaluation --dataset {job.dataset}`."
-            )
+    check_folds(pack, checkpoints, evaluations, job)
     pooled = pd.concat(
         [_fold_predictions(item, fold, job) for fold, item in enumerate(evaluations)], ignore_index=True
     )
@@ -202,6 +192,37 @@ def cross_validate(
         inference=_common([item.inference for item in evaluations]),
         test_split=metrics.test_looks.split if metrics.test_looks else None,
     )
+
+
+def check_folds(
+    pack: PackPointer,
+    checkpoints: Sequence[CheckpointPointer],
+    evaluations: Sequence[EvaluationPointer],
+    job: Job,
+) -> None:
+    """Check that there is a checkpoint for each fold of a pack, trained on the pack as it is and evaluated since.
+
+    Raises
+    ------
+    IntegrityError
+        If one is missing, was trained on other images than the pack's, or is not the one that was evaluated.
+    """
+    remedy = f"run `brainmri backfill --select fold_checkpoint,fold_evaluation --dataset {job.dataset}`"
+    for fold, (checkpoint, evaluation) in enumerate(zip(checkpoints, evaluations, strict=True)):
+        seen = follow(job.layout, FoldPackPointer, checkpoint.pack_pointer)
+        if (
+            seen.content_hash != _fold_hash(pack, fold)
+            or evaluation.checkpoint_pointer != checkpoint.pointer_path
+        ):
+            raise IntegrityError(
+                f"The fold checkpoint of run {checkpoint.run_id} was trained on other images or another split than the newest, "
+                f"or was not evaluated since; {remedy}."
+            )
+    folds = int(read_samples(job.layout.absolute(pack.samples), {"fold": "int64"})["fold"].max()) + 1
+    if len(checkpoints) != folds:
+        raise IntegrityError(
+            f"The split of {job.dataset} has {folds} folds, but there are checkpoints of {len(checkpoints)}; {remedy}."
+        )
 
 
 def _common(values: Sequence[str | None]) -> str | None:

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict
 
 from brainmri_core.config import PipelineConfig
 from brainmri_core.errors import BusyError
-from brainmri_core.project.layout import FOLDS_FOLDER, RESERVED_NAMES, Layout
+from brainmri_core.project.layout import ENSEMBLE_FOLDER, FOLDS_FOLDER, RESERVED_NAMES, Layout
 from brainmri_core.project.pointer_store import PATH_FIELDS, pointer_files, read_pointer
 from brainmri_core.project.pointers import PackPointer
 from brainmri_core.project.run_schema import manifest_files, read_manifest
@@ -210,7 +210,8 @@ def _bases(layout: Layout, config: PipelineConfig) -> list[Path]:
         layout.configured(config.batch_predict.out_dir),
         layout.configured(config.external.out),
     ]
-    configured.append(layout.configured(config.train.io.out_models) / "cross_validation")
+    models = layout.configured(config.train.io.out_models)
+    configured += [models / "cross_validation", models / ENSEMBLE_FOLDER]
     names = (
         "mappings",
         "validation",

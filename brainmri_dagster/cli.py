@@ -14,6 +14,7 @@ from brainmri_core.errors import IntegrityError
 from brainmri_dagster.commands import model, overlap, project
 from brainmri_dagster.commands.options import Config, opened, takes
 from brainmri_dagster.commands.sentences import sentences
+from brainmri_dagster.graph.asset_table import ENSEMBLE_ASSETS
 
 INTERRUPTED = 128 + signal.SIGINT
 
@@ -126,6 +127,13 @@ def batch_predict(
 def embeddings(**given: Any) -> None:
     """Compute the features of all images by a frozen network, and score a linear probe on them over the folds."""
     _run(["embeddings"], **given)
+
+
+@app.command()
+@takes("config", "overrides", "dataset", "run_id", "debug")
+def ensemble(**given: Any) -> None:
+    """Put the models of all folds together as one predictor, and evaluate it on the test split."""
+    _run([], assets=ENSEMBLE_ASSETS, **given)
 
 
 @app.command()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 from brainmri_core.classifier.record import CLASSIFIER_NAME, ClassifierFile, read_classifier
@@ -11,7 +12,13 @@ from brainmri_core.evaluation.outliers import OutlierModel
 from brainmri_core.learning.checkpoint import CheckpointMeta, known_hashes
 from brainmri_core.project.layout import Layout, projects_above
 from brainmri_core.project.pointer_store import follow, history, latest_pointer, places, read_pointer
-from brainmri_core.project.pointers import ChampionPointer, CheckpointPointer, EvaluationPointer, PackPointer
+from brainmri_core.project.pointers import (
+    ChampionPointer,
+    CheckpointPointer,
+    EvaluationPointer,
+    FoldEnsemblePointer,
+    PackPointer,
+)
 from brainmri_core.system.storage import check_sha256, sha256_file
 
 
@@ -182,5 +189,5 @@ def own_evaluation(layout: Layout, weights: Path, meta: CheckpointMeta) -> Evalu
 def recorded_checkpoint(layout: Layout, weights: Path, dataset: str) -> CheckpointPointer | None:
     """Return the training of a data set that left a checkpoint, None where none of this project did."""
     hashes = known_hashes(weights)
-    trainings = history(layout, CheckpointPointer, dataset)
-    return next((item for item in trainings if item.checkpoint_sha256 in hashes), None)
+    trainings = (history(layout, kind, dataset) for kind in (CheckpointPointer, FoldEnsemblePointer))
+    return next((item for item in chain(*trainings) if item.checkpoint_sha256 in hashes), None)

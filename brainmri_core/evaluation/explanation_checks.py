@@ -14,6 +14,7 @@ from torch import nn
 from brainmri_core.arrays import F32, I64, U8, Mask
 from brainmri_core.evaluation.gradcam import maps_of_rows
 from brainmri_core.learning.checkpoint import Preprocessing
+from brainmri_core.learning.ensemble import networks_of
 from brainmri_core.learning.models import head, last_block
 
 IOU_SHARE = 0.5
@@ -23,9 +24,11 @@ _CONSTANT = "the maps of one of the two models are constant"
 def randomised(model: nn.Module, name: str, stage: str, seed: int) -> nn.Module:
     """Return a copy of a model with fresh random parameters in its ``head``, ``last block`` and head, or ``all`` layers."""
     fresh = copy.deepcopy(model)
+    networks = networks_of(fresh)
+    heads: list[nn.Module] = [head(network) for network in networks]
     layers: dict[str, list[nn.Module]] = {
-        "head": [head(fresh)],
-        "last block": [head(fresh), *last_block(name, fresh).modules()],
+        "head": heads,
+        "last block": [*heads, *(part for one in networks for part in last_block(name, one).modules())],
         "all": list(fresh.modules()),
     }
     state = torch.get_rng_state()

@@ -7,6 +7,7 @@ through, so a map costs no more than a prediction.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +19,7 @@ from brainmri_core.arrays import F32, I64, U8
 from brainmri_core.errors import ModelError
 from brainmri_core.learning.batches import iterate
 from brainmri_core.learning.checkpoint import Preprocessing
+from brainmri_core.learning.ensemble import Ensemble
 from brainmri_core.learning.models import encoder_of, gradcam_layer
 from brainmri_core.learning.timm_models import map_of
 
@@ -49,7 +51,7 @@ def activation_maps(model: nn.Module, name: str, batch: torch.Tensor, targets: t
     Parameters
     ----------
     model : torch.nn.Module
-        In evaluation mode.
+        In evaluation mode. The maps of an ensemble are the mean of its members'.
     name : str
         Its architecture, which says where the last feature map is.
     batch : torch.Tensor
@@ -62,6 +64,9 @@ def activation_maps(model: nn.Module, name: str, batch: torch.Tensor, targets: t
     MapError
         If the last feature map has one cell.
     """
+    if isinstance(model, Ensemble):
+        members = model.members
+        return _mean_of([activation_maps(one.network, name, one.seen(batch), targets) for one in members])
     kept: list[torch.Tensor] = []
 
     def cut(_: nn.Module, __: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
@@ -96,6 +101,21 @@ def activation_maps(model: nn.Module, name: str, batch: torch.Tensor, targets: t
     plus = (alpha * gradient.relu()).sum(dim=(2, 3), keepdim=True)
     size = batch.shape[-1]
     return Maps(_upsampled(plain, features, size), _upsampled(plus, features, size), int(features.shape[-1]))
+
+
+def _mean_of(found: Sequence[Maps]) -> Maps:
+    """Average maps of the same images, each with a peak of 1 or nowhere above 0, and bring the peak to 1 again."""
+
+    def mean(maps: list[F32]) -> F32:
+        total: F32 = np.mean(maps, axis=0, dtype=np.float32)
+        peak = total.max(axis=(1, 2), keepdims=True)
+        return np.asarray(total / np.where(peak > 0, peak, 1), np.float32)
+
+    return Maps(
+        mean([item.gradcam for item in found]),
+        mean([item.gradcam_plus_plus for item in found]),
+        found[0].grid,
+    )
 
 
 def _upsampled(weights: torch.Tensor, features: torch.Tensor, size: int) -> F32:

@@ -197,6 +197,8 @@ def _described(size: int, fit: str, colour: bool) -> str:
 def validation_of(packed: pd.DataFrame, meta: CheckpointMeta) -> Mask:
     """Find the images the checkpoint was selected by: the same keyed choice that training made.
 
+    Of a fold ensemble, those that no member was trained on: each was in a member's fold, or selected it.
+
     Parameters
     ----------
     packed : pandas.DataFrame
@@ -212,9 +214,18 @@ def validation_of(packed: pd.DataFrame, meta: CheckpointMeta) -> Mask:
     try:
         data = meta.train_config["data"]
         seed = data["seed"] if data.get("val_seed") is None else data["val_seed"]
-        return validation_mask(packed, float(data["val_frac"]), int(seed))
+        frac, seed = float(data["val_frac"]), int(seed)
     except (KeyError, TypeError, ValueError):
         return np.zeros(len(packed), np.bool_)
+    if meta.ensemble is None:
+        return validation_mask(packed, frac, seed)
+    training: Mask = (packed["split"] == "train").to_numpy(np.bool_)
+    found = training
+    for member in meta.ensemble.members:
+        trained: Mask = training & (packed["fold"] != member.fold).to_numpy(np.bool_)
+        side = packed.assign(split=np.where(trained, "train", "test"))
+        found = found & (~trained | validation_mask(side, frac, seed))
+    return found
 
 
 def packs_trained_on(

@@ -15,6 +15,7 @@ from torch import nn
 
 from brainmri_core.config.base import Precision
 from brainmri_core.errors import ModelError
+from brainmri_core.learning.ensemble import Ensemble, Member
 from brainmri_core.learning.models import build_model
 from brainmri_core.learning.tensor_file import is_safetensors, read_tensor_file
 from brainmri_core.system.storage import atomic_file, sha256_file
@@ -58,6 +59,48 @@ class Preprocessing(BaseModel):
     modality: Literal["MR", "any"] = "MR"
 
 
+class MemberRecord(BaseModel):
+    """Where a network of an ensemble comes from.
+
+    Attributes
+    ----------
+    fold : int
+        The fold that it was trained without.
+    checkpoint_pointer : str
+        Pointer of the checkpoint that it was.
+    checkpoint_sha256 : str
+        Of that checkpoint's file.
+    temperature : float or None
+        Fitted on its predictions of that fold; None where the fold has too few images.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    fold: int = Field(ge=0)
+    checkpoint_pointer: str
+    checkpoint_sha256: str
+    temperature: float | None
+
+
+class EnsembleRecord(BaseModel):
+    """The networks of an ensemble, and what using them costs.
+
+    Attributes
+    ----------
+    parameters, weights_bytes : int
+        Of all networks together.
+    forward_passes : int
+        Through such a network, for each image: how many times the arithmetic of one is done.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    members: list[MemberRecord] = Field(min_length=2)
+    parameters: int
+    weights_bytes: int
+    forward_passes: int
+
+
 class CheckpointMeta(BaseModel):
     """What a checkpoint knows about itself.
 
@@ -65,6 +108,8 @@ class CheckpointMeta(BaseModel):
     ----------
     depths : int
         Of the network that its head sees; 1 is the network as it was published.
+    ensemble : EnsembleRecord or None
+        The networks that it consists of, each a `model_name`; None: it is one.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -84,6 +129,7 @@ class CheckpointMeta(BaseModel):
     precision: Precision | None = None
     depths: int = 1
     code: dict[str, Any] = Field(default_factory=dict)
+    ensemble: EnsembleRecord | None = None
 
 
 def save_tensors(path: Path, value: Any) -> None:
@@ -163,17 +209,30 @@ def load_model(path: Path, device: torch.device) -> tuple[nn.Module, CheckpointM
         If the weights do not fit the recorded architecture.
     """
     meta, weights = load_checkpoint(path)
-    model = build_model(
-        meta.model_name,
-        num_classes=len(meta.classes),
-        in_channels=meta.preprocessing.channels,
-        image_size=meta.preprocessing.image_size,
-        depths=meta.depths,
-    )
+    model = _hollow(meta)
     try:
         model.load_state_dict(weights)
     except RuntimeError:
+        several = f"an ensemble of {len(meta.ensemble.members)} " if meta.ensemble else ""
         raise ModelError(
-            f"The weights in {path} do not fit {meta.model_name} with {len(meta.classes)} classes; use the right file."
+            f"The weights in {path} do not fit {several}{meta.model_name} with {len(meta.classes)} classes; use the right file."
         ) from None
     return model.to(device, memory_format=torch.channels_last).eval(), meta  # type: ignore[call-overload]
+
+
+def _hollow(meta: CheckpointMeta) -> nn.Module:
+    """Build what a record describes, with random weights."""
+
+    def network() -> nn.Module:
+        return build_model(
+            meta.model_name,
+            num_classes=len(meta.classes),
+            in_channels=meta.preprocessing.channels,
+            image_size=meta.preprocessing.image_size,
+            depths=meta.depths,
+        )
+
+    if meta.ensemble is None:
+        return network()
+    how = meta.preprocessing
+    return Ensemble([Member(network(), how.mean, how.std) for _ in meta.ensemble.members])

@@ -9,6 +9,7 @@ from torch import nn
 
 from brainmri_core.errors import ModelError
 from brainmri_core.learning import timm_models
+from brainmri_core.learning.ensemble import networks_of
 from brainmri_core.learning.pooled import SEQUENCES, PooledClassifier, depth_layers
 
 # Where Grad-CAM looks: the last feature map before pooling, by family.
@@ -141,7 +142,8 @@ def last_block(name: str, model: nn.Module) -> nn.Module:
 
 
 def head(model: nn.Module) -> nn.Linear:
-    """Return the last linear layer; its input is the embedding."""
+    """Return the last linear layer, of an ensemble that of its first network; its input is the embedding."""
+    model = networks_of(model)[0]
     if hasattr(model, "get_classifier"):
         final: nn.Linear = model.get_classifier()  # type: ignore[operator]
         return final

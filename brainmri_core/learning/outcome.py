@@ -98,7 +98,7 @@ def write_outcome(
     return CheckpointPointer(
         dataset=job.dataset,
         run_id=job.run_id,
-        content_hash=_weights_hash(best),
+        content_hash=weights_hash(best),
         written_at_utc=timestamp(utc_now()),
         checkpoint=layout.relative(best),
         checkpoint_sha256=sha256_file(best),
@@ -114,7 +114,7 @@ def write_outcome(
     )
 
 
-def _weights_hash(path: Path) -> str:
+def weights_hash(path: Path) -> str:
     """Return a hash of weights and preprocessing that does not depend on the run that made them."""
     meta, weights = load_checkpoint(path)
     digest = hashlib.sha256(

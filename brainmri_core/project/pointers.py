@@ -181,6 +181,12 @@ class FoldCheckpointPointer(CheckpointPointer):
     kind: ClassVar[str] = "fold_checkpoint"
 
 
+class FoldEnsemblePointer(CheckpointPointer):
+    """The checkpoints of all folds as one."""
+
+    kind: ClassVar[str] = "fold_ensemble"
+
+
 class FoldEvaluationPointer(EvaluationPointer):
     """The evaluation of a fold's checkpoint on that fold."""
 
@@ -366,6 +372,7 @@ POINTER_TYPES: dict[str, type[Pointer]] = {
         EvaluationPointer,
         FoldPackPointer,
         FoldCheckpointPointer,
+        FoldEnsemblePointer,
         FoldEvaluationPointer,
         CrossValidationPointer,
         EmbeddingsPointer,

@@ -66,7 +66,7 @@ _INSTANCE = Path(__file__).parents[1] / "dagster.yaml"
 
 @dataclass(frozen=True)
 class Request:
-    """What the command line was asked for."""
+    """What the command line was asked for: `assets` where what is to be made is no stage's."""
 
     stages: tuple[str, ...]
     config: Path | None = None
@@ -80,6 +80,7 @@ class Request:
     trained_on: str | None = None
     checkpoint: Path | None = None
     debug: bool = False
+    assets: tuple[str, ...] = ()
 
 
 def select_stages(skip: list[str], resume_from: str | None) -> list[str]:
@@ -109,7 +110,7 @@ def launch(request: Request) -> int:
     if config.run_id is not None:
         _release_dry_run(project.layout, config.run_id)
         refuse_existing(project.layout, config.run_id)
-    assets = [ASSET_OF_STAGE[_stage(name)].name for name in request.stages]
+    assets = list(request.assets) or [ASSET_OF_STAGE[_stage(name)].name for name in request.stages]
     partition = dataset
     if request.trained_on is not None:
         assets, partition = ["external_evaluation"], pair_key(request.trained_on, dataset)

@@ -2,6 +2,7 @@
 
 # No postponed annotations here: Dagster reads the type of `context` from the function itself.
 
+from dataclasses import replace
 from typing import Any
 
 import dagster as dg
@@ -11,7 +12,9 @@ from brainmri_core.errors import MissingUpstreamError
 from brainmri_core.project.pointer_store import follow
 from brainmri_core.project.pointers import (
     CrossValidationPointer,
+    EvaluationPointer,
     FoldCheckpointPointer,
+    FoldEnsemblePointer,
     FoldEvaluationPointer,
     FoldPackPointer,
     PackPointer,
@@ -82,6 +85,42 @@ def cross_validation_report(
         )
 
 
+@stage_asset("fold_ensemble", "cross_validation", {"python"})
+def fold_ensemble(
+    context: dg.AssetExecutionContext,
+    fold_checkpoint: dict[str, Any],
+    fold_evaluation: dict[str, Any],
+    resized_images: PackPointer | None,
+) -> dg.MaterializeResult[FoldEnsemblePointer]:
+    """The models of all folds as one predictor that answers by their mean probability: a checkpoint like any other."""
+    with stage_run(context) as run:
+        pack = require(resized_images, "resized_images", run.job)
+        checkpoints = _complete("fold_checkpoint", fold_checkpoint, run.job.dataset)
+        evaluations = _complete("fold_evaluation", fold_evaluation, run.job.dataset)
+        from brainmri_core.ensemble import fold_ensemble as join
+
+        pointer = join(run.config.train.io.out_models, pack, checkpoints, evaluations, run.job)
+        shown = model_metadata.of_ensemble(run.job.layout, pointer)
+        return run.result(pointer, shown, {"val_macro_f1": pointer.val_macro_f1, "members": len(checkpoints)})
+
+
+@stage_asset("ensemble_evaluation", "cross_validation", {"pytorch", "html"})
+def ensemble_evaluation(
+    context: dg.AssetExecutionContext,
+    fold_ensemble: FoldEnsemblePointer | None,
+    resized_images: PackPointer | None,
+) -> dg.MaterializeResult[EvaluationPointer]:
+    """How good the ensemble of folds is on the test split, with the report that shows it."""
+    with stage_run(context) as run:
+        pack = pack_for("evaluate", run.config, resized_images, run.job)
+        ensemble = require(fold_ensemble, "fold_ensemble", run.job)
+        from brainmri_core.evaluate import evaluate
+
+        run = replace(run, experiment=ensemble.experiment)
+        pointer = evaluate(run.config.evaluate, ensemble, pack, run.job)
+        return run.result(pointer, model_metadata.of_evaluate(run.job.layout, pointer), pointer.headline)
+
+
 def _complete(asset: str, found: dict[str, Pointer | None], dataset: str) -> list[Any]:
     """Return the pointers of all folds in order, or say which are missing."""
     missing = [key.partition("|")[2] for key, pointer in sorted(found.items()) if pointer is None]
@@ -93,4 +132,10 @@ def _complete(asset: str, found: dict[str, Pointer | None], dataset: str) -> lis
     return [found[key] for key in sorted(found, key=lambda key: int(key.partition("|")[2]))]
 
 
-CROSS_VALIDATION = [fold_checkpoint, fold_evaluation, cross_validation_report]
+CROSS_VALIDATION = [
+    fold_checkpoint,
+    fold_evaluation,
+    cross_validation_report,
+    fold_ensemble,
+    ensemble_evaluation,
+]

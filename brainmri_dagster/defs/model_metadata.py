@@ -16,6 +16,7 @@ from brainmri_core.project.pointers import (
     CrossValidationPointer,
     EvaluationPointer,
     ExternalEvaluationPointer,
+    FoldEnsemblePointer,
     GeneralisationPointer,
 )
 from brainmri_core.system.storage import read_json
@@ -36,6 +37,17 @@ def of_train(layout: Layout, pointer: CheckpointPointer) -> Metadata:
         **({"curves": curves} if curves else {}),
         **({"tracking": _link(layout, pointer.tracking)} if pointer.tracking else {}),
     }
+
+
+def of_ensemble(layout: Layout, pointer: FoldEnsemblePointer) -> Metadata:
+    """The members with their temperatures and validation scores, and what the ensemble costs."""
+    from brainmri_core.learning.checkpoint import load_checkpoint  # torch: loading the graph need not wait
+
+    record = load_checkpoint(layout.absolute(pointer.checkpoint))[0].ensemble
+    assert record is not None
+    rows = {str(item.fold): item.model_dump(exclude={"fold"}) for item in record.members}
+    cost = record.model_dump(include={"parameters", "weights_bytes", "forward_passes"})
+    return {**of_train(layout, pointer), **cost, "members": table(rows, "fold")}
 
 
 def _link(layout: Layout, place: str) -> dg.MetadataValue[str]:

@@ -15,6 +15,7 @@ from brainmri_core.project.pointers import (
     ExternalEvaluationPointer,
     FetchPointer,
     FoldCheckpointPointer,
+    FoldEnsemblePointer,
     FoldEvaluationPointer,
     GeneralisationPointer,
     LeaderboardPointer,
@@ -51,6 +52,8 @@ class StageAsset:
         Name of its entry in the manifest, where it is not the stage's.
     also : tuple of str
         Further stages whose config blocks it takes, each under the name of its stage.
+    command : str
+        What makes it on the command line, where that is not its stage.
     """
 
     name: str
@@ -62,6 +65,7 @@ class StageAsset:
     code_version: str = "1"
     label: str = ""
     also: tuple[Stage, ...] = ()
+    command: str = ""
 
     @property
     def entry(self) -> str:
@@ -125,6 +129,7 @@ ASSETS: dict[str, StageAsset] = {
             ("resized_images",),
             None,
             "checkpoint of a fold",
+            command="backfill --select fold_checkpoint",
         ),
         StageAsset(
             "fold_evaluation",
@@ -142,6 +147,25 @@ ASSETS: dict[str, StageAsset] = {
             None,
             "cross-validation report",
             label="cross_validation",
+        ),
+        StageAsset(
+            "fold_ensemble",
+            "train",
+            FoldEnsemblePointer,
+            ("fold_checkpoint", "fold_evaluation", "resized_images"),
+            None,
+            "ensemble of folds",
+            label="fold_ensemble",
+            command="ensemble",
+        ),
+        StageAsset(
+            "ensemble_evaluation",
+            "evaluate",
+            EvaluationPointer,
+            ("fold_ensemble", "resized_images"),
+            "checkpoint_pointer",
+            "evaluation of the ensemble of folds",
+            label="ensemble_evaluation",
         ),
         StageAsset(
             "embeddings", "embeddings", EmbeddingsPointer, ("resized_images",), "pack_pointer", "embeddings"
@@ -189,7 +213,15 @@ WITHOUT_LABELS = ("raw_dataset", "batch_predictions")
 FOLD_ASSETS = ("fold_checkpoint", "fold_evaluation")
 WHOLE_ASSETS = ("generalisation",)
 """Of all data sets together, without partitions; their pointers and logs name `catalogue.EVERY`."""
-APART = (*FOLD_ASSETS, "cross_validation_report", "tuning_study", "external_evaluation", *WHOLE_ASSETS)
+ENSEMBLE_ASSETS = ("fold_ensemble", "ensemble_evaluation")
+APART = (
+    *FOLD_ASSETS,
+    "cross_validation_report",
+    *ENSEMBLE_ASSETS,
+    "tuning_study",
+    "external_evaluation",
+    *WHOLE_ASSETS,
+)
 """In `code_location` and not in `definitions`: nobody means them who asks for all that one data set can have."""
 MODEL_ASSETS = ("champion", "model_checkpoint", "evaluation")
 """What an external evaluation reads of the data set that its model was trained on; the rest is of the other."""

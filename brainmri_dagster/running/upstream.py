@@ -82,7 +82,7 @@ def require(pointer: P | None, asset: str, job: Job, *, or_set: str | None = Non
     if pointer is not None:
         return pointer
     item = ASSETS[asset]
-    remedy = f"; make it with `brainmri {item.stage} --dataset {job.dataset}`"
+    remedy = f"; make it with `brainmri {item.command or item.stage} --dataset {job.dataset}`"
     alternative = f" or set {or_set}" if or_set else ""
     raise MissingUpstreamError(f"There is no {item.what} of {job.dataset} yet{remedy}{alternative}.")
 

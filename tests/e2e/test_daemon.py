@@ -90,9 +90,12 @@ def test_all_folds_and_their_report_are_filled_by_one_command(daemon: Daemon) ->
     assert prepared.returncode == 0, prepared.stderr
     done = daemon.project.brainmri("backfill", "--select", "fold_evaluation+", "--dataset", PHANTOM)
     assert done.returncode == 0, done.stderr
-    assert "5 partitions of fold_checkpoint, fold_evaluation, cross_validation_report" in done.stderr
+    assert (
+        "6 partitions of fold_checkpoint, fold_evaluation, cross_validation_report, fold_ensemble"
+        in done.stderr
+    )
     assert "3 of 3 runs ended, 0 failed" in done.stderr
-    assert "all 5 partitions are done" in done.stdout
+    assert "all 6 partitions are done" in done.stdout
     pointers = daemon.project.root / "outputs/pointers/cross_validation" / PHANTOM
     pointer = json.loads((pointers / "latest.json").read_text())
     metrics = json.loads((daemon.project.root / pointer["metrics"]).read_text())

@@ -78,7 +78,8 @@ def test_the_partitions_follow_from_selection_and_data_sets(packed: Workbench) -
         "fold_checkpoint": FOLDS,
         "fold_evaluation": FOLDS,
         "cross_validation_report": [PHANTOM],
-    }
+        "fold_ensemble": [PHANTOM],
+    }, "the ensemble is made, but no more looks at the test split are taken than asked for"
     with pytest.raises(ConfigError, match="selects no asset"):
         chosen("group:nothing", PHANTOM)
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import torch
 from torch import nn
 
+from brainmri_core.cross_validation import fold_pack
 from brainmri_core.evaluation.prediction_table import prediction_table
 from brainmri_core.evaluation.tested_model import validation_of
 from brainmri_core.images.fit import decode_fitted
@@ -72,6 +75,7 @@ def contender(
     wrong_on: str | None = None,
     inference: str | None = "fp32",
     training: dict[str, object] | None = None,
+    model_name: str = MODEL,
     **how: object,
 ) -> tuple[CheckpointPointer, EvaluationPointer]:
     """Store a model's checkpoint and its evaluation.
@@ -85,9 +89,9 @@ def contender(
     preprocessing = Preprocessing.model_validate(
         {"image_size": seen["pack_size"], "channels": 1, "mean": [0.2], "std": [0.2], **seen}
     )
-    model = build_model(MODEL, num_classes=len(names), in_channels=preprocessing.channels).eval()
+    model = build_model(model_name, num_classes=len(names), in_channels=preprocessing.channels).eval()
     meta = CheckpointMeta(
-        model_name=MODEL,
+        model_name=model_name,
         classes=names,
         preprocessing=preprocessing,
         train_config={"data": {"val_frac": 0.3, "seed": 42, **(training or {})}},
@@ -120,7 +124,7 @@ def contender(
             checkpoint_sha256=sha256_file(folder / "best.pth"),
             history=f"models/{run_id}/history.csv",
             curves=None,
-            model_name=MODEL,
+            model_name=model_name,
             best_epoch=1,
             epochs_run=1,
             val_macro_f1=0.5,
@@ -201,3 +205,20 @@ def cross_validated(
             inference=inference,
         ),
     )
+
+
+def store_fold(
+    bench: Workbench, number: int, wrong: int, **how: Any
+) -> tuple[CheckpointPointer, EvaluationPointer]:
+    """Store a fold's checkpoint, and an evaluation whose first `wrong` calls are wrong; `how` as `contender`."""
+    pack = pack_of(bench)
+    seen = fold_pack(pack, number, bench.job(f"cv-{wrong}-{number}"))
+    checkpoint, evaluation = contender(bench, f"cv-{wrong}-{number}", number, knows=True, pack=seen, **how)
+    table = read_samples(bench.layout.absolute(seen.samples))
+    held = table[table["split"] == "test"].reset_index(drop=True)
+    called = held["class_index"].to_numpy().copy()
+    called[:wrong] = (called[:wrong] + 1) % len(pack.classes)
+    logits = np.eye(len(pack.classes), dtype=np.float32)[called] * 9
+    stored = prediction_table(held, logits, pack.classes, np.full(len(held), np.nan))
+    write_samples(bench.layout.absolute(evaluation.predictions), stored)
+    return checkpoint, evaluation

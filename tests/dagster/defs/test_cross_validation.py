@@ -8,14 +8,13 @@ from PIL import Image
 from brainmri_core.cross_validation import cross_validate, fold_pack
 from brainmri_core.errors import ConfigError, IntegrityError
 from brainmri_core.evaluation.label_issues import split_without
-from brainmri_core.evaluation.prediction_table import prediction_table
 from brainmri_core.evaluation.test_ledger import read_looks
-from brainmri_core.project.pointers import EvaluationPointer, PackPointer
-from brainmri_core.project.sample_table import read_samples, write_samples
+from brainmri_core.project.pointers import PackPointer
+from brainmri_core.project.sample_table import read_samples
 from brainmri_core.system.storage import read_json
 from brainmri_dagster.defs.model_metadata import of_cross_validation
 from tests.dagster.conftest import Workbench, failure_of
-from tests.dagster.defs.champion_case import contender, pack_of
+from tests.dagster.defs.champion_case import pack_of, store_fold
 
 pytestmark = pytest.mark.training
 
@@ -35,24 +34,9 @@ def test_a_fold_is_the_test_side_and_the_real_test_side_is_left_out(packed: Work
         fold_pack(pack, 2, packed.job("fold-2"))
 
 
-def fold(bench: Workbench, number: int, wrong: int) -> tuple[object, EvaluationPointer]:
-    """Store a fold's checkpoint, and an evaluation whose first `wrong` calls are wrong."""
-    pack = pack_of(bench)
-    seen = fold_pack(pack, number, bench.job(f"cv-{wrong}-{number}"))
-    checkpoint, evaluation = contender(bench, f"cv-{wrong}-{number}", number, knows=True, pack=seen)
-    table = read_samples(bench.layout.absolute(seen.samples))
-    held = table[table["split"] == "test"].reset_index(drop=True)
-    called = held["class_index"].to_numpy().copy()
-    called[:wrong] = (called[:wrong] + 1) % len(pack.classes)
-    logits = np.eye(len(pack.classes), dtype=np.float32)[called] * 9
-    stored = prediction_table(held, logits, pack.classes, np.full(len(held), np.nan))
-    write_samples(bench.layout.absolute(evaluation.predictions), stored)
-    return checkpoint, evaluation
-
-
 def test_the_report_pools_the_folds_and_lets_them_vote_on_the_test_split(packed: Workbench) -> None:
     pack = pack_of(packed)
-    pairs = [fold(packed, 0, 0), fold(packed, 1, 3)]
+    pairs = [store_fold(packed, 0, 0), store_fold(packed, 1, 3)]
     config = packed.config("evaluate.data.seed=1").evaluate
     checkpoints, evaluations = zip(*pairs, strict=True)
     pointer = cross_validate(config, pack, checkpoints, evaluations, packed.job("cv"))  # type: ignore[arg-type]
@@ -101,7 +85,7 @@ def test_the_report_pools_the_folds_and_lets_them_vote_on_the_test_split(packed:
 
 
 def test_folds_of_other_pixels_are_refused(packed: Workbench) -> None:
-    checkpoint, evaluation = fold(packed, 0, 1)
+    checkpoint, evaluation = store_fold(packed, 0, 1)
     other: PackPointer = pack_of(packed).model_copy(
         update={"pack_sha256": "0" * 64, "content_hash": "0" * 64}
     )
@@ -111,7 +95,7 @@ def test_folds_of_other_pixels_are_refused(packed: Workbench) -> None:
 
 
 def test_folds_of_another_split_or_evaluated_before_are_refused(packed: Workbench) -> None:
-    pairs = [fold(packed, 0, 2), fold(packed, 1, 4)]
+    pairs = [store_fold(packed, 0, 2), store_fold(packed, 1, 4)]
     config, pack = packed.config("evaluate.data.seed=1").evaluate, pack_of(packed)
     checkpoints, evaluations = zip(*pairs, strict=True)
     split_anew = pack.model_copy(update={"content_hash": "1" * 64})  # the same pixels on other sides

@@ -84,6 +84,7 @@ def test_what_runs_a_model_takes_the_accelerator_and_nothing_else_does() -> None
         "fold_checkpoint",
         "fold_evaluation",
         "cross_validation_report",
+        "ensemble_evaluation",
         "external_evaluation",
         "batch_predictions",
         "embeddings",
