@@ -23,7 +23,7 @@ from brainmri_core.evaluation.prediction_table import read_predictions
 from brainmri_core.evaluation.test_ledger import looks_record, record_look
 from brainmri_core.images.pack import open_pack
 from brainmri_core.learning.checkpoint import load_model
-from brainmri_core.learning.device import choose_device
+from brainmri_core.learning.device import choose_device, choose_precision
 from brainmri_core.learning.inference import predict
 from brainmri_core.project.job import Job
 from brainmri_core.project.layout import FOLDS_FOLDER
@@ -123,7 +123,7 @@ def cross_validate(
     Parameters
     ----------
     config : EvaluateConfig
-        Batch size, resamples and seed.
+        Batch size, precision, mirror images, resamples and seed.
     pack : PackPointer
         The pack whose folds were trained on.
     checkpoints, evaluations : sequence of pointers
@@ -274,6 +274,7 @@ def _ensemble(
     """Predict the test split by the mean probability of all folds' models."""
     test = table[(table["split"] == "test") & (table["row"] >= 0)].sort_values("row", ignore_index=True)
     pixels, device = open_pack(job.layout, pack), choose_device(job.env)
+    precision = choose_precision(config.precision, True, device)
     total = np.zeros((len(test), len(pack.classes)))
     for checkpoint in checkpoints:
         path = job.layout.absolute(checkpoint.checkpoint)
@@ -286,6 +287,8 @@ def _ensemble(
             meta.preprocessing,
             device=device,
             batch_size=config.data.batch_size,
+            precision=precision,
+            tta=config.mirror,
         ).logits
         total += probabilities(logits)
     mean = total / len(checkpoints)

@@ -59,7 +59,7 @@ class Model:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
-    """A small model with its evaluation: 40 px seen, 48 px packed, so that shrinking is in the chain, too."""
+    """A small model with its evaluation: 40 px seen, 48 px packed, mirror images averaged, so that all of it is in the chain."""
     phantom = {"subjects_per_class": 7, "slices_per_subject": 3, "copies_per_kind": 1, "label_conflicts": 0}
     case = prepare(
         tmp_path_factory.mktemp("predict") / "project",
@@ -70,7 +70,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
         data={"batch_size": 16, "image_size": 40, "val_frac": 0.4},
     )
     pointer = case.evaluate(
-        "e1", bootstrap_resamples=0, io={"make_gradcam": False, "make_galleries": False, "top_per_class": 1}
+        "e1",
+        bootstrap_resamples=0,
+        io={"make_gradcam": False, "make_galleries": False, "top_per_class": 1},
+        mirror=True,
     )
     evaluation = write_pointer(case.job.layout, pointer)
     table, classes = read_predictions(case.job.layout.absolute(evaluation.predictions))

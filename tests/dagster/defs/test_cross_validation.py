@@ -3,12 +3,17 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 
 from brainmri_core.cross_validation import cross_validate, fold_pack
 from brainmri_core.errors import ConfigError, IntegrityError
+from brainmri_core.evaluation.calibration import probabilities
 from brainmri_core.evaluation.label_issues import split_without
 from brainmri_core.evaluation.test_ledger import read_looks
+from brainmri_core.images.pack import open_pack
+from brainmri_core.learning.checkpoint import load_model
+from brainmri_core.learning.inference import predict
 from brainmri_core.project.pointers import PackPointer
 from brainmri_core.project.sample_table import read_samples
 from brainmri_core.system.storage import read_json
@@ -82,6 +87,31 @@ def test_the_report_pools_the_folds_and_lets_them_vote_on_the_test_split(packed:
     assert (of_path == "train").sum() == training.sum() - len(issues)
     seen = read_samples(packed.layout.absolute(fold_pack(pack, 0, packed.job("fold-csv")).samples))
     assert split_without(seen, issues).equals(cleaned), "a fold's own table gives the whole split back"
+
+
+def test_the_ensemble_averages_mirror_images_where_evaluations_do(packed: Workbench) -> None:
+    pack, layout = pack_of(packed), packed.layout
+    checkpoints, evaluations = zip(*[store_fold(packed, 0, 5), store_fold(packed, 1, 6)], strict=True)
+    config = packed.config("evaluate.data.seed=1", "evaluate.mirror=true").evaluate
+    pointer = cross_validate(config, pack, checkpoints, evaluations, packed.job("cv-mirror"))
+    ensemble = read_samples(layout.absolute(pointer.folder) / "ensemble.parquet")
+    device, wanted = torch.device("cpu"), {True: 0.0, False: 0.0}
+    for checkpoint in checkpoints:
+        model, meta = load_model(layout.absolute(checkpoint.checkpoint), device)
+        for mirror in wanted:
+            logits = predict(
+                model,
+                open_pack(layout, pack),
+                ensemble["row"].to_numpy(),
+                meta.preprocessing,
+                device=device,
+                batch_size=32,
+                tta=mirror,
+            ).logits
+            wanted[mirror] = wanted[mirror] + probabilities(logits) / 2
+    shares = ensemble[[f"prob_{name}" for name in pack.classes]].to_numpy()
+    np.testing.assert_allclose(shares, wanted[True], atol=1e-6)
+    assert np.abs(shares - wanted[False]).max() > 1e-3
 
 
 def test_folds_of_other_pixels_are_refused(packed: Workbench) -> None:
