@@ -38,7 +38,7 @@ def test_folds_become_one_checkpoint_that_is_evaluated_and_predicts_as_any_other
     layout, pack = packed.layout, pack_of(packed)
     checkpoints, evaluations = zip(store_fold(packed, 0, 2), store_fold(packed, 1, 3), strict=True)
     pointer = fold_ensemble("models", pack, checkpoints, evaluations, packed.job("together"))
-    pointer = write_pointer(layout, pointer)
+    pointer = write_pointer(layout, pointer, update_latest=False)
 
     assert pointer.checkpoint.startswith("models/ensemble/brainmri/phantom/together/")
     model, meta = load_model(layout.absolute(pointer.checkpoint), CPU)
@@ -168,7 +168,7 @@ def test_the_graph_makes_and_evaluates_an_ensemble_of_the_folds_on_record(packed
         made = zip(FOLD_ASSETS, store_fold(packed, number, 20), strict=True)
         for asset, pointer in made:
             kept = pointer if pointer.pointer_path else write_pointer(packed.layout, pointer)
-            packed.instance.report_runtime_asset_event(
+            packed.instance.report_runless_asset_event(
                 dg.AssetMaterialization(
                     asset,
                     partition=dg.MultiPartitionKey({"dataset": PHANTOM, "fold": str(number)}),
