@@ -6,6 +6,11 @@ import dagster as dg
 
 from brainmri_dagster.graph.asset_table import FOLD_ASSETS, PIPELINE
 
+# Where runs go to several machines, a run goes to one with a GPU unless its job says that it trains and predicts nothing.
+WITHOUT_GPU = {
+    "dagster-celery/queue": "cpu",
+    "dagster-k8s/config": {"container_config": {"resources": {"limits": {"nvidia.com/gpu": "0"}}}},
+}
 pipeline_job = dg.define_asset_job(
     "pipeline",
     selection=dg.AssetSelection.assets(*PIPELINE),
@@ -15,6 +20,7 @@ prepare_job = dg.define_asset_job(
     "prepare_data",
     selection=dg.AssetSelection.assets("raw_dataset", "dataset_split", "resized_images", "validation_report"),
     description="Everything before training.",
+    tags=WITHOUT_GPU,
 )
 refresh_job = dg.define_asset_job(
     "refresh",

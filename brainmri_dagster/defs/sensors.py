@@ -26,6 +26,7 @@ from brainmri_dagster.defs.jobs import refresh_job, retrain_job
 from brainmri_dagster.graph.partitions import catalogue
 from brainmri_dagster.graph.resources import default_project, defaults
 from brainmri_dagster.running.dead_runs import close_dead_runs, close_manifest
+from brainmri_dagster.running.heartbeat import LastSign, last_signs
 from brainmri_dagster.running.upstream import recorded_pointer
 
 WEBHOOK_VARIABLE = "BRAINMRI_WEBHOOK_URL"
@@ -162,11 +163,14 @@ def is_busy(instance: dg.DagsterInstance, key: str) -> bool:
 @dg.sensor(
     minimum_interval_seconds=30,
     default_status=dg.DefaultSensorStatus.RUNNING,
-    description="Closes runs whose process was killed: status, manifest and pool slots.",
+    description="Closes runs whose process was killed or whose machine went down: status, manifest and pool slots.",
 )
 def dead_runs(context: dg.SensorEvaluationContext) -> dg.SkipReason:
-    """Look for runs that are started on record but not in the process table."""
-    closed = close_dead_runs(context.instance, default_project().layout)
+    """Look for runs that are started on record but not in the process table, or have given no sign of life for long."""
+    seen = {run: LastSign(**sign) for run, sign in json.loads(context.cursor or "{}").items()}
+    signs = last_signs(context.instance, seen)
+    context.update_cursor(json.dumps({run: sign.model_dump() for run, sign in signs.items()}))
+    closed = close_dead_runs(context.instance, default_project().layout, signs)
     return dg.SkipReason(f"Closed {', '.join(closed)}." if closed else "No run's process died.")
 
 

@@ -19,6 +19,7 @@ from dagster._core.execution.plan.objects import ErrorSource
 from dagster._core.executor import in_process
 from dagster._core.storage.event_log.sql_event_log import SqlEventLogStorage
 from dagster._core.storage.partition_status_cache import AssetPartitionStatus
+from dagster._core.storage.runs.sqlite import SqliteRunStorage
 from dagster._core.storage.tags import BACKFILL_ID_TAG
 from dagster._daemon.controller import get_daemon_statuses
 from dagster._utils.interrupts import pop_captured_interrupt
@@ -39,6 +40,7 @@ __all__ = [
     "PartitionBackfill",
     "RunFailureReason",
     "SqlEventLogStorage",
+    "SqliteRunStorage",
     "get_daemon_statuses",
     "in_process",
     "pop_captured_interrupt",

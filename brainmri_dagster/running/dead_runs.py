@@ -1,6 +1,8 @@
-"""Runs whose process died without a word: found, closed, and their pool slots freed."""
+"""Runs whose process or machine died without a word: found, closed, and their pool slots freed."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import dagster as dg
 
@@ -8,14 +10,22 @@ from brainmri_core.errors import BrainMRIError, StorageError
 from brainmri_core.project.layout import Layout
 from brainmri_core.project.run_record import close_run
 from brainmri_dagster.graph.asset_table import PROCESS_TAG
+from brainmri_dagster.running.heartbeat import LastSign
 from brainmri_dagster.running.processes import is_dead, this_process
 from brainmri_dagster.running.stage_run import run_id_of
 
 _REASON = "The process of the run died (killed, out of memory, or the machine went down); start it again."
 
 
-def close_dead_runs(instance: dg.DagsterInstance, layout: Layout) -> list[str]:
+def close_dead_runs(
+    instance: dg.DagsterInstance, layout: Layout, signs: Mapping[str, LastSign] | None = None
+) -> list[str]:
     """Mark runs as failed whose process is gone, close their manifests and give back their pool slots.
+
+    Parameters
+    ----------
+    signs : mapping of str to LastSign, optional
+        What is known of the runs of other machines, by Dagster run id.
 
     Returns
     -------
@@ -32,8 +42,8 @@ def close_dead_runs(instance: dg.DagsterInstance, layout: Layout) -> list[str]:
     problems: list[BrainMRIError] = []
     statuses = [dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
     for run in instance.get_runs(dg.RunsFilter(statuses=statuses)):
-        process = run.tags.get(PROCESS_TAG)
-        if process is None or not is_dead(process):
+        silent = signs is not None and run.run_id in signs and signs[run.run_id].is_silence
+        if not silent and not _is_dead_here(instance, run):
             continue
         cancelled = run.status == dg.DagsterRunStatus.CANCELING
         try:
@@ -51,6 +61,16 @@ def close_dead_runs(instance: dg.DagsterInstance, layout: Layout) -> list[str]:
     if problems:
         raise problems[0]
     return closed
+
+
+def _is_dead_here(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
+    """Say whether the run's process was one of this machine and is gone."""
+    process = run.tags.get(PROCESS_TAG)
+    if process is None or not is_dead(process):
+        return False
+    # A run started again has its parent's tags until its own process has begun its first stage.
+    parent = instance.get_run_by_id(run.parent_run_id) if run.parent_run_id else None
+    return parent is None or parent.tags.get(PROCESS_TAG) != process
 
 
 def close_own_runs(instance: dg.DagsterInstance, layout: Layout, reason: str, *, cancelled: bool) -> None:

@@ -9,6 +9,8 @@ corrects this in the process that waits.
 from __future__ import annotations
 
 import time
+from types import TracebackType
+from typing import Self
 
 import dagster as dg
 
@@ -18,13 +20,30 @@ from brainmri_dagster.running.dagster_internals import (
     in_process,
     pop_captured_interrupt,
 )
+from brainmri_dagster.running.heartbeat import Heartbeat
 
 LONGEST_PAUSE_S = 0.5
 """A signal is noticed after a pause, so it is short."""
 
 
 class PatientClaims(InstanceConcurrencyContext):
-    """The claims that a run's executor has on slots of pools."""
+    """The claims that a run's executor has on slots of pools; while it has any or waits for one, the run gives signs of life."""
+
+    def __init__(self, instance: dg.DagsterInstance, dagster_run: dg.DagsterRun):
+        super().__init__(instance, dagster_run)
+        self._heartbeat = Heartbeat(instance, dagster_run.run_id)
+
+    def __enter__(self) -> Self:
+        """Begin with the run's first step."""
+        self._heartbeat.__enter__()
+        return super().__enter__()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End with its last."""
+        self._heartbeat.__exit__(kind, value, trace)
+        super().__exit__(kind, value, trace)
 
     def claim(self, concurrency_key: str, step_key: str, step_priority: int = 0) -> bool:
         """Claim a slot, or give a free one that no step was given to the step that has waited longest.
