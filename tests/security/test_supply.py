@@ -38,7 +38,9 @@ def test_no_package_forces_its_licence_on_this_project() -> None:
     # The LGPL leaves alone who only imports the library. Dagster's Postgres storage, an extra, does.
     allowed = "| psycopg2-binary | "
     for line in (ROOT / "docs/licences.md").read_text().splitlines():
-        assert "GPL" not in line or (line.startswith(allowed) and "| LGPL with exceptions | extras" in line), line
+        assert "GPL" not in line or (
+            line.startswith(allowed) and "| LGPL with exceptions | extras" in line
+        ), line
 
 
 @pytest.mark.parametrize(
