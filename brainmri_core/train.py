@@ -35,6 +35,7 @@ from brainmri_core.learning.outcome import save_best, write_history, write_outco
 from brainmri_core.learning.pretrained import imagenet_statistics, initial_model
 from brainmri_core.learning.probe_head import probe_head
 from brainmri_core.learning.resume import continue_from, identity_of, owned, resume_file
+from brainmri_core.learning.snapshots import judge_snapshots
 from brainmri_core.learning.state import Data, Loop, State, new_state, save_state
 from brainmri_core.learning.team import Team, share_statistics
 from brainmri_core.learning.timm_models import has_one_size
@@ -150,6 +151,7 @@ def _run(
         )
         if config.method != "probe":
             run_epochs(loop, state, reporting)
+            judge_snapshots(loop, state, job.log)
         pointer = loop.team.from_leader(lambda: write_outcome(config, loop, state, pack, job, tracker.link))
         numbers = {"val_macro_f1": pointer.val_macro_f1, "best_epoch": pointer.best_epoch}
         tracker.finish(job.layout.absolute(pointer.checkpoint), numbers)
@@ -175,6 +177,11 @@ def _check_team(config: TrainConfig, team: Team) -> None:
         raise ConfigError(
             f"train.data.batch_size {config.data.batch_size} is less than train.distributed.nproc {team.size}, so that a "
             "process would have no image of a batch; raise the one or lower the other."
+        )
+    if team.size > 1 and config.optim.snapshots:
+        raise ConfigError(
+            f"train.optim.snapshots takes the statistics of the averaged weights in one process, but train.distributed.nproc is "
+            f"{team.size}; set one of them to its default."
         )
     if team.size > 1 and config.method != "finetune":
         raise ConfigError(

@@ -95,6 +95,14 @@ class OptimConfig(StageConfig):
     ema_decay: float = Field(
         0.0, ge=0, lt=1, description="Decay per step of the averaged weights; 0 uses the raw ones."
     )
+    snapshots: int = Field(
+        0,
+        ge=0,
+        le=1000,
+        json_schema_extra=LATER,
+        description="Last epochs whose weights are averaged at the end; the average is kept where it is validated better than "
+        "the best epoch. 0 is off.",
+    )
     grad_clip: float = Field(0.0, ge=0, description="Largest gradient norm; 0 does not clip.")
     head_lr_factor: float = Field(
         1.0,
@@ -255,3 +263,12 @@ class TrainConfig(StageConfig):
     probe: ProbeConfig = ProbeConfig()
     distributed: DistributedConfig = DistributedConfig()
     tracking: TrackingConfig = TrackingConfig()
+
+    @model_validator(mode="after")
+    def _epochs_to_average(self) -> TrainConfig:
+        count, epochs = self.optim.snapshots, self.loop.epochs
+        if count == 1 or count > epochs:
+            raise ValueError(
+                f"optim.snapshots is {count} and loop.epochs is {epochs}; average from 2 to all of the epochs, or set snapshots to 0"
+            )
+        return self

@@ -108,6 +108,8 @@ class CheckpointMeta(BaseModel):
     ----------
     depths : int
         Of the network that its head sees; 1 is the network as it was published.
+    averaged_epochs : int
+        Last epochs whose weights it is the average of; 0: it is of one epoch.
     ensemble : EnsembleRecord or None
         The networks that it consists of, each a `model_name`; None: it is one.
     """
@@ -129,6 +131,7 @@ class CheckpointMeta(BaseModel):
     precision: Precision | None = None
     depths: int = 1
     code: dict[str, Any] = Field(default_factory=dict)
+    averaged_epochs: int = 0
     ensemble: EnsembleRecord | None = None
 
 

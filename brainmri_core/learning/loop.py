@@ -25,7 +25,7 @@ from brainmri_core.learning.state import Loop, State, freeze
 from brainmri_core.learning.team import in_step
 from brainmri_core.system.signals import signals_held, termination_raises
 
-_ORDER, _AUGMENT, _MODEL = 1, 2, 3
+_ORDER, _AUGMENT, MODEL_SALT = 1, 2, 3
 
 
 @dataclass(frozen=True)
@@ -144,6 +144,7 @@ def _epoch(loop: Loop, state: State, model: Any, reporting: Reporting) -> dict[s
             "seconds": time.monotonic() - started,
         }
         state.history.append(record)
+        state.take_snapshot(loop.config)
         state.epoch, state.batch, state.loss_sum, state.images = state.epoch + 1, 0, 0.0, 0
     return record
 
@@ -261,7 +262,7 @@ def _gradients(loop: Loop, state: State, model: Any, rows: I64, pixels: torch.Te
     team = loop.team
     state.optimiser.zero_grad(set_to_none=True)
     generator = torch.Generator().manual_seed(step_seed(loop.seed, _AUGMENT, state.epoch, state.batch))
-    torch.manual_seed(step_seed(loop.seed, _MODEL + 3 * team.rank, state.epoch, state.batch))
+    torch.manual_seed(step_seed(loop.seed, MODEL_SALT + 3 * team.rank, state.epoch, state.batch))
     labels = loop.data.labels[torch.from_numpy(rows)]
     targets = F.one_hot(labels, loop.data.num_classes).float().to(loop.device)
     # Gray stays one channel until it is augmented: three equal ones would cost three times as much.

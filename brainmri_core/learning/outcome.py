@@ -30,9 +30,14 @@ from brainmri_core.system.storage import atomic_file, sha256_file, sha256_json
 def save_best(config: TrainConfig, loop: Loop, state: State, pack: PackPointer, job: Job) -> Path:
     """Write the best weights so far as ``best.pth`` into the run's folder and return its path."""
     best = job.layout.checkpoint_dir(config.io.out_models, job.dataset, job.run_id) / "best.pth"
-    meta = _meta(config, pack, job, loop, state.best_epoch + 1, state.best)
+    meta = _best_meta(config, loop, state, pack, job)
     save_checkpoint(best, state.best_weights, meta)
     return best
+
+
+def _best_meta(config: TrainConfig, loop: Loop, state: State, pack: PackPointer, job: Job) -> CheckpointMeta:
+    meta = _meta(config, pack, job, loop, state.best_epoch + 1, state.best)
+    return meta.model_copy(update={"averaged_epochs": state.averaged_epochs})
 
 
 def write_history(config: TrainConfig, state: State, job: Job) -> Path:
@@ -75,7 +80,7 @@ def write_outcome(
     """
     layout, history = job.layout, state.history
     folder = layout.checkpoint_dir(config.io.out_models, job.dataset, job.run_id)
-    meta = _meta(config, pack, job, loop, state.best_epoch + 1, state.best)
+    meta = _best_meta(config, loop, state, pack, job)
     last = _meta(config, pack, job, loop, state.epoch, history[-1]["val_macro_f1"])
     save_checkpoint(folder / "last.pth", state.weights(), last)
     best = save_best(config, loop, state, pack, job)

@@ -77,6 +77,10 @@ class State:
         Best validation macro F1, its epoch (from 0, -1 before the first) and weights.
     history : list of dict
         One record an epoch.
+    snapshots : dict or None
+        Average of the weights of the last epochs so far; None before the first of them.
+    averaged_epochs : int
+        Epochs that the best weights are the average of; 0: they are those of one. It is known at the end alone.
     """
 
     model: nn.Module
@@ -92,10 +96,31 @@ class State:
     best_epoch: int = -1
     best_weights: dict[str, torch.Tensor] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
+    snapshots: dict[str, torch.Tensor] | None = None
+    averaged_epochs: int = 0
 
     def weights(self) -> dict[str, torch.Tensor]:
         """Return the weights that are validated and kept: the average where there is one."""
         return self.average if self.average is not None else self.model.state_dict()
+
+    def snapshots_taken(self, config: TrainConfig) -> int:
+        """Return of how many epochs the weights are averaged in `snapshots`."""
+        return max(0, self.epoch - (config.loop.epochs - config.optim.snapshots))
+
+    def take_snapshot(self, config: TrainConfig) -> None:
+        """Take the weights of an epoch that ends into the average, where it is among the last ones."""
+        if self.epoch < config.loop.epochs - config.optim.snapshots:
+            return
+        if self.snapshots is None:
+            self.snapshots = {name: value.detach().clone() for name, value in self.weights().items()}
+            return
+        share = 1 / (self.snapshots_taken(config) + 1)
+        for name, value in self.weights().items():
+            mean = self.snapshots[name]
+            if value.dtype.is_floating_point:
+                mean.lerp_(value.detach(), share)
+            else:
+                mean.copy_(value)
 
 
 def new_state(loop: Loop, model: nn.Module) -> State:
@@ -138,6 +163,7 @@ def save_state(path: Path, state: State, identity: dict[str, Any]) -> None:
         "numbers": [state.loss_sum, state.best],
         "best_weights": state.best_weights,
         "history": state.history,
+        "snapshots": state.snapshots,
     }
     save_tensors(path, value)
 
@@ -185,6 +211,9 @@ def load_state(path: Path, state: State, identity: dict[str, Any]) -> None:
     state.epoch, state.batch, state.images, state.micro, state.best_epoch = value["position"]
     state.loss_sum, state.best = value["numbers"]
     state.best_weights, state.history = value["best_weights"], value["history"]
+    kept = value.get("snapshots")  # an earlier version had none
+    own = state.weights()
+    state.snapshots = None if kept is None else {name: kept[name].to(own[name].device) for name in own}
 
 
 def difference(found: dict[str, Any], wanted: dict[str, Any], prefix: str = "") -> str:

@@ -1,0 +1,63 @@
+"""The average of the last epochs' weights, as one network that costs no more than any of them.
+
+Izmailov et al., Averaging weights leads to wider optima and better generalization, UAI 2018. The last epochs, and not the
+best: those would be chosen by the validation images once more, and each of them would have to be kept until the end.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch.optim.swa_utils import update_bn
+
+from brainmri_core.learning.batches import normalise, read_ahead, to_float
+from brainmri_core.learning.device import autocast, step_seed
+from brainmri_core.learning.loop import MODEL_SALT, validate_weights
+from brainmri_core.learning.state import Loop, State
+from brainmri_core.project.logs import StageLog
+
+
+def judge_snapshots(loop: Loop, state: State, log: StageLog) -> None:
+    """Validate the average of the last epochs, and keep it in place of the best epoch's weights where it is better.
+
+    Batch norm's statistics, which an average of weights does not have, are taken in one pass over the training images as
+    they are. The state that a training continues from is not changed, so that an interruption here costs the pass alone.
+    """
+    count = state.snapshots_taken(loop.config)
+    if state.snapshots is None or count < 2:
+        if loop.config.optim.snapshots:
+            log.warning("stopped before there were two epochs to average", epochs_run=state.epoch)
+        return
+    averaged = copy.deepcopy(state.model)
+    averaged.load_state_dict(state.snapshots)
+    torch.manual_seed(step_seed(loop.seed, MODEL_SALT, state.epoch, 0))  # dropout comes before batch norm
+    with autocast(loop.device, loop.precision):
+        update_bn(_batches(loop, state), averaged)
+    weights = averaged.state_dict()
+    val_loss, macro_f1, balanced = validate_weights(loop, averaged, weights)
+    better = macro_f1 > state.best
+    log.info(
+        "epochs averaged",
+        epochs=count,
+        val_loss=val_loss,
+        val_macro_f1=macro_f1,
+        val_balanced_accuracy=balanced,
+        best_epoch_val_macro_f1=state.best,
+        kept=better,
+    )
+    if better:
+        state.best, state.best_epoch, state.averaged_epochs = macro_f1, state.epoch - 1, count
+        state.best_weights = {name: value.detach().cpu().clone() for name, value in weights.items()}
+
+
+def _batches(loop: Loop, state: State) -> Iterator[torch.Tensor]:
+    """Yield the training images as they are, in batches that fit into memory; batch norm cannot take a single image."""
+    size = max(2, loop.config.data.batch_size // state.micro)
+    rows = np.sort(loop.data.train)
+    parts = [rows[start : start + size] for start in range(0, len(rows), size)]
+    batches = [part for part in parts if len(part) > 1]
+    for _, pixels in read_ahead(loop.data.pixels, batches, loop.config.data.num_workers, loop.device):
+        yield normalise(to_float(pixels, loop.device), loop.preprocessing)
