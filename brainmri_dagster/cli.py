@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from brainmri_core import __version__
 from brainmri_core.errors import IntegrityError
 from brainmri_dagster.commands import model, overlap, project
 from brainmri_dagster.commands.options import Config, opened, takes
@@ -25,6 +26,23 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"brainmri {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _version(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
+    ] = False,
+) -> None:
+    pass
+
 
 # Stage to what its command does, and the options that it has besides those of all stages.
 STAGE_COMMANDS: dict[str, tuple[str, tuple[str, ...]]] = {

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,10 @@ def test_help_loads_neither_dagster_nor_anything_heavy():
     code = "from typer.testing import CliRunner\nfrom brainmri_dagster.cli import app\n"
     code += "assert CliRunner().invoke(app, ['train', '--help']).exit_code == 0"
     assert modules_after(code, "dagster", *HEAVY) == []
+
+
+def test_the_version_is_that_of_the_installed_package():
+    assert run("--version").output == f"brainmri {version('brainmri')}\n"
 
 
 def test_the_code_location_loads_nothing_heavy_and_warns_of_nothing():
