@@ -44,8 +44,8 @@ static: .venv/.installed .venv/hadolint
 	$(BIN)/python -m scripts.floor_plan --check
 	.venv/hadolint/bin/hadolint Dockerfile
 
-check: static  ## lint, types, import contracts and the tests that train nothing
-	$(PYTEST) -m "not training and not e2e and not full and not slow"
+check: static  ## lint, types, import contracts and the unit tests that train nothing
+	$(PYTEST) -m "not training and not e2e and not full and not slow" tests/core tests/dagster tests/repository
 
 test: .venv/.installed .venv/hadolint  ## the same, the documentation, and tests of every part, the real UI included
 	@$(MAKE) --no-print-directory --jobs=2 static docs

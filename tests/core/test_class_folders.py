@@ -56,6 +56,7 @@ def test_tree_stands_in_for_this_run_only(job: Job, tmp_path: Path) -> None:
     assert follow(job.layout, FetchPointer, mapping.fetch_pointer).source == "folder"
 
 
+@pytest.mark.full
 def test_both_sides_of_one_run_and_a_second_look_at_the_same_tree(job: Job, tmp_path: Path) -> None:
     make_tree(tmp_path / "training")
     make_tree(tmp_path / "testing", seed=1)

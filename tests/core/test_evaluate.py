@@ -116,6 +116,7 @@ def test_galleries_and_captions_follow_the_table(
         assert row["split"] == "test"
 
 
+@pytest.mark.full
 def test_the_same_evaluation_twice_gives_the_same_numbers(case: Case, pointer: EvaluationPointer) -> None:
     again = case.evaluate("e1-again")
     assert again.content_hash == pointer.content_hash
@@ -171,6 +172,7 @@ def test_the_predefined_split_takes_the_label_issues_back(case: Case, pointer: E
     assert (kept["split"] == before.loc[kept.index, "split"]).all()
 
 
+@pytest.mark.full
 def test_another_split_shows_the_model_images_it_was_trained_on(case: Case) -> None:
     job = replace(case.job, run_id="other")
     mapping = write_pointer(job.layout, split(SplitConfig(seed=7), case.fetched, job), update_latest=False)
@@ -206,6 +208,7 @@ def case_resize(case: Case):  # type: ignore[no-untyped-def]
     return ResizeConfig(size=case.pack.size)
 
 
+@pytest.mark.full
 def test_a_class_absent_from_the_test_split(case: Case) -> None:
     def without(samples: pd.DataFrame) -> pd.DataFrame:
         gone = (samples["split"] == "test") & (samples["label"] == "pituitary")
@@ -219,6 +222,7 @@ def test_a_class_absent_from_the_test_split(case: Case) -> None:
     assert "No test image shows pituitary" in case.file(pointer, "report.html").read_text()
 
 
+@pytest.mark.full
 def test_without_pictures_and_resamples_the_report_says_so(case: Case) -> None:
     off = {"make_gradcam": False, "make_galleries": False, "top_per_class": 1}
     pointer = case.evaluate("bare", io=off, bootstrap_resamples=0)
@@ -230,6 +234,7 @@ def test_without_pictures_and_resamples_the_report_says_so(case: Case) -> None:
     assert "No maps: evaluate.io.make_gradcam is false" in (folder / "report.html").read_text()
 
 
+@pytest.mark.full
 def test_maps_of_one_cell_are_left_out_and_the_report_says_why(case: Case, tmp_path: Path) -> None:
     meta, weights = load_checkpoint(case.job.layout.absolute(case.checkpoint.checkpoint))
     small = meta.model_copy(
@@ -313,6 +318,7 @@ def test_a_foreign_or_absent_checkpoint_is_refused(case: Case, tmp_path: Path) -
     assert refused(case, "f")
 
 
+@pytest.mark.full
 def test_a_checkpoint_file_gives_the_numbers_its_pointer_gives(
     case: Case, pointer: EvaluationPointer
 ) -> None:

@@ -129,6 +129,7 @@ def test_every_family_of_models_can_be_exported(tmp_path: Path, name: str, kind:
     torch.testing.assert_close(logits, wanted, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.full
 def test_the_command_line_exports_beside_the_checkpoint_or_says_why_not(
     checkpoint: Path, tmp_path: Path
 ) -> None:

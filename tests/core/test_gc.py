@@ -64,6 +64,7 @@ RESULTS = (
 )
 
 
+@pytest.mark.full
 def test_nothing_of_a_finished_project_is_garbage(layout: Layout) -> None:
     before = tree(layout)
     found = collect_garbage(layout, dry_run=False)
@@ -211,6 +212,7 @@ def test_features_that_no_embeddings_name_go_when_no_run_of_their_data_is_at_wor
     assert collect_garbage(layout).results == [kept]
 
 
+@pytest.mark.full
 def test_another_run_that_publishes_and_removes_folders_disturbs_nobody(layout: Layout) -> None:
     folder = layout.root / "outputs/mappings" / PHANTOM
     stopped = threading.Event()

@@ -171,6 +171,7 @@ def test_one_image_is_the_same_in_whatever_form_it_comes(classifier: Classifier,
         assert np.array_equal(alone.logits, found[0].logits), "one needs no list around it"
 
 
+@pytest.mark.full
 def test_folders_patterns_and_batches_stand_for_all_they_hold(classifier: Classifier, tmp_path: Path) -> None:
     rng = np.random.default_rng(2)
     several = rng.integers(0, 255, (3, 60, 60, 3), np.uint8) // 255 * 90 + rng.integers(
@@ -261,6 +262,7 @@ def test_pixels_that_mean_nothing_cost_no_other_image(classifier: Classifier, tm
         assert words in str(error)
 
 
+@pytest.mark.full
 def test_deep_arrays_are_shown_as_the_files_of_the_training_were(tmp_path: Path) -> None:
     ranges = {"16-bit": (100.0, 3000.0), "float": (-50.0, 800.0)}
     wanted = META.preprocessing.model_copy(update={"gray_ranges": ranges})
@@ -289,6 +291,7 @@ def test_a_pillow_image_is_turned_as_its_exif_says(classifier: Classifier) -> No
     assert np.array_equal(found[0].pixels, found[1].pixels)
 
 
+@pytest.mark.full
 def test_a_map_of_one_cell_is_refused_with_the_reason(tmp_path: Path) -> None:
     model = build_model("resnet18", num_classes=3, in_channels=1)
     meta = META.model_copy(update={"classes": ["a", "b", "c"]})

@@ -171,6 +171,7 @@ def test_no_confirmed_copy_is_across(project: Project, config: SplitConfig) -> N
     assert apart == [], "by the truth of the planted copies, not by what the search found"
 
 
+@pytest.mark.full
 @many
 @given(configs, st.randoms(use_true_random=False))
 def test_order_of_the_files_does_not_matter(project: Project, config: SplitConfig, random: Any) -> None:
@@ -179,6 +180,7 @@ def test_order_of_the_files_does_not_matter(project: Project, config: SplitConfi
     assert project.split(config, project.of(paths))[0].content_hash == project.split(config)[0].content_hash
 
 
+@pytest.mark.full
 def test_another_process_and_another_seed(phantom: Project, project: Project) -> None:
     ours = project.split(SplitConfig(seed=42))[0].content_hash
     command = [sys.executable, "-c", SCRIPT, str(phantom.layout.root)]
@@ -205,6 +207,7 @@ def test_class_proportions_are_met_within_one_group_and_reported(
     assert record["largest_group"] == used["group"].value_counts().max()
 
 
+@pytest.mark.full
 @many
 @given(
     st.integers(0, 2**32 - 1),
@@ -233,6 +236,7 @@ def test_added_images_move_few_and_what_moved_is_said(
     assert len(refolded) == 0 or missing
 
 
+@pytest.mark.full
 @many
 @given(configs)
 def test_a_split_is_replayed_exactly_from_its_csv(project: Project, config: SplitConfig) -> None:
@@ -484,6 +488,7 @@ def near(seed: int, shift: int) -> Image.Image:
     return picture(seed).point(lambda value: min(255, value + shift))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("extra", "config", "sentence"),
     [
@@ -521,6 +526,7 @@ def test_data_that_cannot_be_split_is_refused_and_nothing_is_lost(
     assert job.layout.absolute(kept.samples).is_file()
 
 
+@pytest.mark.full
 def test_a_label_conflict_among_very_many_copies_is_found(job: Job) -> None:
     """Of more than 64 identical images not every pair is listed; all are separated by label all the same."""
     images = two_classes(30)
@@ -532,6 +538,7 @@ def test_a_label_conflict_among_very_many_copies_is_found(job: Job) -> None:
     assert (table["split"] == "excluded").sum() == 71
 
 
+@pytest.mark.full
 def test_a_label_conflict_between_very_many_copies_and_very_many_near_copies_is_found(job: Job) -> None:
     """Of near copies between large groups one pair is listed; every member is in conflict all the same."""
     images = two_classes(30)
@@ -602,6 +609,7 @@ def test_an_image_that_changed_since_it_was_fetched_is_not_exported(job: Job) ->
     assert not (job.layout.root / "data/tree").exists()
 
 
+@pytest.mark.full
 def test_export_is_a_class_folder_tree_that_is_replaced_but_nothing_else(job: Job) -> None:
     fetched = small_set(job, two_classes())
     pointer = split(SplitConfig(seed=1, dest="data/tree"), fetched, job)

@@ -93,6 +93,7 @@ def test_threads_that_read_ahead_change_nothing_in_the_result(job: Job) -> None:
     assert other.recipe not in (None, made[0].recipe)
 
 
+@pytest.mark.full
 def test_trainings_with_other_seeds_can_be_judged_by_the_same_images(job: Job) -> None:
     pack = make_pack(job, per_class=16)
     seeds: list[dict[str, int]] = [{"seed": 1}, {"seed": 2}, {"seed": 2, "val_seed": 1}]
@@ -138,6 +139,7 @@ def test_a_colour_pack_trains_a_colour_model(job: Job) -> None:
     assert weights["conv1.weight"].shape[1] == 3
 
 
+@pytest.mark.full
 def test_frozen_epochs_move_the_head_alone(job: Job) -> None:
     pack = make_pack(job, per_class=8)
     both = config(loop={"epochs": 1}, optim={"frozen_epochs": 1})
@@ -150,6 +152,7 @@ def test_frozen_epochs_move_the_head_alone(job: Job) -> None:
     assert changed == {"classifier.3.weight", "classifier.3.bias"}
 
 
+@pytest.mark.full
 def test_patience_stops_early(job: Job) -> None:
     pointer = train(
         config(loop={"epochs": 30, "patience": 2}, optim={"lr": 1e-9}), make_pack(job, per_class=8), job
@@ -284,6 +287,7 @@ def test_a_gradient_that_is_not_finite_is_found_before_it_is_in_the_weights(
     assert train(config(loop={"epochs": 2}), pack, job).content_hash == wanted, "the saved state is sound"
 
 
+@pytest.mark.full
 def test_a_rate_that_is_too_high_is_said_to_be(job: Job) -> None:
     blown = config(model={"name": "resnet18"}, optim={"lr": 10.0, "schedule": "step", "weight_decay": 1.0})
     with pytest.raises(ModelError, match=r"loss is (nan|inf).*learning rate 10; lower train\.optim\.lr"):
@@ -359,6 +363,7 @@ def disk_full_after(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
+@pytest.mark.full
 def test_a_full_disk_leaves_the_previous_best(job: Job) -> None:
     pack = make_pack(job, per_class=8)
     train(config(loop={"epochs": 1}), pack, job)
@@ -371,6 +376,7 @@ def test_a_full_disk_leaves_the_previous_best(job: Job) -> None:
     assert not list((job.layout.root / "models").rglob(".tmp-*"))
 
 
+@pytest.mark.full
 def test_a_disk_that_fills_up_in_the_middle_leaves_the_last_state_to_continue_from(
     job: Job, records: list[Record], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -400,6 +406,7 @@ def test_threads_need_no_fork(job: Job, monkeypatch: pytest.MonkeyPatch) -> None
     assert train(config(loop={"epochs": 1}, data={"num_workers": 2}), pack, job).epochs_run == 1
 
 
+@pytest.mark.full
 def test_memory_that_runs_out_splits_the_batch_and_goes_on(
     job: Job, records: list[Record], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -505,6 +512,7 @@ def test_validation_takes_smaller_batches_where_memory_runs_out(
     assert seen[:3] == [8, 4, 2]
 
 
+@pytest.mark.full
 def test_compiled_each_shape_has_kernels_of_its_own() -> None:
     """Kernels for any shape would come into use at other batches after an interruption than without one."""
     shapes: list[tuple[int, ...]] = []
@@ -546,6 +554,7 @@ def test_a_batch_in_parts_has_the_gradient_of_the_whole() -> None:
         torch.testing.assert_close(gradient, found[0][1], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.full
 def test_images_grow_from_the_start_size_to_the_full_one(job: Job) -> None:
     pack = make_pack(job, per_class=8)
     pointer = train(config(data={"start_size": 16}, loop={"epochs": 4}), pack, job)

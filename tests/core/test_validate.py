@@ -193,6 +193,7 @@ def test_the_report_lies_where_the_pointer_says(job: Job) -> None:
     assert "gallery" not in document["leak"]
 
 
+@pytest.mark.full
 def test_the_content_hash_is_of_the_findings_not_of_the_run(job: Job) -> None:
     first = validate(ValidateConfig(), stored_pack(job, clean_samples()), job)
     again = Job(job.layout, "r2", job.entry, job.log)
@@ -329,6 +330,7 @@ def test_a_patient_on_both_sides_blocks_whatever_fail_on_says(job: Job, fail_on:
     assert report.leak.gallery[0].kind == "same patient"
 
 
+@pytest.mark.full
 def test_a_patient_on_one_side_is_no_finding(job: Job) -> None:
     samples = clean_samples()
     samples["patient"] = None
@@ -336,12 +338,14 @@ def test_a_patient_on_one_side_is_no_finding(job: Job) -> None:
     assert check(job, samples).findings == []
 
 
+@pytest.mark.full
 def test_an_excluded_copy_is_no_leak(job: Job) -> None:
     samples = clean_samples()
     samples.loc[44, ["split", "reason", "pixel_sha256"]] = ["excluded", "copy", samples["pixel_sha256"][0]]
     assert check(job, samples).finding("leak") is None
 
 
+@pytest.mark.full
 def test_label_conflicts_warn_only_while_in_use(job: Job) -> None:
     samples = clean_samples()
     samples.loc[1, "group"] = samples["group"][0]
@@ -387,6 +391,7 @@ def test_a_fold_without_a_class_is_named(job: Job) -> None:
     assert finding.message.startswith("No image of notumor in fold 2: ")
 
 
+@pytest.mark.full
 def test_a_class_far_from_its_share_is_named(job: Job) -> None:
     near = SPLIT_RECORD | {"test_share_deviation": {"glioma": 0.04, "notumor": -0.02}}
     assert check(job, clean_samples(), record=near).findings == []
@@ -397,6 +402,7 @@ def test_a_class_far_from_its_share_is_named(job: Job) -> None:
     assert "40% of glioma, but split.test_frac asks for 25%" in finding.message
 
 
+@pytest.mark.full
 def test_a_copy_that_the_search_missed_blocks(job: Job) -> None:
     samples = clean_samples()
     pointer = stored_pack(job, samples)
@@ -439,6 +445,7 @@ def test_a_turned_copy_counts_whatever_the_search_was_told(
     assert "hash_radius" not in finding.message or "orientations to all" not in finding.message
 
 
+@pytest.mark.full
 def test_a_neighbouring_slice_that_correlates_like_a_copy_is_none(job: Job) -> None:
     pointer = stored_pack(job, clean_samples())
     path = job.layout.mapping_dir(job.dataset, job.run_id) / "thumbs.npy"
@@ -461,6 +468,7 @@ def test_a_lost_table_of_copies_is_no_split_without_copies(job: Job) -> None:
         validate(ValidateConfig(), pointer, job)
 
 
+@pytest.mark.full
 def test_label_conflicts_of_copies_that_are_not_all_listed_are_in_use(job: Job) -> None:
     """One pair of two groups of identical images is listed; it is excluded, and the others still contradict each other."""
     samples = clean_samples()
@@ -535,6 +543,7 @@ def test_findings_are_logged_by_severity(job: Job, records: list[Record]) -> Non
     assert [(record["level"], record["count"]) for record in found] == [("WARNING", 1)]
 
 
+@pytest.mark.full
 def test_the_page_is_self_contained_and_escaped(job: Job) -> None:
     samples = clean_samples()
     hostile = 'Training/glioma/<img src="https://example.org/x" onerror=alert(1)>.jpg'
@@ -550,6 +559,7 @@ def test_the_page_is_self_contained_and_escaped(job: Job) -> None:
     assert "not a medical device" in page
 
 
+@pytest.mark.full
 def test_the_page_says_how_the_split_was_made(job: Job) -> None:
     pointer = validate(ValidateConfig(), stored_pack(job, clean_samples()), job)
     assert load_report(job.layout, pointer).split["group_by"] == "exact"
@@ -590,6 +600,7 @@ def test_a_copy_missed_by_the_search_warns(job: Job) -> None:
     assert (finding.check, finding.files) == ("unlisted_copies", sorted([paths[3], paths[40]]))
 
 
+@pytest.mark.full
 def test_configured_mapping_pointer(job: Job) -> None:
     pack = stored_pack(job, clean_samples())
     folder = f"outputs/pointers/mapping/{job.dataset}"
@@ -617,6 +628,7 @@ def test_damaged_inputs_are_named(job: Job) -> None:
         validate(ValidateConfig(), pack, other)
 
 
+@pytest.mark.full
 def test_a_finished_report_is_never_overwritten(job: Job) -> None:
     pack = stored_pack(job, clean_samples())
     pointer = validate(ValidateConfig(), pack, job)
@@ -626,6 +638,7 @@ def test_a_finished_report_is_never_overwritten(job: Job) -> None:
     assert job.layout.absolute(pointer.report).read_bytes() == before
 
 
+@pytest.mark.full
 def test_a_damaged_report_is_refused(job: Job) -> None:
     pointer = validate(ValidateConfig(), stored_pack(job, clean_samples()), job)
     path = job.layout.absolute(pointer.report)
@@ -651,6 +664,7 @@ def textured(seed: int) -> Image.Image:
     return image
 
 
+@pytest.mark.full
 def test_flaws_of_real_files_are_found_on_the_way_through_the_stages(job: Job) -> None:
     """A colour photograph, a screenshot, a file that names a patient, and blank images of a shape that gets a border."""
     tree = job.layout.root.parent / "tree"

@@ -109,6 +109,7 @@ def test_the_example_configuration_is_planned_as_it_stands(root):
                 assert planned[stage][key] == value, f"{stage}.{key}"
 
 
+@pytest.mark.full
 def test_class_folders_stand_in_where_there_is_no_pointer(root, monkeypatch):
     """Resized images exported as a tree train and are evaluated in a project that has nothing else."""
     small = ["fetch.phantom.subjects_per_class=5", "fetch.phantom.slices_per_subject=3", "resize.size=32"]

@@ -154,6 +154,7 @@ def use_worker(monkeypatch: pytest.MonkeyPatch, module: str) -> None:
     monkeypatch.setattr(fingerprint, "stream_answers", stream)
 
 
+@pytest.mark.full
 def test_image_that_needs_too_much_memory_is_left_out_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -170,9 +171,7 @@ def test_image_that_needs_too_much_memory_is_left_out_alone(
     ("accident", "how"),
     [
         ("segfault", "signal SIGSEGV"),
-        ("killed", "signal SIGKILL"),
-        ("abort", "signal SIGABRT"),
-        ("greedy", "exit code 1"),
+        *rest(("killed", "signal SIGKILL"), ("abort", "signal SIGABRT"), ("greedy", "exit code 1")),
         pytest.param("stall", "no answer in 20 s", marks=pytest.mark.slow),
     ],
 )
@@ -227,8 +226,10 @@ def test_ground_truth_that_an_archive_brings_along_is_not_believed(tmp_path: Pat
 @pytest.mark.parametrize(
     "kind",
     [
-        *("text", "endless", "more"),
-        *rest("list", "deep", "empty", "short", "words", "number", "nan", "half", "digest"),
+        "text",
+        *rest(
+            "endless", "more", "list", "deep", "empty", "short", "words", "number", "nan", "half", "digest"
+        ),
     ],
 )
 def test_a_worker_that_a_file_has_taken_over_costs_that_file(

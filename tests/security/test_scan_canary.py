@@ -94,6 +94,7 @@ def left(tmp_path_factory: pytest.TempPathFactory) -> Left:
     return Left(job, fetched, pack)
 
 
+@pytest.mark.full
 def test_the_scans_were_read_and_known_apart_by_patient(left: Left) -> None:
     table = read_samples(left.job.layout.absolute(left.fetched.samples))
     assert left.fetched.n_images == left.pack.n_images == 16

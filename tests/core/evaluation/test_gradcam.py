@@ -238,6 +238,7 @@ def tumours(tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, np.nda
     return model.eval(), pixels[shown], masks
 
 
+@pytest.mark.full
 def test_maps_of_a_trained_model_find_the_tumour(
     tumours: tuple[nn.Module, np.ndarray, np.ndarray],
 ) -> None:

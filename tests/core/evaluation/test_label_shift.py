@@ -47,6 +47,7 @@ def test_a_planted_prevalence_is_recovered_where_counting_predictions_is_wrong(
     assert right < wrong or prevalence[0] == prevalence[2]
 
 
+@pytest.mark.full
 def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
     """80 sets: a correct 95% interval covers 69 of them or more in 99.9% of the cases."""
     prevalence = [0.2, 0.3, 0.5]

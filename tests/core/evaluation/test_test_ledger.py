@@ -154,6 +154,7 @@ def test_an_evaluation_says_how_often_its_test_split_was_looked_at(
     )
 
 
+@pytest.mark.full
 @pytest.mark.training
 def test_a_fold_is_no_look_at_the_test_split(case: Case, pointer: EvaluationPointer) -> None:
     path = case.job.layout.test_ledger(PHANTOM)
@@ -166,6 +167,7 @@ def test_a_fold_is_no_look_at_the_test_split(case: Case, pointer: EvaluationPoin
     assert path.read_bytes() == before
 
 
+@pytest.mark.full
 @pytest.mark.training
 def test_verify_misses_an_evaluation_in_the_ledger_and_gc_leaves_it(finished: Layout) -> None:
     layout = finished
@@ -191,6 +193,7 @@ def test_verify_misses_an_evaluation_in_the_ledger_and_gc_leaves_it(finished: La
     assert verify(layout).problems == []
 
 
+@pytest.mark.full
 @pytest.mark.training
 def test_a_project_of_before_the_ledger_is_whole_and_its_evaluations_are_counted(finished: Layout) -> None:
     layout = finished

@@ -187,6 +187,7 @@ def deep(tmp_path_factory: pytest.TempPathFactory) -> Case:
     return prepare(base / "project", entry(), config, 48, loop={"epochs": 1})
 
 
+@pytest.mark.full
 def test_prediction_prepares_a_deep_image_as_training_did(deep: Case) -> None:
     table = read_samples(deep.job.layout.absolute(deep.pack.samples))
     pack = open_pack(deep.job.layout, deep.pack)

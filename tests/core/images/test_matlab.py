@@ -45,6 +45,7 @@ def test_an_image_is_read_upright_with_all_that_the_file_says() -> None:
     assert matlab_image(figshare_file(image, label=9, patient=""), "x").values[0, 0] == 0
 
 
+@pytest.mark.full
 def test_the_set_as_delivered_comes_with_classes_patients_and_masks(tmp_path: Path, figshare: Job) -> None:
     pointer = fetch(FetchConfig(archive=str(figshare_zip(tmp_path / "set.zip"))), figshare)
     folder = figshare.layout.absolute(pointer.samples).parent
@@ -68,6 +69,7 @@ def test_the_set_as_delivered_comes_with_classes_patients_and_masks(tmp_path: Pa
             assert np.array_equal(np.asarray(opened), image)
 
 
+@pytest.mark.full
 def test_the_whole_set_shares_one_gray_range_and_predict_takes_it(tmp_path: Path, figshare: Job) -> None:
     from brainmri_core.images.fit_worker import answers
 
@@ -196,6 +198,7 @@ def test_a_cut_file_is_one_sentence(cut: int) -> None:
         list(medical_slices(data, "x", "matlab"))
 
 
+@pytest.mark.full
 def test_a_damaged_file_costs_itself_and_no_other(tmp_path: Path, figshare: Job) -> None:
     whole = zipfile.ZipFile(figshare_zip(tmp_path / "set.zip"))
     with zipfile.ZipFile(tmp_path / "broken.zip", "w") as target:

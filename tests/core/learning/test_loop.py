@@ -118,6 +118,7 @@ def test_balanced_sampling_draws_each_class_equally_often() -> None:
         assert len(epoch_order(loop, 0)) == len(loop.data.train)
 
 
+@pytest.mark.full
 def test_the_average_follows_the_weights_by_its_decay() -> None:
     loop, state = begun(optim={"ema_decay": 0.5})
     name = "fc.weight"
@@ -152,6 +153,7 @@ def test_rates_fall_from_the_head_to_the_input() -> None:
     assert rates == pytest.approx([1e-4 * 0.5 ** (depth - n) for n in range(depth)] + [1e-3])
 
 
+@pytest.mark.full
 def test_after_the_frozen_epochs_the_backbone_learns_too(job: Job) -> None:
     pack = make_pack(job, per_class=8)
     found = []

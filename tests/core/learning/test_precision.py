@@ -88,6 +88,7 @@ def test_the_layer_whose_map_is_too_small_for_bf16_is_found(
     assert wrong_in_bf16(model, 1, wide) is None
 
 
+@pytest.mark.full
 def test_images_too_small_for_bf16_train_in_fp32(
     job: Job, records: list[Record], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -213,6 +213,7 @@ def test_interrupted_at_any_batch_it_continues_to_the_bit(
     assert (resumed["epoch"] - 1) * steps_per_epoch + resumed["batch"] == step
 
 
+@pytest.mark.full
 def test_validation_is_interrupted_at_once_and_done_again(
     job: Job, records: list[Record], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -290,6 +291,7 @@ def test_a_setting_that_came_later_is_part_of_a_training_only_when_it_is_used(
     assert not {"erase_area", "randaugment_magnitude"} & aug.keys()
 
 
+@pytest.mark.full
 def test_another_config_or_other_data_start_anew_by_themselves(
     job: Job, records: list[Record], interrupted: tuple[PackPointer, Path]
 ) -> None:
@@ -311,6 +313,7 @@ def test_another_config_or_other_data_start_anew_by_themselves(
     ]
 
 
+@pytest.mark.full
 def test_other_arithmetic_is_not_mixed_into_a_training(
     job: Job, records: list[Record], interrupted: tuple[PackPointer, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -327,6 +330,7 @@ def test_other_arithmetic_is_not_mixed_into_a_training(
     assert not [record for record in records if record["event"] == "resumed"]
 
 
+@pytest.mark.full
 def test_other_weights_under_the_same_name_begin_another_training(
     job: Job, records: list[Record], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -355,6 +359,7 @@ def test_other_weights_under_the_same_name_begin_another_training(
     assert [record for record in records if record["event"] == "resumed"]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("content", [None, *rest(b"{", b"[]")])
 def test_a_damaged_folder_of_another_training_stops_none(
     job: Job, records: list[Record], interrupted: tuple[PackPointer, Path], content: bytes | None
@@ -373,6 +378,7 @@ def test_a_damaged_folder_of_another_training_stops_none(
     assert state.is_file()
 
 
+@pytest.mark.full
 def test_a_look_at_a_training_does_not_keep_it_from_running(
     job: Job, interrupted: tuple[PackPointer, Path]
 ) -> None:

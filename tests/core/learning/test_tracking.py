@@ -52,6 +52,7 @@ def test_mlflow_holds_settings_metrics_checkpoint_and_tags(job: Job, monkeypatch
     assert kept.read_bytes() == job.layout.absolute(pointer.checkpoint).read_bytes()
 
 
+@pytest.mark.full
 def test_an_interrupted_run_is_marked_and_its_continuation_has_the_whole_curve(
     job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -119,6 +120,7 @@ def test_a_store_that_cannot_be_used_is_named(job: Job, tmp_path: Path) -> None:
         train(config(tracking=tracking), make_pack(job, per_class=8), job)
 
 
+@pytest.mark.full
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 @pytest.mark.parametrize("backend", ["mlflow", *rest("tensorboard")])
 def test_a_tracker_that_fails_in_the_middle_is_said_and_ends_no_training(
@@ -153,6 +155,7 @@ def test_a_tracker_that_fails_in_the_middle_is_said_and_ends_no_training(
     assert all(record["reason"] and record["level"] == "WARNING" for record in logged)
 
 
+@pytest.mark.full
 def test_a_run_retried_under_its_id_shows_no_epoch_twice(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

@@ -226,6 +226,7 @@ MISFITS: dict[str, tuple[Callable[[], State], str]] = {
 }
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("content", "words"), MISFITS.values(), ids=MISFITS)
 def test_what_does_not_fit_is_explained_by_what_was_found(
     start: Start, content: Callable[[], State], words: str

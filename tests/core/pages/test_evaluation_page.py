@@ -135,6 +135,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> tuple[Case, EvaluationP
     return found, found.evaluate("e1")
 
 
+@pytest.mark.full
 def test_names_that_would_break_a_page_are_only_text(hostile: tuple[Case, EvaluationPointer]) -> None:
     case, pointer = hostile
     page = assert_self_contained(case.file(pointer, "report.html"), set())

@@ -206,6 +206,7 @@ def test_many_cuts_are_survived_as_long_as_bytes_arrive(get: Getter, server: Kag
     assert len(get.reasons()) == 10 > RETRY.attempts
 
 
+@pytest.mark.full
 def test_download_goes_on_in_another_call_and_from_a_killed_process(
     get: Getter, server: KaggleServer
 ) -> None:

@@ -111,6 +111,7 @@ def test_patients_and_studies_are_keyed_hashes_of_this_project(
     assert not set(again["patient"].dropna()) & set(table["patient"].dropna())
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("group_by", ["auto", *rest("patient", "near_duplicate", "subject")])
 def test_slices_of_one_file_are_never_parted(job: Job, fetched: FetchPointer, group_by: str) -> None:
     mapping = split(SplitConfig(seed=3, test_frac=0.4, group_by=group_by), fetched, job)
@@ -124,6 +125,7 @@ def test_slices_of_one_file_are_never_parted(job: Job, fetched: FetchPointer, gr
     assert pack.n_images == len(table) == fetched.n_images
 
 
+@pytest.mark.full
 def test_a_csv_gives_labels_instead_of_folders(tmp_path: Path, job: Job) -> None:
     flat = tmp_path / "flat"
     flat.mkdir()
@@ -185,6 +187,7 @@ def test_slices_of_a_series_that_declares_nothing_share_one_gray_range(
     )
 
 
+@pytest.mark.full
 @pytest.mark.training
 def test_a_model_answers_for_the_modalities_it_was_trained_on(tmp_path: Path, job: Job) -> None:
     for number, label in enumerate(CLASSES):

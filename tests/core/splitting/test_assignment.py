@@ -39,6 +39,7 @@ def test_no_group_straddles_and_order_does_not_matter(
     np.testing.assert_array_equal(assign_folds(moved_groups, moved_labels, 4, seed), fold[order])
 
 
+@pytest.mark.full
 @settings(max_examples=100, deadline=None)
 @given(st.integers(0, 1000), st.floats(0.1, 0.5))
 def test_class_proportions_are_met_within_the_largest_group(seed: int, frac: float) -> None:
@@ -65,6 +66,7 @@ def test_adding_images_moves_few_of_the_others(seed: int) -> None:
     assert (before != after[:1000]).sum() <= 20
 
 
+@pytest.mark.full
 @settings(max_examples=50, deadline=None)
 @given(st.integers(0, 10_000), st.integers(2, 10), st.integers(0, 10))
 def test_adding_images_changes_few_folds(seed: int, k: int, added: int) -> None:
@@ -82,6 +84,7 @@ def test_adding_images_changes_few_folds(seed: int, k: int, added: int) -> None:
 sized = st.lists(st.tuples(st.sampled_from([1, 2, 3, 10, 60]), st.integers(0, 2)), min_size=1, max_size=30)
 
 
+@pytest.mark.full
 @settings(max_examples=300, deadline=None)
 @given(sized, st.integers(2, 6), st.integers(0, 2**32 - 1))
 @example([(size, 0) for size in (1, 1, 1, 2, 60)], 5, 42)

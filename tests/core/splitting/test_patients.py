@@ -81,6 +81,7 @@ def whole(table: pd.DataFrame) -> bool:
     return all(place.groupby(table["true"]).nunique().max() == 1 for place in places)
 
 
+@pytest.mark.full
 def test_without_patients_images_of_one_patient_are_on_both_sides(job: Job) -> None:
     """What the other tests would miss if these images were alike."""
     table = table_of(job, fetched(job))
@@ -146,12 +147,14 @@ def test_names_are_compared_in_one_form(job: Job) -> None:
     assert table["group"].nunique() == 4
 
 
+@pytest.mark.full
 def test_a_pattern_reads_patients_from_paths(job: Job) -> None:
     table = table_of(job, fetched(job), patient_pattern=r"/(?P<patient>P\d+) ")
     assert table["patient"].tolist() == table["true"].tolist()
     assert whole(table)
 
 
+@pytest.mark.full
 def test_a_patient_that_fetch_has_found_is_kept_and_named_as_a_csv_names_it(job: Job) -> None:
     pointer = fetched(job)
     table = read_samples(job.layout.absolute(pointer.samples))
@@ -167,6 +170,7 @@ def test_a_patient_that_fetch_has_found_is_kept_and_named_as_a_csv_names_it(job:
     assert whole(again)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("given", "expected", "notes"),
     [
@@ -210,6 +214,7 @@ def test_names_of_two_sources_go_together_by_the_images_that_both_name(
     assert all(part in note for part, note in zip(notes, found, strict=True)), found
 
 
+@pytest.mark.full
 def test_a_catalogue_table_lies_beside_the_catalogue(job: Job, tmp_path: Path) -> None:
     pointer = fetched(job)
     (tmp_path / "who.csv").write_text(
@@ -225,6 +230,7 @@ def test_a_catalogue_table_lies_beside_the_catalogue(job: Job, tmp_path: Path) -
     assert record_of(job)["patients"]["sources"] == {"catalogue": 48}
 
 
+@pytest.mark.full
 def test_a_catalogue_table_that_fits_no_image_is_said_and_stops_nothing(job: Job) -> None:
     entry = job.entry.model_copy(update={"patients": "figshare-1512427"})
     table = table_of(replace(job, entry=entry), fetched(job))
@@ -352,6 +358,7 @@ def test_a_pattern_that_names_nobody_is_refused(
         table_of(job, fetched(job), patient_pattern=pattern)
 
 
+@pytest.mark.full
 def test_a_class_of_a_single_patient_is_refused_with_the_number_of_images(job: Job) -> None:
     pointer = fetched(job, folder=lambda patient, _: "glioma" if patient else "notumor")
     with pytest.raises(DataError) as caught:
@@ -366,6 +373,7 @@ def test_a_class_of_a_single_patient_is_refused_with_the_number_of_images(job: J
     assert "ncc_threshold" not in str(caught.value), "copies have nothing to do with it"
 
 
+@pytest.mark.full
 def test_a_predefined_split_with_a_patient_on_two_sides_is_refused_by_name(job: Job) -> None:
     pointer = fetched(job)
     paths = read_samples(job.layout.absolute(pointer.samples))["path"]
@@ -392,6 +400,7 @@ def test_a_predefined_split_with_a_patient_on_two_sides_is_refused_by_name(job: 
             assert part in str(caught.value)
 
 
+@pytest.mark.full
 def test_official_folders_lose_the_training_images_of_test_patients(job: Job) -> None:
     def folder(patient: int, n: int) -> str:
         side = "Testing" if n == 0 and patient % 8 < 2 else "Training"
@@ -524,6 +533,7 @@ def test_copies_join_even_two_known_patients() -> None:
     assert found[0] == found[1] != found[2]
 
 
+@pytest.mark.full
 def test_neighbours_that_would_leave_a_class_in_one_group_are_not_joined(job: Job) -> None:
     rng = np.random.default_rng(0)
     base = np.asarray(picture(1), np.float64)
@@ -552,6 +562,7 @@ def test_the_quality_of_the_proxy_is_what_counting_gives() -> None:
     assert proxy_quality(np.array(["a"] + [""] * 5, object), pairs, nothing) is None
 
 
+@pytest.mark.full
 def test_validation_reports_patients_and_wrong_labels(job: Job, tmp_path: Path) -> None:
     own = corrected(job, "glioma/P001 a.png,notumor,a second reader\n", tmp_path)
 
@@ -591,6 +602,7 @@ def test_validation_reports_patients_and_wrong_labels(job: Job, tmp_path: Path) 
     assert "Patients: 14 are known, on 48 images; of 0 images the patient is unknown." in page
 
 
+@pytest.mark.full
 def test_folds_keep_a_patient_whole_though_the_groups_are_smaller(job: Job) -> None:
     pointer = fetched(job)
     name = patients_csv(job, pointer)

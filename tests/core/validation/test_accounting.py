@@ -36,6 +36,7 @@ def validated(case: Case, folder: Path, job: Job, spoil: bool = False, **splitti
     return load_report(job.layout, validate(ValidateConfig(), write_pointer(job.layout, pack), job))
 
 
+@pytest.mark.full
 def test_the_account_leads_from_the_archive_to_the_pack(tmp_path: Path, job: Job) -> None:
     case = Case(
         class_tree(each=6) | {"README": b"x", "glioma/cut.jpg": picture(99)[:200], "lone.jpg": picture(98)}
@@ -82,6 +83,7 @@ def test_endings_that_the_split_leaves_out_are_a_warning(tmp_path: Path, job: Jo
     assert "33.3% of all" in finding.message
 
 
+@pytest.mark.full
 def test_a_lost_class_folder_is_a_warning_and_litter_is_none(tmp_path: Path, job: Job) -> None:
     files = class_tree(each=30) | {"README": b"x", "glioma/.DS_Store": b"x", "meningioma/val/notes.txt": b"x"}
     case = Case(files | {"docs/glioma/a.heic": b"\0\0\0 ftypheic"})
@@ -91,6 +93,7 @@ def test_a_lost_class_folder_is_a_warning_and_litter_is_none(tmp_path: Path, job
     assert "left out: the folder docs/glioma (1), every file ending .heic (1). The" in finding.message
 
 
+@pytest.mark.full
 def test_litter_alone_is_no_finding(tmp_path: Path, job: Job) -> None:
     report = validated(Case(class_tree() | {"README": b"x", "glioma/Thumbs.db": b"x"}), tmp_path, job)
     assert report.finding("left_out") is None

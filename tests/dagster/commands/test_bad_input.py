@@ -119,11 +119,11 @@ def state(root: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize(
     ("make", "stage", "code", "sentence"),
     [
-        (absent, "fetch", 3, "absent.zip"),
         (truncated, "fetch", 3, "data.zip"),
         (unknown_class, "split", 4, "'cats'"),
-        (unreadable_class, "split", 4, "'glioma'"),
         *rest(
+            (absent, "fetch", 3, "absent.zip"),
+            (unreadable_class, "split", 4, "'glioma'"),
             (no_zip, "fetch", 3, "data.zip"),
             (empty, "fetch", 3, "data.zip"),
             (climbing, "fetch", 3, "../outside.png"),
@@ -173,6 +173,7 @@ def test_a_corrupt_image_is_left_out_with_its_reason_and_the_run_goes_on(root: P
     assert Path(named).is_file() and named != str(page), "so does one that fails"
 
 
+@pytest.mark.full
 def test_a_project_folder_can_be_moved(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert run("fetch", "--archive", str(make_folder(tmp_path / "good"))).exit_code == 0
     moved = tmp_path / "elsewhere"

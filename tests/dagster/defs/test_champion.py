@@ -135,6 +135,7 @@ def test_images_that_the_champion_was_trained_on_do_not_count(throne: Workbench)
     assert record["comparison"]["images"] == len(chosen_by & chosen_before)  # type: ignore[index]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("relation", ["file", "pixels", "group", "patient"])
 def test_a_relative_of_what_the_champion_was_trained_on_does_not_count(
     throne: Workbench, relation: str
@@ -183,6 +184,7 @@ def test_a_relative_of_what_the_champion_was_trained_on_does_not_count(
     assert record["comparison"]["images"] == len(chosen) - lost  # type: ignore[index]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "how",
     [{"fit": "stretch"}, {"pack_size": 48}, {"colour": True, "channels": 3, "mean": [0.2] * 3, "std": [0.2] * 3}],

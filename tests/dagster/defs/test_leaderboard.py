@@ -104,6 +104,7 @@ def test_every_experiment_has_a_job_that_carries_its_settings() -> None:
     assert carried["ops"]["model_checkpoint"]["config"]["data"]["seed"] == 43
 
 
+@pytest.mark.full
 def test_an_evaluation_by_itself_counts_for_the_experiment_that_trained_the_model(
     evaluated: Workbench,
 ) -> None:

@@ -100,6 +100,7 @@ def requested(bench: Workbench) -> list[dg.RunRequest]:
     return [item for item in retrain(context) if isinstance(item, dg.RunRequest)]
 
 
+@pytest.mark.full
 def test_new_validated_images_ask_for_training_and_bad_ones_do_not(
     evaluated: Workbench, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -165,6 +165,7 @@ def test_processes_do_not_outlive_the_run_that_is_killed(bench: Workbench, tmp_p
     wait_for(lambda: True if workers(bench.layout.root) == {} else None, "the end of the processes")
 
 
+@pytest.mark.full
 def test_a_reexecution_from_failure_continues_the_training(
     bench: Workbench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
