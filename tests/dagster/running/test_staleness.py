@@ -56,6 +56,7 @@ def test_a_setting_that_came_later_makes_nothing_stale_while_it_is_off() -> None
             "aug": {name for name in AugmentConfig.model_fields if name not in KNOWN_FROM_THE_START},
             "data": {"train_in", "num_workers"},
             "io": True,
+            "optim": {"snapshots"},
             "tracking": True,
         },
     )
