@@ -125,7 +125,7 @@ def probe(job: Job, pack: PackPointer, table: pd.DataFrame, fold: I64) -> F64:
     encoder = load_encoder(
         recipe.model, recipe.probe.depths, image_size=pack.size, precision="auto", seed=42, pack=pack, job=job
     )
-    features, _ = features_of(encoder, pack, job, 32)
+    features, _ = features_of(encoder, pack, job.layout, job.log, 32)
     # the images of the test split as well: here nothing is judged but the labels
     found = fold_predictions(
         features,

@@ -73,7 +73,7 @@ class _Page:
 
     def __init__(self, classifier: Classifier) -> None:
         self.classifier = classifier
-        self.neighbours: Neighbours | None = find_neighbours(classifier.weights, classifier.meta)
+        self.neighbours: Neighbours | None = find_neighbours(classifier.weights, classifier.inference)
         self.one_at_a_time = threading.Lock()
 
     async def home(self, _: Request) -> Response:
@@ -107,7 +107,7 @@ class _Page:
         found = await run_in_threadpool(self.predict, data)
         if found.error is not None:
             return _refusal(found.error.replace("bytes 0", "This file", 1), 422)
-        return _html("app_result.html.j2", **self.shown(found))
+        return _html("app_result.html.j2", **await run_in_threadpool(self.shown, found))
 
     def predict(self, data: bytes) -> Prediction:
         """Predict an image, or the middle slice of a volume."""
@@ -122,7 +122,8 @@ class _Page:
         assert found.pixels is not None
         heat = found.heatmap
         ranked = sorted(found.probabilities.items(), key=lambda item: -item[1])
-        near = self.neighbours.nearest(found.pixels, _NEAREST) if self.neighbours else []
+        with self.one_at_a_time:
+            near = self.neighbours.nearest(found.pixels, _NEAREST) if self.neighbours else []
         return {
             "found": found,
             "ranked": ranked,
@@ -133,6 +134,7 @@ class _Page:
             "unsupported": heat is not None and not heat.any(),
             "bar": data_uri(colour_bar(240, 12), 90),
             "near": [(item, data_uri(resized(item.pixels, _THUMB))) for item in near],
+            "by_features": bool(near) and near[0].likeness is not None,
             "is_copy": bool(near) and near[0].is_copy,
         }
 

@@ -293,7 +293,7 @@ def _drift(
     """Compare images with the validation images of the model's training."""
     if not len(rows):
         return DriftReport(reason="no image could be predicted")
-    reference = validation_reference(model.classifier.inference, job.layout)
+    reference = validation_reference(model.classifier.inference, job.layout, job.log)
     if isinstance(reference, str):
         return DriftReport(reason=reference)
     groups = tuple(map(str, joined(known_patients(table), known_scans(table)).tolist()))

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from brainmri_core.config.embeddings import EmbeddingsConfig
 from brainmri_core.errors import DataError
+from brainmri_core.evaluation.feature_checks import FeaturedImages
 from brainmri_core.evaluation.fold_scores import HEADLINE, pooled_scores, probabilities_of, scores_of
 from brainmri_core.evaluation.label_issues import label_issues
 from brainmri_core.evaluation.probe_folds import fold_predictions
+from brainmri_core.images.pack import open_pack
 from brainmri_core.learning.encoder import FEATURES_NAME, RECORD_NAME, features_of, load_encoder
 from brainmri_core.project.job import Job
 from brainmri_core.project.pointers import EmbeddingsPointer, PackPointer
@@ -18,7 +21,7 @@ from brainmri_core.project.sample_table import read_samples, write_samples
 from brainmri_core.system.clock import timestamp, utc_now
 from brainmri_core.system.storage import check_sha256, sha256_file, sha256_json, write_json
 
-_COLUMNS = ("row", "path", "split", "group", "label", "class_index", "fold")
+_COLUMNS = ("row", "path", "split", "group", "label", "class_index", "fold", "width", "height")
 
 
 def embeddings(config: EmbeddingsConfig, pack: PackPointer, job: Job) -> EmbeddingsPointer:
@@ -38,7 +41,9 @@ def embeddings(config: EmbeddingsConfig, pack: PackPointer, job: Job) -> Embeddi
     EmbeddingsPointer
         ``features`` is float32 ``(N, D)``, by row of the pack, the test images among them. Its folder holds ``metrics.json``, and
         where the folds could be scored ``predictions.parquet``, the training images each predicted by a probe that saw none of
-        its fold, and ``label_issues.csv``, the labels that look wrong to it. The test split is not scored.
+        its fold, and ``label_issues.csv``, the labels that look wrong to it. ``outliers.csv`` ranks all images by how unlike
+        the training images they are; two pictures show the first of both lists beside the training images nearest to them.
+        The test split is not scored, and its labels are not looked at.
 
     Raises
     ------
@@ -55,7 +60,7 @@ def embeddings(config: EmbeddingsConfig, pack: PackPointer, job: Job) -> Embeddi
         pack=pack,
         job=job,
     )
-    features, kept = features_of(encoder, pack, job, config.batch_size)
+    features, kept = features_of(encoder, pack, job.layout, job.log, config.batch_size)
     samples = read_samples(job.layout.absolute(pack.samples), dict.fromkeys(_COLUMNS, ""))
     predictions, reason = None, None
     try:
@@ -71,13 +76,15 @@ def embeddings(config: EmbeddingsConfig, pack: PackPointer, job: Job) -> Embeddi
         reason = str(error)
         job.log.warning(f"The probe has no score: {reason}")
     target = job.layout.result_dir("embeddings", job.dataset, job.run_id)
+    images = FeaturedImages.of(features, samples, open_pack(job.layout, pack))
     with job.staged(target) as folder:
-        metrics = _metrics(config, predictions, pack, reason)
+        metrics = {**_metrics(config, predictions, pack, reason), **_checks(folder, images, config, job)}
         write_json(folder / "metrics.json", metrics)
         if predictions is not None:
             write_samples(folder / "predictions.parquet", predictions)
             issues = label_issues(predictions, probabilities_of(predictions, pack.classes), pack.classes)
             issues.to_csv(folder / "label_issues.csv", index=False)
+            _draw(folder / "label_issues.png", images, "Labels that look wrong", issues["path"].tolist())
     headline = {name: metrics["pooled"][name] for name in HEADLINE} if predictions is not None else {}
     job.log.info("embeddings", images=len(features), features=features.shape[1], **headline)
     relative = job.layout.relative
@@ -118,3 +125,27 @@ def _metrics(
         "folds": {name: item.model_dump(mode="json") for name, item in folds.items()},
         "reason": None,
     }
+
+
+def _checks(folder: Path, images: FeaturedImages, config: EmbeddingsConfig, job: Job) -> dict[str, Any]:
+    """Write the outliers of all images, and return them in short with the drift of the test images."""
+    drift = images.drift(config.false_alarms, config.resolved_seed)
+    unlike = [item.kind for item in drift if item.exceeded]
+    if unlike:
+        job.log.warning(f"The test images are unlike the training images in {', '.join(unlike)}.")
+    found = images.outliers(config.resolved_seed)
+    short: dict[str, Any] = {"reason": "too few training images, or all of one group"}
+    if found is not None:
+        table, threshold = found
+        table.to_csv(folder / "outliers.csv", index=False)
+        _draw(
+            folder / "outliers.png", images, "Images most unlike the training images", table["path"].tolist()
+        )
+        flagged = table[table["flagged"]]["split"].value_counts()
+        short = {"threshold": threshold, **{side: int(flagged.get(side, 0)) for side in ("train", "test")}}
+    return {"outliers": short, "drift": [item.model_dump(mode="json") for item in drift]}
+
+
+def _draw(path: Path, images: FeaturedImages, title: str, paths: list[str]) -> None:
+    if paths:
+        images.sheet(f"{title}, each beside the training images nearest to it", paths).save(path)

@@ -9,24 +9,38 @@ import numpy as np
 from PIL import Image
 
 from brainmri_core.arrays import F32, I64, U8
+from brainmri_core.classifier.inference import Inference
+from brainmri_core.classifier.reference import encoder_of
 from brainmri_core.config.data import CopySearchConfig
 from brainmri_core.copies.likeness import difference
 from brainmri_core.copies.lookup import unit_vectors
-from brainmri_core.errors import ConfigError, IntegrityError
+from brainmri_core.errors import ConfigError, IntegrityError, StorageError
+from brainmri_core.evaluation.nearest import FeatureSpace
 from brainmri_core.images.pack import open_pack
-from brainmri_core.learning.checkpoint import CheckpointMeta
-from brainmri_core.project.layout import projects_above
+from brainmri_core.learning.encoder import Encoder, encode, features_of, kept_features
+from brainmri_core.project.layout import Layout, projects_above
+from brainmri_core.project.logs import StageLog
 from brainmri_core.project.pointer_store import follow
 from brainmri_core.project.pointers import PackPointer
 from brainmri_core.project.sample_table import read_samples
 
 _SIDE = 64
+_SOON = 5000
+"""Images whose features are computed when the page is started: a minute or so without an accelerator."""
 _COPIES = CopySearchConfig()
 
 
 @dataclass(frozen=True)
 class Neighbour:
-    """A training image, its normalised cross-correlation with the image asked about, and whether it is a copy of it."""
+    """A training image beside the image asked about.
+
+    Attributes
+    ----------
+    similarity : float
+        Normalised cross-correlation of the pixels, or of those of the mirror image where `mirrored`.
+    likeness : float or None
+        Cosine of their features; None where the search went by pixels.
+    """
 
     path: str
     label: str
@@ -34,6 +48,7 @@ class Neighbour:
     mirrored: bool
     is_copy: bool
     pixels: U8
+    likeness: float | None = None
 
 
 @dataclass(frozen=True)
@@ -48,6 +63,8 @@ class Neighbours:
         int64 ``(N,)``: rows of the training images.
     vectors : numpy.ndarray
         float32 ``(N, 4096)``: their 64 x 64 versions, mean removed, of length one.
+    encoder, features : Encoder and FeatureSpace, or None
+        What they are compared by; without them, the pixels.
     """
 
     pixels: U8
@@ -55,9 +72,11 @@ class Neighbours:
     paths: list[str]
     labels: list[str]
     vectors: F32
+    encoder: Encoder | None = None
+    features: FeatureSpace | None = None
 
     def nearest(self, pixels: U8, count: int) -> list[Neighbour]:
-        """Return the training images most like a fitted image, as it is or mirrored left to right.
+        """Return the training images most like a fitted image: copies by the pixels first, then others by the features.
 
         Parameters
         ----------
@@ -66,38 +85,51 @@ class Neighbours:
         count : int
             How many.
         """
-        thumb = _thumb(pixels)
-        turns = np.stack([thumb, thumb[:, ::-1]])
+        turns = np.stack([_thumb(pixels), _thumb(pixels)[:, ::-1]])
         scores = self.vectors @ unit_vectors(turns).T
-        best = scores.max(axis=1)
-        found = []
-        for position in np.argsort(-best, kind="stable")[:count].tolist():
-            turn, similarity = int(scores[position].argmax()), float(best[position])
-            image = np.asarray(self.pixels[self.rows[position]])
-            unlike = float(difference(turns[turn : turn + 1], _thumb(image)[None])[0])
-            is_copy = similarity >= _COPIES.ncc_threshold and unlike <= _COPIES.max_difference
-            found.append(
-                Neighbour(self.paths[position], self.labels[position], similarity, turn == 1, is_copy, image)
-            )
-        return found
+        by_pixels = np.argsort(-scores.max(axis=1), kind="stable")[:count].tolist()
+        if self.encoder is None or self.features is None:
+            return [self._neighbour(position, turns, scores) for position in by_pixels]
+        seen = encode(self.encoder, pixels[None], np.arange(1), 1, progress=False)
+        likeness = self.features.likeness(seen)[0]
+        by_features = np.argsort(-likeness, kind="stable")[:count].tolist()
+        positions = dict.fromkeys([*by_pixels, *by_features])
+        found = {position: self._neighbour(position, turns, scores, likeness) for position in positions}
+        copies = [position for position in by_pixels if found[position].is_copy]
+        return [found[position] for position in dict.fromkeys([*copies, *by_features])][:count]
+
+    def _neighbour(self, position: int, turns: U8, scores: F32, likeness: F32 | None = None) -> Neighbour:
+        turn = int(scores[position].argmax())
+        similarity = float(scores[position, turn])
+        image = np.asarray(self.pixels[self.rows[position]])
+        unlike = float(difference(turns[turn : turn + 1], _thumb(image)[None])[0])
+        return Neighbour(
+            self.paths[position],
+            self.labels[position],
+            similarity,
+            turn == 1,
+            similarity >= _COPIES.ncc_threshold and unlike <= _COPIES.max_difference,
+            image,
+            None if likeness is None else float(likeness[position]),
+        )
 
 
-def find_neighbours(weights: Path, meta: CheckpointMeta) -> Neighbours | None:
-    """Open the training images of a checkpoint.
+def find_neighbours(weights: Path, inference: Inference) -> Neighbours | None:
+    """Open the training images of a checkpoint, with their features where these are kept or are soon computed.
 
     Parameters
     ----------
     weights : pathlib.Path
         The checkpoint's file; its project is looked for in the folders above.
-    meta : CheckpointMeta
-        Its record.
+    inference : Inference
+        The model in it.
 
     Returns
     -------
     Neighbours or None
         None where the project, or the pack the checkpoint was trained on, is not here.
     """
-    layout = next(projects_above(weights.resolve()), None)
+    layout, meta = next(projects_above(weights.resolve()), None), inference.meta
     if layout is None or meta.pack_pointer is None:
         return None
     try:
@@ -113,7 +145,21 @@ def find_neighbours(weights: Path, meta: CheckpointMeta) -> Neighbours | None:
     if not len(rows):
         return None
     vectors = unit_vectors(np.stack([_thumb(np.asarray(pixels[row])) for row in rows.tolist()]))
-    return Neighbours(pixels, rows, trained["path"].tolist(), trained["label"].tolist(), vectors)
+    encoder, features = _features(inference, pack, layout)
+    space = None if features is None else FeatureSpace.of(features[rows])
+    names = trained["path"].tolist(), trained["label"].tolist()
+    return Neighbours(pixels, rows, *names, vectors, encoder, space if space and space.tells else None)
+
+
+def _features(inference: Inference, pack: PackPointer, layout: Layout) -> tuple[Encoder, F32 | None]:
+    """Return the features of a whole pack; None where they would take long, or cannot be kept."""
+    encoder, silent = encoder_of(inference), StageLog("app", "app", pack.dataset, [])
+    if pack.n_images > _SOON:
+        return encoder, kept_features(encoder, pack, layout)
+    try:
+        return encoder, features_of(encoder, pack, layout, silent, inference.batch_size)[0]
+    except StorageError:  # somebody else's project, which can be read only
+        return encoder, kept_features(encoder, pack, layout)
 
 
 def _thumb(pixels: U8) -> U8:

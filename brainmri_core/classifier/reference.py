@@ -1,10 +1,15 @@
-"""The validation images of a classifier's checkpoint, as the classifier sees them: what other images are compared with."""
+"""What a classifier makes of the images it was trained and validated on: what other images are compared with.
+
+A classifier's network without its head is an encoder like any other, so the features are computed once and kept with
+those of the others; for a probe that has been done when it was fitted.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from brainmri_core.arrays import F64, I64
 from brainmri_core.classifier.inference import Inference
@@ -13,8 +18,10 @@ from brainmri_core.evaluation.calibration import probabilities
 from brainmri_core.evaluation.shift import ImageSet, image_features
 from brainmri_core.evaluation.tested_model import validation_of
 from brainmri_core.images.pack import open_pack
-from brainmri_core.learning.inference import predict_evenly
+from brainmri_core.learning.encoder import Encoder, encoder_sha256, features_of
+from brainmri_core.learning.models import head
 from brainmri_core.project.layout import Layout
+from brainmri_core.project.logs import StageLog
 from brainmri_core.project.pointer_store import follow
 from brainmri_core.project.pointers import PackPointer
 from brainmri_core.project.sample_table import RESIZE_COLUMNS, SPLIT_COLUMNS, read_samples
@@ -38,7 +45,23 @@ class Reference:
     probabilities: F64
 
 
-def validation_reference(inference: Inference, layout: Layout) -> Reference | str:
+def encoder_of(inference: Inference, *, mirror: bool = True) -> Encoder:
+    """Return a classifier's network as an encoder; where images are averaged with their mirror images, that of its training."""
+    meta = inference.meta
+    return Encoder(
+        inference.model,
+        meta.model_name,
+        meta.depths,
+        True,
+        meta.preprocessing,
+        (meta.precision or inference.precision) if mirror else inference.precision,
+        inference.device,
+        encoder_sha256(inference.model),
+        mirror,
+    )
+
+
+def validation_reference(inference: Inference, layout: Layout, log: StageLog) -> Reference | str:
     """Predict the validation images of a checkpoint, or say why that cannot be done.
 
     Parameters
@@ -65,18 +88,15 @@ def validation_reference(inference: Inference, layout: Layout) -> Reference | st
     if not len(chosen):
         return "the checkpoint has no validation images, or does not say which"
     rows = chosen["row"].to_numpy(np.int64)
-    found = predict_evenly(
-        inference.model,
-        pixels,
-        rows,
-        meta.preprocessing,
-        device=inference.device,
-        batch_size=inference.batch_size,
-        precision=inference.precision,
-        tta=inference.mirror,
-        progress=False,
-    )
+    plain, _ = features_of(encoder_of(inference, mirror=False), pack, layout, log, inference.batch_size, rows)
+    averaged = plain  # the mean of the logits of an image and its mirror image are those of the mean of their features
+    if inference.mirror:
+        averaged, _ = features_of(encoder_of(inference), pack, layout, log, inference.batch_size, rows)
+    with torch.inference_mode():
+        logits = (
+            head(inference.model)(torch.from_numpy(np.array(averaged)).to(inference.device)).cpu().numpy()
+        )
     size = (chosen[name].to_numpy(np.int64) for name in ("width", "height"))
-    images = ImageSet(image_features(pixels[rows], *size), tuple(independent_units(chosen)), found.embeddings)
+    images = ImageSet(image_features(pixels[rows], *size), tuple(independent_units(chosen)), plain)
     labels = chosen["class_index"].to_numpy(np.int64)
-    return Reference(images, labels, probabilities(found.logits, inference.temperature or 1.0))
+    return Reference(images, labels, probabilities(logits, inference.temperature or 1.0))

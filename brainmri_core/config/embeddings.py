@@ -29,6 +29,12 @@ class EmbeddingsConfig(SeededConfig):
     bootstrap_resamples: int = Field(
         2000, ge=0, le=100_000, description="Resamples of groups for 95% intervals of the probe; 0: none."
     )
+    false_alarms: float = Field(
+        0.01,
+        gt=0,
+        le=0.5,
+        description="Share of test sides like the training images that their comparison may flag.",
+    )
     seed: int | None = Field(
         None, ge=0, description="Seed of random weights, validation groups and bootstrap; empty: env.seed."
     )

@@ -105,21 +105,28 @@ class DriftReport(BaseModel):
 
 
 def measure_drift(
-    reference: ImageSet, other: ImageSet, *, false_alarms: float, seed: int
+    reference: ImageSet,
+    other: ImageSet,
+    *,
+    false_alarms: float,
+    seed: int,
+    named: str = "the validation images",
 ) -> tuple[DriftMeasure, ...]:
-    """Compare images with the validation images of a model.
+    """Compare images with others, such as the validation images of a model.
 
     Parameters
     ----------
     reference : ImageSet
-        The validation images, with their groups.
+        The others, with their groups.
     other : ImageSet
         What the model is asked about. The threshold is drawn for as many images of as many groups, but never more than half
-        of the validation images. Where its groups are not known, its images count as those of patients like theirs.
+        of the others. Where its groups are not known, its images count as those of patients like theirs.
     false_alarms : float
-        Share of such parts of the validation images that exceed a threshold, all kinds together.
+        Share of such parts of the others that exceed a threshold, all kinds together.
     seed : int
         Seed of the draws, and of the sample where a set is large.
+    named : str
+        What the others are called in a reason.
 
     Returns
     -------
@@ -127,16 +134,18 @@ def measure_drift(
         One for each of `KINDS`.
     """
     first, second = reference.part(seed), other.part(seed)
-    return tuple(_measure(kind, first, second, false_alarms / len(KINDS), seed) for kind in KINDS)
+    return tuple(_measure(kind, first, second, false_alarms / len(KINDS), seed, named) for kind in KINDS)
 
 
-def _measure(kind: str, first: ImageSet, second: ImageSet, level: float, seed: int) -> DriftMeasure:
+def _measure(
+    kind: str, first: ImageSet, second: ImageSet, level: float, seed: int, named: str
+) -> DriftMeasure:
     part = _part_groups(first, second)
-    reason = _not_measurable(kind, first, second)
+    reason = _not_measurable(kind, first, second, named)
     if reason is None and math.comb(first.n_groups, part) * level < 1:
         reason = (
-            f"{len(second)} images are too few to tell drift from chance by the {first.n_groups} patients or groups of the "
-            "validation images"
+            f"{len(second)} images are too few to tell drift from chance by the {first.n_groups} patients or groups of "
+            f"{named}"
         )
     if reason is not None:
         return DriftMeasure(kind=kind, squared=None, threshold=None, reason=reason)
@@ -156,13 +165,13 @@ def _measure(kind: str, first: ImageSet, second: ImageSet, level: float, seed: i
     )
 
 
-def _not_measurable(kind: str, first: ImageSet, second: ImageSet) -> str | None:
+def _not_measurable(kind: str, first: ImageSet, second: ImageSet, named: str) -> str | None:
     if kind == "embedding" and (first.embeddings is None or second.embeddings is None):
         return "there are no embeddings of one of the sets"
     if len(second) < 2:
         return "there are fewer than two images"
     if first.n_groups < MIN_GROUPS:
-        return f"the validation images are of {first.n_groups} patients or groups, fewer than {MIN_GROUPS}"
+        return f"{named} are of {first.n_groups} patients or groups, fewer than {MIN_GROUPS}"
     return None
 
 

@@ -30,7 +30,7 @@ class OutlierModel:
     whitening : numpy.ndarray
         float32 ``(D, D)``.
     threshold : float
-        Exceeded by `FLAGGED_SHARE` of the validation images, each scored by a fit without its group.
+        Exceeded by `FLAGGED_SHARE` of the images it was fitted on, each scored by a fit without its group.
     """
 
     means: F32
@@ -43,7 +43,15 @@ class OutlierModel:
 
 
 def fit_outliers(embeddings: F32, labels: I64, groups: Sequence[str], seed: int) -> OutlierModel | None:
-    """Fit the outlier score on validation images.
+    """Fit the outlier score on validation images; see `fit_with_scores`."""
+    fitted = fit_with_scores(embeddings, labels, groups, seed)
+    return None if fitted is None else fitted[0]
+
+
+def fit_with_scores(
+    embeddings: F32, labels: I64, groups: Sequence[str], seed: int
+) -> tuple[OutlierModel, F64] | None:
+    """Fit the outlier score on images, and score each of them by a fit without its group.
 
     Parameters
     ----------
@@ -58,8 +66,8 @@ def fit_outliers(embeddings: F32, labels: I64, groups: Sequence[str], seed: int)
 
     Returns
     -------
-    OutlierModel or None
-        None where there are fewer than `MIN_IMAGES` images or two groups.
+    tuple of OutlierModel and numpy.ndarray, or None
+        The scores are float64 ``(N,)``. None where there are fewer than `MIN_IMAGES` images or two groups.
     """
     if len(embeddings) < MIN_IMAGES or len(set(groups)) < 2:
         return None
@@ -71,7 +79,7 @@ def fit_outliers(embeddings: F32, labels: I64, groups: Sequence[str], seed: int)
             return None
         held_out[inside] = _distance(embeddings[inside], *_fit(embeddings[~inside], labels[~inside]))
     threshold = float(np.quantile(held_out, 1 - FLAGGED_SHARE, method="higher"))
-    return OutlierModel(*_fit(embeddings, labels), threshold)
+    return OutlierModel(*_fit(embeddings, labels), threshold), held_out
 
 
 def _fit(embeddings: F32, labels: I64) -> tuple[F32, F32]:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from brainmri_core.arrays import F32
+from brainmri_core.arrays import F32, I64, U8
 from brainmri_core.config.base import Precision
 from brainmri_core.config.training import ModelConfig
 from brainmri_core.errors import IntegrityError, StorageError
@@ -23,13 +23,17 @@ from brainmri_core.learning.device import autocast, choose_device, choose_precis
 from brainmri_core.learning.models import head, with_depths
 from brainmri_core.learning.pretrained import imagenet_statistics, initial_model
 from brainmri_core.project.job import Job
+from brainmri_core.project.layout import Layout
+from brainmri_core.project.logs import StageLog
 from brainmri_core.project.pointers import PackPointer
 from brainmri_core.system.locks import exclusive
 from brainmri_core.system.storage import (
     check_sha256,
     read_json,
+    remove_stale,
     sha256_file,
     sha256_json,
+    staging_folder,
     write_json,
 )
 
@@ -47,6 +51,8 @@ class Encoder:
         The encoder under a head whose input is the features; the head itself is not used.
     weights_sha256 : str
         Of the names and values of all tensors but the head's.
+    mirror : bool
+        Whether its features are the mean of those of an image and of its mirror image.
     """
 
     model: nn.Module
@@ -57,6 +63,7 @@ class Encoder:
     precision: Precision
     device: torch.device
     weights_sha256: str
+    mirror: bool = True
 
     @property
     def width(self) -> int:
@@ -78,12 +85,6 @@ def frozen(
         job.log.warning(
             "frozen random features are meant for tests; set model.pretrained, weights_file or weights_package"
         )
-    final = {id(tensor) for tensor in head(model).parameters()}
-    digest = hashlib.sha256()
-    for key, tensor in model.state_dict(keep_vars=True).items():
-        if id(tensor) not in final:
-            digest.update(key.encode())
-            digest.update(np.ascontiguousarray(tensor.detach().cpu().numpy()).data)
     return Encoder(
         model,
         config.name,
@@ -92,8 +93,19 @@ def frozen(
         preprocessing,
         precision,
         device,
-        digest.hexdigest(),
+        encoder_sha256(model),
     )
+
+
+def encoder_sha256(model: nn.Module) -> str:
+    """Return the SHA-256 of the names and values of all tensors of a network but its head's."""
+    final = {id(tensor) for tensor in head(model).parameters()}
+    digest = hashlib.sha256()
+    for key, tensor in model.state_dict(keep_vars=True).items():
+        if id(tensor) not in final:
+            digest.update(key.encode())
+            digest.update(np.ascontiguousarray(tensor.detach().cpu().numpy()).data)
+    return digest.hexdigest()
 
 
 def load_encoder(
@@ -152,45 +164,76 @@ def preprocessing_for(
     )
 
 
-def features_of(encoder: Encoder, pack: PackPointer, job: Job, batch_size: int) -> tuple[F32, Path]:
-    """Return the features of every row of a pack: read where they were computed before, else computed and kept.
+def features_of(
+    encoder: Encoder,
+    pack: PackPointer,
+    layout: Layout,
+    log: StageLog,
+    batch_size: int,
+    rows: I64 | None = None,
+) -> tuple[F32, Path]:
+    """Return the features of rows of a pack: read where they were computed before, else computed and kept.
 
     Parameters
     ----------
     pack : PackPointer
         Its folds have the same pixels, and share the features.
+    rows : numpy.ndarray or None
+        int64 ``(N,)``; None: all. Where all are kept, those asked for are taken from them.
 
     Returns
     -------
     features : numpy.ndarray
-        float32 ``(N, D)``, by row of the pack: the mean of those of the image and of its mirror image.
+        float32 ``(N, D)``, in the order of the rows.
     folder : pathlib.Path
         Where they lie, with the record of what made them.
     """
     key = _key(encoder, pack)
-    folder = job.layout.features_dir(job.dataset, sha256_json(key)[:16])
-    with exclusive(job.layout.lock("features", job.dataset, folder.name)):
+    folder = _folder(key, pack, layout)
+    if rows is not None:
+        whole = kept_features(encoder, pack, layout)
+        if whole is not None:
+            return whole[rows], folder
+        key["rows"] = sha256_json(rows.tolist())
+        folder = _folder(key, pack, layout)
+    with exclusive(layout.lock("features", pack.dataset, folder.name)):
         if folder.is_dir():
-            try:
-                found = read_features(folder)
-                job.log.info("features computed before", images=len(found), features=found.shape[1])
+            found = _intact(folder)
+            if found is not None:
+                log.info("features computed before", images=len(found), features=found.shape[1])
                 return found, folder
-            except (IntegrityError, StorageError, ValueError):
-                job.log.warning("kept features are damaged; they are computed again", folder=folder.name)
-        computed = _compute(encoder, pack, job, batch_size)
-        with job.staged(folder, replace=True) as made:
+            log.warning("kept features are damaged; they are computed again", folder=folder.name)
+        pixels = open_pack(layout, pack)
+        computed = encode(encoder, pixels, np.arange(len(pixels)) if rows is None else rows, batch_size)
+        remove_stale(folder.parent)
+        with staging_folder(folder, replace=True) as made:
             np.save(made / FEATURES_NAME, computed)
             write_json(
                 made / RECORD_NAME,
                 {
                     **key,
-                    "pretrained": encoder.pretrained,
                     "images": len(computed),
                     "features": computed.shape[1],
                     "features_sha256": sha256_file(made / FEATURES_NAME),
                 },
             )
     return computed, folder
+
+
+def kept_features(encoder: Encoder, pack: PackPointer, layout: Layout) -> F32 | None:
+    """Return the features of every row of a pack if they were computed before, None otherwise."""
+    return _intact(_folder(_key(encoder, pack), pack, layout))
+
+
+def _folder(key: dict[str, Any], pack: PackPointer, layout: Layout) -> Path:
+    return layout.features_dir(pack.dataset, sha256_json(key)[:16])
+
+
+def _intact(folder: Path) -> F32 | None:
+    try:
+        return read_features(folder)
+    except (IntegrityError, StorageError, ValueError):
+        return None
 
 
 def read_features(folder: Path) -> F32:
@@ -210,7 +253,7 @@ def read_features(folder: Path) -> F32:
 
 def _key(encoder: Encoder, pack: PackPointer) -> dict[str, Any]:
     """Return everything that decides features."""
-    return {
+    key = {
         "rules": _RULES,
         "model_name": encoder.name,
         "depths": encoder.depths,
@@ -220,30 +263,43 @@ def _key(encoder: Encoder, pack: PackPointer) -> dict[str, Any]:
         "device": encoder.device.type,
         "pack_sha256": pack.pack_sha256,
     }
+    return key if encoder.mirror else {**key, "mirror": False}
 
 
-def _compute(encoder: Encoder, pack: PackPointer, job: Job, batch_size: int) -> F32:
-    """Run the encoder over the whole pack, every image and its mirror image."""
-    pixels = open_pack(job.layout, pack)
+def encode(encoder: Encoder, pixels: U8, rows: I64, batch_size: int, *, progress: bool = True) -> F32:
+    """Run an encoder over images.
+
+    Parameters
+    ----------
+    pixels : numpy.ndarray
+        uint8 ``(M, P, P)`` or ``(M, P, P, 3)``, such as a pack.
+    rows : numpy.ndarray
+        int64 ``(N,)``.
+
+    Returns
+    -------
+    numpy.ndarray
+        float32 ``(N, D)``.
+    """
     model = encoder.model.eval()
     seen: list[torch.Tensor] = []
 
     def capture(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         seen.append(inputs[0].float())
 
-    result = np.zeros((len(pixels), encoder.width), np.float32)
-    rows, done = np.arange(len(pixels)), 0
+    result, done = np.zeros((len(rows), encoder.width), np.float32), 0
     hook = head(model).register_forward_pre_hook(capture)
     try:
         with (
-            tqdm(total=len(rows), desc="features", unit="image", disable=None) as bar,
+            tqdm(total=len(rows), desc="features", unit="image", disable=None if progress else True) as bar,
             torch.inference_mode(),
             autocast(encoder.device, encoder.precision),
         ):
             for batch in iterate(pixels, rows, batch_size, encoder.preprocessing, encoder.device):
                 model(batch)
-                model(batch.flip(-1))
-                result[done : done + len(batch)] = ((seen[0] + seen[1]) / 2).cpu().numpy()
+                if encoder.mirror:
+                    model(batch.flip(-1))
+                result[done : done + len(batch)] = (sum(seen) / len(seen)).cpu().numpy()  # type: ignore[union-attr]
                 seen.clear()
                 done += len(batch)
                 bar.update(len(batch))

@@ -37,7 +37,7 @@ def probe_head(
     encoder = frozen(
         model, config.model, config.probe.depths, loop.preprocessing, loop.precision, loop.device, job
     )
-    features, _ = features_of(encoder, pack, job, config.data.batch_size)
+    features, _ = features_of(encoder, pack, job.layout, job.log, config.data.batch_size)
     balanced = config.optim.class_weights or config.optim.balanced_sampling
     fitted = fit_probe(features, labels, train, val, classes=len(pack.classes), balanced=balanced)
     final = head(model)

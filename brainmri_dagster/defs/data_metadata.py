@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import dagster as dg
 
@@ -19,7 +19,7 @@ from brainmri_core.project.pointers import (
     ValidationPointer,
 )
 from brainmri_core.system.storage import read_json
-from brainmri_dagster.defs.metadata import Metadata, numbers, path_of, table
+from brainmri_dagster.defs.metadata import Metadata, numbers, path_of, picture, table
 
 _LEAK_COLUMNS = {
     "test images": "n_test",
@@ -165,8 +165,15 @@ def of_validate(layout: Layout, pointer: ValidationPointer) -> Metadata:
 
 
 def of_embeddings(layout: Layout, pointer: EmbeddingsPointer) -> Metadata:
-    """Shape and origin of the features, and what the probe on them scores over the folds, or why it has no score."""
-    metrics = read_json(layout.absolute(pointer.metrics))
+    """Shape and origin of the features, what the probe on them scores, and what they say of the images."""
+    metrics, folder = read_json(layout.absolute(pointer.metrics)), layout.absolute(pointer.folder)
+    outliers, drift = metrics.get("outliers", {}), metrics.get("drift", [])
+    pictures = {
+        "label_issues": picture(
+            folder / "label_issues.png", "labels that look wrong and the nearest images", 700
+        ),
+        "outliers": picture(folder / "outliers.png", "outliers and the nearest images", 700),
+    }
     return {
         **numbers(pointer.headline),
         "images": pointer.images,
@@ -176,6 +183,13 @@ def of_embeddings(layout: Layout, pointer: EmbeddingsPointer) -> Metadata:
         "pretrained": pointer.pretrained,
         **({"folds": table(metrics["folds"], "fold")} if metrics["folds"] else {}),
         **({"no_score": dg.MetadataValue.md(markdown(pointer.reason))} if pointer.reason else {}),
+        **numbers({side: outliers.get(side) for side in ("train", "test")}, "outliers_in_"),
+        **({"drift_of_test": table(_by_kind(drift), "kind")} if drift else {}),
+        **{name: item for name, item in pictures.items() if item},
         "features": path_of(layout, pointer.features),
         "metrics": path_of(layout, pointer.metrics),
     }
+
+
+def _by_kind(measures: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    return {str(item["kind"]): {name: item[name] for name in ("squared", "threshold")} for item in measures}

@@ -14,11 +14,16 @@ import pytest
 from PIL import Image, ImageFilter
 
 from brainmri_core.batch_predict import batch_predict
+from brainmri_core.classifier.reference import Reference, validation_reference
 from brainmri_core.config.batch import BatchPredictConfig
 from brainmri_core.config.data import FetchConfig
 from brainmri_core.errors import ConfigError, IntegrityError, MissingUpstreamError, ModelError
+from brainmri_core.evaluation.calibration import probabilities
+from brainmri_core.evaluation.tested_model import validation_of
 from brainmri_core.fetch import fetch
 from brainmri_core.gc import collect_garbage
+from brainmri_core.images.pack import open_pack
+from brainmri_core.learning.inference import predict_evenly
 from brainmri_core.predict import Classifier
 from brainmri_core.project.catalogue import DatasetEntry
 from brainmri_core.project.pointer_store import write_pointer
@@ -28,10 +33,12 @@ from brainmri_core.project.pointers import (
     EvaluationPointer,
     FetchPointer,
 )
+from brainmri_core.project.sample_table import read_samples
 from brainmri_core.system.storage import read_json, sha256_file
 from brainmri_core.verify import verify
 from tests.core.evaluation_case import Case
 from tests.core.images.medical_case import SECRET, dicom
+from tests.counts import rest
 
 INBOX = DatasetEntry(key="clinic/inbox", source="archive", labelled=False)
 
@@ -212,6 +219,33 @@ def test_drift_is_measured_against_the_validation_images_and_found(case: Case, t
     assert drift["shift"]["reference"] == "the validation images of brainmri/phantom"
     shares = report_of(case, usual)["drift"]["labels"]
     assert shares["estimated"] is None or sum(shares["estimated"].values()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("mirror", [False, *rest(True)])
+def test_the_validation_images_are_predicted_once_and_as_any_image_is(
+    case: Case, passes: list[int], mirror: bool
+) -> None:
+    layout, classifier = (
+        case.job.layout,
+        Classifier.load(case.job.layout.absolute(case.checkpoint.checkpoint)),
+    )
+    inference = replace(classifier.inference, mirror=mirror)
+    found = validation_reference(inference, layout, case.job.log)
+    assert isinstance(found, Reference)
+    computed = len(passes)
+    again = validation_reference(inference, layout, case.job.log)
+    assert isinstance(again, Reference) and len(passes) == computed
+    packed = read_samples(layout.absolute(case.pack.samples))
+    packed = packed[packed["row"] >= 0].sort_values("row", ignore_index=True)
+    rows = packed["row"].to_numpy()[validation_of(packed, inference.meta)]
+    expected = predict_evenly(
+        inference.model, open_pack(layout, case.pack), rows, inference.meta.preprocessing, device=inference.device,
+        batch_size=16, precision=inference.precision, tta=mirror,
+    )  # fmt: skip
+    wanted = probabilities(expected.logits, inference.temperature or 1.0)
+    for reference in (found, again):
+        np.testing.assert_allclose(reference.probabilities, wanted, atol=1e-5)
+        np.testing.assert_allclose(reference.images.embeddings, expected.embeddings, rtol=1e-4, atol=1e-4)
 
 
 def test_drift_of_what_is_new_does_not_hide_among_the_older_images(case: Case, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 from scipy.special import softmax
 
 from brainmri_core.config import with_seed
@@ -16,6 +17,7 @@ from brainmri_core.embeddings import embeddings
 from brainmri_core.evaluation.frozen_baseline import FROZEN
 from brainmri_core.evaluation.metrics_schema import read_metrics
 from brainmri_core.evaluation.probe_folds import fit_on_training, fold_predictions
+from brainmri_core.evaluation.shift import KINDS
 from brainmri_core.gc import collect_garbage
 from brainmri_core.learning.encoder import read_features
 from brainmri_core.learning.models import build_model
@@ -83,6 +85,16 @@ def test_embeddings_are_features_of_all_images_and_a_score_of_those_that_train(
     metrics = json.loads(job.layout.absolute(made.metrics).read_text())
     assert metrics["pooled"]["macro_f1"] == made.headline["macro_f1"] > 0.5
     assert set(metrics["folds"]) == {"0", "1"} and metrics["pooled"]["intervals"]["macro_f1"]
+
+    folder = job.layout.absolute(made.folder)
+    unlike = pd.read_csv(folder / "outliers.csv")
+    assert sorted(unlike["path"]) == sorted(table["path"]) and unlike["score"].is_monotonic_decreasing
+    flagged = unlike[unlike["score"] > metrics["outliers"]["threshold"]]["split"].value_counts().to_dict()
+    assert flagged == {side: metrics["outliers"][side] for side in flagged}
+    assert [item["kind"] for item in metrics["drift"]] == [*KINDS]
+    assert not any(item["squared"] > item["threshold"] for item in metrics["drift"]), "they are drawn alike"
+    with Image.open(folder / "outliers.png") as sheet:
+        assert sheet.width > 5 * 176 and sheet.height > 10 * 176
 
 
 def test_what_has_been_computed_serves_every_later_use(job: Job, passes: list[int]) -> None:

@@ -10,10 +10,12 @@ import pytest
 import torch
 from scipy.special import log_softmax
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics.pairwise import cosine_similarity
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from brainmri_core import train as train_module
+from brainmri_core.classifier.neighbours import find_neighbours
 from brainmri_core.config.training import TrainConfig
 from brainmri_core.errors import ConfigError, ModelError
 from brainmri_core.evaluate import evaluate
@@ -218,7 +220,7 @@ def test_a_probe_is_exported_like_any_checkpoint(job: Job, tmp_path: Path) -> No
     np.testing.assert_allclose(found, wanted.numpy(), rtol=1e-3, atol=1e-3)
 
 
-def test_a_probe_is_evaluated_explained_and_used_like_any_checkpoint(case: Case) -> None:
+def test_a_probe_is_evaluated_explained_and_used_like_any_checkpoint(case: Case, passes: list[int]) -> None:
     job = replace(case.job, run_id="probe")
     made = write_pointer(job.layout, train(probe_config(), case.pack, job))
     measured = evaluate(evaluate_config(), made, case.pack, job)
@@ -229,6 +231,20 @@ def test_a_probe_is_evaluated_explained_and_used_like_any_checkpoint(case: Case)
     classifier = Classifier.load(job.layout.absolute(measured.folder), env=job.env)
     (found,) = classifier.predict([str(image)])
     assert found.error is None and set(found.probabilities) == set(case.pack.classes)
+    computed = len(passes)
+    known = find_neighbours(classifier.weights, classifier.inference)
+    assert known is not None and known.features is not None
+    assert len(passes) == computed, "the nearest images are told by the features that the probe was fitted on"
+
+    (folder,) = (job.layout.root / "outputs/features" / job.dataset).iterdir()
+    values = StandardScaler().fit_transform(read_features(folder)[known.rows])
+    cosine = cosine_similarity(values[5:6], values)[0]
+    near = known.nearest(np.asarray(known.pixels[known.rows[5]]), 4)
+    assert near[0].path == known.paths[5] and near[0].is_copy
+    others = [item for item in near if not item.is_copy]
+    told = [cosine[known.paths.index(item.path)] for item in others]
+    assert [item.likeness for item in others] == pytest.approx(told, abs=0.01) and told == sorted(told)[::-1]
+    assert told[-1] >= np.sort(cosine)[-4] - 0.01, "no other is nearer"
 
 
 def test_frozen_random_features_are_warned_of(job: Job, records: list[Record]) -> None:

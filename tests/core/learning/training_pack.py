@@ -58,6 +58,8 @@ def make_pack(
             "split": ["test" if row // 2 % 4 == 3 else "train" for row in range(len(labels))],
             "fold": 0,
             "row": np.arange(len(labels)),
+            "width": size,
+            "height": size,
         }
     )
     if change is not None:
