@@ -8,13 +8,13 @@ from typing import Any
 import pandas as pd
 
 from brainmri_core.config.embeddings import EmbeddingsConfig
-from brainmri_core.errors import DataError
+from brainmri_core.errors import DataError, ModelError
 from brainmri_core.evaluation.feature_checks import FeaturedImages
 from brainmri_core.evaluation.fold_scores import HEADLINE, pooled_scores, probabilities_of, scores_of
 from brainmri_core.evaluation.label_issues import label_issues
 from brainmri_core.evaluation.probe_folds import fold_predictions
 from brainmri_core.images.pack import open_pack
-from brainmri_core.learning.encoder import FEATURES_NAME, RECORD_NAME, features_of, load_encoder
+from brainmri_core.learning.encoder import FEATURES_NAME, RECORD_NAME, Encoder, features_of, load_encoder
 from brainmri_core.project.job import Job
 from brainmri_core.project.pointers import EmbeddingsPointer, PackPointer
 from brainmri_core.project.sample_table import read_samples, write_samples
@@ -51,15 +51,7 @@ def embeddings(config: EmbeddingsConfig, pack: PackPointer, job: Job) -> Embeddi
         If the network or its weights cannot be had, or it has not so many depths.
     """
     check_sha256(job.layout.absolute(pack.pack), pack.pack_sha256, "pack")
-    encoder = load_encoder(
-        config.model,
-        config.probe.depths,
-        image_size=config.image_size or pack.size,
-        precision=config.precision,
-        seed=config.resolved_seed,
-        pack=pack,
-        job=job,
-    )
+    encoder = _encoder(config, pack, job)
     features, kept = features_of(encoder, pack, job.layout, job.log, config.batch_size)
     samples = read_samples(job.layout.absolute(pack.samples), dict.fromkeys(_COLUMNS, ""))
     predictions, reason = None, None
@@ -110,6 +102,24 @@ def embeddings(config: EmbeddingsConfig, pack: PackPointer, job: Job) -> Embeddi
         pack_pointer=str(pack.pointer_path),
         pack_sha256=pack.pack_sha256,
     )
+
+
+def _encoder(config: EmbeddingsConfig, pack: PackPointer, job: Job) -> Encoder:
+    try:
+        return load_encoder(
+            config.model,
+            config.probe.depths,
+            image_size=config.image_size or pack.size,
+            precision=config.precision,
+            seed=config.resolved_seed,
+            pack=pack,
+            job=job,
+        )
+    except ModelError as error:  # it names the keys of a training
+        text = str(error).replace("train.data.image_size", "embeddings.image_size")
+        for block in ("model", "probe"):
+            text = text.replace(f"train.{block}.", f"embeddings.{block}.")
+        raise ModelError(text) from error
 
 
 def _metrics(

@@ -14,6 +14,7 @@ from scipy.special import softmax
 from brainmri_core.config import with_seed
 from brainmri_core.config.embeddings import EmbeddingsConfig
 from brainmri_core.embeddings import embeddings
+from brainmri_core.errors import ModelError
 from brainmri_core.evaluation.frozen_baseline import FROZEN
 from brainmri_core.evaluation.metrics_schema import read_metrics
 from brainmri_core.evaluation.probe_folds import fit_on_training, fold_predictions
@@ -130,6 +131,32 @@ def test_without_images_of_a_class_in_every_fold_there_are_features_and_no_score
     assert str(made.reason).startswith(reason) and made.headline == {} and made.predictions is None
     assert len(read_features(job.layout.absolute(made.features).parent)) == pack.n_images
     assert any(reason in str(item["event"]) for item in records if item["level"] == "WARNING")
+
+
+@pytest.mark.parametrize(
+    ("blocks", "told"),
+    [
+        (
+            {"model": {"name": "timm/vit_tiny_patch16_224", "pretrained": False}, "image_size": 40},
+            "patches of 16 px, and 40 is no multiple of that; set embeddings.image_size to 32 or 48.",
+        ),
+        (
+            {"model": {"name": "vgg16", "pretrained": False}},
+            "The model 'vgg16' is not known; did you mean resnet18? (embeddings.model.name)",
+        ),
+        ({"probe": {"depths": 8}}, "has 5 depths to take features from, and 8 are asked for; lower embeddings.probe.depths."),
+        (
+            {"model": {"name": "resnet18", "pretrained": False, "weights_package": "no-such-package"}},
+            "no-such-package, which embeddings.model.weights_package names, is not installed; ",
+        ),
+    ],
+)  # fmt: skip
+def test_an_encoder_that_does_not_do_is_told_by_the_keys_of_the_embeddings(
+    job: Job, blocks: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(ModelError) as caught:
+        embeddings(embed_config(**blocks), make_pack(job, per_class=8), job)
+    assert told in str(caught.value) and "train." not in str(caught.value)
 
 
 def test_a_class_that_only_validates_is_refused() -> None:
