@@ -1,10 +1,12 @@
 # docker build --tag brainmri .                                   for the CPU
 # docker build --tag brainmri:cuda --build-arg ACCELERATOR=cuda .  with torch for NVIDIA GPUs
+# docker build --tag brainmri:celery --build-arg EXTRAS=export,medical,celery .  for deploy/; or kubernetes
 # docker run --rm --volume "$PWD:/project" --user "$(id -u):$(id -g)" brainmri pipeline --dataset brainmri/phantom
 ARG PYTHON_VERSION=3.12
 
 FROM python:${PYTHON_VERSION}-slim-bookworm AS build
 ARG ACCELERATOR=cpu
+ARG EXTRAS=export,medical
 SHELL ["/bin/bash", "-euo", "pipefail", "-c"]
 WORKDIR /source
 COPY requirements.lock ./
@@ -22,7 +24,7 @@ RUN python -m venv --without-pip /opt/brainmri \
     && if [ "$ACCELERATOR" = cpu ]; then export UV_TORCH_BACKEND=cpu; fi \
     && install=(uv pip install --no-cache --python /opt/brainmri/bin/python --constraint pins.txt) \
     && "${install[@]}" setuptools \
-    && "${install[@]}" --no-build-isolation '.[export,medical]'
+    && "${install[@]}" --no-build-isolation ".[$EXTRAS]"
 
 FROM python:${PYTHON_VERSION}-slim-bookworm
 COPY --from=build /opt/brainmri /opt/brainmri

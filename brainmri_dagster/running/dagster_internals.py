@@ -20,13 +20,14 @@ from dagster._core.executor import in_process
 from dagster._core.storage.event_log.sql_event_log import SqlEventLogStorage
 from dagster._core.storage.partition_status_cache import AssetPartitionStatus
 from dagster._core.storage.runs.sqlite import SqliteRunStorage
-from dagster._core.storage.tags import BACKFILL_ID_TAG
+from dagster._core.storage.tags import BACKFILL_ID_TAG, WILL_RETRY_TAG
 from dagster._daemon.controller import get_daemon_statuses
 from dagster._utils.interrupts import pop_captured_interrupt
 
 __all__ = [
     "BACKFILL_ID_TAG",
     "BULK_ACTION_TERMINAL_STATUSES",
+    "WILL_RETRY_TAG",
     "AssetGraph",
     "AssetGraphSubset",
     "AssetKeyPartitionKey",

@@ -10,6 +10,7 @@ from brainmri_core.errors import BrainMRIError, StorageError
 from brainmri_core.project.layout import Layout
 from brainmri_core.project.run_record import close_run
 from brainmri_dagster.graph.asset_table import PROCESS_TAG
+from brainmri_dagster.running.dagster_internals import WILL_RETRY_TAG
 from brainmri_dagster.running.heartbeat import LastSign
 from brainmri_dagster.running.processes import is_dead, this_process
 from brainmri_dagster.running.stage_run import run_id_of
@@ -55,6 +56,9 @@ def close_dead_runs(
         if cancelled:
             instance.report_run_canceled(run, message=_REASON)
         else:
+            if instance.run_retries_enabled:
+                # Dagster decides on this only after the run has failed. A backfill that looks in between ends, and nothing is retried.
+                instance.add_run_tags(run.run_id, {WILL_RETRY_TAG: "true"})
             instance.report_run_failed(run, message=_REASON)
         instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
         closed.append(run.run_id)

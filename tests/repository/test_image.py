@@ -38,7 +38,11 @@ def build(folder: Path, accelerator: str, last: str) -> subprocess.CompletedProc
     )
     shell = re.search(r'(?m)^SHELL \["/bin/bash", "(.*)", "-c"\]$', DOCKERFILE)
     assert shell
-    env = {**os.environ, "ACCELERATOR": accelerator} | {"PATH": f"{ROOT / '.venv/bin'}:{os.environ['PATH']}"}
+    extras = re.search(r"(?m)^ARG EXTRAS=(\S+)$", DOCKERFILE)
+    assert extras
+    env = {**os.environ, "ACCELERATOR": accelerator, "EXTRAS": extras[1]} | {
+        "PATH": f"{ROOT / '.venv/bin'}:{os.environ['PATH']}"
+    }
     env.pop("PYTHONPATH", None)
     return subprocess.run(
         ["bash", *shell[1].split('", "'), "-c", script],

@@ -15,6 +15,7 @@ from brainmri_dagster.definitions import defs
 from brainmri_dagster.defs.sensors import dead_runs
 from brainmri_dagster.graph.asset_table import PROCESS_TAG
 from brainmri_dagster.running import heartbeat
+from brainmri_dagster.running.dagster_internals import WILL_RETRY_TAG
 from brainmri_dagster.running.dead_runs import close_dead_runs
 from brainmri_dagster.running.heartbeat import LOOKS, LastSign, give_sign, last_signs
 from brainmri_dagster.running.pools import PatientClaims
@@ -123,3 +124,21 @@ def test_a_run_started_again_is_not_taken_for_its_dead_parent(instance, tmp_path
     assert close_dead_runs(instance, Layout(root=tmp_path)) == []
     instance.add_run_tags(child, {PROCESS_TAG: f"{socket.gethostname()}:1:2"})
     assert close_dead_runs(instance, Layout(root=tmp_path)) == [child]
+
+
+def test_a_backfill_cannot_see_a_dead_run_as_failed_for_good_before_its_retry_is_decided(
+    instance, tmp_path, monkeypatch
+):
+    run, before = started(instance, f"{socket.gethostname()}:1:1"), {}
+    real = type(instance).report_run_failed
+
+    def reports(self, dagster_run, *args, **kwargs):
+        before.update(self.get_run_by_id(dagster_run.run_id).tags)
+        return real(self, dagster_run, *args, **kwargs)
+
+    monkeypatch.setattr(type(instance), "report_run_failed", reports)
+    close_dead_runs(instance, Layout(root=tmp_path))
+    assert before[WILL_RETRY_TAG] == "true"
+    assert instance.get_run_by_id(run).tags[WILL_RETRY_TAG] == "false", (
+        "one machine retries only if it is asked to"
+    )

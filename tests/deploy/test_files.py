@@ -1,0 +1,291 @@
+"""The files of `deploy/`, as far as they can be tried without the engines that read them."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import kubernetes_validate
+import pytest
+import yaml
+from dagster._core.instance.config import dagster_instance_config
+from dagster_k8s import K8sRunLauncher
+from dagster_k8s.job import construct_dagster_k8s_job
+from kubernetes.client import ApiClient
+
+from brainmri_dagster.code_location import defs
+from brainmri_dagster.defs.jobs import JOBS
+from tests import ROOT
+
+DEPLOY = ROOT / "deploy"
+CLUSTERS = ["1.33", "1.37"]
+MANIFESTS = sorted((DEPLOY / "kubernetes").glob("*.yaml"))
+OBJECTS = [item for path in MANIFESTS for item in yaml.safe_load_all(path.read_text())]
+
+
+def of_kind(kind: str) -> dict[str, Any]:
+    return {item["metadata"]["name"]: item for item in OBJECTS if item["kind"] == kind}
+
+
+def instance_of(folder: Path, text: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Read an instance's file as Dagster does: an unknown key, class or kind of value is refused."""
+    for name in re.findall(r"env: (BRAINMRI_\w+)", text):
+        monkeypatch.setenv(name, str(folder))
+    (folder / "dagster.yaml").write_text(text)
+    found, _ = dagster_instance_config(str(folder))
+    return dict(found)
+
+
+@pytest.mark.parametrize("version", CLUSTERS)
+def test_a_cluster_of_this_version_knows_every_field_of_the_manifests(version: str) -> None:
+    assert len(OBJECTS) > 12
+    for item in OBJECTS:
+        kubernetes_validate.validate(item, version, strict=True)
+        assert item["kind"] == "Namespace" or item["metadata"]["namespace"] == "brainmri"
+
+
+def test_a_field_that_no_cluster_knows_is_refused() -> None:
+    service = of_kind("Service")["webserver"]
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(
+            service | {"spec": service["spec"] | {"ports": "3000"}}, CLUSTERS[0], strict=True
+        )
+
+
+@pytest.mark.parametrize("version", CLUSTERS)
+@pytest.mark.parametrize(("job", "gpus"), [("retrain", "1"), ("prepare_data", "0")])
+def test_the_pod_of_a_run_is_one_that_a_cluster_takes(
+    job: str, gpus: str, version: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pod_job = job_of_run(job, tmp_path, monkeypatch)
+    kubernetes_validate.validate(pod_job, version, strict=True)
+    pod = pod_job["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    assert container["resources"]["limits"] == {"memory": "16Gi", "nvidia.com/gpu": gpus}
+    check_restricted(pod)
+    assert pod_job["spec"]["template"]["metadata"]["labels"]["app"] == "run"
+    sources = [
+        name
+        for item in container["envFrom"]
+        for name in (item.get("secretRef") or item["configMapRef"]).values()
+    ]
+    assert sorted(sources) == ["brainmri-postgres", "environment"]
+    names = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+    assert names["project"] == of_kind("ConfigMap")["environment"]["data"]["BRAINMRI_HOME"]
+
+
+def job_of_run(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Return the Kubernetes job that Dagster's launcher makes of a run of ours; only the cluster is missing."""
+    text = of_kind("ConfigMap")["instance"]["data"]["dagster.yaml"]
+    given = instance_of(folder, text, monkeypatch)["run_launcher"]["config"]
+    kubeconfig = folder / "kubeconfig"
+    kubeconfig.write_text(yaml.safe_dump({
+        "clusters": [{"name": "none", "cluster": {"server": "http://127.0.0.1:1"}}],
+        "contexts": [{"name": "none", "context": {"cluster": "none", "user": "none"}}],
+        "users": [{"name": "none", "user": {}}], "current-context": "none", "apiVersion": "v1", "kind": "Config",
+    }))  # fmt: skip
+    launcher = K8sRunLauncher.from_config_value(
+        None, given | {"load_incluster_config": False, "kubeconfig_file": str(kubeconfig)}
+    )
+    with dg.DagsterInstance.ephemeral() as instance:
+        launcher.register_instance(instance)
+        job = defs.resolve_job_def(name)
+        run = instance.create_run_for_job(job, tags=job.run_tags)
+        context = launcher.get_container_context_for_run(run)
+        made = construct_dagster_k8s_job(
+            job_config=context.get_k8s_job_config(job_image=None, run_launcher=launcher),
+            args=["dagster", "api", "execute_run"],
+            job_name="dagster-run-x",
+            component="run_worker",
+            user_defined_k8s_config=context.run_k8s_config,
+        )
+    value: dict[str, Any] = ApiClient().sanitize_for_serialization(made)
+    return value
+
+
+def check_restricted(pod: dict[str, Any]) -> None:
+    """Check what the namespace's level `restricted` asks of a pod."""
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    for container in pod["containers"]:
+        security = container["securityContext"]
+        assert security["allowPrivilegeEscalation"] is False and security["readOnlyRootFilesystem"] is True
+        assert security["capabilities"] == {"drop": ["ALL"]}
+
+
+def test_pods_are_restricted_and_what_they_name_exists() -> None:
+    assert of_kind("Namespace")["brainmri"]["metadata"]["labels"] == {
+        "pod-security.kubernetes.io/enforce": "restricted"
+    }
+    for name, item in of_kind("Deployment").items():
+        pod = item["spec"]["template"]["spec"]
+        check_restricted(pod)
+        assert pod["serviceAccountName"] in of_kind("ServiceAccount"), name
+        for volume in pod["volumes"]:
+            claim, settings = volume.get("persistentVolumeClaim"), volume.get("configMap")
+            assert claim is None or claim["claimName"] in of_kind("PersistentVolumeClaim")
+            assert settings is None or settings["name"] in of_kind("ConfigMap")
+    claim = of_kind("PersistentVolumeClaim")["project"]
+    assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
+
+
+def test_only_the_daemon_has_rights_and_the_ui_only_shows() -> None:
+    (binding,) = of_kind("RoleBinding").values()
+    assert [subject["name"] for subject in binding["subjects"]] == ["daemon"]
+    deployments = of_kind("Deployment")
+    with_rights = [
+        name
+        for name, item in deployments.items()
+        if item["spec"]["template"]["spec"]["serviceAccountName"] == "daemon"
+    ]
+    assert with_rights == ["daemon"]
+    assert "--read-only" in deployments["webserver"]["spec"]["template"]["spec"]["containers"][0]["command"]
+    assert {service["spec"]["type"] for service in of_kind("Service").values()} == {"ClusterIP"}
+
+
+def test_nothing_is_reached_that_no_policy_names() -> None:
+    policies = of_kind("NetworkPolicy")
+    assert policies["nothing"]["spec"] == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
+    apps = {*of_kind("Deployment"), "run"}
+    named = {
+        app
+        for item in policies.values()
+        for rule in item["spec"]["podSelector"].get("matchExpressions", [])
+        for app in rule["values"]
+    }
+    assert named <= apps, "a policy for pods that do not exist"
+    opened = [name for name, item in policies.items() if item["spec"].get("ingress")]
+    assert opened == ["code-is-asked"]
+
+
+def test_no_secret_stands_in_a_file() -> None:
+    assert not of_kind("Secret")
+    for path in DEPLOY.rglob("*"):
+        if path.is_file():
+            text = path.read_text()
+            assert not re.search(
+                r"(?i)(password|secret|token|auth)\w* *[:=] *['\"]?(?!\$|CHANGE-ME)[\w-]{6,}", text
+            ), path
+            for password in re.findall(r"://\w*:([^@/\s]+)@", text):
+                assert password == "CHANGE-ME" or password.startswith("${"), path
+
+
+@pytest.mark.parametrize("where", ["celery", "kubernetes"])
+def test_the_instance_is_one_that_dagster_reads_and_keeps_the_rules_of_one_machine(
+    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (DEPLOY / "celery/dagster.yaml").read_text()
+    if where == "kubernetes":
+        text = of_kind("ConfigMap")["instance"]["data"]["dagster.yaml"]
+    found = instance_of(tmp_path, text, monkeypatch)
+    alone = yaml.safe_load((ROOT / "brainmri_dagster/dagster.yaml").read_text())
+    assert found["retention"] == alone["retention"]
+    assert found["telemetry"] == {"enabled": False}
+    limits = found["concurrency"]["runs"]["tag_concurrency_limits"]
+    assert alone["concurrency"]["runs"]["tag_concurrency_limits"][0] in limits
+    assert found["concurrency"]["pools"]["granularity"] == "run"
+    assert found["run_retries"] == {"enabled": True, "max_retries": 2, "retry_on_asset_or_op_failure": False}
+    assert "celery_executor" not in {line.strip() for line in text.splitlines()}
+
+
+def test_only_the_job_that_trains_and_predicts_nothing_goes_without_a_gpu() -> None:
+    without = [job.name for job in JOBS if "dagster-celery/queue" in (job.tags or {})]
+    assert without == ["prepare_data"]
+    job = defs.resolve_job_def("prepare_data")
+    pools = {node.definition.pool for node in job.nodes}
+    assert pools == {"dataset"}
+
+
+def compose(name: str) -> dict[str, Any]:
+    value: dict[str, Any] = yaml.safe_load((DEPLOY / "compose" / name).read_text())
+    return value
+
+
+def test_the_compose_files_are_by_the_specification() -> None:
+    files = [str(DEPLOY / "compose" / name) for name in ("compose.yaml", "compose.gpu.yaml")]
+    check = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec"]
+    done = subprocess.run([*check, *files], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    assert compose("compose.gpu.yaml")["services"].keys() <= compose("compose.yaml")["services"].keys()
+
+
+def test_only_the_proxy_is_reached_from_outside() -> None:
+    value = compose("compose.yaml")
+    services = value["services"]
+    assert [name for name, item in services.items() if "ports" in item] == ["proxy"]
+    assert value["networks"]["inside"] == {"internal": True}
+    proxied = re.findall(r"reverse_proxy \{\$\w+:(\w+):3000\}", (DEPLOY / "compose/Caddyfile").read_text())
+    assert proxied == ["webserver", "reader"]
+    for name in proxied:
+        assert services[name]["networks"] == ["inside"]
+    assert (
+        "--read-only" in services["reader"]["command"]
+        and "--read-only" not in services["webserver"]["command"]
+    )
+
+
+def test_the_composed_programs_are_set_up_as_their_units_are() -> None:
+    value = compose("compose.yaml")
+    program = value["x-program"]
+    wanted = set(re.findall(r"env: (BRAINMRI_\w+)", (DEPLOY / "celery/dagster.yaml").read_text()))
+    assert wanted <= program["environment"].keys()
+    assert program["read_only"] is True and program["cap_drop"] == ["ALL"]
+    for config in value["configs"].values():
+        assert "content" in config or (DEPLOY / "compose" / config["file"]).resolve().is_file()
+    asked = set(re.findall(r"\$\{(\w+):\?", (DEPLOY / "compose/compose.yaml").read_text()))
+    offered = set(re.findall(r"(?m)^(\w+)=", (DEPLOY / "compose/.env.example").read_text()))
+    assert asked <= offered
+    queues = [
+        word
+        for item in value["services"].values()
+        for word in item.get("command", [])
+        if word in ("gpu", "cpu")
+    ]
+    assert sorted(queues) == ["cpu", "gpu"]
+
+
+def test_the_proxy_reads_its_file() -> None:
+    program = shutil.which("caddy")
+    if program is None:
+        pytest.skip("no caddy: install it to have the proxy's file read")
+    some = "$2a$14$BqCnrPv8TtybyMTDfXCRWODmLIZiUdu3HC248aze3Ty7qiDhSvY0G"
+    env = {
+        "BRAINMRI_SITE": "localhost",
+        "BRAINMRI_USER_HASH": some,
+        "BRAINMRI_READER_HASH": some,
+        "HOME": "/tmp",
+    }
+    done = subprocess.run(
+        [program, "validate", "--config", DEPLOY / "compose/Caddyfile", "--adapter", "caddyfile"],
+        env=env,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_units_are_ones_that_systemd_reads(tmp_path: Path) -> None:
+    program = shutil.which("systemd-analyze")
+    if program is None:
+        pytest.skip("no systemd-analyze: install systemd to have the units read")
+    units = sorted((DEPLOY / "celery").glob("*.service"))
+    assert len(units) == 3
+    here = [tmp_path / unit.name.replace("@", "@gpu") for unit in units]
+    for unit, copy in zip(units, here, strict=True):
+        copy.write_text(unit.read_text().replace("/opt/brainmri/bin", str(Path(sys.executable).parent)))
+    done = subprocess.run([program, "verify", *here], capture_output=True, text=True, check=False)
+    assert (done.returncode, [line for line in done.stderr.splitlines() if "brainmri" in line]) == (0, [])
+
+
+def test_the_environment_of_the_units_has_all_that_their_files_ask_for() -> None:
+    folder = DEPLOY / "celery"
+    texts = [(folder / "dagster.yaml").read_text(), (folder / "dagster_celery_config.py").read_text()]
+    asked = set(re.findall(r"env: (BRAINMRI_\w+)|environ\[\"(\w+)\"\]", "".join(texts)))
+    offered = set(re.findall(r"(?m)^(\w+)=", (folder / "brainmri.env.example").read_text()))
+    assert {one or other for one, other in asked} <= offered
