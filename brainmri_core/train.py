@@ -99,10 +99,10 @@ def train(config: TrainConfig, pack: PackPointer, job: Job, team: Team | None = 
     team = team or Team()
     _check_team(config, team)
     layout = job.layout
-    models = make_dirs(layout.configured(config.io.out_models))
-    for folder in (models, layout.training_dir(config.io.out_summary, job.dataset, job.run_id)):
-        _check_writable(folder)
+    models = layout.configured(config.io.out_models)
     if team.leads:
+        for folder in (models, layout.training_dir(config.io.out_summary, job.dataset, job.run_id)):
+            _check_writable(folder)
         check_sha256(layout.absolute(pack.pack), pack.pack_sha256, "pack")
         # a run that is retried under its id was killed while it wrote
         remove_stale(layout.checkpoint_dir(config.io.out_models, job.dataset, job.run_id))
@@ -135,7 +135,7 @@ def _run(
     """Run the epochs, telling the log and the tracker; one process writes."""
     if not loop.team.leads:
         run_epochs(loop, state, Reporting(save=_nothing, epoch=_nothing, smaller=_nothing))
-        return loop.team.from_leader(_never)
+        return CheckpointPointer.model_validate_json(loop.team.from_leader(bytes))
     with tracked(config, job, pack.content_hash, loop.precision, state.history) as tracker:
 
         def epoch(record: dict[str, Any]) -> None:
@@ -152,7 +152,8 @@ def _run(
         if config.method != "probe":
             run_epochs(loop, state, reporting)
             judge_snapshots(loop, state, job.log)
-        pointer = loop.team.from_leader(lambda: write_outcome(config, loop, state, pack, job, tracker.link))
+        pointer = write_outcome(config, loop, state, pack, job, tracker.link)
+        loop.team.from_leader(lambda: pointer.model_dump_json().encode())
         numbers = {"val_macro_f1": pointer.val_macro_f1, "best_epoch": pointer.best_epoch}
         tracker.finish(job.layout.absolute(pointer.checkpoint), numbers)
     return pointer
@@ -162,30 +163,27 @@ def _nothing(*_: object) -> None:
     """Report nowhere: the first process of a team speaks for all."""
 
 
-def _never() -> CheckpointPointer:
-    raise AssertionError("only the first process writes")
-
-
 def _check_team(config: TrainConfig, team: Team) -> None:
-    wanted = config.distributed.nproc
+    wanted = config.distributed.processes
+    setting = "train.distributed." + ("nproc" if config.distributed.nodes == 1 else "nodes x nproc")
     if team.size != wanted:
         raise ConfigError(
-            f"train.distributed.nproc is {wanted}, but {team.size} process(es) train; start through `brainmri train` or "
+            f"{setting} is {wanted}, but {team.size} process(es) train; start through `brainmri train` or "
             "Dagster, which start them, or set it to the number of processes."
         )
     if config.data.batch_size < team.size:
         raise ConfigError(
-            f"train.data.batch_size {config.data.batch_size} is less than train.distributed.nproc {team.size}, so that a "
+            f"train.data.batch_size {config.data.batch_size} is less than {setting} {team.size}, so that a "
             "process would have no image of a batch; raise the one or lower the other."
         )
     if team.size > 1 and config.optim.snapshots:
         raise ConfigError(
-            f"train.optim.snapshots takes the statistics of the averaged weights in one process, but train.distributed.nproc is "
+            f"train.optim.snapshots takes the statistics of the averaged weights in one process, but {setting} is "
             f"{team.size}; set one of them to its default."
         )
     if team.size > 1 and config.method != "finetune":
         raise ConfigError(
-            f"train.method {config.method} fits its linear classifier in one process, but train.distributed.nproc is "
+            f"train.method {config.method} fits its linear classifier in one process, but {setting} is "
             f"{team.size}; set it to 1."
         )
 

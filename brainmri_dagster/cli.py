@@ -50,7 +50,7 @@ STAGE_COMMANDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "split": ("Decide which image serves for training and which for testing.", ()),
     "resize": ("Bring every image to one size and pack the pixels.", ()),
     "validate": ("Look for what is wrong with the data before a model learns it.", ()),
-    "train": ("Fit a classifier and keep its best checkpoint.", ()),
+    "train": ("Fit a classifier and keep its best checkpoint.", ("node",)),
     "evaluate": (
         "Measure a checkpoint on the test split, or on another data set than its own.",
         ("trained_on", "checkpoint"),
@@ -70,6 +70,10 @@ def _run(stages: Iterable[str], *, queue: bool = False, **given: Any) -> None:
                 from brainmri_dagster.commands.tuning import tune_queued
 
                 work = tune_queued
+            if given.get("node") is not None:
+                from brainmri_dagster.commands.node import take_part
+
+                work = take_part
             code = work(Request(stages=tuple(stages), **given))
     except KeyboardInterrupt:
         print("brainmri: interrupted before the first stage.", file=sys.stderr)
@@ -155,7 +159,7 @@ def ensemble(**given: Any) -> None:
 
 
 @app.command()
-@takes("config", "overrides", "dataset", "run_id", "debug")
+@takes("config", "overrides", "dataset", "node", "run_id", "debug")
 def experiment(
     name: Annotated[
         str, typer.Argument(help="File of configs/experiments, without .yaml; or the path of any.")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
 from pydantic import Field, model_validator
 
 from brainmri_core.config.base import LATER, Precision, SeededConfig, StageConfig
+
+_HOST = r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?"
 
 
 class TrainDataConfig(SeededConfig):
@@ -224,14 +227,54 @@ class ProbeConfig(StageConfig):
 
 
 class DistributedConfig(StageConfig):
-    """Training by several processes of one machine."""
+    """Training by several processes, of one machine or of several (nodes)."""
 
     nproc: int = Field(
         1,
         ge=1,
         le=64,
-        description="Processes that share each batch (torchrun: nccl on CUDA, one per device; gloo on the CPU); 1 trains in the step's own process.",
+        description="Processes that share each batch (torchrun: nccl on CUDA, one per device; gloo on the CPU), on each node; 1 on one node trains in the step's own process.",
     )
+    nodes: int = Field(
+        1, ge=1, le=64, description="Machines that train together; each but the first is started by `--node`."
+    )
+    rendezvous: str | None = Field(
+        None,
+        description="HOST:PORT where the first node waits for the others: its own IPv4 address, or a name of it.",
+    )
+    timeout_s: float = Field(
+        600.0,
+        gt=0,
+        le=86_400,
+        description="Seconds that a node waits for the others, before the training and in the middle of it.",
+    )
+
+    @model_validator(mode="after")
+    def _reachable(self) -> DistributedConfig:
+        if self.nodes > 1 and self.rendezvous is None:
+            raise ValueError(
+                f"nodes is {self.nodes}, but rendezvous is empty; set it to HOST:PORT, an address of the first node that "
+                "the others reach"
+            )
+        if self.rendezvous is not None:
+            host, port = self.endpoint
+            if not re.fullmatch(_HOST, host) or not 0 < port < 2**16:
+                raise ValueError(
+                    f"rendezvous {self.rendezvous!r} is no HOST:PORT; give an IPv4 address or a name, a colon and a port "
+                    "from 1 to 65535, as in 10.0.0.5:29500"
+                )
+        return self
+
+    @property
+    def endpoint(self) -> tuple[str, int]:
+        """Host and port of the rendezvous; the port is -1 where it is no number."""
+        host, _, port = (self.rendezvous or "").rpartition(":")
+        return host, int(port) if re.fullmatch("[0-9]{1,5}", port) else -1
+
+    @property
+    def processes(self) -> int:
+        """Number of processes on all nodes."""
+        return self.nodes * self.nproc
 
 
 class TrackingConfig(StageConfig):

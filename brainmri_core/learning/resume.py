@@ -12,7 +12,7 @@ from brainmri_core.config.training import TrainConfig
 from brainmri_core.errors import BusyError, IntegrityError, StorageError
 from brainmri_core.learning.device import arithmetic
 from brainmri_core.learning.pretrained import weights_path
-from brainmri_core.learning.state import Loop, State, difference, load_state
+from brainmri_core.learning.state import Loop, State, difference, load_state, state_bytes
 from brainmri_core.learning.team import Team
 from brainmri_core.project.job import Job
 from brainmri_core.project.layout import RESUME_FOLDER
@@ -29,16 +29,21 @@ from brainmri_core.system.storage import (
 
 
 def decisive(config: TrainConfig) -> dict[str, Any]:
-    """Return the settings that decide what a training learns, without where results go and how batches are read."""
-    return config.model_dump(
+    """Return the settings that decide what a training learns, without where results go and how batches are read.
+
+    Which machine a process is on decides nothing: of the distribution, the number of all processes is left.
+    """
+    settings = config.model_dump(
         mode="json",
         exclude={
             "io": True,
             "tracking": True,
             "loop": {"resume", "resume_from"},
             "data": {"num_workers", "train_in", "mapping_pointer"},
+            "distributed": True,
         },
     )
+    return settings | {"distributed": {"nproc": config.distributed.processes}}
 
 
 def identity_of(config: TrainConfig, loop: Loop, pack: PackPointer, job: Job) -> dict[str, Any]:
@@ -89,7 +94,7 @@ def owned(resume: Path, identity: dict[str, Any], team: Team, job: Job) -> Itera
             for folder in (resume.parent.parent, resume.parent):
                 remove_stale(folder)
             write_json(resume.parent / "training.json", identity)
-        team.from_leader(lambda: None)  # nobody reads before the first process owns it
+        team.from_leader(bytes)  # nobody reads before the first process owns it
         yield
 
 
@@ -98,10 +103,13 @@ def continue_from(
 ) -> None:
     """Load the state of an interrupted training, or say why that of another one is not continued."""
     explicit = config.loop.resume_from
-    if explicit is not None:
-        load_state(job.layout.configured(explicit), state, identity)
-    elif config.loop.resume and resume.is_file():
-        load_state(resume, state, identity)
+    path = resume if explicit is None else job.layout.configured(explicit)
+    begun, content = explicit is not None or (config.loop.resume and resume.is_file()), None
+    if team.size > 1:  # the others may be on machines without the file
+        content = team.from_leader(lambda: state_bytes(path) if begun else b"")
+        begun = bool(content)
+    if begun:
+        load_state(path, state, identity, content)
     elif config.loop.resume and team.leads:
         for other in sorted(resume.parent.parent.glob("*/last.pth")):
             if not _is_running(other, job):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from brainmri_core.errors import ModelError
 from brainmri_core.learning.checkpoint import Preprocessing, save_tensors
 from brainmri_core.learning.models import blocks, head
 from brainmri_core.learning.team import Team
+from brainmri_core.system.storage import storage_error
 
 
 @dataclass(frozen=True)
@@ -176,8 +178,12 @@ def read_state(path: Path) -> dict[str, Any]:
     ModelError
         If the file is damaged.
     """
+    return _read(path, path)
+
+
+def _read(source: Path | io.BytesIO, path: Path) -> dict[str, Any]:
     try:
-        value = torch.load(path, map_location="cpu", weights_only=True)
+        value = torch.load(source, map_location="cpu", weights_only=True)
         return {**value, "identity": dict(value["identity"])}
     except Exception as error:  # noqa: BLE001 - unpicklers raise anything on damaged bytes; all of it means: refuse
         raise ModelError(
@@ -185,17 +191,50 @@ def read_state(path: Path) -> dict[str, Any]:
         ) from None
 
 
-def load_state(path: Path, state: State, identity: dict[str, Any]) -> None:
+def state_bytes(path: Path) -> bytes:
+    """Read the file of a saved state.
+
+    Raises
+    ------
+    ModelError
+        If there is none.
+    StorageError
+        If it cannot be read.
+    """
+    _require(path)
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise storage_error(error, path, "read") from error
+
+
+def _require(path: Path) -> None:
+    if not path.is_file():
+        raise ModelError(f"The training state {path} does not exist; check train.loop.resume_from.")
+
+
+def load_state(path: Path, state: State, identity: dict[str, Any], content: bytes | None = None) -> None:
     """Continue from a saved state.
+
+    Parameters
+    ----------
+    path : pathlib.Path
+        Its file.
+    state : State
+        Takes it.
+    identity : dict
+        What it must have been made with.
+    content : bytes, optional
+        The file's content, where another machine has read it.
 
     Raises
     ------
     ModelError
         If the file is missing, damaged, or belongs to another config, other data or other hardware.
     """
-    if not path.is_file():
-        raise ModelError(f"The training state {path} does not exist; check train.loop.resume_from.")
-    value = read_state(path)
+    if content is None:
+        _require(path)
+    value = _read(path if content is None else io.BytesIO(content), path)
     found = value["identity"]
     if found != identity:
         raise ModelError(

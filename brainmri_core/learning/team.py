@@ -7,8 +7,10 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from datetime import timedelta
+from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -16,9 +18,8 @@ from torch import nn
 from brainmri_core.config import EnvConfig
 from brainmri_core.errors import ModelError
 from brainmri_core.learning.device import choose_device
+from brainmri_core.learning.nodes import Nodes
 from brainmri_core.system.signals import signals_noted
-
-T = TypeVar("T")
 
 
 @dataclass
@@ -75,14 +76,20 @@ class Team:
             dist.all_reduce(values)
         return values
 
-    def from_leader(self, make: Callable[[], T]) -> T:
-        """Let the first process make a value and give it to all."""
+    def from_leader(self, make: Callable[[], bytes]) -> bytes:
+        """Let the first process make some bytes and give them to all; torch's own way to do so would unpickle them."""
         if self.size == 1:
             return make()
-        box: list[Any] = [make() if self.leads else None]
-        dist.broadcast_object_list(box)
-        made: T = box[0]
-        return made
+        device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+        made = make() if self.leads else b""
+        length = torch.tensor([len(made)], device=device)
+        dist.broadcast(length, 0)
+        content = torch.empty(int(length), dtype=torch.uint8, device=device)
+        if self.leads and made:
+            content.copy_(torch.from_numpy(np.frombuffer(made, np.uint8).copy()))
+        if len(content):
+            dist.broadcast(content, 0)
+        return content.cpu().numpy().tobytes()
 
     @contextlib.contextmanager
     def signals_noted(self) -> Iterator[None]:
@@ -96,24 +103,37 @@ class Team:
 
 
 @contextlib.contextmanager
-def torchrun_team(env: EnvConfig) -> Iterator[Team]:
+def torchrun_team(env: EnvConfig, nodes: Nodes | None = None) -> Iterator[Team]:
     """Join the processes that torchrun started: nccl and one CUDA device each, or gloo on the CPU.
+
+    Parameters
+    ----------
+    env : EnvConfig
+        Whether CUDA is wanted.
+    nodes : Nodes, optional
+        The machines, where there are several: they train only if they are alike.
 
     Raises
     ------
     ModelError
-        If there are fewer devices than processes.
+        If this machine has fewer devices than processes, or the machines differ.
     """
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     on_cuda = choose_device(env).type == "cuda"
     if on_cuda:
-        if torch.cuda.device_count() < size:
+        here = int(os.environ["LOCAL_WORLD_SIZE"])
+        if torch.cuda.device_count() < here:
             raise ModelError(
-                f"train.distributed.nproc is {size}, but this machine has {torch.cuda.device_count()} CUDA device(s); "
+                f"train.distributed.nproc is {here}, but this machine has {torch.cuda.device_count()} CUDA device(s); "
                 "lower it, or set env.prefer_cuda to false to train on the CPU."
             )
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if on_cuda else "gloo")
+    backend = "nccl" if on_cuda else "gloo"
+    if nodes is None:
+        dist.init_process_group(backend)
+    else:
+        store, limit = nodes.agree(), timedelta(seconds=nodes.timeout_s)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=limit)
     yield Team(rank, size)
     dist.destroy_process_group()
 

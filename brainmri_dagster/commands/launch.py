@@ -79,6 +79,7 @@ class Request:
     experiment: str | None = None
     trained_on: str | None = None
     checkpoint: Path | None = None
+    node: int | None = None
     debug: bool = False
     assets: tuple[str, ...] = ()
 

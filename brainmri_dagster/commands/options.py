@@ -54,6 +54,14 @@ RUN_OPTIONS: dict[str, Any] = {
             help="With --trained-on: the checkpoint; default: its champion, else its newest.",
         ),
     ],
+    "node": Annotated[
+        int | None,
+        typer.Option(
+            "--node",
+            metavar="N",
+            help="Help the first node of train.distributed.nodes train, as node N, and write nothing.",
+        ),
+    ],
     "run_id": Annotated[
         str | None, typer.Option("--run-id", help="Run id; default: made from time and Dagster's id.")
     ],

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
+import signal
 import sys
 import tempfile
 import warnings
@@ -13,53 +13,66 @@ from typing import Any
 import dagster as dg
 
 from brainmri_core import errors
-from brainmri_core.config.training import TrainConfig
-from brainmri_core.errors import BrainMRIError, ModelError
+from brainmri_core.config import LogConfig
+from brainmri_core.config.training import DistributedConfig, TrainConfig
+from brainmri_core.errors import BrainMRIError, ConfigError, ModelError
+from brainmri_core.project.job import Job
+from brainmri_core.project.logs import StageLog
 from brainmri_core.project.pointers import CheckpointPointer, PackPointer
 from brainmri_dagster.graph.asset_table import CONSOLE_TAG
 from brainmri_dagster.graph.resources import ProjectConfig
 from brainmri_dagster.running.dagster_internals import DagsterPipesExecutionError
 from brainmri_dagster.running.stage_run import StageRun
+from brainmri_dagster.training.folder import leave_request, read_words
 
-_TERMINATION_S = 60.0
+MODEL = "model_checkpoint"
+TERMINATION_S = 60.0
 
 
 def run_training(
     config: TrainConfig, pack: PackPointer, run: StageRun, context: dg.AssetExecutionContext
 ) -> CheckpointPointer:
-    """Train in this process, or in as many as ``train.distributed.nproc`` says.
+    """Train in this process, or in as many as ``train.distributed`` says, of which the first node's are started here.
 
     Raises
     ------
     BrainMRIError
         What the training raised, in whichever process.
+    ConfigError
+        If several nodes are to train anything but one whole data set's model.
     ModelError
         If a process of several died; its traceback is in the log.
     """
-    if config.distributed.nproc == 1:
+    shared = config.distributed
+    if shared.processes == 1:
         from brainmri_core.train import train
 
         return train(config, pack, run.job)
+    if shared.nodes > 1 and run.asset != MODEL:
+        raise ConfigError(
+            f"Several nodes train {MODEL} alone, and this is {run.asset}: set train.distributed.nodes to 1."
+        )
     with tempfile.TemporaryDirectory(prefix="brainmri-train-") as folder, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*expected_writer_count")  # Dagster warns of its own use
-        client = dg.PipesSubprocessClient(termination_timeout_seconds=_TERMINATION_S)
+        leave_request(Path(folder), _request(config, pack, run, context))
+        client = dg.PipesSubprocessClient(termination_timeout_seconds=TERMINATION_S)
         try:
             done = client.run(
                 context=context.op_execution_context,
-                command=_command(config.distributed.nproc, folder),
-                env=_environment(config.distributed.nproc),
-                extras=_request(config, pack, run, context),
+                command=torchrun_command(folder),
+                env=torchrun_environment(shared.nproc),
             )
         except DagsterPipesExecutionError:
-            raise _reason(Path(folder), config.distributed.nproc, run) from None
+            raise reason_of_end(Path(folder), shared, run.job.log) from None
         return CheckpointPointer.model_validate(done.get_custom_messages()[-1])
 
 
-def _command(nproc: int, folder: str) -> list[str]:
-    return [sys.executable, "-m", "brainmri_dagster.training.torchrun", str(nproc), folder, str(os.getpid())]
+def torchrun_command(folder: str) -> list[str]:
+    """Return the command that trains what the request in a folder says, as a child of this process."""
+    return [sys.executable, "-m", "brainmri_dagster.training.torchrun", folder, str(os.getpid())]
 
 
-def _environment(nproc: int) -> dict[str, str]:
+def torchrun_environment(nproc: int) -> dict[str, str]:
     """Share the cores among the processes, unless the user has decided; torchrun would give each a single thread."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, cores // nproc)))}
@@ -71,37 +84,53 @@ def _request(
     job = run.job
     step = context.op_execution_context.get_step_execution_context()
     project: ProjectConfig = step.scoped_resources_builder.build({"project"}).project
+    console = CONSOLE_TAG in step.dagster_run.tags or project.log.json_lines
+    return request_of(config, pack, job, project.log, node=0, console=console)
+
+
+def request_of(
+    config: TrainConfig, pack: PackPointer, job: Job, log: LogConfig, *, node: int, console: bool
+) -> dict[str, Any]:
+    """Return what a node's processes are told."""
     return {
+        "node": node,
         "config": config.model_dump(mode="json", by_alias=True),
         "pack": pack.model_dump(mode="json"),
         "root": str(job.layout.root),
         "run_id": job.run_id,
         "entry": job.entry.model_dump(mode="json"),
         "env": job.env.model_dump(mode="json"),
-        "log": project.log.model_dump(mode="json", by_alias=True),
-        "console": CONSOLE_TAG in step.dagster_run.tags or project.log.json_lines,
+        "log": log.model_dump(mode="json", by_alias=True),
+        "console": console,
     }
 
 
-def _reason(folder: Path, nproc: int, run: StageRun) -> BrainMRIError:
+def reason_of_end(folder: Path, shared: DistributedConfig, log: StageLog) -> BrainMRIError:
     """Return why the processes ended: a sentence one of them had, else how the first one died.
 
     The others fail as well, of the connection they lose; so a process that was killed goes before those that raised, of
     these the first in time, and those that torchrun ended come last.
     """
-    for word in _words(folder, "sentence"):
-        kind: type[BrainMRIError] = getattr(errors, word["error"], ModelError)
-        return kind(word["sentence"])
-    for word in (word for kind in ("killed", "crash", "terminated") for word in _words(folder, kind)):
-        for line in str(word.get("traceback", "")).strip().splitlines():
-            run.job.log.error(line)
+    for word in read_words(folder, "sentence"):
+        kind = getattr(errors, str(word["error"]), None)
+        known = isinstance(kind, type) and issubclass(kind, BrainMRIError)
+        return kind(word["sentence"]) if known else ModelError(word["sentence"])
+    for word in read_words(folder, "stopped"):
         return ModelError(
-            f"Training process {word['rank']} of {nproc} (numbered from 0) died: {word['message']}; the others were "
+            f"The training was stopped by {signal.Signals(word['signal']).name} on node {word['rank']} of {shared.nodes} (numbered "
+            "from 0); the next run continues from the last saved state."
+        )
+    killed = read_words(folder, "killed")
+    for word in read_words(folder, "lost") if not killed else []:
+        return ModelError(
+            f"Node {word['rank']} of {shared.nodes} (numbered from 0) is lost: its machine, its network or its training ended "
+            "without a word; the others were stopped, and the next run continues from the last saved state."
+        )
+    for word in (*killed, *read_words(folder, "crash"), *read_words(folder, "terminated")):
+        for line in str(word.get("traceback", "")).strip().splitlines():
+            log.error(line)
+        return ModelError(
+            f"Training process {word['rank']} of {shared.processes} (numbered from 0) died: {word['message']}; the others were "
             "stopped, and the next run continues from the last saved state."
         )
     return ModelError("torchrun ended without leaving word of a failed process; its own output may say why.")
-
-
-def _words(folder: Path, kind: str) -> list[dict[str, Any]]:
-    words = [json.loads(path.read_text()) for path in folder.glob(f"{kind}-*.json")]
-    return sorted(words, key=lambda word: (word.get("time", 0), word["rank"]))

@@ -2,52 +2,86 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from brainmri_core.config.training import DistributedConfig
+from brainmri_core.errors import BrainMRIError
 from brainmri_dagster.running.processes import die_with_parent
+from brainmri_dagster.training.folder import FOLDER_VARIABLE, PARENT_VARIABLE, leave_word, read_request
 
-FOLDER_VARIABLE = "BRAINMRI_TRAIN_FOLDER"
-PARENT_VARIABLE = "BRAINMRI_TORCHRUN_PID"
+if TYPE_CHECKING:
+    from brainmri_dagster.training.rendezvous import Rendezvous
 
 
-def main(nproc: int, folder: str, parent: int) -> None:
-    """Run the workers to their end.
+def main(folder: Path, parent: int) -> None:
+    """Run this node's workers to their end.
 
     Parameters
     ----------
-    nproc : int
-        Number of workers.
-    folder : str
-        Where this process and the workers leave word of failures, as JSON files.
+    folder : pathlib.Path
+        Where the request lies, and where this process and the workers leave word of failures, as JSON files.
     parent : int
         Process whose end ends this one and its workers.
     """
     die_with_parent(parent)
     os.setsid()  # Ctrl-C in a terminal comes once, passed on by the parent: a second one would cut the workers' saving short
-    os.environ[FOLDER_VARIABLE], os.environ[PARENT_VARIABLE] = folder, str(os.getpid())
+    os.environ[FOLDER_VARIABLE], os.environ[PARENT_VARIABLE] = str(folder), str(os.getpid())
+    request = read_request(folder)
+    place, node = DistributedConfig.model_validate(request["config"]["distributed"]), request["node"]
+    from torch.distributed import DistError
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.run import parse_args, run
 
-    workers = ["--standalone", f"--nproc-per-node={nproc}", "--module", "brainmri_dagster.training.worker"]
+    from brainmri_dagster.training.rendezvous import Rendezvous
+
     try:
-        run(parse_args(workers))  # type: ignore[no-untyped-call]
+        rendezvous = Rendezvous(place, node)
+    except BrainMRIError as error:
+        leave_word(folder, "sentence", f"node{node}", _sentence(error))
+        sys.exit(1)
+    code = 1
+    try:
+        rendezvous.await_all(place)
+        _run(rendezvous, place)
+        return
+    except BrainMRIError as error:
+        leave_word(folder, "sentence", f"node{node}", _sentence(error))
+    except DistError as error:
+        leave_word(folder, "crash", f"node{node}", {"rank": node, "message": str(error).splitlines()[0]})
     except SignalException as error:
-        sys.exit(128 + error.sigval)
+        leave_word(folder, "stopped", f"node{node}", {"rank": node, "signal": error.sigval})
+        code = 128 + error.sigval
     except ChildFailedError as error:
         # What raised has left its own word; that a signal ended a process is known here alone. With SIGTERM torchrun
         # itself ends the others when one has failed.
         for rank, failure in sorted(error.failures.items()):
             if failure.exitcode < 0:
-                word = {"rank": rank, "message": failure.message}
                 kind = "terminated" if failure.exitcode == -signal.SIGTERM else "killed"
-                Path(folder, f"{kind}-{rank}.json").write_text(json.dumps(word))
-        sys.exit(1)
+                leave_word(folder, kind, rank, {"rank": rank, "message": failure.message})
+    if place.nodes > 1:
+        rendezvous.exchange_last_words(folder)
+    sys.exit(code)
+
+
+def _sentence(error: BrainMRIError) -> dict[str, str | int]:
+    return {"rank": 0, "error": type(error).__name__, "sentence": str(error)}
+
+
+def _run(rendezvous: Rendezvous, place: DistributedConfig) -> None:
+    from torch.distributed.elastic.rendezvous import rendezvous_handler_registry
+    from torch.distributed.run import parse_args, run
+
+    from brainmri_dagster.training.rendezvous import BACKEND
+
+    rendezvous_handler_registry.register(BACKEND, lambda _: rendezvous)
+    words = [f"--nnodes={place.nodes}", f"--nproc-per-node={place.nproc}", f"--rdzv-backend={BACKEND}"]
+    words += [f"--rdzv-endpoint={rendezvous.master_addr}:{rendezvous.master_port}", "--rdzv-id=brainmri"]
+    run(parse_args([*words, "--module", "brainmri_dagster.training.worker"]))  # type: ignore[no-untyped-call]
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2], int(sys.argv[3]))
+    main(Path(sys.argv[1]), int(sys.argv[2]))

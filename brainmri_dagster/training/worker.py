@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import sys
 import time
 import traceback
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dagster_pipes import (
-    PipesContext,
-    PipesDefaultContextLoader,
-    PipesEnvVarParamsLoader,
-    open_dagster_pipes,
-)
+from dagster_pipes import PipesContext, open_dagster_pipes
 
 from brainmri_core.config import EnvConfig, LogConfig
 from brainmri_core.config.training import TrainConfig
 from brainmri_core.errors import BrainMRIError
-from brainmri_core.learning.team import Team, torchrun_team
+from brainmri_core.learning.likeness import likeness
+from brainmri_core.learning.nodes import Nodes
+from brainmri_core.learning.team import torchrun_team
 from brainmri_core.project.catalogue import DatasetEntry
 from brainmri_core.project.job import Job
 from brainmri_core.project.layout import Layout
@@ -31,16 +28,15 @@ from brainmri_core.project.pointers import PackPointer
 from brainmri_core.project.run_record import CANCELLED_EXIT_CODE
 from brainmri_core.train import train
 from brainmri_dagster.running.processes import die_with_parent
-from brainmri_dagster.training.torchrun import FOLDER_VARIABLE, PARENT_VARIABLE
+from brainmri_dagster.training.folder import FOLDER_VARIABLE, PARENT_VARIABLE, leave_word, read_request
 
 
 def main() -> None:
     """Train as the parent's request says; why that failed goes into the parent's folder."""
     die_with_parent(int(os.environ[PARENT_VARIABLE]))
-    request = _request()
+    request = read_request(Path(os.environ[FOLDER_VARIABLE]))
     try:
-        with torchrun_team(EnvConfig.model_validate(request["env"])) as team:
-            _train(request, team)
+        _train(request)
     except BrainMRIError as error:
         _leave_word("sentence", {"error": type(error).__name__, "sentence": str(error)})
         sys.exit(error.exit_code)
@@ -54,20 +50,13 @@ def main() -> None:
 
 def _leave_word(kind: str, word: dict[str, Any]) -> None:
     rank = int(os.environ["RANK"])
-    path = Path(os.environ[FOLDER_VARIABLE], f"{kind}-{rank}.json")
-    path.write_text(json.dumps({"rank": rank, "time": time.time_ns(), **word}))
+    leave_word(Path(os.environ[FOLDER_VARIABLE]), kind, rank, {"rank": rank, "time": time.time_ns(), **word})
 
 
-def _request() -> dict[str, Any]:
-    params = PipesEnvVarParamsLoader().load_context_params()  # type: ignore[no-untyped-call]
-    with PipesDefaultContextLoader().load_context(params) as data:
-        return dict(data["extras"] or {})
-
-
-def _train(request: dict[str, Any], team: Team) -> None:
+def _train(request: dict[str, Any]) -> None:
     config = TrainConfig.model_validate(request["config"])
     pack = PackPointer.model_validate(request["pack"])
-    with _log(request, team) as (log, pipes):
+    with _log(request) as (log, pipes):
         job = Job(
             layout=Layout(root=Path(request["root"])),
             run_id=request["run_id"],
@@ -75,17 +64,23 @@ def _train(request: dict[str, Any], team: Team) -> None:
             log=log,
             env=EnvConfig.model_validate(request["env"]),
         )
-        pointer = train(config, pack, job, team)
+        with torchrun_team(job.env, _nodes(config, pack, job)) as team:
+            pointer = train(config, pack, job, team)
         if pipes is not None:
             pipes.report_custom_message(pointer.model_dump(mode="json"))
 
 
+def _nodes(config: TrainConfig, pack: PackPointer, job: Job) -> Nodes | None:
+    shared = config.distributed
+    return Nodes(partial(likeness, config, pack, job), shared.timeout_s) if shared.nodes > 1 else None
+
+
 @contextlib.contextmanager
-def _log(request: dict[str, Any], team: Team) -> Iterator[tuple[StageLog, PipesContext | None]]:
+def _log(request: dict[str, Any]) -> Iterator[tuple[StageLog, PipesContext | None]]:
     """Let the first process log for all: to the run's file, the console where wanted, and Dagster's event log."""
     run_id, dataset = request["run_id"], request["entry"]["key"]
     config = LogConfig.model_validate(request["log"])
-    if not team.leads:
+    if int(os.environ["RANK"]) > 0:
         yield StageLog("train", run_id, dataset, [], config.level), None
         return
     run_dir = Layout(root=Path(request["root"])).run_dir(run_id)

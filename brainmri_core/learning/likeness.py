@@ -1,0 +1,50 @@
+"""What the machines that train one model together must share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import brainmri_core
+from brainmri_core.config.training import TrainConfig
+from brainmri_core.learning.device import arithmetic, choose_device, choose_precision
+from brainmri_core.learning.pretrained import weights_path
+from brainmri_core.learning.resume import decisive
+from brainmri_core.project.job import Job
+from brainmri_core.project.pointers import PackPointer
+from brainmri_core.project.provenance import environment
+from brainmri_core.system.storage import sha256_file, sha256_json
+
+
+def likeness(config: TrainConfig, pack: PackPointer, job: Job) -> dict[str, Any]:
+    """Return what decides the bits of a training on each of its machines: code, settings, data and arithmetic.
+
+    The files are read and hashed, so that a copy that was damaged on the way is noticed.
+
+    Raises
+    ------
+    StorageError
+        If one is missing.
+    """
+    device, shared = choose_device(job.env), config.distributed
+    weights = weights_path(config.model)
+    return {
+        "brainmri": {"version": brainmri_core.__version__, "code_sha256": _code_sha256()},
+        "packages": environment()["packages"],
+        "dataset": job.dataset,
+        "data": {
+            "content_hash": pack.content_hash,
+            "pack_sha256": sha256_file(job.layout.absolute(pack.pack)),
+            "samples_sha256": sha256_file(job.layout.absolute(pack.samples)),
+        },
+        "train": {**decisive(config), "distributed": {"nodes": shared.nodes, "nproc": shared.nproc}},
+        "weights_sha256": None if weights is None else sha256_file(weights),
+        "precision": choose_precision(config.loop.precision, config.optim.amp, device),
+        "arithmetic": arithmetic(device, job.env),
+    }
+
+
+def _code_sha256() -> str:
+    """Return the hash of this package's source, which a version does not tell from one that somebody has edited."""
+    root = Path(brainmri_core.__file__).parent
+    return sha256_json({path.relative_to(root).as_posix(): sha256_file(path) for path in root.rglob("*.py")})

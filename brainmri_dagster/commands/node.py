@@ -1,0 +1,82 @@
+"""A node that helps another machine train: it takes part in the first node's training, and writes nothing of its own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from brainmri_core.config import PipelineConfig
+from brainmri_core.errors import ConfigError
+from brainmri_core.project.catalogue import find_entry
+from brainmri_core.project.job import Job
+from brainmri_core.project.layout import Layout
+from brainmri_core.project.logs import StageLog, stream_sink
+from brainmri_core.project.pointer_store import latest_pointer
+from brainmri_core.project.pointers import PackPointer
+from brainmri_core.project.run_record import CANCELLED_EXIT_CODE
+from brainmri_dagster.commands.launch import Request, configure
+from brainmri_dagster.graph.partitions import catalogue
+from brainmri_dagster.running.upstream import pack_for
+from brainmri_dagster.training.distributed import (
+    TERMINATION_S,
+    reason_of_end,
+    request_of,
+    torchrun_command,
+    torchrun_environment,
+)
+from brainmri_dagster.training.folder import leave_request
+
+
+def take_part(request: Request) -> int:
+    """Train as one of the nodes after the first until the training is done, and return the exit code.
+
+    Raises
+    ------
+    BrainMRIError
+        What ended the training, on whichever node.
+    ConfigError
+        If the configuration has no such node.
+    """
+    config, dataset = configure(request)
+    config = config.with_seeds()
+    shared, node = config.train.distributed, request.node
+    assert node is not None
+    if not 0 < node < shared.nodes:
+        raise ConfigError(
+            f"--node {node} is none of the nodes that help: train.distributed.nodes is {shared.nodes}, so that they are "
+            f"{'none' if shared.nodes == 1 else f'1 to {shared.nodes - 1}'}; the first, 0, is the training without --node."
+        )
+    log = StageLog(
+        "train", f"node-{node}", dataset, [stream_sink(json_lines=config.log.json_lines)], config.log.level
+    )
+    job = Job(Layout.at(config.paths.root), f"node-{node}", find_entry(catalogue(), dataset), log, config.env)
+    pack = pack_for("train", _packed_only(config), latest_pointer(job.layout, PackPointer, dataset), job)
+    log.info("waiting for the first node", node=node, nodes=shared.nodes, rendezvous=shared.rendezvous)
+    with tempfile.TemporaryDirectory(prefix="brainmri-train-") as folder:
+        leave_request(Path(folder), request_of(config.train, pack, job, config.log, node=node, console=False))
+        environment = {**os.environ, **torchrun_environment(shared.nproc)}
+        torchrun = subprocess.Popen(torchrun_command(folder), env=environment)
+        try:
+            code = torchrun.wait()
+        except KeyboardInterrupt:
+            torchrun.send_signal(signal.SIGTERM)
+            try:
+                torchrun.wait(TERMINATION_S)
+            except subprocess.TimeoutExpired:
+                torchrun.kill()
+            print("brainmri: interrupted; the first node keeps what was trained.", file=sys.stderr)
+            return CANCELLED_EXIT_CODE
+        if code:
+            raise reason_of_end(Path(folder), shared, log)
+    log.info("the training is done, and its results are with the first node")
+    return 0
+
+
+def _packed_only(config: PipelineConfig) -> PipelineConfig:
+    """Leave out the raw folder that could stand in for a pack: the pack would be written."""
+    data = config.train.data.model_copy(update={"train_in": None})
+    return config.model_copy(update={"train": config.train.model_copy(update={"data": data})})

@@ -1,0 +1,44 @@
+"""The folder that the processes of a training share: what they are told, and the word they leave when they fail."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+FOLDER_VARIABLE = "BRAINMRI_TRAIN_FOLDER"
+PARENT_VARIABLE = "BRAINMRI_TORCHRUN_PID"
+KINDS = ("sentence", "stopped", "killed", "lost", "crash", "terminated")
+Request = dict[str, Any]
+Word = dict[str, Any]
+
+
+def leave_request(folder: Path, request: Request) -> None:
+    """Leave word for the processes of what to train."""
+    (folder / "request.json").write_text(json.dumps(request))
+
+
+def read_request(folder: Path) -> Request:
+    """Return what to train."""
+    return dict(json.loads((folder / "request.json").read_text()))
+
+
+def leave_word(folder: Path, kind: str, name: str | int, word: Word) -> None:
+    """Leave word of a failure for the process that waits for the training, under a name of its own.
+
+    Another machine says some of them, so that a kind that is none of `KINDS` is not made a file's name.
+    """
+    if kind not in KINDS:
+        return
+    (folder / f"{kind}-{name}.json").write_text(json.dumps(word))
+
+
+def read_words(folder: Path, kind: str) -> list[Word]:
+    """Return the words of a kind, the first in time at the front."""
+    words = [json.loads(path.read_text()) for path in folder.glob(f"{kind}-*.json")]
+    return sorted(words, key=lambda word: (word.get("time", 0), word["rank"]))
+
+
+def all_words(folder: Path) -> list[tuple[str, Word]]:
+    """Return all words, each with its kind."""
+    return [(path.name.partition("-")[0], json.loads(path.read_text())) for path in folder.glob("*-*.json")]
