@@ -113,8 +113,9 @@ def reason_of_end(folder: Path, shared: DistributedConfig, log: StageLog) -> Bra
     """
     for word in read_words(folder, "sentence"):
         kind = getattr(errors, str(word["error"]), None)
-        known = isinstance(kind, type) and issubclass(kind, BrainMRIError)
-        return kind(word["sentence"]) if known else ModelError(word["sentence"])
+        if isinstance(kind, type) and issubclass(kind, BrainMRIError):
+            return kind(word["sentence"])
+        return ModelError(word["sentence"])
     for word in read_words(folder, "stopped"):
         return ModelError(
             f"The training was stopped by {signal.Signals(word['signal']).name} on node {word['rank']} of {shared.nodes} (numbered "
