@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from brainmri_core.arrays import F64, I64
+from brainmri_core.arrays import F32, F64, I64
 from brainmri_core.classifier.inference import Inference
 from brainmri_core.errors import ConfigError, IntegrityError
 from brainmri_core.evaluation.calibration import probabilities
@@ -19,6 +19,7 @@ from brainmri_core.evaluation.shift import ImageSet, image_features
 from brainmri_core.evaluation.tested_model import validation_of
 from brainmri_core.images.pack import open_pack
 from brainmri_core.learning.encoder import Encoder, encoder_sha256, features_of
+from brainmri_core.learning.inference import predict_evenly
 from brainmri_core.learning.models import head
 from brainmri_core.project.layout import Layout
 from brainmri_core.project.logs import StageLog
@@ -89,14 +90,36 @@ def validation_reference(inference: Inference, layout: Layout, log: StageLog) ->
         return "the checkpoint has no validation images, or does not say which"
     rows = chosen["row"].to_numpy(np.int64)
     plain, _ = features_of(encoder_of(inference, mirror=False), pack, layout, log, inference.batch_size, rows)
-    averaged = plain  # the mean of the logits of an image and its mirror image are those of the mean of their features
-    if inference.mirror:
-        averaged, _ = features_of(encoder_of(inference), pack, layout, log, inference.batch_size, rows)
-    with torch.inference_mode():
-        logits = (
-            head(inference.model)(torch.from_numpy(np.array(averaged)).to(inference.device)).cpu().numpy()
-        )
+    logits = _logits(inference, plain, pack, layout, log, rows)
     size = (chosen[name].to_numpy(np.int64) for name in ("width", "height"))
     images = ImageSet(image_features(pixels[rows], *size), tuple(independent_units(chosen)), plain)
     labels = chosen["class_index"].to_numpy(np.int64)
     return Reference(images, labels, probabilities(logits, inference.temperature or 1.0))
+
+
+def _logits(
+    inference: Inference, plain: F32, pack: PackPointer, layout: Layout, log: StageLog, rows: I64
+) -> F32:
+    """Return the logits of rows of a pack, as those of any image; `plain` are their features without mirror images."""
+    if inference.meta.ensemble is not None:  # its features are those of one of its networks
+        return predict_evenly(
+            inference.model,
+            open_pack(layout, pack),
+            rows,
+            inference.meta.preprocessing,
+            device=inference.device,
+            batch_size=inference.batch_size,
+            precision=inference.precision,
+            tta=inference.mirror,
+            progress=False,
+        ).logits
+    features = (
+        plain  # the mean logits of an image and its mirror image are those of the mean of their features
+    )
+    if inference.mirror:
+        features, _ = features_of(encoder_of(inference), pack, layout, log, inference.batch_size, rows)
+    with torch.inference_mode():
+        found: F32 = (
+            head(inference.model)(torch.from_numpy(np.array(features)).to(inference.device)).cpu().numpy()
+        )
+    return found

@@ -23,6 +23,8 @@ from brainmri_core.evaluation.tested_model import validation_of
 from brainmri_core.fetch import fetch
 from brainmri_core.gc import collect_garbage
 from brainmri_core.images.pack import open_pack
+from brainmri_core.learning.checkpoint import EnsembleRecord
+from brainmri_core.learning.ensemble import Ensemble, Member
 from brainmri_core.learning.inference import predict_evenly
 from brainmri_core.predict import Classifier
 from brainmri_core.project.catalogue import DatasetEntry
@@ -221,15 +223,20 @@ def test_drift_is_measured_against_the_validation_images_and_found(case: Case, t
     assert shares["estimated"] is None or sum(shares["estimated"].values()) == pytest.approx(1)
 
 
-@pytest.mark.parametrize("mirror", [False, *rest(True)])
+@pytest.mark.parametrize(("mirror", "several"), [(False, False), *rest((True, False), (True, True))])
 def test_the_validation_images_are_predicted_once_and_as_any_image_is(
-    case: Case, passes: list[int], mirror: bool
+    case: Case, passes: list[int], mirror: bool, several: bool
 ) -> None:
     layout, classifier = (
         case.job.layout,
         Classifier.load(case.job.layout.absolute(case.checkpoint.checkpoint)),
     )
     inference = replace(classifier.inference, mirror=mirror)
+    if several:
+        members = [Member(inference.model, [0.1 * number], [1.0 + number]) for number in range(2)]
+        ensemble = EnsembleRecord(members=[], parameters=1, weights_bytes=4, forward_passes=2)
+        meta = inference.meta.model_copy(update={"ensemble": ensemble})
+        inference = replace(inference, model=Ensemble(members).eval(), meta=meta)
     found = validation_reference(inference, layout, case.job.log)
     assert isinstance(found, Reference)
     computed = len(passes)
