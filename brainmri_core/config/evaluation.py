@@ -76,3 +76,7 @@ class EvaluateConfig(StageConfig):
         description="What leaderboard and champion choose models by: held-out images of their own data set, or the worst or "
         "mean macro F1 of their external evaluations on other data sets.",
     )
+    challenger: Literal["model_checkpoint", "fold_ensemble"] = Field(
+        "model_checkpoint",
+        description="Who challenges the champion: the newest trained model, or the newest ensemble of folds.",
+    )

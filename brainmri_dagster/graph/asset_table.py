@@ -166,6 +166,7 @@ ASSETS: dict[str, StageAsset] = {
             "checkpoint_pointer",
             "evaluation of the ensemble of folds",
             label="ensemble_evaluation",
+            command="ensemble",
         ),
         StageAsset(
             "embeddings", "embeddings", EmbeddingsPointer, ("resized_images",), "pack_pointer", "embeddings"
@@ -230,7 +231,7 @@ INCIDENTAL = frozenset(
     "fetch.archive fetch.cache_dir fetch.write_pointer fetch.offline fetch.modified_before fetch.retry fetch.limits split.dest split.clear_dest "
     "resize.in_dir resize.out_dir resize.export_tree validate.in_dir train.data.train_in train.data.num_workers train.io train.tracking "
     "train.distributed.nodes train.distributed.rendezvous train.distributed.timeout_s "
-    "evaluate.data.eval_in evaluate.data.num_workers evaluate.io.eval_out evaluate.model.weights_path evaluate.choose_by "
+    "evaluate.data.eval_in evaluate.data.num_workers evaluate.io.eval_out evaluate.model.weights_path evaluate.choose_by evaluate.challenger "
     "batch_predict.out_dir external.out embeddings.batch_size tune.per_run".split()
 )
 ASSET_OF_STAGE: dict[Stage, StageAsset] = {

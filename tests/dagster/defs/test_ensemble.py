@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from brainmri_core.classifier.search import recorded_checkpoint
+from brainmri_core.classifier.search import default_checkpoint, recorded_checkpoint
 from brainmri_core.ensemble import fold_ensemble
 from brainmri_core.errors import BrainMRIError, IntegrityError, ModelError
 from brainmri_core.evaluate import evaluate
@@ -175,6 +175,9 @@ def test_the_graph_makes_and_evaluates_an_ensemble_of_the_folds_on_record(packed
                     metadata={"pointer_path": dg.MetadataValue.path(str(kept.pointer_path))},
                 )
             )
+    claim = [*sizes, "evaluate.challenger=fold_ensemble"]
+    packed.done(ENSEMBLE_ASSETS[:1], *sizes)
+    assert "There is no evaluation of the ensemble of folds" in failure_of(packed.run(["champion"], *claim))
     packed.done(ENSEMBLE_ASSETS, *sizes)
     shown = packed.newest("fold_ensemble").metadata
     assert shown["forward_passes"].value == 5 and str(shown["members"].value).count("outputs/pointers") == 5
@@ -184,3 +187,8 @@ def test_the_graph_makes_and_evaluates_an_ensemble_of_the_folds_on_record(packed
     evaluation = packed.pointer("ensemble_evaluation")
     assert isinstance(evaluation, EvaluationPointer)
     assert evaluation.checkpoint_pointer == ensemble.pointer_path
+    packed.done(["champion"], *claim)
+    in_use = Classifier.load(default_checkpoint(packed.layout, "models", PHANTOM))
+    assert in_use.meta.ensemble is not None and in_use.temperature is not None
+    packed.done(["champion"], *claim)
+    assert str(packed.newest("champion").metadata["reason"].value) == "It is the champion already."
