@@ -258,7 +258,10 @@ def _wait(instance: dg.DagsterInstance, identifier: str, count: int) -> int:
     shown = ""
     while True:
         found = instance.get_backfill(identifier)
-        runs = instance.get_runs(dg.RunsFilter(tags={BACKFILL_ID_TAG: identifier}))
+        every = instance.get_runs(dg.RunsFilter(tags={BACKFILL_ID_TAG: identifier}))
+        # A run that was started again counts as its successor does.
+        again = {run.parent_run_id for run in every}
+        runs = [run for run in every if run.run_id not in again]
         ended = [run for run in runs if run.is_finished]
         failed = [run for run in ended if run.status != dg.DagsterRunStatus.SUCCESS]
         line = f"{len(ended)} of {len(runs)} runs ended, {len(failed)} failed"

