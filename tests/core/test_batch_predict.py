@@ -23,7 +23,7 @@ from brainmri_core.evaluation.tested_model import validation_of
 from brainmri_core.fetch import fetch
 from brainmri_core.gc import collect_garbage
 from brainmri_core.images.pack import open_pack
-from brainmri_core.learning.checkpoint import EnsembleRecord
+from brainmri_core.learning.checkpoint import EnsembleRecord, MemberRecord
 from brainmri_core.learning.ensemble import Ensemble, Member
 from brainmri_core.learning.inference import predict_evenly
 from brainmri_core.predict import Classifier
@@ -234,7 +234,8 @@ def test_the_validation_images_are_predicted_once_and_as_any_image_is(
     inference = replace(classifier.inference, mirror=mirror)
     if several:
         members = [Member(inference.model, [0.1 * number], [1.0 + number]) for number in range(2)]
-        ensemble = EnsembleRecord(members=[], parameters=1, weights_bytes=4, forward_passes=2)
+        record = MemberRecord(fold=0, checkpoint_pointer="p", checkpoint_sha256="0" * 64, temperature=1.0)
+        ensemble = EnsembleRecord(members=[record] * 2, parameters=1, weights_bytes=4, forward_passes=2)
         meta = inference.meta.model_copy(update={"ensemble": ensemble})
         inference = replace(inference, model=Ensemble(members).eval(), meta=meta)
     found = validation_reference(inference, layout, case.job.log)
