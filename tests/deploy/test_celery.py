@@ -21,7 +21,7 @@ from tests.e2e.conftest import PHANTOM
 
 pytestmark = [pytest.mark.full, pytest.mark.e2e, pytest.mark.journey]
 
-EPOCHS = 12
+EPOCHS = 8
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +81,7 @@ def test_a_run_goes_to_the_queue_that_its_job_asks_for(cluster: Cluster) -> None
     assert any("validate finished" in file.read_text() for file in printed), "the UI's stderr tab"
 
 
+@pytest.mark.timeout(2400)  # two minutes of silence and two trainings, on a machine that has much else to do
 def test_a_training_whose_machine_goes_down_ends_on_another_with_the_same_weights(cluster: Cluster) -> None:
     cluster.start_worker("three", "gpu")
     instance = cluster.daemon.instance
