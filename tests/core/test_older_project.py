@@ -55,7 +55,8 @@ def older(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Layout:
     """
     root = tmp_path / "project"
     with tarfile.open(ROOT / "tests" / "fixtures" / "project-0.1.0.tar.xz") as archive:
-        archive.extractall(root, filter="data")
+        # before Python 3.11.4 there is no filter
+        archive.extractall(root, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
     monkeypatch.setenv(ROOT_VARIABLE, str(root))
     monkeypatch.delenv("DAGSTER_HOME", raising=False)
     return Layout(root=root)

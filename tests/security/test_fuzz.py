@@ -337,7 +337,6 @@ def test_usual_records_are_read(tmp_path: Path) -> None:
         assert read(tmp_path / "x.json").run_id == "r"
 
 
-@pytest.mark.full
 @inputs(150, 6000)
 @given(
     changed(MANIFEST) | st.just(MANIFEST),

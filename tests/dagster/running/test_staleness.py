@@ -55,6 +55,7 @@ def test_a_setting_that_came_later_makes_nothing_stale_while_it_is_off() -> None
         exclude={
             "aug": {name for name in AugmentConfig.model_fields if name not in KNOWN_FROM_THE_START},
             "data": {"train_in", "num_workers"},
+            "distributed": {"nodes", "rendezvous", "timeout_s"},
             "io": True,
             "optim": {"snapshots"},
             "tracking": True,
