@@ -42,6 +42,8 @@ from tests.core.evaluation_case import Case
 from tests.core.images.medical_case import SECRET, dicom
 from tests.counts import rest
 
+pytestmark = pytest.mark.training
+
 INBOX = DatasetEntry(key="clinic/inbox", source="archive", labelled=False)
 
 
@@ -256,6 +258,7 @@ def test_the_validation_images_are_predicted_once_and_as_any_image_is(
         np.testing.assert_allclose(reference.images.embeddings, expected.embeddings, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.full
 def test_drift_of_what_is_new_does_not_hide_among_the_older_images(case: Case, tmp_path: Path) -> None:
     source = case.job.layout.absolute(case.fetched.dataset_root)
     folder = tmp_path / "growing"

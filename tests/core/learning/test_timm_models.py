@@ -112,6 +112,7 @@ def test_weights_for_another_size_have_their_positions_interpolated(tmp_path: Pa
     assert all(torch.equal(own[key], source[key]) for key in source if key != "pos_embed")
 
 
+@pytest.mark.full
 def test_weights_of_another_transformer_are_refused(tmp_path: Path) -> None:
     torch.save(timm.create_model("vit_small_patch16_224").state_dict(), tmp_path / "w.pth")
     with pytest.raises(

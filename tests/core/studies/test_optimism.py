@@ -24,6 +24,7 @@ def macro_f1(labels: np.ndarray, called: np.ndarray) -> float:
     return float(classification_metrics(labels, np.eye(4)[called], CLASSES)["macro_f1"])
 
 
+@pytest.mark.full
 def test_what_the_best_of_equals_has_gained_by_luck_is_found_again() -> None:
     gained, estimated = [], []
     for seed in range(12):
