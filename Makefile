@@ -7,7 +7,7 @@ export PYTHONDONTWRITEBYTECODE :=
 
 # Two workers, one thread each: they and the programs they start do not fight for the cores. tests/conftest.py deals out.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
-.PHONY: help install demo static check test test-rest test-all audit docs ui clean
+.PHONY: help install demo static unit every check test test-rest test-all audit docs ui clean
 export NO_MKDOCS_2_WARNING = 1
 
 help:  ## list the commands
@@ -44,11 +44,17 @@ static: .venv/.installed .venv/hadolint
 	$(BIN)/python -m scripts.floor_plan --check
 	.venv/hadolint/bin/hadolint Dockerfile
 
-check: static  ## lint, types, import contracts and the unit tests that train nothing
+check: .venv/.installed .venv/hadolint  ## lint, types, import contracts and the unit tests that train nothing
+	@$(MAKE) --no-print-directory --jobs=2 unit static
+
+# The unit tests alone. Lint and types run beside them, where the tests' workers wait for each other.
+unit: .venv/.installed
 	$(PYTEST) -m "not training and not e2e and not full and not slow" tests/core tests/dagster tests/repository
 
 test: .venv/.installed .venv/hadolint  ## the same, the documentation, and tests of every part, the real UI included
-	@$(MAKE) --no-print-directory --jobs=2 static docs
+	@$(MAKE) --no-print-directory --jobs=3 every static docs
+
+every: .venv/.installed
 	$(PYTEST) -m "not full and not slow"
 
 test-rest: .venv/.installed  ## what test leaves out, with few trials of each fault
