@@ -61,7 +61,7 @@ test-rest: .venv/.installed  ## what test leaves out, with few trials of each fa
 	$(PYTEST) -m "full or journey"
 
 test-all: .venv/.installed  ## all tests, with many trials of each fault
-	BRAINMRI_LONG_TESTS=1 $(PYTEST)
+	BRAINMRI_LONG_TESTS=1 $(PYTEST) --timeout=1400
 
 audit: .venv/.installed  ## ask for known vulnerabilities of the pinned packages
 	$(BIN)/python -m scripts.audit

@@ -1,4 +1,4 @@
-"""How much a test tries: little in ``make test``, much in ``make test-all``. No other file decides that."""
+"""How much a test tries and how long it waits: little in ``make test``, much in ``make test-all``. No other file decides that."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Any, TypeVar
 
 import pytest
 
+# Less than a test may take (pyproject.toml): what did not come in this time is then named, with what came instead.
+PATIENCE_S = 300.0
 LONG = bool(os.environ.get("BRAINMRI_LONG_TESTS"))
 T = TypeVar("T")
 

@@ -40,7 +40,7 @@ from brainmri_core.system.storage import read_json, sha256_file
 from brainmri_core.verify import verify
 from tests.core.evaluation_case import Case
 from tests.core.images.medical_case import SECRET, dicom
-from tests.counts import rest
+from tests.counts import PATIENCE_S, rest
 
 pytestmark = pytest.mark.training
 
@@ -169,7 +169,11 @@ def test_work_done_before_a_kill_is_not_done_again(case: Case, inbox: Path) -> N
     got(case, inbox)
     root = case.job.layout.root
     ended = subprocess.run(
-        [sys.executable, "-c", KILLED, str(root)], capture_output=True, text=True, check=False, timeout=600
+        [sys.executable, "-c", KILLED, str(root)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PATIENCE_S,
     )
     assert ended.returncode == -signal.SIGKILL, ended.stderr
     assert not (root / "outputs/batch_predictions/clinic/inbox/killed").exists()

@@ -23,6 +23,7 @@ import pytest
 
 from brainmri_dagster.commands.backfill import DaemonError, require_daemon
 from tests import ROOT
+from tests.counts import PATIENCE_S
 
 SCREENSHOTS = Path(os.environ.get("BRAINMRI_SCREENSHOTS", ROOT / "screenshots"))
 PHANTOM = "brainmri/phantom"
@@ -47,7 +48,7 @@ class Project:
     env: dict[str, str]
     cwd: Path = ROOT
 
-    def run(self, *arguments: str, timeout: float = 1800) -> subprocess.CompletedProcess[str]:
+    def run(self, *arguments: str, timeout: float = PATIENCE_S) -> subprocess.CompletedProcess[str]:
         """Run a program to its end."""
         return subprocess.run(
             arguments,
@@ -115,7 +116,7 @@ class Daemon:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        deadline = time.monotonic() + 600
+        deadline = time.monotonic() + PATIENCE_S
         while True:
             try:
                 require_daemon(self.instance)
@@ -163,7 +164,7 @@ class Server:
         )
         # Not urlopen: its opener keeps the proxies of the first request this process ever made.
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        with opener.open(request, timeout=600) as answer:
+        with opener.open(request, timeout=PATIENCE_S) as answer:
             value = json.load(answer)
         assert "errors" not in value, value
         return dict(value["data"])
@@ -173,7 +174,9 @@ class Server:
         text = "{runsOrError {... on Runs {results {runId status assetSelection {path} tags {key value}}}}}"
         return list(self.query(text)["runsOrError"]["results"])
 
-    def wait_for_runs(self, count: int, ended: bool = True, timeout: float = 1200) -> list[dict[str, Any]]:
+    def wait_for_runs(
+        self, count: int, ended: bool = True, timeout: float = PATIENCE_S
+    ) -> list[dict[str, Any]]:
         """Wait until there are `count` runs, and until all have ended."""
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:
@@ -203,7 +206,7 @@ def serve(project: Project) -> Iterator[Server]:
     )
     server = Server(f"http://127.0.0.1:{port}", project, process)
     try:
-        deadline = time.monotonic() + 600
+        deadline = time.monotonic() + PATIENCE_S
         while True:
             try:
                 server.query("{version}")

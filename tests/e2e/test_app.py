@@ -20,6 +20,7 @@ from PIL import Image
 from brainmri_core.app import MAX_UPLOAD_BYTES
 from brainmri_core.project.pointer_store import write_pointer
 from tests.core.evaluation_case import Case, evaluated_case
+from tests.counts import PATIENCE_S
 from tests.e2e.conftest import ROOT, SCREENSHOTS
 
 pytestmark = pytest.mark.e2e
@@ -38,7 +39,7 @@ class Site:
     def request(
         self, method: str, path: str, body: bytes = b"", **headers: str
     ) -> tuple[int, dict[str, str], str]:
-        connection = http.client.HTTPConnection(urlsplit(self.url).netloc, timeout=600)
+        connection = http.client.HTTPConnection(urlsplit(self.url).netloc, timeout=PATIENCE_S)
         try:
             connection.request(
                 method, path, body, {name.replace("_", "-"): value for name, value in headers.items()}
@@ -80,7 +81,7 @@ def shown(browser: Any, site: Site, file: Path, expected: str) -> str:
     browser.get(site.url)
     browser.find_element(By.ID, "file").send_keys(str(file))
     result = browser.find_element(By.ID, "result")
-    WebDriverWait(browser, 600).until(
+    WebDriverWait(browser, PATIENCE_S).until(
         lambda _: expected in result.text, f"the page does not show {expected!r}"
     )
     return str(browser.find_element(By.TAG_NAME, "body").text)
@@ -145,7 +146,7 @@ def test_only_this_machine_and_this_page_are_answered(site: Site) -> None:
 
 
 def test_a_large_upload_is_refused_before_it_is_read(site: Site) -> None:
-    connection = http.client.HTTPConnection(urlsplit(site.url).netloc, timeout=600)
+    connection = http.client.HTTPConnection(urlsplit(site.url).netloc, timeout=PATIENCE_S)
     connection.putrequest("POST", "/classify")
     connection.putheader("Content-Type", "application/octet-stream")
     connection.putheader("Content-Length", str(MAX_UPLOAD_BYTES + 1))

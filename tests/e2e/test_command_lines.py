@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.counts import PATIENCE_S
 from tests.e2e.conftest import PHANTOM, ROOT, SCREENSHOTS, Project, chromium
 
 pytestmark = pytest.mark.e2e
@@ -144,7 +145,7 @@ def test_an_interrupted_training_ends_soon_and_says_so(project: Project) -> None
         if "epoch=3" in line:
             break
     os.kill(started.pid, signal.SIGINT)
-    started.wait(600)
+    started.wait(PATIENCE_S)
     assert started.returncode == 130
     stage = next(item for item in project.manifests() if item["run_id"] == "stop")["stages"]["train"]
     assert stage["status"] == "cancelled"

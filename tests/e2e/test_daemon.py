@@ -11,6 +11,7 @@ import pytest
 
 from brainmri_core.config.data import PhantomConfig
 from brainmri_core.sources.phantom import write_phantom
+from tests.counts import PATIENCE_S
 from tests.e2e.conftest import PHANTOM, Daemon, Project, make_project, running_daemon
 
 pytestmark = [pytest.mark.full, pytest.mark.e2e]
@@ -146,7 +147,7 @@ def test_a_replaced_archive_is_trained_on_and_evaluated_once(daemon: Daemon) -> 
     write_archive(archive(daemon, REAL), 3)
     started = daemon.project.dagster("sensor", "start", "new_dataset_version", "-w", "workspace.yaml")
     assert started.returncode == 0, started.stderr
-    deadline = time.monotonic() + 1200
+    deadline = time.monotonic() + PATIENCE_S
     while True:
         runs = runs_with(daemon, dagster__sensor_name="new_dataset_version")
         if runs and all(run.status in ENDED for run in runs) and _skipped(daemon.instance, since=0.0):
@@ -178,7 +179,7 @@ def test_new_validated_images_are_trained_on_by_the_retrain_sensor(daemon: Daemo
     stages = ("--skip", "train", "--skip", "evaluate", "-o", "split.seed=9")
     made = daemon.project.brainmri("pipeline", "--dataset", REAL, *stages)
     assert made.returncode == 0, made.stderr
-    deadline = time.monotonic() + 600
+    deadline = time.monotonic() + PATIENCE_S
     while not (
         (runs := runs_with(daemon, dagster__sensor_name="retrain"))
         and all(run.status in ENDED for run in runs)

@@ -13,6 +13,7 @@ import pytest
 from brainmri_core.validation.findings import CHECKS
 from brainmri_dagster.defs.checks import VALIDATION_CHECKS
 from brainmri_dagster.graph.asset_table import PIPELINE
+from tests.counts import PATIENCE_S
 from tests.e2e.conftest import PHANTOM, SCREENSHOTS, Server
 
 pytestmark = [pytest.mark.journey, pytest.mark.e2e]
@@ -32,7 +33,7 @@ mutation($params: ExecutionParams!) {
 """
 
 
-def wait_for(browser: Any, xpath: str, timeout: float = 600) -> Any:
+def wait_for(browser: Any, xpath: str, timeout: float = PATIENCE_S) -> Any:
     from selenium.webdriver.common.by import By
     from selenium.webdriver.support.expected_conditions import element_to_be_clickable
     from selenium.webdriver.support.ui import WebDriverWait
@@ -40,7 +41,7 @@ def wait_for(browser: Any, xpath: str, timeout: float = 600) -> Any:
     return WebDriverWait(browser, timeout).until(element_to_be_clickable((By.XPATH, xpath)), f"no {xpath}")
 
 
-def click(browser: Any, xpath: str, timeout: float = 600) -> None:
+def click(browser: Any, xpath: str, timeout: float = PATIENCE_S) -> None:
     """Click what may be drawn anew, or lie under something for a moment, while we reach for it."""
     from selenium.common.exceptions import ElementClickInterceptedException, StaleElementReferenceException
 
@@ -69,7 +70,7 @@ def page_text(browser: Any) -> str:
     return str(browser.find_element(By.TAG_NAME, "body").text)
 
 
-def wait_for_text(browser: Any, *texts: str, timeout: float = 600) -> None:
+def wait_for_text(browser: Any, *texts: str, timeout: float = PATIENCE_S) -> None:
     from selenium.webdriver.support.ui import WebDriverWait
 
     def shown(driver: Any) -> bool:
@@ -106,7 +107,7 @@ def launch(server: Server, job: str, **config: dict[str, Any]) -> str:
     return str(answer["run"]["runId"])
 
 
-def wait_for_status(server: Server, run_id: str, *statuses: str, timeout: float = 1200) -> str:
+def wait_for_status(server: Server, run_id: str, *statuses: str, timeout: float = PATIENCE_S) -> str:
     deadline = time.monotonic() + timeout
     while True:
         found = next(run["status"] for run in server.runs() if run["runId"] == run_id)
@@ -177,7 +178,7 @@ def test_a_backfill_of_folds_is_launched_by_clicking(server: Server, browser: An
     click(browser, "(//button[normalize-space()='All'])[2]")
     screenshot(browser, "backfill-folds")
     click(browser, "//button[contains(., 'Launch')]")
-    deadline = time.monotonic() + 600
+    deadline = time.monotonic() + PATIENCE_S
     while not backfills(server):
         assert time.monotonic() < deadline
         time.sleep(0.5)
@@ -213,7 +214,7 @@ def test_the_evaluation_shows_its_pictures_and_numbers(server: Server, browser: 
 
 @pytest.mark.full
 def test_the_backfill_of_folds_finishes(server: Server, browser: Any) -> None:
-    deadline = time.monotonic() + 3000
+    deadline = time.monotonic() + PATIENCE_S
     while (found := backfills(server)[0])["status"] not in (
         "COMPLETED_SUCCESS",
         "COMPLETED_FAILED",
@@ -236,7 +237,7 @@ def test_another_seed_of_the_split_makes_all_downstream_out_of_date(server: Serv
     config.write_text(re.sub(r"split: \{", "split: {seed: 9, ", config.read_text()))
     reload = 'mutation {reloadRepositoryLocation(repositoryLocationName: "brainmri") {__typename}}'
     server.query(reload)
-    deadline = time.monotonic() + 600
+    deadline = time.monotonic() + PATIENCE_S
     while (found := staleness(server))["dataset_split"] == "FRESH":
         assert time.monotonic() < deadline, found
         time.sleep(1)
@@ -260,7 +261,7 @@ def staleness(server: Server) -> dict[str, str]:
 def test_stopping_a_training_in_the_ui_keeps_what_was_learnt(server: Server, browser: Any) -> None:
     run_id = launch(server, "retrain", model_checkpoint={"loop": {"epochs": 1000}})
     logs = server.project.root / "outputs/orchestrator"
-    deadline = time.monotonic() + 900
+    deadline = time.monotonic() + PATIENCE_S
     while not any('"epoch": 2' in path.read_text() for path in logs.glob("*/logs/train.log")):
         assert time.monotonic() < deadline, "the training did not start"
         time.sleep(0.5)
@@ -276,7 +277,7 @@ def test_stopping_a_training_in_the_ui_keeps_what_was_learnt(server: Server, bro
     resume = list((server.project.root / "models").rglob("resume/*/*.pth"))
     assert resume, "what was learnt is kept"
     look_away(browser)
-    deadline = time.monotonic() + 600
+    deadline = time.monotonic() + PATIENCE_S
     while Path(f"/proc/{process}").exists():
         assert time.monotonic() < deadline, "the run's process is still there"
         time.sleep(0.2)

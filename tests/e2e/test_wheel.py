@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.counts import PATIENCE_S
 from tests.e2e.conftest import ROOT
 
 pytestmark = [pytest.mark.e2e, pytest.mark.full]
@@ -42,7 +43,13 @@ class Installed:
     def run(self, *command: str) -> str:
         """Run a program in the folder and return what it said."""
         done = subprocess.run(
-            command, cwd=self.work, env=self.env, capture_output=True, text=True, timeout=800, check=False
+            command,
+            cwd=self.work,
+            env=self.env,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_S,
+            check=False,
         )
         assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
         return done.stdout + done.stderr

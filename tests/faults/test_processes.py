@@ -12,7 +12,7 @@ import pytest
 
 from brainmri_core.project.layout import Layout
 from brainmri_core.verify import verify
-from tests.counts import trials
+from tests.counts import PATIENCE_S, trials
 from tests.e2e.conftest import Server, make_project, serve
 from tests.faults.fault_case import tally
 from tests.faults.launches import make_home
@@ -30,7 +30,7 @@ mutation Launch($params: ExecutionParams!) {
 """
 
 
-def until(condition: Any, what: str, timeout: float = 600) -> Any:
+def until(condition: Any, what: str, timeout: float = PATIENCE_S) -> Any:
     deadline = time.monotonic() + timeout
     while not (found := condition()):
         assert time.monotonic() < deadline, f"{what} took longer than {timeout} s"
@@ -86,8 +86,8 @@ def server(tmp_path: Path) -> Iterator[Server]:
 def test_under_the_daemon_run_and_step_are_one_process_and_its_death_is_recorded(server: Server) -> None:
     first = launch(server, {"model_checkpoint": {"config": {"loop": {"epochs": 1000}}}})
     root = server.project.root
-    until(lambda: stage_of(server, "train") == "running", "training to begin", 600)
-    until(lambda: list((root / "models").rglob("last.pth")), "the first epoch to be saved", 600)
+    until(lambda: stage_of(server, "train") == "running", "training to begin")
+    until(lambda: list((root / "models").rglob("last.pth")), "the first epoch to be saved")
     (run,) = server.runs()
     process = next(tag["value"] for tag in run["tags"] if tag["key"] == "brainmri/process")
     worker = int(process.rsplit(":", 2)[1])

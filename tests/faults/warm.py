@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from tests import ROOT
-
-_PATIENCE_S = 600
+from tests.counts import PATIENCE_S
 
 
 class Warm:
@@ -46,7 +45,7 @@ class Warm:
 
     def wait(self, started: tuple[int, Path]) -> int:
         """Wait for a child to end; return its exit code, negative for a signal, with which one that hangs is ended too."""
-        hangs = threading.Timer(_PATIENCE_S, os.killpg, (started[0], signal.SIGKILL))
+        hangs = threading.Timer(PATIENCE_S, os.killpg, (started[0], signal.SIGKILL))
         hangs.start()
         try:
             return os.waitstatus_to_exitcode(self._ask({"wait": started[0]}))
@@ -69,7 +68,7 @@ class Warm:
         """End the process."""
         assert self._process.stdin is not None
         self._process.stdin.close()
-        self._process.wait(600)
+        self._process.wait(PATIENCE_S)
         self._log.close()
 
     def _ask(self, message: dict[str, Any]) -> int:

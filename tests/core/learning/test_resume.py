@@ -33,7 +33,7 @@ from brainmri_core.system.locks import exclusive
 from brainmri_core.system.storage import read_json
 from brainmri_core.train import train
 from tests.core.learning.training_pack import config, make_pack
-from tests.counts import rest, trials
+from tests.counts import PATIENCE_S, rest, trials
 
 pytestmark = pytest.mark.training
 
@@ -99,7 +99,7 @@ def start() -> Callable[[Path, PackPointer], ForkServerProcess]:
 
 
 def wait_for(process: ForkServerProcess, log: Path, event: str, count: int) -> None:
-    until = time.monotonic() + 600
+    until = time.monotonic() + PATIENCE_S
     while log.read_text().count(f'"event": "{event}"') < count if log.is_file() else True:
         assert process.is_alive() or process.exitcode == 0, f"the training died: {process.exitcode}"
         if not process.is_alive() or time.monotonic() > until:

@@ -29,6 +29,7 @@ from brainmri_core.project.logs import StageLog, file_sink
 from brainmri_core.project.pointers import PackPointer
 from brainmri_core.train import train
 from tests.core.learning.training_pack import config, make_pack
+from tests.counts import PATIENCE_S
 
 pytestmark = pytest.mark.training
 
@@ -170,7 +171,7 @@ def test_a_signal_to_one_stops_both_at_one_batch_and_they_continue_to_the_bit(
     (root / "log-0.jsonl").unlink()
 
     both = start_training(root, pack, recipe)
-    until = time.monotonic() + 600
+    until = time.monotonic() + PATIENCE_S
     log = root / "log-0.jsonl"
     while not (log.is_file() and '"event": "epoch"' in log.read_text()) and time.monotonic() < until:
         time.sleep(0.01)

@@ -11,6 +11,7 @@ from brainmri_core.project.layout import Layout
 from brainmri_dagster.commands.launch import open_instance
 from brainmri_dagster.definitions import defs
 from brainmri_dagster.running.pools import PatientClaims
+from tests.counts import PATIENCE_S
 
 pytestmark = pytest.mark.training
 
@@ -40,7 +41,7 @@ def test_a_slot_given_back_while_a_step_is_queued_is_not_lost(instance, monkeypa
     monkeypatch.setattr(type(storage), "add_pending_step", add_after_the_slot_is_free)
     assert not second.claim("dataset", "raw_dataset")
     assert storage.has_unassigned_slots("dataset"), "the slot is free, and the waiting step was not woken"
-    deadline = time.monotonic() + 600
+    deadline = time.monotonic() + PATIENCE_S
     while not second.claim("dataset", "raw_dataset"):
         assert time.monotonic() < deadline, "the step waits for ever"
         time.sleep(second.interval_to_next_pending_claim_check())

@@ -20,6 +20,7 @@ from brainmri_core.project.logs import throttled
 from brainmri_core.project.pointers import CheckpointPointer
 from brainmri_dagster.code_location import defs
 from brainmri_dagster.graph.run_config import run_config_for
+from tests.counts import PATIENCE_S
 from tests.dagster.conftest import PHANTOM, TINY, Workbench, failure_of
 
 pytestmark = pytest.mark.training
@@ -55,7 +56,7 @@ def workers(folder: Path) -> dict[int, int]:
 
 
 def wait_for(condition: Callable[[], Any], what: str) -> Any:
-    until = time.monotonic() + 600
+    until = time.monotonic() + PATIENCE_S
     while time.monotonic() < until:
         if (value := condition()) is not None:
             return value

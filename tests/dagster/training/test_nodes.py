@@ -23,6 +23,7 @@ from brainmri_core.errors import BrainMRIError, ConfigError, ModelError
 from brainmri_core.learning.checkpoint import load_checkpoint
 from brainmri_core.project.pointers import CheckpointPointer
 from brainmri_dagster.training.rendezvous import Rendezvous
+from tests.counts import PATIENCE_S
 from tests.dagster.conftest import PHANTOM, TINY, Workbench, failure_of
 
 training = pytest.mark.training
@@ -88,7 +89,7 @@ def helper(root: Path, *overrides: str, number: int = 1) -> Iterator[subprocess.
 
 
 def said(process: subprocess.Popen[str]) -> str:
-    return process.communicate(timeout=300)[0]
+    return process.communicate(timeout=PATIENCE_S)[0]
 
 
 def weights(bench: Workbench) -> dict[str, torch.Tensor]:
@@ -147,7 +148,7 @@ def test_a_lost_node_ends_the_training_which_goes_on_where_it_was(
     slow = nodes(address, "train.loop.epochs=300", "train.data.seed=7")
 
     def kill(second: subprocess.Popen[str]) -> None:
-        until = time.monotonic() + 300
+        until = time.monotonic() + PATIENCE_S
         while time.monotonic() < until and not any(
             '"event": "epoch"' in file.read_text() for file in log.rglob("train.log")
         ):
@@ -180,7 +181,7 @@ def test_a_lost_node_ends_the_training_which_goes_on_where_it_was(
 
 
 def interrupt(second: subprocess.Popen[str], log: Path) -> None:
-    until = time.monotonic() + 300
+    until = time.monotonic() + PATIENCE_S
     while time.monotonic() < until and not any(
         '"event": "epoch"' in file.read_text() for file in log.rglob("train.log")
     ):
