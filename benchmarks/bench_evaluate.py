@@ -31,8 +31,8 @@ from brainmri_core.learning.inference import forward
 from brainmri_core.learning.models import build_model
 from brainmri_core.project.logs import Record
 from brainmri_core.project.pointers import CheckpointPointer, PackPointer
+from brainmri_core.system.checksums import sha256_file
 from brainmri_core.system.clock import timestamp, utc_now
-from brainmri_core.system.storage import sha256_file
 
 SIZE, BATCH, IMAGES = 224, 32, 2000
 STEPS = ("forward_seconds", "metrics_seconds", "report_seconds")

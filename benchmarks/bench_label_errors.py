@@ -50,7 +50,8 @@ from brainmri_core.project.sample_table import read_samples, write_samples
 from brainmri_core.resize import resize
 from brainmri_core.split import split
 from brainmri_core.splitting.assignment import assign_folds, independent_units
-from brainmri_core.system.storage import read_json, sha256_json
+from brainmri_core.system.checksums import sha256_json
+from brainmri_core.system.json_files import read_json
 from brainmri_core.train import train
 
 KEY, ARCHIVE = "sartajbhuvaji/brain-tumor-classification-mri", "brain-tumor-classification-mri.zip"

@@ -50,7 +50,7 @@ from brainmri_core.resize import resize
 from brainmri_core.split import split
 from brainmri_core.splitting.assignment import assign_folds, assign_side, independent_units
 from brainmri_core.splitting.divisions import groups_by
-from brainmri_core.system.storage import sha256_json
+from brainmri_core.system.checksums import sha256_json
 from brainmri_core.train import train
 
 SETS = {

@@ -36,7 +36,8 @@ from brainmri_core.project.logs import Record
 from brainmri_core.project.pointers import PackPointer
 from brainmri_core.project.sample_table import read_samples
 from brainmri_core.splitting.assignment import validation_mask
-from brainmri_core.system.storage import read_json, remove_folder
+from brainmri_core.system.json_files import read_json
+from brainmri_core.system.storage import remove_folder
 from brainmri_core.train import train
 
 Scores = list[tuple[float, float]]

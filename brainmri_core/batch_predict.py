@@ -52,14 +52,11 @@ from brainmri_core.project.sample_table import (
     write_samples,
 )
 from brainmri_core.splitting.assignment import joined
+from brainmri_core.system.checksums import sha256_file, sha256_json
 from brainmri_core.system.clock import timestamp, utc_now
+from brainmri_core.system.json_files import write_json
 from brainmri_core.system.locks import exclusive
-from brainmri_core.system.storage import (
-    sha256_file,
-    sha256_json,
-    staging_folder,
-    write_json,
-)
+from brainmri_core.system.storage import staging_folder
 
 _RULES = 1  # of predicting; work done by others is done again
 _PART = 256

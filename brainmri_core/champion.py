@@ -25,9 +25,11 @@ from brainmri_core.project.layout import CHAMPION_FILE
 from brainmri_core.project.pointer_store import follow, latest_pointer
 from brainmri_core.project.pointers import ChampionPointer, CheckpointPointer, EvaluationPointer, PackPointer
 from brainmri_core.splitting.assignment import independent_units
+from brainmri_core.system.checksums import check_sha256, sha256_file, sha256_json
 from brainmri_core.system.clock import timestamp, utc_now
+from brainmri_core.system.json_files import write_json
 from brainmri_core.system.locks import exclusive
-from brainmri_core.system.storage import atomic_file, check_sha256, sha256_file, sha256_json, write_json
+from brainmri_core.system.storage import atomic_file
 
 MARGIN = 0.0
 

@@ -43,8 +43,10 @@ from brainmri_core.project.sample_table import (
     read_samples,
     write_samples,
 )
+from brainmri_core.system.checksums import check_sha256, sha256_json
 from brainmri_core.system.clock import timestamp, utc_now
-from brainmri_core.system.storage import check_sha256, sha256_json, staging_folder, write_json
+from brainmri_core.system.json_files import write_json
+from brainmri_core.system.storage import staging_folder
 
 
 def fold_pack(pack: PackPointer, fold: int, job: Job) -> FoldPackPointer:

@@ -18,8 +18,9 @@ from brainmri_core.learning.encoder import FEATURES_NAME, RECORD_NAME, Encoder, 
 from brainmri_core.project.job import Job
 from brainmri_core.project.pointers import EmbeddingsPointer, PackPointer
 from brainmri_core.project.sample_table import read_samples, write_samples
+from brainmri_core.system.checksums import check_sha256, sha256_file, sha256_json
 from brainmri_core.system.clock import timestamp, utc_now
-from brainmri_core.system.storage import check_sha256, sha256_file, sha256_json, write_json
+from brainmri_core.system.json_files import write_json
 
 _COLUMNS = ("row", "path", "split", "group", "label", "class_index", "fold", "width", "height")
 

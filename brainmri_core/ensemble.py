@@ -33,8 +33,8 @@ from brainmri_core.project.pointers import (
 )
 from brainmri_core.project.provenance import code_version
 from brainmri_core.project.sample_table import write_samples
+from brainmri_core.system.checksums import check_sha256, sha256_file, sha256_json
 from brainmri_core.system.clock import timestamp, utc_now
-from brainmri_core.system.storage import check_sha256, sha256_file, sha256_json
 
 
 def fold_ensemble(

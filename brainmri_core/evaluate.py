@@ -44,8 +44,9 @@ from brainmri_core.project.job import Job
 from brainmri_core.project.pointers import CheckpointPointer, EvaluationPointer, FoldPackPointer, PackPointer
 from brainmri_core.project.sample_table import write_samples
 from brainmri_core.splitting.assignment import independent_units
+from brainmri_core.system.checksums import sha256_file
 from brainmri_core.system.clock import timestamp, utc_now
-from brainmri_core.system.storage import sha256_file, write_json
+from brainmri_core.system.json_files import write_json
 
 
 def evaluate(

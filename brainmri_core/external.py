@@ -48,8 +48,9 @@ from brainmri_core.project.job import Job
 from brainmri_core.project.pointers import EvaluationPointer, ExternalEvaluationPointer, PackPointer
 from brainmri_core.project.sample_table import write_samples
 from brainmri_core.splitting.assignment import independent_units
+from brainmri_core.system.checksums import check_sha256, sha256_json
 from brainmri_core.system.clock import timestamp, utc_now
-from brainmri_core.system.storage import check_sha256, sha256_json, write_json
+from brainmri_core.system.json_files import write_json
 
 SCHEMA_VERSION = 1
 BARE_BATCH_SIZE = 32

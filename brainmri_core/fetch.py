@@ -31,15 +31,11 @@ from brainmri_core.sources.local import (
 from brainmri_core.sources.masks import MASKS
 from brainmri_core.sources.scans import expand_scans
 from brainmri_core.sources.tree import split_of
+from brainmri_core.system.checksums import sha256_file, sha256_json
 from brainmri_core.system.clock import timestamp, utc_now
+from brainmri_core.system.json_files import read_json, write_json
 from brainmri_core.system.locks import exclusive
-from brainmri_core.system.storage import (
-    read_json,
-    sha256_file,
-    sha256_json,
-    staging_folder,
-    write_json,
-)
+from brainmri_core.system.storage import staging_folder
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -25,14 +25,9 @@ from brainmri_core.project.pointer_store import PATH_FIELDS, pointer_files, read
 from brainmri_core.project.pointers import PackPointer
 from brainmri_core.project.run_schema import manifest_files, read_manifest
 from brainmri_core.studies.record import OUTCOMES_FOLDER, REPORT_FILE, data_of
+from brainmri_core.system.checksums import sha256_file
 from brainmri_core.system.locks import exclusive
-from brainmri_core.system.storage import (
-    TEMPORARY_PREFIX,
-    remove_folder,
-    remove_stale,
-    sha256_file,
-    stale_temporaries,
-)
+from brainmri_core.system.storage import TEMPORARY_PREFIX, remove_folder, remove_stale, stale_temporaries
 
 _MARKS = (
     "source.json",

@@ -14,8 +14,10 @@ from brainmri_core.project.job import Job
 from brainmri_core.project.layout import Layout
 from brainmri_core.project.pointer_store import follow, places, read_pointer
 from brainmri_core.project.pointers import EvaluationPointer, ExternalEvaluationPointer, GeneralisationPointer
+from brainmri_core.system.checksums import sha256_json
 from brainmri_core.system.clock import timestamp, utc_now
-from brainmri_core.system.storage import atomic_file, read_json, sha256_json
+from brainmri_core.system.json_files import read_json
+from brainmri_core.system.storage import atomic_file
 
 COLUMNS = [
     "trained_on", "evaluated_on", "macro_f1", "low", "high", "own", "difference", "difference_low", "difference_high",

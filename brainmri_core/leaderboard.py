@@ -25,8 +25,9 @@ from brainmri_core.project.pointers import (
     LeaderboardPointer,
     PackPointer,
 )
+from brainmri_core.system.checksums import sha256_json
 from brainmri_core.system.clock import timestamp, utc_now
-from brainmri_core.system.storage import atomic_file, sha256_json, write_bytes
+from brainmri_core.system.storage import atomic_file, write_bytes
 
 ChooseBy = Literal["own", "external_worst", "external_mean"]
 Row = dict[str, str | float | None]

@@ -22,8 +22,9 @@ from brainmri_core.images.preparation import COLOUR_THRESHOLD, _stream, _unchang
 from brainmri_core.project.job import Job
 from brainmri_core.project.pointers import MappingPointer, PackPointer
 from brainmri_core.project.sample_table import RESIZE_COLUMNS, SPLIT_COLUMNS, read_samples, write_samples
+from brainmri_core.system.checksums import sha256_json
 from brainmri_core.system.clock import timestamp, utc_now
-from brainmri_core.system.storage import sha256_json, staging_folder
+from brainmri_core.system.storage import staging_folder
 
 
 def resize(config: ResizeConfig, mapping: MappingPointer, job: Job) -> PackPointer:

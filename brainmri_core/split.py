@@ -33,8 +33,10 @@ from brainmri_core.splitting.record import (
     side_counts,
     split_record,
 )
+from brainmri_core.system.checksums import sha256_json
 from brainmri_core.system.clock import timestamp, utc_now
-from brainmri_core.system.storage import atomic_file, sha256_json, write_json
+from brainmri_core.system.json_files import write_json
+from brainmri_core.system.storage import atomic_file
 from brainmri_core.wording import counted
 
 NO_FOLD = -1

@@ -45,14 +45,8 @@ from brainmri_core.project.pointer_store import follow
 from brainmri_core.project.pointers import CheckpointPointer, MappingPointer, PackPointer
 from brainmri_core.project.sample_table import read_samples
 from brainmri_core.splitting.assignment import validation_mask
-from brainmri_core.system.storage import (
-    check_sha256,
-    make_dirs,
-    remove_folder,
-    remove_stale,
-    sha256_json,
-    storage_error,
-)
+from brainmri_core.system.checksums import check_sha256, sha256_json
+from brainmri_core.system.storage import make_dirs, remove_folder, remove_stale, storage_error
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,9 @@ from brainmri_core.studies.outcome import (
 )
 from brainmri_core.studies.record import OUTCOMES_FOLDER, REPORT_FILE, Identity, StudyReport
 from brainmri_core.studies.space import find_study, read_space
+from brainmri_core.system.checksums import sha256_json
 from brainmri_core.system.clock import timestamp, utc_now
-from brainmri_core.system.storage import sha256_json, staging_folder
+from brainmri_core.system.storage import staging_folder
 from brainmri_core.train import train as train_here
 
 if TYPE_CHECKING:

@@ -20,12 +20,10 @@ from brainmri_core.project.pointer_store import follow, read_mapping
 from brainmri_core.project.pointers import MappingPointer, PackPointer, ValidationPointer
 from brainmri_core.project.sample_table import FETCH_COLUMNS, RESIZE_COLUMNS, SPLIT_COLUMNS, read_samples
 from brainmri_core.splitting.record import copy_limits, read_split_record
+from brainmri_core.system.checksums import sha256_json
 from brainmri_core.system.clock import timestamp, utc_now
-from brainmri_core.system.storage import (
-    sha256_json,
-    write_bytes,
-    write_json,
-)
+from brainmri_core.system.json_files import write_json
+from brainmri_core.system.storage import write_bytes
 from brainmri_core.system.threads import threads
 from brainmri_core.validation.accounting import read_account
 from brainmri_core.validation.evidence import Evidence

@@ -34,7 +34,9 @@ from brainmri_core.project.run_schema import (
     read_plan,
 )
 from brainmri_core.project.sample_table import FETCH_COLUMNS, content_hash, read_samples
-from brainmri_core.system.storage import read_json, sha256_file, sha256_json, storage_error
+from brainmri_core.system.checksums import sha256_file, sha256_json
+from brainmri_core.system.json_files import read_json
+from brainmri_core.system.storage import storage_error
 
 
 class Problem(BaseModel):

@@ -12,8 +12,10 @@ from brainmri_core.config.base import Precision
 from brainmri_core.errors import IntegrityError
 from brainmri_core.evaluation.outliers import OutlierModel
 from brainmri_core.evaluation.tested_model import Subject
+from brainmri_core.system.checksums import sha256_file
+from brainmri_core.system.json_files import write_json
 from brainmri_core.system.json_models import read_model
-from brainmri_core.system.storage import atomic_file, sha256_file, write_json
+from brainmri_core.system.storage import atomic_file
 
 SCHEMA_VERSION = 1
 CLASSIFIER_NAME = "classifier.json"

@@ -19,7 +19,7 @@ from brainmri_core.project.pointers import (
     FoldEnsemblePointer,
     PackPointer,
 )
-from brainmri_core.system.storage import check_sha256, sha256_file
+from brainmri_core.system.checksums import check_sha256, sha256_file
 
 
 def find_classifier(path: Path) -> tuple[Path, Path | None, ClassifierFile | None, OutlierModel | None]:

@@ -32,7 +32,7 @@ from brainmri_core.project.sample_table import (
     known_patients,
     read_samples,
 )
-from brainmri_core.system.storage import check_sha256
+from brainmri_core.system.checksums import check_sha256
 
 _CHUNK_BYTES = 256 << 20
 

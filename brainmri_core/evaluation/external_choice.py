@@ -17,7 +17,7 @@ from brainmri_core.project.layout import Layout
 from brainmri_core.project.pointer_store import history
 from brainmri_core.project.pointers import CheckpointPointer, ExternalEvaluationPointer
 from brainmri_core.splitting.assignment import independent_units
-from brainmri_core.system.storage import read_json
+from brainmri_core.system.json_files import read_json
 
 ExternalBasis = Literal["external_worst", "external_mean"]
 Evaluations = dict[str, ExternalEvaluationPointer]

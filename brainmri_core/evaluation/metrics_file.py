@@ -39,7 +39,7 @@ from brainmri_core.evaluation.subsets import score_subsets
 from brainmri_core.evaluation.test_ledger import looks_warning
 from brainmri_core.project.sample_table import known_patients
 from brainmri_core.splitting.assignment import independent_units
-from brainmri_core.system.storage import sha256_json
+from brainmri_core.system.checksums import sha256_json
 
 SUSPICIOUS_ACCURACY = 0.97
 FEW_UNITS = 50

@@ -20,9 +20,10 @@ from brainmri_core.evaluation.metrics_schema import ReaderWarning, TestLooks
 from brainmri_core.project.layout import Layout
 from brainmri_core.project.pointer_store import follow, history
 from brainmri_core.project.pointers import CheckpointPointer, EvaluationPointer
+from brainmri_core.system.checksums import sha256_json
 from brainmri_core.system.clock import timestamp, utc_now
 from brainmri_core.system.locks import exclusive
-from brainmri_core.system.storage import sha256_json, storage_error, write_bytes
+from brainmri_core.system.storage import storage_error, write_bytes
 from brainmri_core.wording import counted
 
 TOLERANCE = 0.01

@@ -28,7 +28,7 @@ from brainmri_core.project.pointer_store import follow, history
 from brainmri_core.project.pointers import CheckpointPointer, FoldPackPointer, PackPointer
 from brainmri_core.project.sample_table import RESIZE_COLUMNS, SPLIT_COLUMNS, read_samples
 from brainmri_core.splitting.assignment import validation_mask
-from brainmri_core.system.storage import check_sha256
+from brainmri_core.system.checksums import check_sha256
 
 
 @dataclass(frozen=True)

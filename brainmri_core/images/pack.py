@@ -14,7 +14,8 @@ from brainmri_core.arrays import U8
 from brainmri_core.errors import IntegrityError
 from brainmri_core.project.layout import Layout
 from brainmri_core.project.pointers import PackPointer
-from brainmri_core.system.storage import sha256_file, storage_error
+from brainmri_core.system.checksums import sha256_file
+from brainmri_core.system.storage import storage_error
 
 
 def write_pack(path: Path, images: Iterable[U8], *, most: int, size: int, channels: int) -> str:

@@ -18,7 +18,8 @@ from brainmri_core.errors import ModelError
 from brainmri_core.learning.ensemble import Ensemble, Member
 from brainmri_core.learning.models import build_model
 from brainmri_core.learning.tensor_file import is_safetensors, read_tensor_file
-from brainmri_core.system.storage import atomic_file, sha256_file
+from brainmri_core.system.checksums import sha256_file
+from brainmri_core.system.storage import atomic_file
 
 SCHEMA_VERSION = 1
 _TWIN = "checkpoint_sha256"

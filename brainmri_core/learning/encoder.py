@@ -26,16 +26,10 @@ from brainmri_core.project.job import Job
 from brainmri_core.project.layout import Layout
 from brainmri_core.project.logs import StageLog
 from brainmri_core.project.pointers import PackPointer
+from brainmri_core.system.checksums import check_sha256, sha256_file, sha256_json
+from brainmri_core.system.json_files import read_json, write_json
 from brainmri_core.system.locks import exclusive
-from brainmri_core.system.storage import (
-    check_sha256,
-    read_json,
-    remove_stale,
-    sha256_file,
-    sha256_json,
-    staging_folder,
-    write_json,
-)
+from brainmri_core.system.storage import remove_stale, staging_folder
 
 FEATURES_NAME, RECORD_NAME = "features.npy", "record.json"
 _RULES = 1  # of computing features: raised, those kept by others are computed again

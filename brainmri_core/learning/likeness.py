@@ -13,7 +13,7 @@ from brainmri_core.learning.resume import decisive
 from brainmri_core.project.job import Job
 from brainmri_core.project.pointers import PackPointer
 from brainmri_core.project.provenance import environment
-from brainmri_core.system.storage import sha256_file, sha256_json
+from brainmri_core.system.checksums import sha256_file, sha256_json
 
 
 def likeness(config: TrainConfig, pack: PackPointer, job: Job) -> dict[str, Any]:

@@ -23,8 +23,9 @@ from brainmri_core.project.job import Job
 from brainmri_core.project.pointers import CheckpointPointer, PackPointer
 from brainmri_core.project.provenance import code_version
 from brainmri_core.project.sample_table import write_samples
+from brainmri_core.system.checksums import sha256_file, sha256_json
 from brainmri_core.system.clock import timestamp, utc_now
-from brainmri_core.system.storage import atomic_file, sha256_file, sha256_json
+from brainmri_core.system.storage import atomic_file
 
 
 def save_best(config: TrainConfig, loop: Loop, state: State, pack: PackPointer, job: Job) -> Path:

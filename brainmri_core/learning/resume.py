@@ -17,15 +17,10 @@ from brainmri_core.learning.team import Team
 from brainmri_core.project.job import Job
 from brainmri_core.project.layout import RESUME_FOLDER
 from brainmri_core.project.pointers import PackPointer
+from brainmri_core.system.checksums import sha256_file, sha256_json
+from brainmri_core.system.json_files import read_json, write_json
 from brainmri_core.system.locks import exclusive
-from brainmri_core.system.storage import (
-    make_dirs,
-    read_json,
-    remove_stale,
-    sha256_file,
-    sha256_json,
-    write_json,
-)
+from brainmri_core.system.storage import make_dirs, remove_stale
 
 
 def decisive(config: TrainConfig) -> dict[str, Any]:

@@ -28,7 +28,8 @@ from brainmri_core.project.job import Job
 from brainmri_core.project.pointers import CheckpointPointer
 from brainmri_core.project.provenance import code_version, environment
 from brainmri_core.project.run_schema import read_plan
-from brainmri_core.system.storage import sha256_json, write_bytes
+from brainmri_core.system.checksums import sha256_json
+from brainmri_core.system.storage import write_bytes
 
 MAX_PICTURES = 240
 ISSUES_SHOWN = 12

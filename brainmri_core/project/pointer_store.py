@@ -10,9 +10,10 @@ from brainmri_core.errors import IntegrityError, MissingUpstreamError
 from brainmri_core.project.layout import Layout
 from brainmri_core.project.pointers import POINTER_TYPES, MappingPointer, Pointer
 from brainmri_core.system.clock import timestamp, utc_now
+from brainmri_core.system.json_files import json_text
 from brainmri_core.system.json_models import read_model
 from brainmri_core.system.locks import exclusive
-from brainmri_core.system.storage import TEMPORARY_PREFIX, json_text, write_bytes, write_new
+from brainmri_core.system.storage import TEMPORARY_PREFIX, write_bytes, write_new
 
 P = TypeVar("P", bound=Pointer)
 

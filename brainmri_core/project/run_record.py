@@ -17,18 +17,12 @@ from brainmri_core.project.pointer_store import PATH_FIELDS, result_files
 from brainmri_core.project.pointers import Pointer
 from brainmri_core.project.provenance import code_version, environment
 from brainmri_core.project.run_schema import Plan, PlannedStage, overall_status, read_manifest, read_plan
+from brainmri_core.system.checksums import sha256_file, sha256_json
 from brainmri_core.system.clock import timestamp, utc_now
+from brainmri_core.system.json_files import json_text, read_json, write_json
 from brainmri_core.system.locks import exclusive
 from brainmri_core.system.signals import signals_held
-from brainmri_core.system.storage import (
-    json_text,
-    read_json,
-    sha256_file,
-    sha256_json,
-    write_bytes,
-    write_json,
-    write_new,
-)
+from brainmri_core.system.storage import write_bytes, write_new
 
 CANCELLED_EXIT_CODE = 130
 

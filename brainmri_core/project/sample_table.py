@@ -10,7 +10,8 @@ import pandas as pd
 
 from brainmri_core.arrays import Objects
 from brainmri_core.errors import IntegrityError
-from brainmri_core.system.storage import atomic_file, sha256_json, storage_error
+from brainmri_core.system.checksums import sha256_json
+from brainmri_core.system.storage import atomic_file, storage_error
 
 FETCH_COLUMNS = {"path": "str", "label": "str", "origin": "str", "bytes": "int64", "file_sha256": "str"}
 SPLIT_COLUMNS = {

@@ -19,7 +19,7 @@ from brainmri_core.project.sample_table import FETCH_COLUMNS
 from brainmri_core.sources.labels import labelled_by_data, labelled_by_table
 from brainmri_core.sources.scans import DIRECTORY_REASON, Scans
 from brainmri_core.sources.tree import Placed, Tree, read_trees, split_of
-from brainmri_core.system.storage import sha256_file
+from brainmri_core.system.checksums import sha256_file
 from brainmri_core.system.threads import cores, threads
 
 LEFT_OUT = "left_out.parquet"

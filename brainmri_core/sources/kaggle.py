@@ -14,8 +14,9 @@ from brainmri_core.errors import IntegrityError, SourceError
 from brainmri_core.sources.kaggle_api import NO_NETWORK, Connection, Log, connect, persist
 from brainmri_core.sources.kaggle_transfer import Progress, md5_file, part_record, transfer
 from brainmri_core.system.clock import timestamp, utc_now
+from brainmri_core.system.json_files import read_json, write_json
 from brainmri_core.system.locks import exclusive
-from brainmri_core.system.storage import make_dirs, publish_file, read_json, storage_error, write_json
+from brainmri_core.system.storage import make_dirs, publish_file, storage_error
 
 _KEY = re.compile(r"[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*/[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*")
 

@@ -27,7 +27,8 @@ from brainmri_core.sources.kaggle_api import (
     retry_after_s,
 )
 from brainmri_core.system.clock import utc_now
-from brainmri_core.system.storage import read_json, storage_error, write_json
+from brainmri_core.system.json_files import read_json, write_json
+from brainmri_core.system.storage import storage_error
 
 _CHUNK = 1 << 16
 Progress = Callable[[int, int | None], None]

@@ -18,7 +18,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from brainmri_core.config.data import PhantomConfig
 from brainmri_core.errors import IntegrityError, SourceError
 from brainmri_core.sources.anatomy import PLANES, Slice, Subject, render
-from brainmri_core.system.storage import read_json, storage_error, write_json
+from brainmri_core.system.json_files import read_json, write_json
+from brainmri_core.system.storage import storage_error
 from brainmri_core.system.threads import cores, threads
 
 T = TypeVar("T")

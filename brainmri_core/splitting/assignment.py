@@ -16,7 +16,7 @@ from scipy.sparse.csgraph import connected_components
 
 from brainmri_core.arrays import I64, U64, Indices, Mask, Objects
 from brainmri_core.project.sample_table import known_patients
-from brainmri_core.system.storage import sha256_json
+from brainmri_core.system.checksums import sha256_json
 
 Labels = Sequence[int] | I64
 

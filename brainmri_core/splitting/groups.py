@@ -11,7 +11,7 @@ from brainmri_core.project.sample_table import known_scans
 from brainmri_core.splitting.assignment import group_names, joined
 from brainmri_core.splitting.neighbour_runs import Neighbours, connected
 from brainmri_core.splitting.record import Found
-from brainmri_core.system.storage import sha256_json
+from brainmri_core.system.checksums import sha256_json
 
 
 def image_groups(config: SplitConfig, table: pd.DataFrame, found: Found) -> Objects:

@@ -16,7 +16,7 @@ from brainmri_core.project.foreign_names import stored_names
 from brainmri_core.project.image_tables import csv_rows
 from brainmri_core.project.job import Job
 from brainmri_core.splitting.neighbour_runs import connected
-from brainmri_core.system.storage import sha256_json
+from brainmri_core.system.checksums import sha256_json
 
 SIDES = ("train", "test", "excluded")
 _GROUP = re.compile(r"[0-9a-f]{16}(?:-official-copy)?")

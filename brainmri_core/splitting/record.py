@@ -21,7 +21,8 @@ from brainmri_core.project.pointers import MappingPointer
 from brainmri_core.project.sample_table import read_samples
 from brainmri_core.splitting.neighbour_runs import Neighbours, proxy_quality
 from brainmri_core.splitting.patients import KnownPatients
-from brainmri_core.system.storage import atomic_file, read_json
+from brainmri_core.system.json_files import read_json
+from brainmri_core.system.storage import atomic_file
 
 
 @dataclass(frozen=True)

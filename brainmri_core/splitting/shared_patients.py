@@ -11,7 +11,7 @@ from brainmri_core.project.image_tables import is_file
 from brainmri_core.project.layout import Layout
 from brainmri_core.project.pointers import MappingPointer
 from brainmri_core.project.sample_table import known_patients
-from brainmri_core.system.storage import read_json
+from brainmri_core.system.json_files import read_json
 
 
 def shared_patients(

@@ -25,8 +25,9 @@ from brainmri_core.errors import BusyError, ConfigError, IntegrityError
 from brainmri_core.project.layout import Layout
 from brainmri_core.studies.record import JOURNAL, Identity, State, Trial, TrialRecord
 from brainmri_core.studies.space import Setting, Space, Value
+from brainmri_core.system.checksums import sha256_json
 from brainmri_core.system.locks import exclusive
-from brainmri_core.system.storage import make_dirs, sha256_json, storage_error
+from brainmri_core.system.storage import make_dirs, storage_error
 
 _STATES: dict[TrialState, State] = {
     TrialState.COMPLETE: "complete",

@@ -21,7 +21,8 @@ from brainmri_core.splitting.assignment import independent_units
 from brainmri_core.studies.optimism import optimism_of_best
 from brainmri_core.studies.record import REPORT_FILE, StudyReport, Trial
 from brainmri_core.studies.space import with_values
-from brainmri_core.system.storage import write_bytes, write_json
+from brainmri_core.system.json_files import write_json
+from brainmri_core.system.storage import write_bytes
 
 TABLE_FILE, HISTORY_FILE, IMPORTANCE_FILE = "trials.csv", "history.png", "importance.png"
 _RESAMPLES = 1000

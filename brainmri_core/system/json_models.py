@@ -8,7 +8,7 @@ from typing import TypeVar
 from pydantic import BaseModel, ValidationError
 
 from brainmri_core.errors import IntegrityError
-from brainmri_core.system.storage import read_json
+from brainmri_core.system.json_files import read_json
 
 M = TypeVar("M", bound=BaseModel)
 

@@ -1,4 +1,4 @@
-"""Durable files: atomic writes, folders that appear in one rename, and checksums.
+"""Durable files: atomic writes, and folders that appear in one rename.
 
 The only module that renames or fsyncs. A reader sees the old complete state or the new one, never a part.
 """
@@ -9,9 +9,6 @@ import contextlib
 import ctypes
 import errno
 import fcntl
-import hashlib
-import json
-import math
 import os
 import re
 import secrets
@@ -20,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
-from brainmri_core.errors import IntegrityError, StorageError
+from brainmri_core.errors import StorageError
 
 TEMPORARY_PREFIX = ".tmp-"
 _TEMPORARY = re.compile(r"\.tmp-\d+-[0-9a-f]{12}(\.lock|-.*)?", re.DOTALL)
@@ -42,7 +39,8 @@ def storage_error(error: OSError, path: Path, action: str = "write") -> StorageE
 
 
 @contextlib.contextmanager
-def _naming(path: Path, action: str = "write") -> Iterator[None]:
+def as_storage_errors(path: Path, action: str = "write") -> Iterator[None]:
+    """Turn every operating-system error of the block into a `storage_error`."""
     try:
         yield
     except OSError as error:
@@ -66,7 +64,7 @@ def make_dirs(folder: Path) -> Path:
     StorageError
         If it cannot be created.
     """
-    with _naming(folder, "create"):
+    with as_storage_errors(folder, "create"):
         missing = [path for path in (folder, *folder.parents) if not path.exists()]
         for path in reversed(missing or [folder]):
             path.mkdir(exist_ok=True)
@@ -81,9 +79,10 @@ def _temporary(folder: Path, label: str = "") -> Path:
 
 @contextlib.contextmanager
 def _held(path: Path) -> Iterator[BinaryIO]:
-    """Create a file under a lock that the kernel releases when the process dies, however it dies.
+    """Create a file and hold a lock on it, which the kernel releases however the process ends.
 
-    Whoever clears away dead processes' files may come between creating and locking; then it is created anew.
+    Another process may take the file for a dead writer's and remove it before it is locked; then a new one is
+    created.
     """
     while True:
         with path.open("xb") as handle:
@@ -107,7 +106,7 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     """
     make_dirs(path.parent)
     temporary = _temporary(path.parent, f"-{path.name[:60]}")
-    with _naming(path):
+    with as_storage_errors(path):
         try:
             with _held(temporary) as handle:
                 yield handle
@@ -128,7 +127,7 @@ def publish_file(temporary: Path, target: Path) -> None:
     StorageError
         On any operating-system error.
     """
-    with _naming(target):
+    with as_storage_errors(target):
         descriptor = os.open(temporary, os.O_RDONLY)
         try:
             os.fsync(descriptor)
@@ -144,21 +143,11 @@ def write_bytes(path: Path, data: bytes) -> None:
         handle.write(data)
 
 
-def json_text(value: Any) -> str:
-    """Serialise to indented JSON; NaN and infinity are an error, since they are not JSON."""
-    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a JSON document atomically."""
-    write_bytes(path, json_text(value).encode())
-
-
 def write_new(path: Path, data: bytes) -> bool:
     """Write a file that must not exist yet; return False, changing nothing, when it does."""
     make_dirs(path.parent)
     temporary = _temporary(path.parent)
-    with _naming(path):
+    with as_storage_errors(path):
         try:
             with _held(temporary) as handle:
                 handle.write(data)
@@ -173,36 +162,6 @@ def write_new(path: Path, data: bytes) -> bool:
     return True
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON document.
-
-    Raises
-    ------
-    IntegrityError
-        If the file is not UTF-8 JSON.
-    StorageError
-        If it cannot be read.
-    """
-    try:
-        with _naming(path, "read"):
-            text = path.read_bytes().decode()
-        value = json.loads(text, parse_float=_finite, parse_constant=_finite)
-        if "\\ud" in text.lower():  # half a character, which nobody could write again, may be escaped in it
-            json.dumps(value, ensure_ascii=False).encode()
-        return value
-    except (ValueError, RecursionError) as error:
-        raise IntegrityError(
-            f"The file {path} is not valid JSON ({error}); restore it or run its stage again."
-        ) from None
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(f"{text} is no number of JSON")
-    return value
-
-
 @contextlib.contextmanager
 def staging_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
     """Fill a folder that becomes `target` in one rename when the block ends without an error.
@@ -210,9 +169,9 @@ def staging_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
     Parameters
     ----------
     target : pathlib.Path
-        Folder to be.
+        The finished folder.
     replace : bool
-        Take the place of an earlier `target`, which is then removed.
+        Replace an earlier `target`; by default it is an error that there is one.
 
     Yields
     ------
@@ -231,7 +190,7 @@ def staging_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
     make_dirs(target.parent)
     folder = _temporary(target.parent)
     guard = folder.with_name(f"{folder.name}.lock")
-    with _naming(target), _held(guard):
+    with as_storage_errors(target), _held(guard):
         try:
             folder.mkdir()
             yield folder
@@ -255,7 +214,9 @@ def staging_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def scratch_folder(parent: Path) -> Iterator[Path]:
-    """Yield an empty folder for what nobody keeps; it goes when the block ends, that of a dead process with `remove_stale`.
+    """Yield an empty folder that is removed when the block ends.
+
+    Where the process dies first, `remove_stale` removes it later.
 
     Raises
     ------
@@ -265,7 +226,7 @@ def scratch_folder(parent: Path) -> Iterator[Path]:
     make_dirs(parent)
     folder = _temporary(parent)
     guard = folder.with_name(f"{folder.name}.lock")
-    with _naming(guard), contextlib.ExitStack() as held:
+    with as_storage_errors(guard), contextlib.ExitStack() as held:
         held.callback(guard.unlink, missing_ok=True)
         held.enter_context(_held(guard))
         folder.mkdir()
@@ -285,7 +246,7 @@ def _fsync_tree(folder: Path) -> None:
 
 
 def _exchange(first: Path, second: Path) -> None:
-    """Swap two folders in one step; where the system cannot, the second is away for a moment."""
+    """Swap two folders in one step; where the system cannot, `second` is missing for a moment."""
     at_cwd, exchange = -100, 2
     try:
         renameat2 = ctypes.CDLL(None).renameat2
@@ -301,9 +262,9 @@ def _exchange(first: Path, second: Path) -> None:
 
 
 def stale_temporaries(folder: Path) -> list[Path]:
-    """List temporaries in `folder` whose writer is dead; live ones hold a lock.
+    """List the temporaries in `folder` whose writer is dead; a live writer holds a lock.
 
-    Folders below are not looked into: they may hold anybody's files. What another user owns is left out.
+    Subfolders are not searched, as they may hold other people's files. Temporaries of another user are left out.
     """
     found = []
     for path in _temporaries(folder):
@@ -328,7 +289,7 @@ def remove_stale(folder: Path) -> list[Path]:
     """
     removed = []
     for path in _temporaries(folder):
-        with _naming(path, "remove"), _claimed(path) as dead:
+        with as_storage_errors(path, "remove"), _claimed(path) as dead:
             if dead:
                 _remove(path)
                 _guard(path).unlink(missing_ok=True)
@@ -351,7 +312,7 @@ def _guard(path: Path) -> Path:
 
 @contextlib.contextmanager
 def _claimed(path: Path) -> Iterator[bool]:
-    """Take a temporary over if its writer is dead; a folder without its guard belongs to nobody."""
+    """Lock a temporary and yield True if its writer is dead; a folder without its lock file has no writer."""
     with contextlib.ExitStack() as stack:
         try:
             handle = stack.enter_context(_guard(path).open("rb"))
@@ -372,13 +333,13 @@ def _remove(path: Path) -> None:
 
 
 def _unless_missing(_: object, __: str, found: tuple[Any, BaseException, Any]) -> None:
-    """Let an error of rmtree pass on, unless somebody else has removed the file first."""
+    """Raise an error of rmtree, unless it is that another process has removed the file first."""
     if not isinstance(found[1], FileNotFoundError):
         raise found[1]
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove a result: it disappears in one rename, and what a crash leaves of it is a stale temporary.
+    """Remove a folder: one rename takes it away, and what a crash then leaves is a stale temporary.
 
     Raises
     ------
@@ -387,37 +348,10 @@ def remove_folder(folder: Path) -> None:
     """
     doomed = _temporary(folder.parent)
     guard = doomed.with_name(f"{doomed.name}.lock")
-    with _naming(folder, "remove"), _held(guard):
+    with as_storage_errors(folder, "remove"), _held(guard):
         try:
             os.rename(folder, doomed)
             fsync_dir(folder.parent)
             _remove(doomed)
         finally:
             guard.unlink(missing_ok=True)
-
-
-def sha256_file(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes as hexadecimal text."""
-    digest = hashlib.sha256()
-    with _naming(path, "read"), open(path, "rb", buffering=0) as handle:
-        while part := handle.read(
-            1 << 20
-        ):  # hashlib.file_digest clears 256 KiB first, whatever the file's size
-            digest.update(part)
-    return digest.hexdigest()
-
-
-def sha256_json(value: Any) -> str:
-    """Return the SHA-256 of a value's canonical JSON (sorted keys, no spaces)."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def check_sha256(path: Path, expected: str, what: str) -> None:
-    """Raise IntegrityError unless a file's SHA-256 is the recorded one."""
-    if not path.is_file():
-        raise IntegrityError(f"The {what} {path} is missing; run the stage that makes it again.")
-    if sha256_file(path) != expected:
-        raise IntegrityError(
-            f"The {what} {path} was changed after it was recorded; run the stage that makes it again."
-        )

@@ -20,7 +20,7 @@ from brainmri_core.project.sample_table import SPLIT_COLUMNS, read_samples
 from brainmri_core.sources.index import LEFT_OUT, LEFT_OUT_COLUMNS, QUIET_KINDS
 from brainmri_core.sources.tree import split_of
 from brainmri_core.splitting.corrections import WRONG_LABEL
-from brainmri_core.system.storage import read_json
+from brainmri_core.system.json_files import read_json
 
 if TYPE_CHECKING:
     import pandas as pd

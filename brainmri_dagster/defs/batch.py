@@ -10,7 +10,7 @@ import dagster as dg
 from brainmri_core.escaping import markdown
 from brainmri_core.project.layout import Layout
 from brainmri_core.project.pointers import BatchPredictionPointer, FetchPointer
-from brainmri_core.system.storage import read_json
+from brainmri_core.system.json_files import read_json
 from brainmri_dagster.defs import metadata
 from brainmri_dagster.defs.assets import stage_asset
 from brainmri_dagster.running.stage_run import stage_run

@@ -18,7 +18,7 @@ from brainmri_core.project.pointers import (
     PackPointer,
     ValidationPointer,
 )
-from brainmri_core.system.storage import read_json
+from brainmri_core.system.json_files import read_json
 from brainmri_dagster.defs.metadata import Metadata, numbers, path_of, picture, table
 
 _LEAK_COLUMNS = {

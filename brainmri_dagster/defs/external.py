@@ -13,7 +13,7 @@ from brainmri_core.project.pointers import (
     ExternalEvaluationPointer,
     PackPointer,
 )
-from brainmri_core.system.storage import read_json
+from brainmri_core.system.json_files import read_json
 from brainmri_dagster.defs import model_metadata
 from brainmri_dagster.defs.assets import stage_asset
 from brainmri_dagster.defs.checks import EXTERNAL_CHECKS, external_results

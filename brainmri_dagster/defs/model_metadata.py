@@ -19,7 +19,7 @@ from brainmri_core.project.pointers import (
     FoldEnsemblePointer,
     GeneralisationPointer,
 )
-from brainmri_core.system.storage import read_json
+from brainmri_core.system.json_files import read_json
 from brainmri_dagster.defs.metadata import Metadata, numbers, path_of, picture, table
 
 

@@ -20,8 +20,8 @@ from brainmri_core.project.layout import Layout
 from brainmri_core.project.pointer_store import follow
 from brainmri_core.project.pointers import CheckpointPointer, FetchPointer, PackPointer, ValidationPointer
 from brainmri_core.sources.local import local_archive
+from brainmri_core.system.checksums import sha256_file
 from brainmri_core.system.clock import utc_now
-from brainmri_core.system.storage import sha256_file
 from brainmri_dagster.defs.jobs import refresh_job, retrain_job
 from brainmri_dagster.graph.partitions import catalogue
 from brainmri_dagster.graph.resources import default_project, defaults

@@ -12,7 +12,7 @@ from brainmri_core.project.layout import Layout
 from brainmri_core.project.pointer_store import follow, read_pointer
 from brainmri_core.project.pointers import FetchPointer, ValidationPointer
 from brainmri_core.sources.local import local_archive
-from brainmri_core.system.storage import sha256_file, sha256_json
+from brainmri_core.system.checksums import sha256_file, sha256_json
 from brainmri_dagster.graph.asset_table import ASSETS, INCIDENTAL, PIPELINE
 from brainmri_dagster.graph.partitions import catalogue
 

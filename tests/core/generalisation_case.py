@@ -14,7 +14,7 @@ from brainmri_core.project.layout import Layout
 from brainmri_core.project.logs import Record, StageLog
 from brainmri_core.project.pointer_store import write_pointer
 from brainmri_core.project.pointers import EvaluationPointer, ExternalEvaluationPointer, GeneralisationPointer
-from brainmri_core.system.storage import write_json
+from brainmri_core.system.json_files import write_json
 
 
 class Matrix:

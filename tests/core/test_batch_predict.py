@@ -36,7 +36,8 @@ from brainmri_core.project.pointers import (
     FetchPointer,
 )
 from brainmri_core.project.sample_table import read_samples
-from brainmri_core.system.storage import read_json, sha256_file
+from brainmri_core.system.checksums import sha256_file
+from brainmri_core.system.json_files import read_json
 from brainmri_core.verify import verify
 from tests.core.evaluation_case import Case
 from tests.core.images.medical_case import SECRET, dicom

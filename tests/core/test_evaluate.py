@@ -29,7 +29,7 @@ from brainmri_core.project.pointers import EvaluationPointer, PackPointer
 from brainmri_core.project.sample_table import read_samples, write_samples
 from brainmri_core.resize import resize
 from brainmri_core.split import split
-from brainmri_core.system.storage import json_text, read_json, write_json
+from brainmri_core.system.json_files import json_text, read_json, write_json
 from tests.core.evaluation.metrics_case import nulls
 from tests.core.evaluation_case import Case, evaluate_config
 

@@ -17,7 +17,7 @@ from brainmri_core.project.layout import Layout
 from brainmri_core.project.pointer_store import write_pointer
 from brainmri_core.project.pointers import FetchPointer, MappingPointer
 from brainmri_core.project.sample_table import write_samples
-from brainmri_core.system.storage import write_json
+from brainmri_core.system.json_files import write_json
 from brainmri_dagster.commands.overlap import overlap_lines
 
 A = DatasetEntry(

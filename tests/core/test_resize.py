@@ -16,7 +16,7 @@ from brainmri_core.project.job import Job
 from brainmri_core.project.pointers import MappingPointer
 from brainmri_core.project.sample_table import read_samples, write_samples
 from brainmri_core.resize import resize
-from brainmri_core.system.storage import sha256_file
+from brainmri_core.system.checksums import sha256_file
 
 
 def make_mapping(job: Job, images: dict[str, Image.Image | bytes]) -> MappingPointer:

@@ -32,7 +32,7 @@ from brainmri_core.project.sample_table import FETCH_COLUMNS, read_samples, writ
 from brainmri_core.sources.phantom import PhantomTruth, read_truth
 from brainmri_core.split import OFFICIAL_COPY, split
 from brainmri_core.splitting.assignment import validation_mask
-from brainmri_core.system.storage import read_json
+from brainmri_core.system.json_files import read_json
 from tests.core.split_case import picture, small_set
 from tests.counts import trials
 from tests.security.corpus import PATIENT, encoded, personal_jpeg

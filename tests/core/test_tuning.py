@@ -25,7 +25,7 @@ from brainmri_core.project.pointers import CheckpointPointer, PackPointer, Tunin
 from brainmri_core.project.sample_table import read_samples
 from brainmri_core.studies.record import StudyReport, read_report
 from brainmri_core.studies.space import with_values
-from brainmri_core.system.storage import sha256_file
+from brainmri_core.system.checksums import sha256_file
 from brainmri_core.train import train
 from tests import ROOT
 from tests.core.tuning_case import PHANTOM, SPACE, around, make_packed, pack_in, search

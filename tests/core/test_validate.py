@@ -21,7 +21,7 @@ from brainmri_core.project.pointers import MappingPointer, PackPointer
 from brainmri_core.project.sample_table import write_samples
 from brainmri_core.resize import resize
 from brainmri_core.split import split
-from brainmri_core.system.storage import write_json
+from brainmri_core.system.json_files import write_json
 from brainmri_core.validate import validate
 from brainmri_core.validation.finding import Finding
 from brainmri_core.validation.findings import BLOCKING_CHECKS, CHECKS

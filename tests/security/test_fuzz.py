@@ -32,7 +32,7 @@ from brainmri_core.project.pointers import POINTER_TYPES
 from brainmri_core.project.run_record import close_run
 from brainmri_core.project.run_schema import read_manifest, read_plan
 from brainmri_core.sources.archive import extract_archive
-from brainmri_core.system.storage import sha256_json
+from brainmri_core.system.checksums import sha256_json
 from brainmri_core.verify import verify
 from tests import ROOT
 from tests.counts import trials

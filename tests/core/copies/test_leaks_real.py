@@ -30,7 +30,7 @@ from brainmri_core.project.sample_table import read_samples
 from brainmri_core.resize import resize
 from brainmri_core.split import split
 from brainmri_core.splitting.neighbour_runs import neighbour_pairs
-from brainmri_core.system.storage import read_json
+from brainmri_core.system.json_files import read_json
 from brainmri_core.validate import validate
 from brainmri_core.validation.leak_report import SplitName
 from brainmri_core.validation.report import ValidationReport, load_report

@@ -15,7 +15,7 @@ from brainmri_core.project.logs import StageLog
 from brainmri_core.project.pointer_store import write_pointer
 from brainmri_core.project.pointers import MappingPointer, PackPointer
 from brainmri_core.project.sample_table import write_samples
-from brainmri_core.system.storage import write_json
+from brainmri_core.system.json_files import write_json
 
 KAGGLE, SECOND, PHANTOM = (
     "sartajbhuvaji/brain-tumor-classification-mri", "masoudnickparvar/brain-tumor-mri-dataset", "brainmri/phantom",

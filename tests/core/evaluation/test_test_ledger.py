@@ -28,7 +28,7 @@ from brainmri_core.gc import collect_garbage
 from brainmri_core.project.layout import Layout
 from brainmri_core.project.pointer_store import latest_pointer
 from brainmri_core.project.pointers import EvaluationPointer
-from brainmri_core.system.storage import read_json
+from brainmri_core.system.json_files import read_json
 from brainmri_core.verify import verify
 from tests.core.evaluation_case import Case
 from tests.faults.tiny import PHANTOM, configuration, run_stage

@@ -33,7 +33,7 @@ from brainmri_core.predict import Classifier
 from brainmri_core.project.job import Job
 from brainmri_core.project.logs import Record
 from brainmri_core.project.pointer_store import write_pointer
-from brainmri_core.system.storage import sha256_file
+from brainmri_core.system.checksums import sha256_file
 from brainmri_core.train import train
 from tests.core.evaluation_case import Case, evaluate_config
 from tests.core.learning.training_pack import config, make_pack

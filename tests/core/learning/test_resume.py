@@ -29,8 +29,8 @@ from brainmri_core.project.job import Job
 from brainmri_core.project.layout import Layout
 from brainmri_core.project.logs import Record, StageLog, file_sink
 from brainmri_core.project.pointers import PackPointer
+from brainmri_core.system.json_files import read_json
 from brainmri_core.system.locks import exclusive
-from brainmri_core.system.storage import read_json
 from brainmri_core.train import train
 from tests.core.learning.training_pack import config, make_pack
 from tests.counts import PATIENCE_S, rest, trials

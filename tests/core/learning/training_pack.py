@@ -14,7 +14,7 @@ from brainmri_core.project.job import Job
 from brainmri_core.project.pointer_store import write_pointer
 from brainmri_core.project.pointers import MappingPointer, PackPointer
 from brainmri_core.project.sample_table import write_samples
-from brainmri_core.system.storage import sha256_file
+from brainmri_core.system.checksums import sha256_file
 
 CLASSES = ["glioma", "meningioma", "notumor", "pituitary"]
 

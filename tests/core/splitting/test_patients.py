@@ -28,7 +28,7 @@ from brainmri_core.split import split
 from brainmri_core.splitting.assignment import validation_mask
 from brainmri_core.splitting.groups import patient_components
 from brainmri_core.splitting.neighbour_runs import Neighbours, proxy_quality
-from brainmri_core.system.storage import read_json
+from brainmri_core.system.json_files import read_json
 from brainmri_core.validate import validate
 from brainmri_core.validation.report import load_report
 from tests.core.split_case import picture, small_set

@@ -23,7 +23,7 @@ from brainmri_core.project.pointers import FetchPointer
 from brainmri_core.project.sample_table import read_samples
 from brainmri_core.split import split
 from brainmri_core.splitting.assignment import validation_mask
-from brainmri_core.system.storage import read_json
+from brainmri_core.system.json_files import read_json
 from tests import ROOT
 from tests.conftest import REAL
 

@@ -30,7 +30,7 @@ from brainmri_core.project.pointers import (
     PackPointer,
 )
 from brainmri_core.project.sample_table import read_samples, write_samples
-from brainmri_core.system.storage import sha256_file
+from brainmri_core.system.checksums import sha256_file
 from tests.dagster.conftest import PHANTOM, Workbench
 
 MODEL = "mobilenet_v3_small"

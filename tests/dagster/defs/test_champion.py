@@ -18,7 +18,8 @@ from brainmri_core.project.pointers import (
     EvaluationPointer,
 )
 from brainmri_core.project.sample_table import read_samples, write_samples
-from brainmri_core.system.storage import read_json, sha256_file
+from brainmri_core.system.checksums import sha256_file
+from brainmri_core.system.json_files import read_json
 from tests.core.evaluation.external_choice_case import measured
 from tests.dagster.conftest import PHANTOM, Workbench
 from tests.dagster.defs.champion_case import contender, cross_validated, pack_of

@@ -16,7 +16,7 @@ from brainmri_core.learning.checkpoint import load_model
 from brainmri_core.learning.inference import predict
 from brainmri_core.project.pointers import PackPointer
 from brainmri_core.project.sample_table import read_samples
-from brainmri_core.system.storage import read_json
+from brainmri_core.system.json_files import read_json
 from brainmri_dagster.defs.model_metadata import of_cross_validation
 from tests.dagster.conftest import Workbench, failure_of
 from tests.dagster.defs.champion_case import pack_of, store_fold

@@ -18,7 +18,7 @@ from brainmri_core.project.pointer_store import follow, latest_pointer
 from brainmri_core.project.pointers import ExternalEvaluationPointer, FetchPointer, MappingPointer, pair_place
 from brainmri_core.project.run_schema import manifest_files, read_manifest, read_plan
 from brainmri_core.sources.phantom import read_truth
-from brainmri_core.system.storage import read_json
+from brainmri_core.system.json_files import read_json
 from brainmri_core.verify import verify
 from brainmri_dagster.cli import app
 from brainmri_dagster.code_location import defs

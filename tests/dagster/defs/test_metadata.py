@@ -12,7 +12,7 @@ from brainmri_core.evaluation.metrics_schema import NoOutlierScore, Unavailable
 from brainmri_core.pictures.figures import write_confusion
 from brainmri_core.project.layout import Layout
 from brainmri_core.project.pointers import CheckpointPointer, EvaluationPointer, ValidationPointer
-from brainmri_core.system.storage import write_json
+from brainmri_core.system.json_files import write_json
 from brainmri_dagster.defs.data_metadata import of_validate
 from brainmri_dagster.defs.model_metadata import of_evaluate, of_train
 from tests.core.evaluation.metrics_case import CLASSES, made_up, table_of, votes

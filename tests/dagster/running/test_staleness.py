@@ -8,7 +8,7 @@ from dagster._core.loader import LoadingContextForTest
 from brainmri_core.config import load_config
 from brainmri_core.config.training import AugmentConfig
 from brainmri_core.project.pointers import FetchPointer, PackPointer
-from brainmri_core.system.storage import sha256_json
+from brainmri_core.system.checksums import sha256_json
 from brainmri_dagster.code_location import defs
 from brainmri_dagster.commands.backfill import targets
 from brainmri_dagster.defs.sensors import retrain
