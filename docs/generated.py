@@ -38,7 +38,7 @@ def _table(model: type[BaseModel], path: tuple[str, ...]) -> list[str]:
         if inner is not None:
             nested += _table(inner, (*path, key))
             continue
-        bounds = ", ".join(re.sub(r"^(\w+)\((.*)\)$", r"\2", repr(item)) for item in info.metadata)
+        bounds = ", ".join(re.sub(r"^(\w+)\((.*)\)$", r"`\2`", repr(item)) for item in info.metadata)
         default = info.get_default(call_default_factory=True, validated_data={})
         kind = str(info.annotation).replace("typing.", "").replace("<class '", "").replace("'>", "")
         cells = (f"`{key}`", f"`{kind}`", bounds, f"`{default!r}`", info.description or "")
