@@ -2,7 +2,7 @@
 
     BRAINMRI_ARCHIVES=FOLDER python benchmarks/bench_recipes.py run --root ROOT [--sets kaggle figshare] [--recipes NAME...]
         [--seeds 42] [--folds 0 1 2 3 4]
-    python benchmarks/bench_recipes.py table --root ROOT [--base solid] [--together quick solid]
+    python benchmarks/bench_recipes.py table --root ROOT [--base solid] [--together quick solid] [--folds 0 1 2 3 4]
 
 `run` trains what is missing: one model for each set, recipe, seed and fold of the training side. A model is chosen, and its
 temperature fitted, on validation groups of the other folds; then it calls the images of its own fold, which it never saw. The
@@ -56,25 +56,35 @@ from brainmri_core.train import train
 
 SETS = {"kaggle": DATASET, "figshare": "figshare/1512427"}
 FOLDS, RESAMPLES, PACK_SIZE = 5, 1000, 224
-# each recipe: one of configs/experiments, and settings over it
+# what a fine-tuning may do otherwise, one at a time
+CHANGES: dict[str, list[str]] = {
+    "a slower backbone": ["train.optim.head_lr_factor=5"],
+    "a rate for each layer": ["train.optim.layer_decay=0.8"],
+    "an epoch frozen": ["train.optim.frozen_epochs=1"],
+    "weak augmentation": ["train.aug.rotate_deg=10", "train.aug.scale=0", "train.aug.shift=0"],
+    "gamma and bias field": ["train.aug.jitter_gamma=0.3", "train.aug.bias_field=0.3"],
+    "RandAugment": ["train.aug.randaugment_ops=2"],
+    "erasing": ["train.aug.erase_prob=0.5"],
+    "mixup": ["train.aug.mixup_alpha=0.2"],
+    "no label smoothing": ["train.optim.label_smoothing=0"],
+    "no class weights": ["train.optim.class_weights=false"],
+    "no EMA": ["train.optim.ema_decay=0"],
+    "from the probe on": ["train.method=probe_then_finetune"],
+}
+# `solid` at a third of its cost, so that all changes can be tried over folds on a small machine
+SMALL = ["train.data.image_size=96", "train.loop.epochs=4"]
+# each recipe: one of the shipped experiments, and settings over it
 RECIPES: dict[str, tuple[str, list[str]]] = {
     "quick": ("quick", []),
     "quick, 128 px": ("quick", ["train.data.image_size=128"]),
     "solid": ("solid", []),
     "solid, 160 px": ("solid", ["train.data.image_size=160"]),
-    "solid, a slower backbone": ("solid", ["train.optim.head_lr_factor=5"]),
-    "solid, a rate for each layer": ("solid", ["train.optim.layer_decay=0.8"]),
-    "solid, an epoch frozen": ("solid", ["train.optim.frozen_epochs=1"]),
-    "solid, weak augmentation": (
-        "solid",
-        ["train.aug.rotate_deg=10", "train.aug.scale=0", "train.aug.shift=0"],
-    ),
-    "solid, mixup": ("solid", ["train.aug.mixup_alpha=0.2"]),
-    "solid, no label smoothing": ("solid", ["train.optim.label_smoothing=0"]),
-    "solid, no class weights": ("solid", ["train.optim.class_weights=false"]),
-    "solid, no EMA": ("solid", ["train.optim.ema_decay=0"]),
     "solid, half the epochs": ("solid", ["train.loop.epochs=3"]),
-    "solid, from the probe on": ("solid", ["train.method=probe_then_finetune"]),
+    **{f"solid, {name}": ("solid", change) for name, change in CHANGES.items()},
+    "small": ("solid", SMALL),
+    "small, 128 px": ("solid", [*SMALL, "train.data.image_size=128"]),
+    "small, twice the epochs": ("solid", [*SMALL, "train.loop.epochs=8"]),
+    **{f"small, {name}": ("solid", [*SMALL, *change]) for name, change in CHANGES.items()},
     "from-scratch": ("from-scratch", ["train.data.image_size=96", "train.loop.epochs=14"]),
 }
 
@@ -143,9 +153,11 @@ def table_path(root: Path, key: str, name: str, seed: int, fold: int) -> Path:
     return Path(root) / "recipes" / f"{key}-{name.replace(' ', '_')}-{seed}-{fold}.parquet"
 
 
-def read_seed(root: Path, key: str, name: str, seed: int, *, mirror: bool) -> pd.DataFrame | None:
-    """Return the calls of all folds of a recipe and a seed, by path; nothing where a fold is missing."""
-    paths = [table_path(root, key, name, seed, fold) for fold in range(FOLDS)]
+def read_seed(
+    root: Path, key: str, name: str, seed: int, folds: Sequence[int], *, mirror: bool
+) -> pd.DataFrame | None:
+    """Return the calls of these folds of a recipe and a seed, by path; nothing where a fold is missing."""
+    paths = [table_path(root, key, name, seed, fold) for fold in folds]
     if not all(path.is_file() for path in paths):
         return None
     table = pd.concat([pd.read_parquet(path) for path in paths], ignore_index=True)
@@ -180,7 +192,10 @@ def table(options: argparse.Namespace) -> None:
         found: dict[str, dict[int, pd.DataFrame]] = {}
         for name in options.recipes:
             for suffix, mirror in (("", False), (", mirror images", True)):
-                seeds = {s: read_seed(options.root, key, name, s, mirror=mirror) for s in options.seeds}
+                seeds = {
+                    s: read_seed(options.root, key, name, s, options.folds, mirror=mirror)
+                    for s in options.seeds
+                }
                 known = {seed: item for seed, item in seeds.items() if item is not None}
                 if known:
                     found[name + suffix] = known
