@@ -135,6 +135,11 @@ class CheckpointMeta(BaseModel):
     averaged_epochs: int = 0
     ensemble: EnsembleRecord | None = None
 
+    @property
+    def model(self) -> str:
+        """The model in words: its architecture, and how many networks there are if it is an ensemble."""
+        return f"{self.model_name} (ensemble of {len(self.ensemble.members)})" if self.ensemble else self.model_name
+
 
 def save_tensors(path: Path, value: Any) -> None:
     """Write tensors and plain values atomically, in torch's format.
@@ -217,9 +222,8 @@ def load_model(path: Path, device: torch.device) -> tuple[nn.Module, CheckpointM
     try:
         model.load_state_dict(weights)
     except RuntimeError:
-        several = f"an ensemble of {len(meta.ensemble.members)} " if meta.ensemble else ""
         raise ModelError(
-            f"The weights in {path} do not fit {several}{meta.model_name} with {len(meta.classes)} classes; use the right file."
+            f"The weights in {path} do not fit {meta.model} with {len(meta.classes)} classes; use the right file."
         ) from None
     return model.to(device, memory_format=torch.channels_last).eval(), meta  # type: ignore[call-overload]
 

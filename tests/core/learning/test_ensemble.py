@@ -123,6 +123,8 @@ def test_the_randomisation_check_reaches_every_member(stage: str) -> None:
 @pytest.mark.training
 @pytest.mark.parametrize("name", ["densenet121", "timm/tf_efficientnet_lite0", "timm/vit_tiny_patch16_224"])
 def test_probes_and_other_encoders_make_an_ensemble_too(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript")
+    onnxruntime = pytest.importorskip("onnxruntime")
     depths = 1 if name == "densenet121" else 2
     ensemble = joined(networks(2, name, depths))
     save_checkpoint(tmp_path / "best.pth", ensemble.state_dict(), record(2, name, depths))
@@ -140,9 +142,13 @@ def test_probes_and_other_encoders_make_an_ensemble_too(name: str, tmp_path: Pat
     program = export_checkpoint(tmp_path / "best.pth", tmp_path / "best.pt2", "torch_export")
     exported = torch.export.load(program).module()(pixels)
     torch.testing.assert_close(exported, other(pixels), rtol=1e-3, atol=1e-3)
+    onnx = str(export_checkpoint(tmp_path / "best.pth", tmp_path / "best.onnx", "onnx"))
+    session = onnxruntime.InferenceSession(onnx, providers=["CPUExecutionProvider"])
+    (logits,) = session.run(["logits"], {"pixels": pixels.numpy()})
+    torch.testing.assert_close(torch.from_numpy(logits), other(pixels), rtol=1e-3, atol=1e-3)
 
 
 def test_a_checkpoint_with_another_number_of_members_than_its_record_says_is_refused(tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "best.pth", joined(networks(2)).state_dict(), record(3))
-    with pytest.raises(ModelError, match=r"do not fit an ensemble of 3 resnet18 with 3 classes"):
+    with pytest.raises(ModelError, match=r"do not fit resnet18 \(ensemble of 3\) with 3 classes"):
         load_model(tmp_path / "best.pth", CPU)

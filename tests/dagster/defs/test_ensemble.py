@@ -69,6 +69,8 @@ def test_folds_become_one_checkpoint_that_is_evaluated_and_predicts_as_any_other
     looks = [item for item in read_looks(layout.test_ledger(pack.dataset)) if item.run_id == "together-e"]
     assert [item.checkpoint for item in looks] == [pointer.content_hash]
     assert evaluated.test_split == looks[0].split
+    report = layout.absolute(evaluated.folder) / "report.html"
+    assert f"<h1>{meta.model_name} (ensemble of 2) on brainmri/phantom</h1>" in report.read_text()
     classifier = Classifier.load(layout.absolute(pointer.checkpoint))
     assert classifier.evaluation == layout.absolute(evaluated.folder) and classifier.temperature is not None
     (answer,) = classifier.predict([np.asarray(pixels[0])])
