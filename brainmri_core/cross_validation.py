@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from brainmri_core.config.evaluation import EvaluateConfig
-from brainmri_core.errors import ConfigError, DataError, IntegrityError
+from brainmri_core.errors import ConfigError, DataError
 from brainmri_core.evaluation.calibration import probabilities
 from brainmri_core.evaluation.cross_validation_schema import (
     CrossValidationMetrics,
@@ -19,15 +19,14 @@ from brainmri_core.evaluation.cross_validation_schema import (
 from brainmri_core.evaluation.fold_scores import HEADLINE, pooled_scores, probabilities_of, scores_of
 from brainmri_core.evaluation.label_issues import issue_sheet, label_issues, split_without
 from brainmri_core.evaluation.metrics_schema import TestLooks
-from brainmri_core.evaluation.prediction_table import read_predictions
 from brainmri_core.evaluation.test_ledger import looks_record, record_look
+from brainmri_core.evaluation.trained_folds import check_folds, fold_hash, held_out, load_fold
 from brainmri_core.images.pack import open_pack
-from brainmri_core.learning.checkpoint import load_model
 from brainmri_core.learning.device import choose_device, choose_precision
 from brainmri_core.learning.inference import predict
 from brainmri_core.project.job import Job
 from brainmri_core.project.layout import FOLDS_FOLDER
-from brainmri_core.project.pointer_store import follow, history, write_pointer
+from brainmri_core.project.pointer_store import history, write_pointer
 from brainmri_core.project.pointers import (
     CheckpointPointer,
     CrossValidationPointer,
@@ -43,7 +42,7 @@ from brainmri_core.project.sample_table import (
     read_samples,
     write_samples,
 )
-from brainmri_core.system.checksums import check_sha256, sha256_json
+from brainmri_core.system.checksums import sha256_json
 from brainmri_core.system.clock import timestamp, utc_now
 from brainmri_core.system.json_files import write_json
 from brainmri_core.system.storage import staging_folder
@@ -78,7 +77,7 @@ def fold_pack(pack: PackPointer, fold: int, job: Job) -> FoldPackPointer:
         pack.model_dump(exclude={"pointer_path", "samples", "content_hash", "run_id"}),
     )
     for stored in history(layout, FoldPackPointer, job.dataset):
-        same = stored.content_hash == _fold_hash(pack, fold) and shared.items() <= stored.model_dump().items()
+        same = stored.content_hash == fold_hash(pack, fold) and shared.items() <= stored.model_dump().items()
         if same and layout.absolute(stored.samples).is_file():
             return stored
     table = read_samples(layout.absolute(pack.samples), {**SPLIT_COLUMNS, **RESIZE_COLUMNS})
@@ -103,14 +102,10 @@ def fold_pack(pack: PackPointer, fold: int, job: Job) -> FoldPackPointer:
     seen = FoldPackPointer(
         **shared,
         samples=layout.relative(target / "samples.parquet"),
-        content_hash=_fold_hash(pack, fold),
+        content_hash=fold_hash(pack, fold),
         run_id=job.run_id,
     )
     return write_pointer(layout, seen, update_latest=False)
-
-
-def _fold_hash(pack: PackPointer, fold: int) -> str:
-    return sha256_json([pack.content_hash, "fold", fold])
 
 
 def cross_validate(
@@ -150,7 +145,7 @@ def cross_validate(
     table = read_samples(job.layout.absolute(pack.samples), {**SPLIT_COLUMNS, **RESIZE_COLUMNS})
     check_folds(pack, checkpoints, evaluations, job)
     pooled = pd.concat(
-        [_fold_predictions(item, fold, job) for fold, item in enumerate(evaluations)], ignore_index=True
+        [held_out(item, job)[0].assign(fold=fold) for fold, item in enumerate(evaluations)], ignore_index=True
     )
     ensemble = _ensemble(table, pack, checkpoints, config, job)
     issues = label_issues(pooled, probabilities_of(pooled, pack.classes), pack.classes)
@@ -196,37 +191,6 @@ def cross_validate(
     )
 
 
-def check_folds(
-    pack: PackPointer,
-    checkpoints: Sequence[CheckpointPointer],
-    evaluations: Sequence[EvaluationPointer],
-    job: Job,
-) -> None:
-    """Check that there is a checkpoint for each fold of a pack, trained on the pack as it is and evaluated since.
-
-    Raises
-    ------
-    IntegrityError
-        If one is missing, was trained on other images than the pack's, or is not the one that was evaluated.
-    """
-    remedy = f"run `brainmri backfill --select fold_checkpoint,fold_evaluation --dataset {job.dataset}`"
-    for fold, (checkpoint, evaluation) in enumerate(zip(checkpoints, evaluations, strict=True)):
-        seen = follow(job.layout, FoldPackPointer, checkpoint.pack_pointer)
-        if (
-            seen.content_hash != _fold_hash(pack, fold)
-            or evaluation.checkpoint_pointer != checkpoint.pointer_path
-        ):
-            raise IntegrityError(
-                f"The fold checkpoint of run {checkpoint.run_id} was trained on other images or another split than the newest, "
-                f"or was not evaluated since; {remedy}."
-            )
-    folds = int(read_samples(job.layout.absolute(pack.samples), {"fold": "int64"})["fold"].max()) + 1
-    if len(checkpoints) != folds:
-        raise IntegrityError(
-            f"The split of {job.dataset} has {folds} folds, but there are checkpoints of {len(checkpoints)}; {remedy}."
-        )
-
-
 def _common(values: Sequence[str | None]) -> str | None:
     """Return the one value that all folds share, else None."""
     return values[0] if len(set(values)) == 1 else None
@@ -256,11 +220,6 @@ def _headline(metrics: CrossValidationMetrics) -> dict[str, float | None]:
     return headline
 
 
-def _fold_predictions(evaluation: EvaluationPointer, fold: int, job: Job) -> pd.DataFrame:
-    table, _ = read_predictions(job.layout.absolute(evaluation.predictions))
-    return table[table["split"] == "test"].assign(fold=fold)
-
-
 def _over_folds(folds: dict[str, FoldScores], name: str, statistic: Any) -> float | None:
     values = [value for item in folds.values() if (value := getattr(item, name)) is not None]
     return float(statistic(values)) if values else None
@@ -278,10 +237,8 @@ def _ensemble(
     pixels, device = open_pack(job.layout, pack), choose_device(job.env)
     precision = choose_precision(config.precision, True, device)
     total = np.zeros((len(test), len(pack.classes)))
-    for checkpoint in checkpoints:
-        path = job.layout.absolute(checkpoint.checkpoint)
-        check_sha256(path, checkpoint.checkpoint_sha256, "checkpoint")
-        model, meta = load_model(path, device)
+    for fold, checkpoint in enumerate(checkpoints):
+        model, meta = load_fold(checkpoint, fold, device, job)
         logits = predict(
             model,
             pixels,

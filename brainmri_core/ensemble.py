@@ -8,17 +8,16 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from brainmri_core.cross_validation import check_folds
 from brainmri_core.errors import ModelError
 from brainmri_core.evaluation.calibration import fit_temperature
 from brainmri_core.evaluation.metrics_file import MIN_VALIDATION
-from brainmri_core.evaluation.prediction_table import labels_of, logits_of, read_predictions
+from brainmri_core.evaluation.prediction_table import labels_of, logits_of
+from brainmri_core.evaluation.trained_folds import check_folds, held_out, load_fold
 from brainmri_core.learning.checkpoint import (
     CheckpointMeta,
     EnsembleRecord,
     MemberRecord,
     Preprocessing,
-    load_model,
     save_checkpoint,
 )
 from brainmri_core.learning.ensemble import Ensemble, Member
@@ -33,7 +32,7 @@ from brainmri_core.project.pointers import (
 )
 from brainmri_core.project.provenance import code_version
 from brainmri_core.project.sample_table import write_samples
-from brainmri_core.system.checksums import check_sha256, sha256_file, sha256_json
+from brainmri_core.system.checksums import sha256_file, sha256_json
 from brainmri_core.system.clock import timestamp, utc_now
 
 
@@ -101,10 +100,8 @@ def _members(
     """Load the model of each fold, and fit its temperature on its own fold."""
     members, metas = [], []
     for fold, (checkpoint, evaluation) in enumerate(zip(checkpoints, evaluations, strict=True)):
-        path = job.layout.absolute(checkpoint.checkpoint)
-        check_sha256(path, checkpoint.checkpoint_sha256, f"checkpoint of fold {fold}")
-        network, meta = load_model(path, torch.device("cpu"))
-        temperature = _temperature(job.layout.absolute(evaluation.predictions))
+        network, meta = load_fold(checkpoint, fold, torch.device("cpu"), job)
+        temperature = _temperature(evaluation, job)
         if temperature is None:
             job.log.warning("too few images to fit a temperature", fold=fold, needed=MIN_VALIDATION)
         how = meta.preprocessing
@@ -119,11 +116,11 @@ def _members(
     return members, metas
 
 
-def _temperature(predictions: Path) -> float | None:
-    """Fit a temperature on a fold's predictions; None where there are too few."""
-    table, classes = read_predictions(predictions)
-    held = table[table["split"] == "test"]
-    return fit_temperature(logits_of(held, classes), labels_of(held)) if len(held) >= MIN_VALIDATION else None
+def _temperature(evaluation: EvaluationPointer, job: Job) -> float | None:
+    """Fit a temperature on a fold's out-of-fold predictions; None where there are too few."""
+    table, classes = held_out(evaluation, job)
+    enough = len(table) >= MIN_VALIDATION
+    return fit_temperature(logits_of(table, classes), labels_of(table)) if enough else None
 
 
 def _check_alike(metas: Sequence[CheckpointMeta], checkpoints: Sequence[CheckpointPointer]) -> None:

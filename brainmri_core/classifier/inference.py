@@ -17,7 +17,7 @@ from brainmri_core.evaluation.calibration import probabilities
 from brainmri_core.evaluation.gradcam import MapError, maps_of_rows
 from brainmri_core.evaluation.outliers import OutlierModel
 from brainmri_core.learning.checkpoint import CheckpointMeta
-from brainmri_core.learning.inference import predict_evenly
+from brainmri_core.learning.inference import Predictions, predict_evenly
 
 
 @dataclass(frozen=True)
@@ -43,12 +43,11 @@ class Inference:
     precision: Precision
     mirror: bool
 
-    def predict(self, batch: Sequence[Fitted], *, maps: bool, traces: bool = False) -> list[Prediction]:
-        """Predict at most `batch_size` images, in their order."""
-        pixels, rows = np.stack([item.pixels for item in batch]), np.arange(len(batch))
-        found = predict_evenly(
+    def outputs(self, pack: U8, rows: I64) -> Predictions:
+        """Return the logits and features of rows of a pack."""
+        return predict_evenly(
             self.model,
-            pixels,
+            pack,
             rows,
             self.meta.preprocessing,
             device=self.device,
@@ -57,6 +56,11 @@ class Inference:
             tta=self.mirror,
             progress=False,
         )
+
+    def predict(self, batch: Sequence[Fitted], *, maps: bool, traces: bool = False) -> list[Prediction]:
+        """Predict at most `batch_size` images, in their order."""
+        pixels = np.stack([item.pixels for item in batch])
+        found = self.outputs(pixels, np.arange(len(batch)))
         assert found.embeddings is not None
         called = np.asarray(found.logits.argmax(axis=1), np.int64)
         shares = probabilities(found.logits, self.temperature or 1.0)

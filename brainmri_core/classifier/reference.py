@@ -19,7 +19,6 @@ from brainmri_core.evaluation.shift import ImageSet, image_features
 from brainmri_core.evaluation.tested_model import validation_of
 from brainmri_core.images.pack import open_pack
 from brainmri_core.learning.encoder import Encoder, encoder_sha256, features_of
-from brainmri_core.learning.inference import predict_evenly
 from brainmri_core.learning.models import head
 from brainmri_core.project.layout import Layout
 from brainmri_core.project.logs import StageLog
@@ -102,17 +101,7 @@ def _logits(
 ) -> F32:
     """Return the logits of rows of a pack, as those of any image; `plain` are their features without mirror images."""
     if inference.meta.ensemble is not None:  # its features are those of one of its networks
-        return predict_evenly(
-            inference.model,
-            open_pack(layout, pack),
-            rows,
-            inference.meta.preprocessing,
-            device=inference.device,
-            batch_size=inference.batch_size,
-            precision=inference.precision,
-            tta=inference.mirror,
-            progress=False,
-        ).logits
+        return inference.outputs(open_pack(layout, pack), rows).logits
     features = (
         plain  # the mean logits of an image and its mirror image are those of the mean of their features
     )

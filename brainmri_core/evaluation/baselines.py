@@ -11,7 +11,7 @@ import pandas as pd
 
 from brainmri_core.arrays import F32, F64, I64, U8
 from brainmri_core.copies.lookup import nearest_neighbour_baseline
-from brainmri_core.evaluation.bootstrap import UNDEFINED, confusion_metrics, interval
+from brainmri_core.evaluation.bootstrap import UNDEFINED, interval, weighted_metrics
 from brainmri_core.evaluation.metrics import brief_metrics
 from brainmri_core.images.statistics import intensity_statistics, to_gray
 from brainmri_core.validation.shortcuts import metadata_features, shortcut_baseline
@@ -117,13 +117,13 @@ def score_baselines(
         interval, ``beaten``: yes, no, or unclear where the interval of the gain includes zero, and ``reasons`` of what
         is null.
     """
-    own = _resampled_f1(labels, predicted, number, weights, classes)
+    own = weighted_metrics(labels, predicted, number, weights, classes)["macro_f1"]
     own_f1 = brief_metrics(labels, np.eye(len(classes))[predicted], classes)["macro_f1"]
     rows = []
     for baseline in baselines:
         scores = brief_metrics(labels, baseline.probabilities, classes)
         called = baseline.probabilities.argmax(axis=1)
-        theirs = _resampled_f1(labels, called, number, weights, classes)
+        theirs = weighted_metrics(labels, called, number, weights, classes)["macro_f1"]
         gain = own_f1 - scores["macro_f1"]
         between = interval(own - theirs) if len(own) else None
         unclear = between is not None and between[0] <= 0
@@ -142,16 +142,3 @@ def score_baselines(
         row["reasons"] = {key: because.get(key, undefined) for key, value in row.items() if value is None}
         rows.append(row)
     return rows
-
-
-def _resampled_f1(labels: I64, called: I64, number: I64, weights: F32, classes: Sequence[str]) -> F64:
-    return resampled(labels, called, number, weights, classes)["macro_f1"]
-
-
-def resampled(labels: I64, called: I64, number: I64, weights: F32, classes: Sequence[str]) -> dict[str, F64]:
-    """Return the confusion-matrix metrics of every resample of some calls, by dotted name, float64 ``(R,)``."""
-    k = len(classes)
-    cells = np.zeros((weights.shape[1], k * k))
-    np.add.at(cells, (number, labels * k + called), 1.0)
-    confusion = (weights.astype(np.float64) @ cells).reshape(-1, k, k)
-    return confusion_metrics(confusion, classes, np.bincount(labels, minlength=k) > 0)

@@ -67,15 +67,38 @@ def bootstrap_metrics(
         Dotted metric name, as in ``metrics.json``, to float64 ``(R,)``; NaN where a resample leaves it undefined.
     """
     predicted = probabilities(logits)
-    called = predicted.argmax(axis=1)
-    k, n_groups = len(classes), weights.shape[1]
-    cells = np.zeros((n_groups, k * k))
-    np.add.at(cells, (number, labels * k + called), 1.0)
-    confusion = (weights.astype(np.float64) @ cells).reshape(-1, k, k)
-    values = confusion_metrics(confusion, classes, present=np.bincount(labels, minlength=k) > 0)
+    values = weighted_metrics(labels, predicted.argmax(axis=1), number, weights, classes)
     values |= proper_scores(labels, logits, predicted, number, weights)
     values |= _ranking(labels, predicted, number, weights, classes)
     return values
+
+
+def weighted_metrics(
+    labels: I64, called: I64, number: I64, weights: Floats, classes: Sequence[str]
+) -> dict[str, F64]:
+    """Compute the metrics that follow from the confusion matrix, for each row of group weights.
+
+    Parameters
+    ----------
+    labels, called : numpy.ndarray
+        int64 ``(N,)``: true and predicted class index.
+    number : numpy.ndarray
+        int64 ``(N,)``: index of each image's group, from `group_weights`.
+    weights : numpy.ndarray
+        Floating ``(R, G)``: weight of each group.
+    classes : sequence of str
+        K class names.
+
+    Returns
+    -------
+    dict
+        Dotted metric name to float64 ``(R,)``; NaN where a class of `labels` has no weight.
+    """
+    k = len(classes)
+    cells = np.zeros((weights.shape[1], k * k))
+    np.add.at(cells, (number, labels * k + called), 1.0)
+    confusion = (weights.astype(np.float64) @ cells).reshape(-1, k, k)
+    return confusion_metrics(confusion, classes, present=np.bincount(labels, minlength=k) > 0)
 
 
 def confusion_metrics(confusion: F64, classes: Sequence[str], present: Mask) -> dict[str, F64]:

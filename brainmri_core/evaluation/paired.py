@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from brainmri_core.arrays import F32, F64, I64
-from brainmri_core.evaluation.bootstrap import confusion_metrics, group_weights, interval
+from brainmri_core.arrays import F64, I64
+from brainmri_core.evaluation.bootstrap import group_weights, interval, weighted_metrics
 
 
 def paired_macro_f1(
@@ -56,13 +56,4 @@ def macro_f1_draws(
     """Return, for each model's calls, macro F1 on all images, then on every resample: float64 ``(1 + R,)``."""
     number, drawn = group_weights(groups, resamples, seed)
     weights = np.concatenate([np.ones((1, drawn.shape[1]), np.float32), drawn])
-    return [_macro_f1(labels, called, number, weights, classes) for called in calls]
-
-
-def _macro_f1(labels: I64, called: I64, number: I64, weights: F32, classes: Sequence[str]) -> F64:
-    k = len(classes)
-    cells = np.zeros((weights.shape[1], k * k))
-    np.add.at(cells, (number, labels * k + called), 1.0)
-    confusion = (weights.astype(np.float64) @ cells).reshape(-1, k, k)
-    found = confusion_metrics(confusion, classes, np.bincount(labels, minlength=k) > 0)["macro_f1"]
-    return np.asarray(found, np.float64)
+    return [weighted_metrics(labels, called, number, weights, classes)["macro_f1"] for called in calls]

@@ -61,7 +61,7 @@ def fold_predictions(
         _check(part, classes, held, number)
         found = fit_on_training(features, part, classes, val_frac=val_frac, seed=seed, balanced=balanced)
         rows = packed["row"].to_numpy(np.int64)[fold == held]
-        shares[fold == held] = softmax(found.logits(features[rows]), axis=1)
+        shares[fold == held] = probe_shares(found, features[rows])
     columns = {f"prob_{name}": shares[:, index] for index, name in enumerate(classes)}
     known = packed[["row", "path", "group", "label", "class_index", "split", "fold"]]
     result = known.assign(patient=known_patients(packed), **columns)

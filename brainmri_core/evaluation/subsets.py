@@ -10,8 +10,7 @@ import pandas as pd
 
 from brainmri_core.arrays import F64, I64, Mask
 from brainmri_core.copies.leaks import find_leaks, find_twins, patient_twins
-from brainmri_core.evaluation.baselines import resampled
-from brainmri_core.evaluation.bootstrap import UNDEFINED, group_weights, interval
+from brainmri_core.evaluation.bootstrap import UNDEFINED, group_weights, interval, weighted_metrics
 from brainmri_core.evaluation.metrics import brief_metrics
 from brainmri_core.evaluation.prediction_table import labels_of
 from brainmri_core.project.sample_table import known_patients
@@ -122,7 +121,7 @@ def score_subsets(
         part = probabilities[mask]
         scores = brief_metrics(labels, part, classes)
         number, weights = group_weights(units[mask].tolist(), resamples, seed)
-        values = resampled(labels, part.argmax(axis=1), number, weights, classes)
+        values = weighted_metrics(labels, part.argmax(axis=1), number, weights, classes)
         intervals = {key: interval(values[key]) for key in _SCORES[:3]} if resamples else {}
         rows.append(
             {

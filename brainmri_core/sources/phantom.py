@@ -202,17 +202,20 @@ def place_originals(
             numbers[subject.label] += 1
             side = "Testing" if rng.random() < config.test_frac else "Training"
             path = f"{side}/{folder}/{prefix} ({numbers[subject.label]}).jpg"
-            mask = mask_path(path) if subject.label != "notumor" else None
-            image = PhantomImage(
-                path=path,
-                subject=subject_name(subject),
-                plane=subject.plane,
-                label=subject.label,
-                filed_as=subject.label,
-                mask=mask,
-            )
-            placed.append((image, subject, number))
+            placed.append((original(path, subject), subject, number))
     return placed
+
+
+def original(path: str, subject: Subject) -> PhantomImage:
+    """Describe an image of a subject that is neither a copy nor filed under another class."""
+    return PhantomImage(
+        path=path,
+        subject=subject_name(subject),
+        plane=subject.plane,
+        label=subject.label,
+        filed_as=subject.label,
+        mask=mask_path(path) if subject.label != "notumor" else None,
+    )
 
 
 def subject_name(subject: Subject) -> str:

@@ -25,11 +25,10 @@ from brainmri_core.sources.phantom import (
     as_jpeg,
     drawn_original,
     first_subjects,
-    mask_path,
+    original,
     place_originals,
     save,
     save_mask,
-    subject_name,
     write_truth,
 )
 
@@ -85,15 +84,7 @@ def _place(config: PhantomConfig, numbers: dict[str, int]) -> list[tuple[Phantom
     for subject, which, of in wanted:
         for number in which:
             path = _next_path(subject.label, numbers)
-            image = PhantomImage(
-                path=path,
-                subject=subject_name(subject),
-                plane=subject.plane,
-                label=subject.label,
-                filed_as=subject.label,
-                mask=mask_path(path) if subject.label != "notumor" else None,
-            )
-            placed.append((image, subject, number, of))
+            placed.append((original(path, subject), subject, number, of))
     return placed
 
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from brainmri_core.arrays import F64, I64
-from brainmri_core.evaluation.bootstrap import confusion_metrics, group_weights
+from brainmri_core.arrays import I64
+from brainmri_core.evaluation.bootstrap import group_weights, weighted_metrics
 
 
 def optimism_of_best(
@@ -47,7 +47,7 @@ def optimism_of_best(
     drawn = weights.astype(np.float64)
     everything = np.ones((1, drawn.shape[1]))
     chosen_by, scored_on, whole = (
-        np.stack([_macro_f1(labels, call, number, part, classes) for call in calls])
+        np.stack([weighted_metrics(labels, call, number, part, classes)["macro_f1"] for call in calls])
         for part in (drawn, (drawn == 0).astype(np.float64), everything)
     )
     defined = np.isfinite(chosen_by).all(axis=0) & np.isfinite(scored_on).all(axis=0)
@@ -57,13 +57,3 @@ def optimism_of_best(
     best, columns = int(whole[:, 0].argmax()), np.arange(scored_on.shape[1])
     gained = scored_on[best] - scored_on[chosen_by.argmax(axis=0), columns]
     return max(0.0, float(gained.mean()))
-
-
-def _macro_f1(labels: I64, called: I64, number: I64, weights: F64, classes: Sequence[str]) -> F64:
-    """Return macro F1 for each row of group weights: float64 ``(R,)``; NaN where a class has no image."""
-    k = len(classes)
-    cells = np.zeros((weights.shape[1], k * k))
-    np.add.at(cells, (number, labels * k + called), 1.0)
-    confusion = (weights @ cells).reshape(-1, k, k)
-    present = np.bincount(labels, minlength=k) > 0
-    return confusion_metrics(confusion, classes, present=present)["macro_f1"]
