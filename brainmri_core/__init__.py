@@ -2,8 +2,8 @@
 
 import os
 
-# Before torch is imported: its OpenMP threads otherwise wait for each other at full speed, and on a machine with other work
-# that takes five times the processor time of the work itself. What the user has set stays.
+# This must be set before torch is imported. By default OpenMP threads busy-wait for each other; on a machine with other work
+# that costs five times the processor time of the work itself. A value that the user has set stays.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 __version__ = "0.2.0"

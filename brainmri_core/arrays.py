@@ -1,4 +1,4 @@
-"""Types of arrays, by what an element is. Shapes stand in the docstrings of what takes and returns them."""
+"""Array types by element type. The docstrings of functions give the shapes."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ F32: TypeAlias = npt.NDArray[np.float32]
 F64: TypeAlias = npt.NDArray[np.float64]
 Floats: TypeAlias = npt.NDArray[np.floating[Any]]
 Integers: TypeAlias = npt.NDArray[np.integer[Any]]
-# What numpy's own searches and sorts return: rows of an array.
+# What numpy's searches and sorts return: positions in an array.
 Indices: TypeAlias = npt.NDArray[np.intp]
 Mask: TypeAlias = npt.NDArray[np.bool_]
-# Python objects, mostly the text of a table's column.
+# Python objects, mostly the text of a table column.
 Objects: TypeAlias = npt.NDArray[np.object_]
 Array: TypeAlias = npt.NDArray[Any]

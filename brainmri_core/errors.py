@@ -6,12 +6,14 @@ from brainmri_core.escaping import printable
 
 
 class BrainMRIError(Exception):
-    """Base of every error this package raises on purpose; its text is one line, whatever names it quotes.
+    """Base of every error that this package raises on purpose.
+
+    Its text is one line: control characters in the names that it quotes are escaped.
 
     Attributes
     ----------
     exit_code : int
-        Process exit code the command line ends with for this kind of error.
+        Exit code of the command line for this kind of error.
     """
 
     exit_code = 1
@@ -27,7 +29,7 @@ class ConfigError(BrainMRIError):
 
 
 class InputTypeError(ConfigError, TypeError):
-    """A function was given something of a type it does not take."""
+    """A function was given a value of a type that it does not accept."""
 
 
 class SourceError(BrainMRIError):
@@ -55,7 +57,7 @@ class IntegrityError(BrainMRIError):
 
 
 class ModelError(BrainMRIError):
-    """A model, its weights or its training cannot go on."""
+    """A model or its weights cannot be used, or a training cannot continue."""
 
     exit_code = 7
 
@@ -67,4 +69,4 @@ class StorageError(BrainMRIError):
 
 
 class BusyError(StorageError):
-    """What is asked for is held by another run."""
+    """A file or folder is locked by another run."""

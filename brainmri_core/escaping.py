@@ -8,7 +8,7 @@ _MARKDOWN = re.compile(r"([\\`*\[\]<>|&])")
 
 
 def printable(text: str) -> str:
-    """Escape what could forge a log line or a terminal command: controls, line ends, marks that turn the direction."""
+    """Escape what could forge a log line or control a terminal: control characters, line ends, direction marks."""
     if text.isprintable():
         return text
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
@@ -20,5 +20,5 @@ def markdown(text: str) -> str:
 
 
 def shared_reason(path: str, reason: str) -> str:
-    """Return the reason why a file is left out without the file's name, so that files of one reason can be counted."""
+    """Return the reason why a file is left out, without the file's name, so that files can be counted by reason."""
     return reason.removeprefix(printable(path)).strip() or "no reason given"

@@ -1,4 +1,4 @@
-"""Numbers in sentences: a noun and its verb follow how many there are."""
+"""Numbers in sentences: singular or plural of nouns and verbs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _OF_ONE = {
 
 
 def counted(count: int, noun: str, form: str = "") -> str:
-    """Return ``1 image`` or ``7 images``; `form` is how the number is written, such as ``,`` for 1,234."""
+    """Return ``1 image`` or ``7 images``; `form` is a format specification, such as ``,`` for 1,234."""
     return f"{count:{form}} {noun}{'' if count == 1 else 's'}"
 
 

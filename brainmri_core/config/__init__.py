@@ -40,7 +40,7 @@ Stage = Literal[
 STAGES: tuple[Stage, ...] = ("fetch", "split", "resize", "validate", "train", "evaluate")
 """The stages of the pipeline of one data set, in order."""
 BLOCKS: tuple[Stage, ...] = (*STAGES, "external", "batch_predict", "embeddings", "tune")
-"""All that have a block of their own in the configuration."""
+"""Everything that has a block of its own in the configuration."""
 
 
 class EnvConfig(StageConfig):
@@ -138,15 +138,16 @@ def load_config(path: Path | None = None, overrides: list[str] | None = None) ->
     Parameters
     ----------
     path : pathlib.Path or None
-        YAML file; None takes `default_config_path`, and `named_config_path` says what a relative one stands for. A file that holds one stage's block alone at its top level
-        under its stage name is fine: everything left out has its default.
+        YAML file; None takes `default_config_path`. `named_config_path` says how a relative path is resolved. A file may hold
+        the block of a single stage: everything left out has its default.
     overrides : list of str or None
         ``key=value`` texts, applied last.
 
     Raises
     ------
     ConfigError
-        With the file, the line and key path, what was found and the nearest valid key.
+        If a key or value is wrong. The message names the file, the line, the key path, what was found and the nearest
+        valid key.
     """
     source = default_config_path() if path is None else named_config_path(path)
     value, lines = read_yaml(source)

@@ -1,4 +1,4 @@
-"""What every config shares: frozen strict models, YAML that means what it says, errors that name the key."""
+"""What every config shares: frozen strict models, YAML without surprises, errors that name the key."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from brainmri_core.errors import ConfigError
 Precision = Literal["fp32", "bf16", "fp16"]
 KeyPath = tuple[str | int, ...]
 M = TypeVar("M", bound=BaseModel)
+RUN_ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 _MAX_DEPTH = 20
 
 
@@ -26,7 +27,7 @@ class StageConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, validate_default=True)
 
 
-# json_schema_extra of settings that came after others' work was done: see without_later
+# json_schema_extra of settings that a later version added: see without_later.
 LATER: dict[str, JsonValue] = {"later": True}
 
 
@@ -35,12 +36,12 @@ class SeededConfig(StageConfig):
 
     @property
     def resolved_seed(self) -> int:
-        """The seed, which is no longer empty where the config is used.
+        """The seed of a resolved config.
 
         Raises
         ------
         ConfigError
-            If it still is: the config was not resolved.
+            If the seed is empty, because the config was not resolved.
         """
         seed: int | None = getattr(self, "seed")
         if seed is None:
@@ -209,9 +210,10 @@ def field_names(model: type[BaseModel]) -> dict[str, Any]:
 
 
 def without_later(model: type[BaseModel], value: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a config's values without the settings marked `LATER` that are at their default.
+    """Return a config's values without those settings marked `LATER` that have their default.
 
-    What was made before such a setting existed was made with its default, and is to be recognised as the same.
+    A result made before such a setting existed was made with its default. Leaving the setting out gives both results the
+    same hash.
 
     Parameters
     ----------
@@ -238,7 +240,7 @@ def _model_at(model: type[BaseModel], path: KeyPath) -> type[BaseModel] | None:
         if current is not None:
             info = field_names(current).get(str(part))
             annotation = info.annotation if info else None
-        else:  # a key of a mapping stands for any of its values
+        else:  # every key of a mapping has the same type of value
             annotation = get_args(annotation)[1] if get_origin(annotation) is dict else None
     return nested_model(annotation)
 
@@ -246,13 +248,13 @@ def _model_at(model: type[BaseModel], path: KeyPath) -> type[BaseModel] | None:
 def validate_config(
     model: type[M], value: Mapping[str, Any], source: str, lines: Mapping[KeyPath, int] | None = None
 ) -> M:
-    """Validate a mapping as a config; the first problem becomes one sentence.
+    """Validate a mapping as a config.
 
     Raises
     ------
     ConfigError
-        Names the source (and line, where known), the path of the key, what was found and, for an unknown key, the
-        nearest valid one.
+        For the first problem, unknown keys first. The message names the source (with the line, where known), the key path,
+        what was found and, for an unknown key, the nearest valid one.
     """
     try:
         return model.model_validate(value)
@@ -267,19 +269,20 @@ def validate_config(
         if problem["type"] == "extra_forbidden":
             parent = _model_at(model, path[:-1])
             valid = list(field_names(parent)) if parent else []
-            near = difflib.get_close_matches(str(path[-1]), valid, n=1, cutoff=0.4)
-            hint = (
-                f"did you mean '{dotted((*path[:-1], near[0]))}'?"
-                if near
-                else f"valid keys: {', '.join(valid)}."
-            )
-            raise ConfigError(f"{where}: unknown key '{dotted(path)}'; {hint}") from None
+            raise ConfigError(f"{where}: {_unknown(path, valid)}") from None
         message = problem["msg"].removeprefix("Value error, ")
         if not path:
             raise ConfigError(f"{where}: {message.rstrip('.')}.") from None
         found = problem["input"]
         shown = f"found {_short(repr(found))}" if not isinstance(found, dict) else "found a mapping"
         raise ConfigError(f"{where}: '{dotted(path)}': {message}; {shown}.") from None
+
+
+def _unknown(path: KeyPath, valid: list[str]) -> str:
+    """Return the sentence on an unknown key, with the nearest of the valid keys beside it."""
+    near = difflib.get_close_matches(str(path[-1]), valid, n=1, cutoff=0.4)
+    hint = f"did you mean '{dotted((*path[:-1], near[0]))}'?" if near else f"valid keys: {', '.join(valid)}."
+    return f"unknown key '{dotted(path)}'; {hint}"
 
 
 def _split_override(argument: str) -> tuple[KeyPath, str]:
@@ -291,12 +294,12 @@ def _split_override(argument: str) -> tuple[KeyPath, str]:
 
 
 def apply_overrides(model: type[BaseModel], value: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
-    """Return `value` with each ``key=value`` applied, its text read by the type of the field it names.
+    """Return `value` with each ``key=value`` applied; the type of the field decides how its text is read.
 
     Raises
     ------
     ConfigError
-        If a key does not exist (the nearest one is suggested) or names a whole block.
+        If an override is not ``key=value``, or its key does not exist (the nearest one is suggested) or names a block.
     """
     result: dict[str, Any] = _copy(value)
     for argument in overrides:
@@ -305,13 +308,7 @@ def apply_overrides(model: type[BaseModel], value: dict[str, Any], overrides: li
         for depth, part in enumerate(map(str, path)):
             fields = field_names(current)
             if part not in fields:
-                near = difflib.get_close_matches(part, fields, n=1, cutoff=0.4)
-                hint = (
-                    f"did you mean '{dotted((*path[:depth], near[0]))}'?"
-                    if near
-                    else f"valid keys: {', '.join(fields)}."
-                )
-                raise ConfigError(f"--override: unknown key '{dotted(path[: depth + 1])}'; {hint}")
+                raise ConfigError(f"--override: {_unknown(path[: depth + 1], list(fields))}")
             nested = nested_model(fields[part].annotation)
             if depth < len(path) - 1:
                 if nested is None:
@@ -342,6 +339,3 @@ def _copy(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _copy(item) for key, item in value.items()}
     return [_copy(item) for item in value] if isinstance(value, list) else value
-
-
-RUN_ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"

@@ -1,4 +1,4 @@
-"""Config of the predictions of a whole data set."""
+"""Config of batch prediction: all images of a data set."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from brainmri_core.config.base import SeededConfig
 
 
 class BatchPredictConfig(SeededConfig):
-    """Predict all images of a data set, labelled or not, and see whether they are like the model's validation images."""
+    """Predict all images of a data set, labelled or not, and measure their drift from the model's validation images."""
 
     checkpoint: str | None = Field(
         None,
@@ -22,7 +22,7 @@ class BatchPredictConfig(SeededConfig):
     drift_images: int = Field(
         50,
         ge=2,
-        description="Drift is measured on all images that a run adds, and on so many of the newest at least.",
+        description="Drift is measured on all images that a run adds, and at least on this many of the newest.",
     )
     false_alarms: float = Field(
         0.01,

@@ -10,7 +10,7 @@ from brainmri_core.config.base import SeededConfig, StageConfig
 from brainmri_core.config.formats import ENDINGS, SCAN_ENDINGS, SLICE
 
 DEEP = ("16-bit", "32-bit", "float")
-"""Depths whose files need not say what is black and what is white."""
+"""Sample depths whose files need not declare which values are black and white."""
 
 Extensions = Annotated[
     Literal["all"] | list[str],
@@ -19,7 +19,7 @@ Extensions = Annotated[
 
 
 def has_extension(path: str, wanted: Literal["all"] | list[str]) -> bool:
-    """Say whether an `exts` setting lets a file through; 'all' lets every file through, whatever its ending."""
+    """Say whether an `exts` setting accepts a file; 'all' accepts every file, whatever its ending."""
     file = SLICE.sub("", path)
     return wanted == "all" or file.lower().endswith(tuple(item.lower() for item in wanted))
 
@@ -38,7 +38,7 @@ class _WithExtensions(StageConfig):
 
 
 class ArchiveLimits(StageConfig):
-    """What an archive may hold at most; larger ones are refused before a byte is written."""
+    """Upper limits of an archive; a larger one is refused before a byte is written."""
 
     max_archive_bytes: int = Field(20_000_000_000, ge=1, description="Size of the archive.")
     max_files: int = Field(200_000, ge=1, description="Files and folders in the archive together.")
@@ -86,7 +86,7 @@ class PhantomConfig(StageConfig):
 
 
 class SlicesConfig(StageConfig):
-    """Which slices of a DICOM, NIfTI or MATLAB file become images: the outermost mostly show no brain."""
+    """Which slices of a DICOM, NIfTI or MATLAB file become images. The outermost slices mostly show no brain."""
 
     share: float = Field(0.5, gt=0, le=1, description="Central share of a file's slices; 1 takes all.")
     every: int = Field(1, ge=1, le=4096, description="Take every n-th of them.")
@@ -131,7 +131,7 @@ class FetchConfig(StageConfig):
 
 
 class CopySearchConfig(StageConfig):
-    """When two images count as copies of each other: the hash proposes, the pixels confirm."""
+    """When two images count as copies of each other: the hash finds candidates, a comparison of pixels confirms them."""
 
     hash_radius: int = Field(8, ge=0, le=16, description="Hamming radius of the 64-bit perceptual hash.")
     ncc_threshold: float = Field(0.975, gt=0, le=1, description="Least correlation of the 64x64 versions.")

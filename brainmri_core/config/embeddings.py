@@ -11,7 +11,7 @@ from brainmri_core.config.training import ModelConfig, ProbeConfig
 
 
 class EmbeddingsConfig(SeededConfig):
-    """Compute the features of all images by a frozen network, and what a linear classifier on them scores over the folds."""
+    """Compute the features of all images with a frozen network, and score a linear classifier on them over the folds."""
 
     model: ModelConfig = ModelConfig()
     probe: ProbeConfig = ProbeConfig()

@@ -26,7 +26,7 @@ def experiment_files(folder: Path | None = None) -> dict[str, Path]:
     Raises
     ------
     ConfigError
-        If a file's name is no experiment name, or two names differ in '-' and '_' only: a job's name has no '-'.
+        If a file name cannot name an experiment, or two names differ only in '-' and '_', which would be the same job.
     """
     return _named(sorted(folder.glob("*.yaml")) if folder else list(files_by_name("experiments").values()))
 
@@ -52,8 +52,8 @@ def apply_experiment(base: PipelineConfig, file: Path, overrides: list[str] | No
     Raises
     ------
     ConfigError
-        With the file and line, if the experiment has an unknown key or a block other than env, train and evaluate: an
-        experiment compares models on the same data.
+        If the experiment has an unknown key, or a block other than env, train and evaluate: experiments compare models on
+        the same data. The message names the file and line.
     """
     difference, lines = read_yaml(file)
     for key in difference:

@@ -1,4 +1,4 @@
-"""Config of the external evaluation: a checkpoint on another data set than its own."""
+"""Config of the external evaluation: a checkpoint on a data set that it was not trained on."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from brainmri_core.config.data import CopySearchConfig
 
 
 class ExternalConfig(SeededConfig):
-    """Measure a checkpoint on another data set than the one it was trained on."""
+    """Measure a checkpoint on a data set that it was not trained on."""
 
     checkpoint: str | None = Field(
         None, description="Checkpoint to measure; empty takes the champion, else the newest checkpoint."

@@ -13,16 +13,16 @@ SHIPPED = Path(str(files("brainmri_core.defaults")))
 
 
 def user_configs() -> Path:
-    """Return the user's folder of configuration: that of the file in ``BRAINMRI_CONFIG``, else ``./configs``.
+    """Return the user's configuration folder: that of the file in ``BRAINMRI_CONFIG``, else ``./configs``.
 
-    It need not exist.
+    The folder need not exist.
     """
     named = os.environ.get(CONFIG_VARIABLE)
     return Path(named).expanduser().resolve().parent if named else Path(USER_FOLDER).resolve()
 
 
 def config_file(name: str) -> Path:
-    """Return a configuration file: the user's of this name, else the package's.
+    """Return the user's configuration file of a name, else the package's.
 
     Parameters
     ----------
@@ -34,7 +34,7 @@ def config_file(name: str) -> Path:
 
 
 def default_config_path() -> Path:
-    """Return the configuration file used when none is named: that of ``BRAINMRI_CONFIG``, else ``pipeline.yaml``."""
+    """Return the configuration file to use when none is named: ``BRAINMRI_CONFIG``, else ``pipeline.yaml``."""
     named = os.environ.get(CONFIG_VARIABLE)
     return Path(named).expanduser().resolve() if named else config_file("pipeline.yaml")
 
@@ -52,7 +52,7 @@ def named_config_path(path: Path) -> Path:
 
 
 def files_by_name(folder: str) -> dict[str, Path]:
-    """Return the YAML files of a folder such as ``experiments``, by name without ending; the user's replace the package's."""
+    """Return the YAML files of a folder such as ``experiments`` by stem; the user's replace the package's."""
     found = {
         path.stem: path
         for source in (SHIPPED, user_configs())

@@ -1,4 +1,4 @@
-"""The picture files that can be read: one list for every stage, and how a file is known by its first bytes."""
+"""The image formats that can be read, and how the first bytes of a file tell its format."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ FORMATS: dict[str, tuple[str, ...]] = {
     "WEBP": (".webp",),
     "GIF": (".gif",),
 }
-"""Name of each format (as Pillow has it) and the endings its files usually have."""
+"""Each format by Pillow's name, and the usual endings of its files."""
 
 ENDINGS = tuple(ending for endings in FORMATS.values() for ending in endings)
 READABLE = ", ".join((*FORMATS, "DICOM", "NIfTI", "MATLAB"))
-"""What a model can be asked about, for people."""
+"""The formats that a model can be asked about, as text for messages."""
 
 SCAN_ENDINGS = (".dcm", ".dicom", ".nii", ".nii.gz", ".mat")
-"""Endings that files of slices usually have: DICOM, NIfTI and MATLAB, which are known by their content first."""
+"""Usual endings of DICOM, NIfTI and MATLAB files. Their content decides, not the ending."""
 
 SLICE = re.compile(r"#[0-9]+$")
 """End of the name of an image that is a slice of a file."""
 
 HEAD = 560
-"""Bytes of a file that tell what it is."""
+"""Number of bytes at the start of a file that its format is recognised by."""
 
 _STARTS = {
     b"\xff\xd8\xff": "JPEG",
@@ -67,7 +67,7 @@ _OTHERS = (
 
 
 def image_format(head: bytes) -> str | None:
-    """Return which of `FORMATS` a file is, by its first `HEAD` bytes; None if it is none of them."""
+    """Return the name in `FORMATS` of a file's format by its first `HEAD` bytes; None if it has another format."""
     found = next((name for start, name in _STARTS.items() if head.startswith(start)), None)
     if found is None and head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         return "WEBP"
@@ -77,13 +77,13 @@ def image_format(head: bytes) -> str | None:
 
 
 def foreign_content(head: bytes) -> str | None:
-    """Say what a file is that is no picture of `FORMATS`, by its first bytes; None if they do not tell."""
+    """Describe, by its first bytes, a file that has none of the `FORMATS`; None if its content is unknown."""
     if not head:
         return "an empty file"
     return next((what for at, start, what in _OTHERS if head[at : at + len(start)] == start), None)
 
 
 def readable_kinds() -> str:
-    """Return the formats as a sentence has them."""
+    """Return the formats as part of a sentence: "JPEG, PNG and GIF"."""
     names = [name.replace("WEBP", "WebP") for name in FORMATS]
     return f"{', '.join(names[:-1])} and {names[-1]}"

@@ -81,7 +81,7 @@ class ModelConfig(StageConfig):
 
     @property
     def has_weights(self) -> bool:
-        """Whether the network starts from weights that somebody trained."""
+        """Whether the network starts from trained weights, and not from random ones."""
         return self.pretrained or self.weights_file is not None or self.weights_package is not None
 
 
@@ -160,7 +160,7 @@ class LoopConfig(StageConfig):
 
 
 class AugmentConfig(StageConfig):
-    """Random changes of the training images, drawn anew for every image of every batch."""
+    """Augmentation: random changes of the training images, drawn anew for every image of every batch."""
 
     rotate_deg: float = Field(10.0, ge=0, le=180, description="Largest rotation in degrees.")
     hflip_prob: float = Field(0.5, ge=0, le=1, description="Probability of a left-right flip.")
@@ -267,7 +267,7 @@ class DistributedConfig(StageConfig):
 
     @property
     def endpoint(self) -> tuple[str, int]:
-        """Host and port of the rendezvous; the port is -1 where it is no number."""
+        """Host and port of the rendezvous; the port is -1 where it is not a number."""
         host, _, port = (self.rendezvous or "").rpartition(":")
         return host, int(port) if re.fullmatch("[0-9]{1,5}", port) else -1
 

@@ -12,7 +12,7 @@ STUDY_PATTERN = r"^[a-z0-9]+(?:[_-][a-z0-9]+)*$"
 
 
 class TuneConfig(SeededConfig):
-    """Search for training settings with a better macro F1 on the folds; the test split plays no part."""
+    """Search for training settings with a better macro F1 on the folds; the test split is not used."""
 
     study: str = Field(
         "fine-tuning",

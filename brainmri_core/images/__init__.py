@@ -1,1 +1,1 @@
-"""Foreign image files in, one array out: decoding in isolation, fitting, gray levels, and the pack."""
+"""From foreign image files to one array: decoding in worker processes, fitting, gray levels, and the pack."""

@@ -1,8 +1,8 @@
-"""The one place that opens a foreign image.
+"""The only module that opens a foreign image.
 
-JPEG goes through simplejpeg: the same pixels as Pillow's gray draft mode in 0.7 of its time, level with OpenCV at a
-hundredth of its size, and it reports the damage inside a file that Pillow and OpenCV pass over in silence. Everything
-else, and CMYK or multi-picture JPEG (first picture only), goes through Pillow; animations give their first frame.
+JPEG is decoded by simplejpeg. It gives the same pixels as Pillow's gray draft mode in 0.7 of the time, is as fast as OpenCV
+at a hundredth of its size, and reports damage inside a file that Pillow and OpenCV ignore. Pillow decodes all other
+formats, and CMYK and multi-picture JPEG. Of animations and multi-picture files, the first picture counts.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ from brainmri_core.images.levels import (
 
 MIN_SIDE = 2
 MAX_SIDE = 16_384
-MAX_PIXELS = 80_000_000  # below the size from which Pillow warns
-_BLOCK = 8  # pixels along a side of what JPEG transforms as one
-MAX_SCANS = 500  # of a progressive JPEG: a small file with more of them is made to keep a decoder busy
+MAX_PIXELS = 80_000_000  # below the size at which Pillow warns of a decompression bomb
+_BLOCK = 8  # side of a JPEG block in pixels
+MAX_SCANS = 500  # of a progressive JPEG: a small file with more is an attack that keeps the decoder busy
 _HARMLESS = ("extraneous bytes before marker", "unknown JFIF revision")
-# of a TIFF: description, maker, model, software, date, artist, host; XMP, copyright, IPTC, Photoshop, EXIF, ICC, GPS
+# TIFF tags: description, maker, model, software, date, artist, host; XMP, copyright, IPTC, Photoshop, EXIF, ICC, GPS
 _TELLING_TAGS = {0x010E, 0x010F, 0x0110, 0x0131, 0x0132, 0x013B, 0x013C}
 _TELLING_TAGS |= {0x02BC, 0x8298, 0x83BB, 0x8649, 0x8769, 0x8773, 0x8825}
 _METADATA_KEYS = {"exif", "xmp", "XML:com.adobe.xmp", "comment", "Comment", "icc_profile", "photoshop"}
 
-# what Pillow's plugins raise on malformed input
+# What Pillow's plugins raise on malformed input.
 _MALFORMED = (
     OSError,
     ValueError,
@@ -65,12 +65,12 @@ _MALFORMED = (
 
 
 class DecodeError(DataError):
-    """A file is no image this project reads; the message names the file and the reason."""
+    """A file is not a readable image; the message names the file and the reason."""
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """Pixels of one image and what its file says about itself.
+    """The pixels of one image and the properties of its file.
 
     Attributes
     ----------
@@ -85,11 +85,11 @@ class Decoded:
     has_metadata : bool
         Whether the file carries EXIF, XMP, ICC, Photoshop blocks or comments.
     depth : str
-        Of the file's samples: ``8-bit``, ``12-bit``, ``16-bit``, ``32-bit`` or ``float``.
+        Depth of the file's samples: ``8-bit``, ``12-bit``, ``16-bit``, ``32-bit`` or ``float``.
     scaled_by : str
-        What turned values of more than 8 bits into gray levels; see `levels.ScaledBy`.
+        How values of more than 8 bits became gray levels; see `levels.ScaledBy`.
     values : numpy.ndarray or None
-        ``(H, W)``: the values themselves where they are gray and have more than 8 bits.
+        ``(H, W)``: the original values of a gray image of more than 8 bits, float32 or float64.
     """
 
     pixels: U8
@@ -124,14 +124,14 @@ def decode(
     gray : bool
         Gray pixels (luma) instead of RGB.
     reduce_to : int or None
-        Decode JPEG at the smallest scale of libjpeg (n/8) whose shorter side is still at least this long, where both
-        sides are whole blocks of eight pixels. In a block that lies partly outside the image, whatever the encoder put
-        there would be averaged into the edge; such a file is decoded in full.
+        Decode JPEG at the smallest scale of libjpeg (n/8) whose shorter side is still at least this long. This applies
+        only where both sides are multiples of eight pixels. Otherwise blocks lie partly outside the image, and the
+        encoder's padding would be averaged into the edge; such a file is decoded in full.
     colour_check : bool
         Measure colourfulness; False leaves it 0 and saves time.
     gray_ranges : mapping or None
-        Depth to the values of black and white, for files of more than 8 bits that declare no range themselves. Without
-        one for its depth such a file is shown between its own percentiles.
+        Depth to the values of black and white, for files of more than 8 bits that declare no range. A file whose depth
+        is not among them is scaled between its own percentiles.
 
     Returns
     -------
@@ -140,7 +140,7 @@ def decode(
     Raises
     ------
     DecodeError
-        If the file is not a whole image of a known format and of a sensible size.
+        If the file is damaged, has an unknown format, or is too small or too large.
     """
     try:
         if (
@@ -203,10 +203,10 @@ def _jpeg(data: bytes, name: str, gray: bool, reduce_to: int | None, colour_chec
     if "mpf" in markers or space not in ("Gray", "YCbCr", "RGB"):
         return None
     _check_size(width, height, name)
-    # one byte is counted in a third of the time, and most files have too few of it
+    # Counting one byte takes a third of the time, and rules out nearly all files.
     if data.count(b"\xda") > MAX_SCANS and data.count(b"\xff\xda") > MAX_SCANS:
         raise DecodeError(
-            f"{printable(name)} has more than {MAX_SCANS} JPEG scans; save it anew or remove it."
+            f"{printable(name)} has more than {MAX_SCANS} JPEG scans; save it again or remove it."
         )
     whole_blocks = width % _BLOCK == 0 == height % _BLOCK
     least = min(reduce_to, width, height) if reduce_to and whole_blocks else 0
@@ -227,8 +227,8 @@ def _jpeg(data: bytes, name: str, gray: bool, reduce_to: int | None, colour_chec
 def _luma(data: bytes, least: int) -> tuple[U8, float]:
     """Return the gray pixels ``(H, W, 1)`` of a colour JPEG and its colourfulness.
 
-    Most scans are gray images in colour files: where all channels are equal, one of them is the luma, and the file is
-    decoded once.
+    Most scans are gray images in colour files. Where all channels are equal, each of them is the luma, and one decoding
+    is enough.
     """
     pixels = _jpeg_pixels(data, "RGBX", least)
     packed = pixels.view("<u4")
@@ -238,7 +238,7 @@ def _luma(data: bytes, least: int) -> tuple[U8, float]:
 
 
 def _jpeg_pixels(data: bytes, space: str, least: int) -> U8:
-    """Decode, refusing damaged data; what libjpeg remarks about harmless leftovers is passed over."""
+    """Decode; refuse damaged data, but ignore the harmless ones of libjpeg's warnings."""
     bounds = {"min_height": least, "min_width": least} if least else {}
     try:
         pixels: U8 = simplejpeg.decode_jpeg(data, space, **bounds)
@@ -250,7 +250,7 @@ def _jpeg_pixels(data: bytes, space: str, least: int) -> U8:
 
 
 def _orientation(data: bytes) -> int:
-    """Return the EXIF orientation, 1 to 8; 1 where it is absent or makes no sense."""
+    """Return the EXIF orientation, 1 to 8; 1 where it is absent or invalid."""
     with Image.open(io.BytesIO(data), formats=["JPEG"]) as image:
         value = image.getexif().get(0x0112, 1)
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
@@ -286,7 +286,7 @@ def _pillow(data: bytes, name: str, gray: bool, gray_ranges: Mapping[str, GrayRa
         _check_size(*image.size, name)
         image.seek(0)
         image.load()
-        # a TIFF's layout (width, strips, compression ...) lies among its EXIF tags
+        # Pillow lists a TIFF's layout (width, strips, compression ...) among its EXIF tags.
         tags = set(image.getexif())
         has_metadata = bool(
             _METADATA_KEYS & set(image.info) or (tags & _TELLING_TAGS if file_format == "TIFF" else tags)
@@ -323,7 +323,7 @@ def _pillow(data: bytes, name: str, gray: bool, gray_ranges: Mapping[str, GrayRa
 def _deep(
     image: Image.Image, upright: Image.Image, data: bytes, common: GrayRange | None
 ) -> tuple[Image.Image, Array, ScaledBy]:
-    """Return a deep image in 8 bits, its values, and what scaled them."""
+    """Return an image of more than 8 bits in 8 bits, its values, and how they were scaled."""
     values = values_of(image, upright)
     scaled_by: ScaledBy = "declared depth"
     limits = declared_range(image, data, values)
@@ -356,7 +356,7 @@ def _to_plain(image: Image.Image) -> Image.Image:
 def colourfulness(pixels: U8) -> float:
     """Return the mean absolute difference between the channels of an RGB array ``(H, W, 3)``, in gray levels.
 
-    At most about 128 x 128 pixels, evenly spread, are looked at.
+    It is measured on about 128 x 128 evenly spread pixels at most.
     """
     step = max(1, min(pixels.shape[:2]) // 128)
     values = pixels[::step, ::step].astype(np.int16)

@@ -1,4 +1,4 @@
-"""From an image file to the square pixels a model knows: the one way of resizing and of prediction."""
+"""From an image file to the square image that a model sees, the same for training and prediction."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def decode_fitted(
     Parameters
     ----------
     data, name, gray, colour_check, gray_ranges
-        As `decode.decode` has them.
+        As in `decode.decode`.
     size, fit
-        As `fit_image` has them.
+        As in `fit_image`.
 
     Returns
     -------
@@ -44,7 +44,7 @@ def decode_fitted(
     Raises
     ------
     DecodeError
-        If the file is no readable image.
+        If the file is not a readable image.
     """
     decoded = decode(
         data, name=name, gray=gray, reduce_to=size, colour_check=colour_check, gray_ranges=gray_ranges
@@ -53,7 +53,7 @@ def decode_fitted(
 
 
 def fit_image(pixels: U8, size: int, fit: Fit) -> U8:
-    """Bring an image to ``size x size``, the one way used in training, evaluation and prediction alike.
+    """Resize an image to ``size x size``, in the same way for training, evaluation and prediction.
 
     Parameters
     ----------

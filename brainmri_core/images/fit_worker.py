@@ -28,7 +28,17 @@ def answers(
     gray_ranges: dict[str, GrayRange],
     any_modality: bool = False,
 ) -> Iterator[bytes]:
-    """Encode the fitted pixels of each slice of a file (an ordinary image has one), or the reason why there are none."""
+    """Yield a message per slice of a file (an ordinary image has one) with its fitted pixels, or one with a reason.
+
+    Parameters
+    ----------
+    data, name
+        Content and name of the file.
+    size, fit, gray, gray_ranges
+        As in `fit.decode_fitted`.
+    any_modality
+        As in `medical.medical_slices`.
+    """
     header: dict[str, Any]
     try:
         kind = medical_kind(data, name)
@@ -43,9 +53,8 @@ def answers(
         header = {"reason": f"{printable(name)} holds no image."}
         body = b""
         for number, found in enumerate(medical_slices(data, name, kind, any_modality=any_modality), 1):
-            if (
-                number > 1
-            ):  # a file may hold fewer slices than it says: only the last one found ends the answer
+            # A file may hold fewer slices than it declares, so only the end of the loop tells which one is the last.
+            if number > 1:
                 yield message({**header, "more": True}, body)
             pixels = fit_image(_levels(found.pixels, gray_ranges), size, fit)
             body = (pixels if gray else np.repeat(pixels[..., None], 3, axis=2)).tobytes()
@@ -58,7 +67,7 @@ def answers(
 
 
 def _levels(pixels: U8 | U16, gray_ranges: dict[str, GrayRange]) -> U8:
-    """Return the gray levels of a slice; values of 16 bits have the range that resizing measured for such files."""
+    """Return the gray levels of a slice; 16-bit values are scaled by the range that `resize` measured."""
     if pixels.dtype == np.uint8:
         return pixels.astype(np.uint8, copy=False)
     values = pixels.astype(np.float32)

@@ -1,11 +1,11 @@
-"""Worker processes that open foreign files, so that a bad one costs one image and not the run.
+"""Worker processes that open foreign files, so that a bad file costs one image and not the run.
 
-A worker has a memory limit, a time limit per image and none of this process's environment, and is replaced when it dies
-or stalls; what was on its way is then sent again one by one, and an image that ends two more workers on its own is given
-up. Later stages decode in their own process: they only touch files whose SHA-256 is that of a file which passed here.
+A worker has a memory limit, a time limit per image, and almost nothing of this process's environment. It is replaced when
+it dies or stalls. The files that it had not answered are then sent again one by one, and a file that ends two more workers
+on its own is refused. Later stages decode in their own process, but only files whose SHA-256 has passed here.
 
-Messages are ``lengths, JSON header, bytes`` both ways, several files in a request and an answer for each. Nothing that
-a worker answers is executed or unpickled.
+Messages are ``lengths, JSON header, bytes`` in both directions, with several files in a request and an answer for each.
+Nothing that a worker answers is executed or unpickled.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ MAX_ANSWER = 32 << 20  # bytes after a header
 _MAX_HEADER = 1 << 16
 _LONGEST_REASON = 1000
 BATCH_BYTES = 1 << 20
-_BATCH = 16  # files in a request: one by one, passing them on costs half as much as decoding them
+_BATCH = 16  # files in a request: sent one by one, the transfer costs half as much as the decoding
 _TRIES = 2
 _KEPT_VARIABLES = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PYTHONHOME", "SYSTEMROOT")
 
@@ -56,12 +56,12 @@ def message(header: dict[str, Any], *bodies: bytes) -> bytes:
 
 
 def no_answer(name: str) -> str:
-    """Return the reason an image is refused with whose worker answered something else than it should."""
+    """Return the reason for refusing an image whose worker sent an invalid answer."""
     return f"{printable(name)} got no usable answer from the image decoder; replace or remove it."
 
 
 def finite(value: Any) -> float:
-    """Return a number of an answer; raise ValueError, TypeError or OverflowError if it is none that can be stored."""
+    """Return a number of an answer; raise ValueError, TypeError or OverflowError if it is not a finite number."""
     number = float(value)
     if not math.isfinite(number):
         raise ValueError(number)
@@ -73,10 +73,10 @@ class _WorkerGone(Exception):
 
 
 def _header(text: bytes) -> dict[str, Any]:
-    """Read the header of an answer; a worker that a foreign file has taken over may send anything."""
+    """Read the header of an answer. It is not trusted: a foreign file may have taken over the worker."""
     try:
         header = json.loads(text)
-        json.dumps(header, ensure_ascii=False).encode()  # half a character may be escaped in it
+        json.dumps(header, ensure_ascii=False).encode()  # refuses escaped lone surrogates
     except (ValueError, RecursionError):
         raise _WorkerGone from None
     if not isinstance(header, dict):
@@ -112,7 +112,7 @@ class _Worker:
         deadline = time.monotonic() + SECONDS_PER_IMAGE
         while rest:
             answered, ready = self._wait(deadline, True)
-            if answered:  # else both sides could wait for the other to read
+            if answered:  # read while writing: otherwise both sides could wait for the other to read
                 self._take()
             try:
                 rest = rest[os.write(self.requests, rest) :] if ready else rest
@@ -120,7 +120,7 @@ class _Worker:
                 raise _WorkerGone from None
 
     def receive(self) -> list[Answer]:
-        """Wait for an answer; return it and those that came with it."""
+        """Wait for an answer; return it and all further ones that have arrived."""
         deadline = time.monotonic() + SECONDS_PER_IMAGE
         found: list[Answer] = []
         while not found:
@@ -145,8 +145,8 @@ class _Worker:
         return found
 
     def _wait(self, deadline: float, sending: bool = False) -> tuple[bool, bool]:
-        """Wait until there is something to read, or room to write where something is to be sent; say which."""
-        poll = select.poll()  # select takes no descriptor above 1,023
+        """Wait until there is something to read or, when sending, room to write; say which."""
+        poll = select.poll()  # select.select takes no descriptor above 1,023
         poll.register(self.answers, select.POLLIN)
         if sending:
             poll.register(self.requests, select.POLLOUT)
@@ -162,7 +162,7 @@ class _Worker:
         self.received += part
 
     def end(self, patience_s: float = 1.0) -> tuple[str, str]:
-        """Close the pipes, wait for the worker's end or bring it about.
+        """Close the pipes, and wait for the worker to end or kill it.
 
         Returns
         -------
@@ -207,7 +207,7 @@ class _Pass:
         self.put([(index, ({"reason": f"{name} {why}; replace or remove it."}, b""))])
 
     def next_file(self) -> tuple[int, bytes] | None:
-        """Read the next file; one that cannot be taken is refused."""
+        """Read the next file; a file that cannot be read is refused."""
         while not self.stopped.is_set():
             with self.lock:
                 index = next(self.todo, None)
@@ -220,7 +220,7 @@ class _Pass:
         return None
 
     def next_batch(self) -> list[tuple[int, bytes]]:
-        """Read the next few files; none are left where the list is empty."""
+        """Read the next few files; an empty list means that none are left."""
         batch: list[tuple[int, bytes]] = []
         size = 0
         while len(batch) < _BATCH and size < BATCH_BYTES and (item := self.next_file()) is not None:
@@ -239,7 +239,7 @@ class _Pass:
             try:
                 worker.receive()
                 started = True
-                while waiting and not self.stopped.is_set():  # what was on its way when a worker died
+                while waiting and not self.stopped.is_set():  # files that a dead worker had not answered
                     self.send(worker, [waiting[0]])
                     self.take_answers(worker, waiting, len(waiting) - 1)
                 alone = False
@@ -260,7 +260,7 @@ class _Pass:
         worker.send([(self.names[index], data) for index, data in files])
 
     def feed(self, worker: _Worker, waiting: deque[tuple[int, bytes]]) -> None:
-        """Keep two requests on their way; `waiting` holds the files without an answer, oldest first."""
+        """Send batches, with two of them underway; `waiting` holds the files without an answer, oldest first."""
         while not self.stopped.is_set():
             if batch := self.next_batch():
                 waiting.extend(batch)
@@ -270,7 +270,7 @@ class _Pass:
                 return
 
     def take_answers(self, worker: _Worker, waiting: deque[tuple[int, bytes]], rest: int) -> None:
-        """Pass answers on until no more than `rest` files wait for theirs."""
+        """Pass answers on until at most `rest` files wait for an answer."""
         while len(waiting) > rest and not self.stopped.is_set():
             ready: list[tuple[int, Answer]] = []
             for answer in worker.receive():
@@ -283,7 +283,7 @@ class _Pass:
             self.put(ready)
 
     def blame(self, waiting: deque[tuple[int, bytes]], crashes: dict[int, int], how: str) -> None:
-        """Count an end against the image that the worker had alone, and give that image up at the second."""
+        """Count a worker's end against the only file that it had, and refuse that file at the second end."""
         index = waiting[0][0]
         crashes[index] = crashes.get(index, 0) + 1
         if crashes[index] >= _TRIES:
@@ -291,20 +291,20 @@ class _Pass:
             self.refuse(index, f"ended the image decoder {_TRIES} times ({how})")
 
     def stop(self) -> None:
-        """Let the threads end at once, whatever their workers are busy with."""
+        """End the threads at once: kill their workers."""
         self.stopped.set()
         for process in self.running:
             process.kill()
 
 
 def read_below(root: Path, paths: Sequence[str]) -> Reader:
-    """Return a reader of files below a folder, by their position.
+    """Return a function that reads a file below a folder by its position in `paths`.
 
-    It raises StorageError where a file cannot be read, and DecodeError, which costs that image alone, for a large one.
+    It raises StorageError where a file cannot be read, and DecodeError, which refuses only that file, for a large one.
     """
 
     def read(index: int) -> bytes:
-        file = f"{root}/{paths[index]}"  # a Path costs more than the reading of a small image
+        file = f"{root}/{paths[index]}"  # to build a Path takes longer than to read a small image
         try:
             with open(file, "rb", buffering=0) as handle:
                 if (size := os.fstat(handle.fileno()).st_size) <= MAX_FILE_BYTES:
@@ -327,15 +327,16 @@ def stream_answers(
     Parameters
     ----------
     read : callable
-        Returns the bytes of a file by its position; called in threads. A DecodeError refuses that file, anything else ends the pass.
+        Returns the bytes of a file by its position; called in threads. A DecodeError refuses that file, any other
+        exception ends the pass.
     names : sequence of str
-        What the files are called in messages; only a few files are in memory at a time.
+        Names of the files for messages; only a few files are in memory at a time.
     workers : int
         Number of processes.
     module : str
-        Module that each worker runs; it says `message` once when it is ready and then answers each file with one, or
-        with several where all but the last have a true ``more`` in their header. When a worker dies between the
-        answers of one file, they start anew.
+        Module that each worker runs. It sends one `message` when it is ready, and then one for each file, or several, all
+        but the last with a true ``more`` in their header. When a worker dies between the answers for one file, the answers
+        for that file start again.
     *arguments : str
         Command-line arguments of the workers.
 
@@ -344,7 +345,7 @@ def stream_answers(
     index : int
         Position in `names`, in no particular order.
     answer : tuple of dict and bytes
-        The worker's header and bytes; the header is ``{"reason": text}`` where a file was given up.
+        The worker's header and bytes; the header is ``{"reason": text}`` where a file was refused.
 
     Raises
     ------

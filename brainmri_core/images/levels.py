@@ -1,8 +1,8 @@
-"""From pixels of more than 8 bits to gray levels 0 to 255, by a range that no single file's brightest pixel decides.
+"""From pixels of more than 8 bits to gray levels 0 to 255, by a range that does not depend on single bright pixels.
 
-What a file declares comes first: the significant bits of a PNG, the sample size or range of a TIFF. Sixteen bits as such
-declare nothing: scanners deliver 12 bits in 16. Such files share one range for the whole data set, which resizing measures;
-where none is known yet, a file is shown between its own percentiles.
+A range that the file declares comes first: the significant bits of a PNG, the sample size or range of a TIFF. A sample
+size of 16 bits declares nothing, since scanners store 12 bits in 16. Such files share one range for the whole data set,
+which resizing measures. Until it is known, a file is scaled between its own percentiles.
 """
 
 from __future__ import annotations
@@ -18,26 +18,27 @@ from brainmri_core.arrays import U8, Array
 
 GrayRange = tuple[float, float]
 ScaledBy = Literal["8-bit", "full depth", "declared depth", "data set", "file"]
-"""What turned a file's values into gray levels: nothing to do, all bits there are, its own words, one range for all, itself."""
+"""How a file's values became gray levels: unchanged; by the full range of their bits; by a range that the file declares; by
+the common range of the data set; by the percentiles of the file itself."""
 
 PLAIN_DEPTH = "8-bit"
 _TAIL = 0.1  # per cent of a file's pixels that may saturate at either end
-_FILES_TAIL = (
-    0.05  # share of the files that may reach beyond the common range: a few may be damaged or foreign
-)
-_MOST_PIXELS = 1 << 20  # that are looked at for percentiles, evenly spread
-# TIFF tags: photometric interpretation, bits per sample, least and greatest value, sample format, the same two of any type
+# Share of the files that may exceed the common range: a few may be damaged or foreign.
+_FILES_TAIL = 0.05
+_MOST_PIXELS = 1 << 20  # evenly spread pixels that percentiles are measured on
+# TIFF tags: photometric interpretation, bits per sample, least and greatest value (short), sample format, least and greatest
+# value (any type).
 _PHOTOMETRIC, _BITS, _MIN, _MAX, _FORMAT, _SMIN, _SMAX = 262, 258, 280, 281, 339, 340, 341
 _WHITE_IS_ZERO = 0
 
 
 def is_deep(mode: str) -> bool:
-    """Say whether a Pillow mode holds gray values that 8 bits cannot: whole numbers or fractions."""
+    """Say whether a Pillow mode holds gray values of more than 8 bits: integers or floats."""
     return is_whole(mode) or mode.startswith("F")
 
 
 def is_whole(mode: str) -> bool:
-    """Say whether a Pillow mode holds whole numbers of more than 8 bits."""
+    """Say whether a Pillow mode holds integers of more than 8 bits."""
     return mode.startswith("I")
 
 
@@ -54,17 +55,17 @@ def depth_of(image: Image.Image, data: bytes) -> str:
 
 
 def values_of(image: Image.Image, upright: Image.Image) -> Array:
-    """Return the values ``(H, W)`` of a deep image in its upright form, exactly: float64 of 32-bit whole numbers, else float32."""
+    """Return the exact values ``(H, W)`` of an upright image of more than 8 bits: float64 for 32-bit integers, else float32."""
     values = np.asarray(upright)
     tags: Any = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
     long = values.dtype == np.int32 and _first(tags.get(_BITS)) == 32
-    if long and _first(tags.get(_FORMAT, 1)) == 1:  # Pillow takes unsigned ones for signed
+    if long and _first(tags.get(_FORMAT, 1)) == 1:  # Pillow reads unsigned values as signed
         values = values.view(np.uint32)
     return values.astype(np.float64 if long else np.float32)
 
 
 def white_is_zero(image: Image.Image) -> bool:
-    """Say whether whole numbers of a TIFF count from white to black; Pillow turns that round for 8 bits only."""
+    """Say whether 0 is white in a TIFF of more than 8 bits; Pillow inverts such images of 8 bits only."""
     return (
         isinstance(image, TiffImagePlugin.TiffImageFile)
         and is_whole(image.mode)
@@ -73,10 +74,10 @@ def white_is_zero(image: Image.Image) -> bool:
 
 
 def declared_range(image: Image.Image, data: bytes, values: Array) -> GrayRange | None:
-    """Return the values that stand for black and white as the file itself declares them, or None.
+    """Return the values of black and white that the file declares, or None.
 
-    A range whose width is no power of two (less one) is not declared but found: programs write the least and the greatest
-    value of the one image there, too.
+    Only a range whose width is a power of two, less one, counts as declared. Programs also write the least and the greatest
+    value of the single image into these tags.
     """
     if image.format == "PNG":
         return _of_significant_bits(data, values)
@@ -92,7 +93,7 @@ def declared_range(image: Image.Image, data: bytes, values: Array) -> GrayRange 
 
 
 def _first(value: Any) -> float | None:
-    """Return a tag's only or first number, None where it is absent or no number."""
+    """Return the first number of a TIFF tag; None where it is absent or not a number."""
     if isinstance(value, tuple) and value:
         value = value[0]
     try:
@@ -112,8 +113,8 @@ def _is_declaration(low: float, high: float, whole: bool) -> bool:
 def _of_significant_bits(data: bytes, values: Array) -> GrayRange | None:
     """Return the range of a 16-bit PNG with an ``sBIT`` chunk.
 
-    By the standard its values fill all 16 bits, whatever the number of significant ones: the bits below those are zero or
-    repeat the upper ones. Writers that store small numbers as they are do exist; what stands in the lower bits tells.
+    By the PNG standard the values are scaled to all 16 bits: the bits below the significant ones are zero or repeat the
+    upper ones. Some programs store the small numbers unscaled; the lower bits show which is the case.
     """
     bits = _significant_bits(data)
     if bits is None or not 1 <= bits <= 16:
@@ -138,26 +139,26 @@ def _significant_bits(data: bytes) -> int | None:
 
 
 def own_range(values: Array, *, whole: bool) -> GrayRange | None:
-    """Return the percentiles that bound nearly all finite values; None where they are all the same.
+    """Return the percentiles between which nearly all finite values lie; None where all values are the same.
 
-    Whole numbers that are not negative keep their zero, which is the air around the head.
+    For integers the lower limit is at most 0, so that the air around the head stays black.
     """
     step = max(1, math.isqrt(-(-values.size // _MOST_PIXELS)))
-    looked_at = values[::step, ::step]
-    finite = looked_at[np.isfinite(looked_at)]
+    sparse = values[::step, ::step]
+    finite = sparse[np.isfinite(sparse)]
     if not finite.size:
         return None
     low, high = (float(x) for x in np.percentile(finite, [_TAIL, 100 - _TAIL]))
-    if high <= low:  # a few bright pixels on nothing
+    if high <= low:  # a few bright pixels on black
         low, high = float(finite.min()), float(finite.max())
     low = 0.0 if whole and low > 0 else low
     return (low, high) if high > low else None
 
 
 def common_range(ranges: Iterable[GrayRange]) -> GrayRange | None:
-    """Return one range for many files, given the own range of each; None where there are none.
+    """Return one range for many files from the range of each; None where there are none.
 
-    It depends neither on the order of the files nor on the few that reach furthest.
+    It does not depend on the order of the files, nor on the few with the widest range.
     """
     found = np.array(sorted(ranges), np.float64).reshape(-1, 2)
     if not len(found):
@@ -170,7 +171,7 @@ def common_range(ranges: Iterable[GrayRange]) -> GrayRange | None:
 def gray_levels(values: Array, limits: GrayRange | None) -> U8:
     """Return values as uint8 ``(H, W)``: 0 up to the lower limit, 255 from the upper one on; all 0 without limits.
 
-    What is no number counts as the lower limit.
+    NaN counts as the lower limit.
     """
     if limits is None:
         return np.zeros(values.shape, np.uint8)

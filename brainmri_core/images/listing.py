@@ -1,4 +1,4 @@
-"""The images that file names, folders and patterns on a command line stand for."""
+"""The image files that names, folders and patterns on a command line stand for."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ def list_images(names: Sequence[str]) -> list[str]:
     Parameters
     ----------
     names : sequence of str
-        Files (whatever their ending), folders, and patterns with ``*``, ``?``, ``[...]`` and ``**``. In folders, files
-        count by their ending, and others if they begin as a picture or a scan does; an index of a DICOM medium does not.
+        Files (with any ending), folders, and patterns with ``*``, ``?``, ``[...]`` and ``**``. In folders, a file counts if
+        its ending or its first bytes are those of an image or a scan; a DICOMDIR index does not count.
 
     Returns
     -------
     list of str
-        A name that stands for nothing is returned as it is, so that it can be reported.
+        A name that matches nothing is returned unchanged, so that it can be reported.
     """
     found: dict[str, None] = {}
     for name in names:
         path = Path(name).expanduser()
         matches = [path]
         if not path.exists() and glob.has_magic(name):
-            # Path.glob takes no absolute pattern
+            # Path.glob does not accept absolute patterns.
             matches = [Path(item) for item in sorted(glob.glob(str(path), recursive=True))] or [path]  # noqa: PTH207
         for match in matches:
             inside = _below(match) if match.is_dir() else []
@@ -60,4 +60,4 @@ def _counts(path: Path) -> bool:
             return False
         return image_format(head) is not None or medical_kind(head, path.name) is not None
     except PermissionError:
-        return True  # so that it is reported, not passed over
+        return True  # so that it is reported, not skipped

@@ -1,8 +1,8 @@
-"""Images in MATLAB 7.3 files of the layout that the Figshare brain tumour set has.
+"""Images in MATLAB 7.3 files with the layout of the Figshare brain tumour data set.
 
-Such a file is HDF5 behind a header of 512 bytes. Its group ``cjdata`` holds ``image``, ``label``, ``PID``, ``tumorMask``
-and ``tumorBorder``, each as MATLAB stores arrays, column by column. HDF5 can point to other files, load filters and claim
-any size: everything is looked at before a value is read, and only plain datasets are.
+Such a file is HDF5 after a header of 512 bytes. Its group ``cjdata`` holds ``image``, ``label``, ``PID``, ``tumorMask`` and
+``tumorBorder``, in MATLAB's column order. HDF5 can point to other files, load filters and declare any size, so everything
+is checked before a value is read, and only plain datasets are read.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from brainmri_core.arrays import U16, Array, Mask
 from brainmri_core.images.decode import MAX_PIXELS, MAX_SIDE, MIN_SIDE, DecodeError
 
 LABELS = {1: "meningioma", 2: "glioma", 3: "pituitary"}
-"""What the numbers of ``cjdata.label`` mean."""
+"""The classes by their numbers in ``cjdata.label``."""
 
 _GROUP = "cjdata"
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
@@ -31,7 +31,7 @@ _REPEAT = re.compile(r"(.*\d)[A-Za-z]+")
 
 @dataclass(frozen=True)
 class MatlabImage:
-    """One image and what its file says of it.
+    """One image and its metadata.
 
     Attributes
     ----------
@@ -40,9 +40,9 @@ class MatlabImage:
     label : str or None
         Class, where the file names one of `LABELS`.
     patient : str or None
-        As in the file, without the letters at its end that mark a repeated exam.
+        Id as in the file, without the letters at its end that mark a repeated exam.
     mask : numpy.ndarray or None
-        bool ``(H, W)``: where the tumour is.
+        Tumour mask, bool ``(H, W)``.
     """
 
     values: U16
@@ -59,12 +59,19 @@ def is_matlab(data: bytes) -> bool:
 def matlab_image(data: bytes, title: str) -> MatlabImage:
     """Read one file.
 
+    Parameters
+    ----------
+    data : bytes
+        The file's content.
+    title : str
+        Its name in messages, escaped.
+
     Raises
     ------
     DecodeError
-        If it is of an older version, has another layout, or is not plain HDF5.
+        If the file has an older version, another layout, or is not plain HDF5.
     Exception
-        Whatever the library raises on damaged files.
+        h5py raises exceptions of many kinds on damaged files.
     """
     if data[_HEADER : _HEADER + len(_SIGNATURE)] != _SIGNATURE:
         raise DecodeError(
@@ -100,18 +107,18 @@ _NOTHING = np.zeros(0, np.uint16)
 
 
 def _hard(group: Any, name: str, title: str, h5py: Any) -> Any:
-    """Return a member that lies in this very file; a link of another kind may lead to any file of the machine."""
+    """Return a member that lies in this file; soft and external links, which may lead to any file, are refused."""
     if not isinstance(group.get(name, getlink=True), h5py.HardLink):
-        raise DecodeError(f"{title} has in place of {name} a link to elsewhere, which is not followed.")
+        raise DecodeError(f"{title} has a link in place of {name}; links are not followed.")
     return group[name]
 
 
 def _array(found: Any, title: str, h5py: Any) -> Array:
-    """Read a dataset of whole numbers once its size, storage and filters are known to be harmless."""
+    """Read a dataset of integers after its size, storage and filters are checked."""
     if not isinstance(found, h5py.Dataset):
-        raise DecodeError(f"{title} is no array.")
+        raise DecodeError(f"{title} is not an array.")
     if found.dtype.kind not in "iub" and not (found.dtype.kind == "f" and found.size == 1):
-        raise DecodeError(f"{title} is of type {found.dtype}; whole numbers are read.")
+        raise DecodeError(f"{title} is of type {found.dtype}; only integers are read.")
     if max(found.shape, default=0) > MAX_SIDE or found.size > MAX_PIXELS:
         raise DecodeError(
             f"{title} is larger than {MAX_SIDE} x {MAX_SIDE} or {MAX_PIXELS // 1_000_000} million."
@@ -120,14 +127,14 @@ def _array(found: Any, title: str, h5py: Any) -> Array:
     filters = {plan.get_filter(number)[0] for number in range(plan.get_nfilters())}
     chunk = int(np.prod(found.chunks, dtype=np.float64)) * found.dtype.itemsize if found.chunks else 0
     if found.external or found.is_virtual or not filters <= _FILTERS or plan.get_nfilters() > len(_FILTERS):
-        raise DecodeError(f"{title} is stored outside of its file or through a filter that is not read.")
+        raise DecodeError(f"{title} is stored outside its file, or with a filter that is not supported.")
     if chunk > _LARGEST_CHUNK:
         raise DecodeError(f"{title} is stored in pieces of {chunk >> 20} MiB, which are too large.")
     return np.asarray(found[()])
 
 
 def _patient(codes: Array) -> str | None:
-    """Return the patient of ``PID``, which holds the codes of its letters."""
+    """Return the patient id from ``PID``, which holds the character codes of the id."""
     if codes.dtype.kind not in "iu" or not 0 < codes.size <= _LONGEST_ID:
         return None
     text = "".join(chr(int(code)) for code in codes.flat if 32 <= code < 0xD800).strip()

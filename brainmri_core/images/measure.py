@@ -1,4 +1,4 @@
-"""The gray range that all deep files of a data set share."""
+"""The common gray range of a data set's files of more than 8 bits."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from brainmri_core.system.threads import cores, threads
 
 
 def measure_ranges(read: Reader, names: Sequence[str], wanted: Sequence[int]) -> dict[str, GrayRange]:
-    """Decode some files and return a range for each depth whose files declare none themselves.
+    """Decode some files and return a gray range for each depth whose files declare none.
 
     Parameters
     ----------
     read : callable
         Returns the bytes of a file by its position.
     names : sequence of str
-        What the files are called.
+        Names of the files.
     wanted : sequence of int
-        Positions of the files to look at; only a few are in memory at a time.
+        Positions of the files to decode; only a few are in memory at a time.
 
     Returns
     -------
     dict
-        Depth (``16-bit``, ``float`` ...) to the values of black and white. It does not depend on the order of the files.
+        Depth (``16-bit``, ``float`` ...) to the values of black and white, independent of the order of the files.
     """
 
     def measure(index: int) -> tuple[str, GrayRange] | None:
         try:
             found = decode(read(index), name=names[index], colour_check=False)
-        except DecodeError:  # resizing leaves it out and says why
+        except DecodeError:  # resizing excludes the file and gives the reason
             return None
         if found.values is None or found.scaled_by != "file":
             return None

@@ -1,7 +1,7 @@
-"""Slices of DICOM, NIfTI and MATLAB files, through the libraries of the ``medical`` extra where it is installed.
+"""Slices of DICOM, NIfTI and MATLAB files, read by the libraries of the ``medical`` extra where it is installed.
 
-Of a header, only what is needed to show the pixels upright and at the right brightness is read, and for training whose
-images belong together. It may name a patient: none of its text reaches a file, a message or a log.
+A header may name a patient, so only a few fields of it are read: those that decide orientation and brightness and, for
+training, the ids that tell which images belong together. None of its text reaches a file, a message or a log.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ _MAX_BYTES = 1 << 30
 _NIFTI_MAGIC = (b"n+1\0", b"ni1\0")
 _GZIP = b"\x1f\x8b"
 _TAIL = 0.5  # per cent of the voxels that may saturate at either end
-_THICK = 1.2  # voxels this much longer along one axis say that slices were taken along it
+_THICK = 1.2  # slices were taken along an axis whose voxels are longer than the others by this factor
 _UNEQUAL = 0.02
-_LEAST_TOP = 1023  # that the values of a 16-bit image may reach at most to be kept as whole numbers
+_LEAST_TOP = 1023  # a rescaled 16-bit image that cannot reach this value would lose detail as integers
 _EXTRA = "reading it needs the `medical` extra: pip install 'brainmri[medical]'"
 
 
 _SHOWN = {"dicom": "DICOM", "nifti": "NIfTI", "matlab": "MATLAB"}
 _LIBRARIES = ("pydicom", "nibabel", "h5py")
 _DIRECTORY = b"1.2.840.10008.1.3.10"  # storage class of a DICOMDIR
-_FIRST_GROUPS = (2, 8)  # that a DICOM file without preamble begins with
-_LAST_GROUP = 0x28  # that its second element is of at most
+_FIRST_GROUPS = (2, 8)  # groups of the first element of a DICOM file without preamble
+_LAST_GROUP = 0x28  # highest group of its second element
 _LONGEST_FIRST = 400
 _SHORT_VRS = b"AE AS AT CS DA DS DT FL FD IS LO LT PN SH SL SS ST TM UI UL US".split()
 _NO_PATIENT = {
@@ -66,16 +66,16 @@ class Slice:
     count : int
         Number of slices in the file.
     pixels : numpy.ndarray
-        uint8 ``(H, W)``, square pixels, NIfTI in radiological orientation; of MATLAB files, and of DICOM files that declare
-        no range, uint16: the values, for which the gray range of the data set holds.
+        uint8 ``(H, W)``, square pixels, NIfTI in radiological orientation. From MATLAB files, and from DICOM files that
+        declare no range, uint16 values, which the gray range of the data set scales later.
     volumes : int
-        Volumes in the file; the slices are those of the first.
+        Number of volumes in the file; the slices are those of the first.
     patient, study : str or None
-        Ids as they are in the file: they are for hashing only.
+        Ids as in the file, only to be hashed.
     label : str or None
         Class that the file names.
     mask : numpy.ndarray or None
-        bool ``(H, W)``: where the tumour is.
+        Tumour mask, bool ``(H, W)``.
     """
 
     count: int
@@ -88,7 +88,7 @@ class Slice:
 
 
 def medical_kind(data: bytes, name: str) -> Kind | None:
-    """Tell from content, its first `formats.HEAD` bytes, else from its name, what kind of scan a file is; None: of none."""
+    """Return the kind of scan by a file's first `formats.HEAD` bytes, else by its name; None if it is not a scan."""
     lower = name.lower()
     if data[128:132] == b"DICM" or _is_bare_dicom(data):
         return "dicom"
@@ -108,7 +108,7 @@ def _unpacked_head(data: bytes) -> bytes:
 
 
 def is_dicomdir(data: bytes) -> bool:
-    """Say whether a file is the index of a DICOM medium, which lists images and holds none, by its first kilobyte."""
+    """Say by its first kilobyte whether a file is a DICOMDIR, the index of a medium, which holds no image."""
     return data[128:132] == b"DICM" and _DIRECTORY in data[:1024]
 
 
@@ -131,13 +131,19 @@ def medical_slices(data: bytes, name: str, kind: Kind, *, any_modality: bool = F
 
     Parameters
     ----------
+    data : bytes
+        The file's content.
+    name : str
+        Its name in messages.
+    kind : str
+        What `medical_kind` found.
     any_modality : bool
-        Let DICOM images of other modalities than MR in.
+        Accept DICOM images of other modalities than MR.
 
     Raises
     ------
     DecodeError
-        If the file is damaged, is no MR image, or the library that reads it is not installed.
+        If the file is damaged, is not an MR image, or the library that reads it is not installed.
     """
     title = printable(name)
     try:
@@ -202,14 +208,14 @@ def _dicom(data: bytes, title: str, any_modality: bool) -> Iterator[Slice]:
 
 
 def _syntax(dataset: Any) -> str:
-    """Return the transfer syntax of a data set that does not name it, recognised by how it is written."""
+    """Return the transfer syntax of a data set that does not declare it, as pydicom recognised it."""
     from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
     return str(ImplicitVRLittleEndian if dataset.original_encoding[0] else ExplicitVRLittleEndian)
 
 
 def _identity(value: Any, nobody: set[str]) -> str | None:
-    """Return an id of a header, or None for the words that anonymising writes in its place."""
+    """Return an id of a header, or None for the placeholders that anonymisation writes, such as ``anonymous``."""
     text = str(value or "").strip()
     plain = "".join(char for char in text.casefold() if char.isalnum())
     return None if plain.rstrip("0") in nobody else text
@@ -227,9 +233,10 @@ def _window(dataset: Any) -> tuple[float, float] | None:
 
 
 def _values(frame: Array, values: F32, dataset: Any) -> U16:
-    """Return the values of a frame of 16 bits in whole numbers; those below zero, which is air in MR, count as zero.
+    """Return the rescaled values of a 16-bit frame as integers; negative ones, which are air in MR, become zero.
 
-    Hounsfield units count from -1024 there. A slope so small that whole numbers would lose the image is left out.
+    CT values (Hounsfield units) are shifted by 1024, so that air is zero. Where the rescale slope is so small that integers
+    would lose the image, the stored values are taken instead.
     """
     if dataset.get("Modality") == "CT":
         values = values + 1024
@@ -239,7 +246,7 @@ def _values(frame: Array, values: F32, dataset: Any) -> U16:
 
 
 def _declared(dtype: np.dtype[Any], dataset: Any) -> tuple[float, float] | None:
-    """Return the range of the bits that are stored, or None where all of more than 8 are, which declares nothing."""
+    """Return the range of the stored bits; None where more than 8 bits are stored and fill the allocated ones."""
     from pydicom.pixels.processing import apply_modality_lut
 
     bits = int(dataset.BitsStored)
@@ -285,7 +292,7 @@ def _nifti(data: bytes, title: str) -> Iterator[Slice]:
 
 
 def _slice_axis(shape: tuple[int, ...], spacing: list[float]) -> int:
-    """Return the axis slices were taken along: that of a single layer, or of the thickest voxels, else head to foot."""
+    """Return the axis that slices were taken along: one of a single layer, else of the thickest voxels, else head to foot."""
     if 1 in shape:
         return 2 if shape[2] == 1 else shape.index(1)
     thickest = int(np.argmax(spacing))
@@ -316,7 +323,7 @@ def _scaled(values: F32, low: float, high: float) -> U8:
 
 
 def _square(pixels: U8 | U16, row_spacing: float, column_spacing: float) -> U8 | U16:
-    """Resample an image whose pixels are not square so that they are."""
+    """Resample an image to square pixels."""
     if min(row_spacing, column_spacing) <= 0:
         return pixels
     ratio = row_spacing / column_spacing

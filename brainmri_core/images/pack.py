@@ -24,11 +24,11 @@ def write_pack(path: Path, images: Iterable[U8], *, most: int, size: int, channe
     Parameters
     ----------
     path : pathlib.Path
-        The file; its folder is there.
+        The file; its folder must exist.
     images : iterable of numpy.ndarray
         uint8, each ``(size, size)`` for one channel or ``(size, size, channels)``.
     most : int
-        How many there are at most; where there are fewer, the file is hashed once more.
+        Upper limit of their number. Where there are fewer, the file's header changes, and the file is hashed again.
     size, channels : int
         Shape of the images.
 
@@ -84,7 +84,7 @@ def open_pack(layout: Layout, pointer: PackPointer) -> U8:
     IntegrityError
         If the file is missing or its shape is not the recorded one.
     StorageError
-        If the system does not let it be read, or has no memory for it.
+        If the operating system refuses to read it, or there is no memory for it.
     """
     path = layout.absolute(pointer.pack)
     expected = (pointer.n_images, pointer.size, pointer.size) + (

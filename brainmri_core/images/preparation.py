@@ -1,4 +1,4 @@
-"""From image files to prepared pixels: many files at once, each at the size, fit and colour of a pack."""
+"""From many image files to prepared pixels, with the size, fit and channels of a pack."""
 
 from __future__ import annotations
 
@@ -23,8 +23,6 @@ from brainmri_core.images.levels import GrayRange
 from brainmri_core.system.threads import cores, threads
 
 COLOUR_THRESHOLD = 12.0
-
-
 _CHUNK = 16
 
 
@@ -36,7 +34,7 @@ class _Resized:
 
 
 def _unchanged(data: bytes, path: str, expected: str) -> bytes:
-    """Return the bytes of a file if they are those that the split saw in a process of their own."""
+    """Return the bytes of a file if they are unchanged since a worker process of the split decoded them."""
     if hashlib.sha256(data).hexdigest() != expected:
         raise IntegrityError(f"The image {path} was changed after it was fetched; fetch and split again.")
     return data
@@ -45,7 +43,7 @@ def _unchanged(data: bytes, path: str, expected: str) -> bytes:
 def _stream(
     root: Path, table: pd.DataFrame, todo: Indices, config: ResizeConfig, channels: int
 ) -> Iterator[tuple[int, _Resized]]:
-    """Yield results in order, both cores busy, at most a few chunks in flight."""
+    """Yield results in order, with all cores busy and at most a few chunks in memory."""
     paths, hashes = table["path"].tolist(), table["file_sha256"].tolist()
     read = read_below(root, paths)
     workers = cores()
@@ -72,7 +70,7 @@ def _stream(
 def prepared_images(
     root: Path, table: pd.DataFrame, *, size: int, fit: Fit, channels: int, gray_ranges: dict[str, GrayRange]
 ) -> Iterator[tuple[int, U8]]:
-    """Yield images of a sample table as a pack made in this way would hold them.
+    """Yield the images of a sample table as a pack with these settings would hold them.
 
     Parameters
     ----------
@@ -81,12 +79,12 @@ def prepared_images(
     table : pandas.DataFrame
         Rows of its sample table.
     size, fit, channels, gray_ranges
-        As a pack's pointer has them.
+        As in a pack's pointer.
 
     Yields
     ------
     position : int
-        Row of the table.
+        Position in the table.
     pixels : numpy.ndarray
         uint8, ``(size, size)`` or ``(size, size, 3)``. Images that cannot be decoded are left out.
 
@@ -135,9 +133,9 @@ def _resize_one(data: bytes, path: str, config: ResizeConfig, channels: int) -> 
 
 
 def _mean_and_std(pixels: U8) -> tuple[float, float]:
-    """Return mean and standard deviation of the gray levels (of colour pixels: the mean of the channels).
+    """Return mean and standard deviation of the gray levels (of the mean of the channels, for colour).
 
-    Of the image alone, not of the black border that letterboxing adds: that would hide a constant image.
+    The caller leaves out the black border of letterboxing, which would hide a constant image.
     """
     levels = pixels.astype(np.float32) if pixels.ndim == 2 else pixels.mean(axis=2, dtype=np.float32)
     mean = float(levels.mean())

@@ -1,7 +1,7 @@
-"""The program of a worker process that takes DICOM, NIfTI and MATLAB files apart into slices; run by `isolation`.
+"""The program of a worker process that splits DICOM, NIfTI and MATLAB files into slices; run by `isolation`.
 
-A slice is answered as a PNG, so that later stages read it as they read any image. Of a header, only hashes of the ids of
-patient and study are passed on, which the other side hashes again with its secret key.
+It answers each slice as a PNG, so that later stages read it like any image. Of a header, it passes on only hashes of the
+patient and study ids, which the parent process hashes again with the project's secret key.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from brainmri_core.images.worker import serve
 
 
 def answers(data: bytes, name: str, rule: SlicesConfig, any_modality: bool) -> Iterator[bytes]:
-    """Encode the slices to use of a file, then their count; or the reason why there are none."""
+    """Yield a message per slice of a file that `rule` chooses, then one with their count; or one with a reason."""
     title = printable(name)
     try:
         kind = medical_kind(data, name)
         if kind is None:
-            raise DecodeError(f"{title} is neither DICOM nor NIfTI nor MATLAB.")
+            raise DecodeError(f"{title} is neither DICOM, NIfTI nor MATLAB.")
         used, blank, count, volumes = 0, 0, 0, 1
         for number, found in enumerate(medical_slices(data, name, kind, any_modality=any_modality), 1):
             count, volumes = found.count, found.volumes

@@ -1,4 +1,4 @@
-"""What can be read off packed pixels without a model: intensity and edge statistics, and burnt-in text."""
+"""Properties of packed pixels without a model: intensity and edge statistics, burnt-in text, and frames."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ EDGE_STATISTICS = ("edge_strength", "sharpness", "noise")
 _PERCENTILES = (0.10, 0.25, 0.50, 0.75, 0.90, 0.99)
 _BLACK = 16
 _FRAME_LEVEL = 64
-_MARK = 70  # least level of writing
+_MARK = 70  # least gray level of writing
 _CHUNK = 128
 
 TEXT_ISLANDS = 8
-"""Separate bright marks in one dark corner from which on it counts as writing; anatomy rarely leaves more than six."""
+"""Least number of separate bright marks in a dark corner that count as writing; anatomy rarely leaves more than six."""
 
 
 @dataclass(frozen=True)
 class PackScan:
-    """What one pass over a pack finds, by row.
+    """The results of one pass over a pack, by row.
 
     Attributes
     ----------
     statistics : numpy.ndarray
         float64 ``(N, 10)``, columns as in `INTENSITY_STATISTICS`.
     text, framed : numpy.ndarray
-        bool ``(N,)``: as `text_like` and `framed` say.
+        bool ``(N,)``: results of `text_like` and `framed`.
     """
 
     statistics: F64
@@ -51,7 +51,7 @@ class PackScan:
 
 
 def scan_pack(pack: U8) -> PackScan:
-    """Read a pack once, in slices on all cores, for everything that needs its pixels.
+    """Compute everything that needs the pixels of a pack in one pass, on all cores.
 
     Parameters
     ----------
@@ -84,13 +84,13 @@ def to_gray(images: U8) -> U8:
 
 
 def intensity_statistics(images: U8) -> F64:
-    """Compute ten statistics of the gray levels of each image, as a model sees it: a letterbox border counts.
+    """Compute ten statistics of the gray levels of each image, its letterbox border included, as a model sees it.
 
     Parameters
     ----------
     images : numpy.ndarray
-        uint8 ``(N, H, W)``. Every second pixel in both directions is read: a quarter of the pixels gives these
-        numbers to well under a gray level.
+        uint8 ``(N, H, W)``. Only every second pixel in both directions is read, which changes the results by well under
+        one gray level.
 
     Returns
     -------
@@ -122,10 +122,10 @@ def edge_statistics(images: U8) -> F64:
     numpy.ndarray
         float64 ``(N, 3)``, all 0 where an image is black:
 
-        - the mean step between the two neighbours of a pixel, in gray levels, along rows and columns;
-        - how large the second differences are beside those steps: contrast does not change it, a blur lowers it;
-        - the noise, as a standard deviation in gray levels (Immerkaer, Fast noise variance estimation, CVIU 1996), which
-          fine texture raises too.
+        - the mean absolute difference between the two neighbours of a pixel along rows and columns, in gray levels;
+        - the ratio of the second differences to those differences: contrast does not change it, blur lowers it;
+        - the standard deviation of the noise in gray levels (Immerkaer, Fast noise variance estimation, CVIU 1996), which
+          fine texture raises, too.
     """
     wide = images.astype(np.int16)
     middle = wide[:, 1:-1, 1:-1]
@@ -149,9 +149,9 @@ def edge_statistics(images: U8) -> F64:
 def text_like(images: U8) -> Mask:
     """Say which images look as if they had writing in a dark corner.
 
-    Scanner annotations are many small bright marks that hang together with nothing. A corner counts when it is mostly
-    dark, has several strong steps along one line, and holds at least `TEXT_ISLANDS` marks that don't touch the rest
-    of the image. Writing over anatomy, and single letters such as a side marker, are not found.
+    Scanner annotations are many small bright marks that touch nothing else. A corner counts when it is mostly dark, has
+    several strong steps along one line, and holds at least `TEXT_ISLANDS` marks that do not touch the rest of the image.
+    Writing over anatomy, and single letters such as a side marker, are not found.
 
     Parameters
     ----------
@@ -167,7 +167,7 @@ def text_like(images: U8) -> Mask:
     height, width = images.shape[1] // 5, images.shape[2] // 3
     for vertical in (1, -1):
         for horizontal in (1, -1):
-            # flipped so that the image's own corner is at the top left and the brain at the bottom right
+            # Flipped so that the corner of the image is at the top left and the brain at the bottom right.
             corners = images[:, ::vertical, ::horizontal][:, :height, :width]
             bright = np.flatnonzero(~found & (corners.max(axis=(1, 2)) > _MARK))  # most corners are all black
             corners = corners[bright]
@@ -181,7 +181,7 @@ def text_like(images: U8) -> Mask:
 
 
 def _islands(corners: U8, size: int) -> Indices:
-    """Count the marks of letter size in each corner that don't touch what lies beyond it."""
+    """Count the marks of letter size in each corner that do not touch its inner border."""
     from scipy import ndimage
 
     neighbours = np.zeros((3, 3, 3))
@@ -201,8 +201,8 @@ def _islands(corners: U8, size: int) -> Indices:
 def framed(images: U8) -> Mask:
     """Say which images have a bright line drawn along an edge: a frame, or one side of it.
 
-    From each side inwards, black bars are passed over; the first line that is not black counts when nearly all of it,
-    or of one of the next two, is bright, and what lies a few lines further inside is not.
+    From each side inwards, black bars are skipped. A side counts when the first line that is not black, or one of the next
+    two, is almost entirely bright, and a line a little further inside is not.
 
     Parameters
     ----------
@@ -215,9 +215,7 @@ def framed(images: U8) -> Mask:
         bool ``(N,)``.
     """
     size = images.shape[1]
-    middle = slice(
-        size // 4, size - size // 4, 2
-    )  # every second pixel of the middle half tells as much as all
+    middle = slice(size // 4, size - size // 4, 2)  # every second pixel of the middle half is enough
     inside = max(4, size // 32)
     number = np.arange(len(images))
     found = np.zeros(len(images), np.bool_)

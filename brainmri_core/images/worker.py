@@ -1,4 +1,4 @@
-"""The loop of a worker process: answer for the files that come in on standard input. See `isolation`."""
+"""The loop of a worker process: read files from standard input and answer each. See `isolation`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from brainmri_core.images.isolation import BATCH_BYTES, message
 
 MEMORY_LIMIT = 2 << 30
-_PATIENCE_S = 0.05  # answers wait this long for others to go with
+_PATIENCE_S = 0.05  # answers are collected for this long before they are sent together
 
 
 def serve(respond: Callable[[bytes, str], Iterable[bytes]]) -> None:
@@ -23,7 +23,7 @@ def serve(respond: Callable[[bytes, str], Iterable[bytes]]) -> None:
     Parameters
     ----------
     respond : callable
-        Gets a file's content and name; returns one message or, all but the last marked ``more``, several.
+        Gets a file's content and name; returns one message, or several of which all but the last are marked ``more``.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when to stop
     answers = os.fdopen(os.dup(1), "wb", BATCH_BYTES)
@@ -31,11 +31,9 @@ def serve(respond: Callable[[bytes, str], Iterable[bytes]]) -> None:
     answers.write(message({"ready": True}))
     answers.flush()
     nowhere = os.open(os.devnull, os.O_WRONLY)
-    for stream in (
-        1,
-        2,
-    ):  # a decoder that prints must not write into the answers, nor fill a pipe that is not read
-        os.dup2(nowhere, stream)
+    # A decoder that prints must not write into the answers, nor fill a pipe that nobody reads.
+    os.dup2(nowhere, 1)
+    os.dup2(nowhere, 2)
     requests, flushed = sys.stdin.buffer, time.monotonic()
     while len(sizes := requests.read(8)) == 8:
         head, body = struct.unpack("<II", sizes)

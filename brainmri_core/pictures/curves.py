@@ -17,7 +17,7 @@ def draw_curves(history: list[dict[str, Any]], path: Path) -> None:
     Parameters
     ----------
     history : list of dict
-        One record an epoch, as `learning.loop` makes them.
+        One record per epoch, from `learning.loop`.
     path : pathlib.Path
         The file to write, atomically.
     """

@@ -1,4 +1,4 @@
-"""Figures of an evaluation: confusion matrices, ROC and precision-recall curves, reliability. Okabe-Ito colours."""
+"""Figures of an evaluation: confusion matrix, ROC and precision-recall curves, reliability diagram. Okabe-Ito colours."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def _plain(axes: Axes, title: str, x: str, y: str) -> None:
 
 
 def write_confusion(path: Path, matrix: Sequence[Sequence[int]], classes: Sequence[str]) -> None:
-    """Draw the confusion matrix as counts and as shares of each true class, side by side, into a PNG."""
+    """Draw the confusion matrix ``(K, K)``, rows truth, as counts and as shares of each true class into a PNG."""
     counts = np.asarray(matrix, np.float64)
     totals = counts.sum(axis=1, keepdims=True)
     shares = np.divide(counts, totals, out=np.zeros_like(counts), where=totals > 0)
@@ -74,7 +74,7 @@ def curves_figure(
     classes: Sequence[str],
     areas: Mapping[str, tuple[float | None, float | None]],
 ) -> str:
-    """Draw one-against-rest ROC and precision-recall curves; return an SVG data URI.
+    """Draw one-vs-rest ROC and precision-recall curves; return an SVG data URI.
 
     Parameters
     ----------

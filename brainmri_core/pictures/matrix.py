@@ -16,14 +16,16 @@ _WIDEST = 22
 
 
 def write_matrix(path: Path, table: pd.DataFrame, own: Mapping[str, Mapping[str, Any]]) -> None:
-    """Draw macro F1 with its interval and the share taken out of each pair into a PNG; framed: on the model's own test images.
+    """Draw macro F1 with its interval, and the share of images taken out, for each pair of data sets into a PNG.
+
+    Each model's score on its own test images is framed.
 
     Parameters
     ----------
     path : pathlib.Path
-        Where to.
+        The PNG.
     table : pandas.DataFrame
-        As `generalisation.COLUMNS`.
+        A row per pair, with the columns `generalisation.COLUMNS`.
     own : mapping
         Data set to macro_f1, low and high of its model on its own test images; empty where it was not evaluated.
     """
@@ -68,6 +70,6 @@ def _text(item: Mapping[str, Any], below: str) -> str:
 
 
 def _short(name: str) -> str:
-    """Return the key of a data set on lines that fit beside the matrix."""
+    """Return the key of a data set in two short lines."""
     owner, _, slug = name.partition("/")
     return f"{owner[:_WIDEST]}/\n{slug if len(slug) <= _WIDEST else slug[: _WIDEST - 1] + '…'}"

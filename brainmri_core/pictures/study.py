@@ -1,4 +1,4 @@
-"""The two pictures of a study: the scores of its trials in order, and how much each setting decides."""
+"""The two pictures of a study: the scores of its trials in order, and the importance of each setting."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def draw_history(trials: Sequence[tuple[int, str, float | None]], path: Path) ->
     Parameters
     ----------
     trials : sequence of (number, state, score)
-        In order. A trial without a score stands at the foot of the picture.
+        In order. A trial without a score is drawn at the bottom.
     path : pathlib.Path
         The file to write, atomically.
     """
@@ -49,7 +49,15 @@ def draw_history(trials: Sequence[tuple[int, str, float | None]], path: Path) ->
 
 
 def draw_importance(importance: Mapping[str, float], path: Path) -> None:
-    """Draw each setting's share of the variance of the scores into a PNG, the greatest on top."""
+    """Draw each setting's share of the variance of the scores (fANOVA) into a PNG, greatest on top.
+
+    Parameters
+    ----------
+    importance : mapping
+        Setting to its share, 0 to 1.
+    path : pathlib.Path
+        The file to write, atomically.
+    """
     figure = Figure(figsize=(8, 1.2 + 0.36 * len(importance)), layout="constrained")
     axes = figure.add_subplot()
     names = sorted(importance, key=lambda name: importance[name])

@@ -1,4 +1,4 @@
-"""Pictures of single images for pages and sheets: thumbnails, overlays of maps, the colour bar that goes with them."""
+"""Pictures of single images for pages and contact sheets: thumbnails, overlays of maps, and their colour bar."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ OPACITY = 0.6
 
 @cache
 def colour_table() -> U8:
-    """Return 256 colours ``(256, 3)`` of the perceptually uniform map *inferno*, readable with any colour vision."""
+    """Return the perceptually uniform colour map *inferno*, readable with any colour vision: uint8 ``(256, 3)``."""
     from matplotlib import colormaps
 
     return np.asarray(colormaps["inferno"](np.arange(256))[:, :3] * 255 + 0.5, np.uint8)
@@ -28,7 +28,7 @@ def to_rgb(pixels: U8) -> U8:
 
 
 def overlay(pixels: U8, values: F32) -> U8:
-    """Lay a map over an image, more opaque where it is stronger, so that the anatomy under a zero stays as it is.
+    """Lay a map over an image, more opaque where its values are higher; where they are zero the image is unchanged.
 
     Parameters
     ----------
@@ -66,7 +66,7 @@ def data_uri(image: Image.Image, quality: int = 82) -> str:
 
 
 def colour_bar(width: int, height: int) -> Image.Image:
-    """Return a horizontal colour bar, zero at the left, as overlays show it over mid-gray."""
+    """Return a horizontal colour bar, zero at the left, in the colours of an overlay over mid-gray."""
     ramp = np.linspace(0, 1, width, dtype=np.float32)[None].repeat(height, axis=0)
     return Image.fromarray(overlay(np.full((height, width), 96, np.uint8), ramp))
 

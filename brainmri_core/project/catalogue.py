@@ -1,4 +1,4 @@
-"""The catalogue of data sets: which exist, where they come from, and what their folders call each class."""
+"""The catalogue of data sets: their sources, classes and tables, and the folder names that mean each class."""
 
 from __future__ import annotations
 
@@ -33,17 +33,19 @@ class DatasetEntry(StageConfig):
     aliases : dict
         Folder name to canonical class name.
     patients : str or None
-        Who is on which image: a table of the package (`brainmri_core/defaults/patients`), or a CSV file beside the catalogue.
+        The patient of each image: a table of the package (`brainmri_core/defaults/patients`), or a CSV file beside the
+        catalogue.
     label_corrections : str or None
-        Labels known to be wrong: a table of the package (`brainmri_core/defaults/patients`), or a CSV file beside the catalogue.
+        Labels known to be wrong: a table of the package (`brainmri_core/defaults/patients`), or a CSV file beside the
+        catalogue.
     modality : str
-        What images the data set holds; any: other modalities than MR are let in.
+        Modality of the images; "any" also accepts other modalities than MR.
     archives : list of str
         Further names that its archive or folder may have.
     site : str
-        Of the built-in synthetic data: which of the two that were made of it.
+        Which of the two built-in synthetic data sets this is.
     labelled : bool
-        False: a folder of images of which nobody says what they show. They can be fetched and predicted, no more.
+        False for a folder of images without labels. These can be fetched and predicted, but not trained on or evaluated.
     """
 
     key: str = ""
@@ -83,12 +85,12 @@ class DatasetEntry(StageConfig):
         return self.key.partition("/")[2]
 
     def require_labels(self, what: str) -> None:
-        """Refuse a data set without labels for what needs them.
+        """Refuse an unlabelled data set for what needs labels.
 
         Raises
         ------
         DataError
-            If its images have none.
+            If the images have no labels.
         """
         if not self.labelled:
             raise DataError(
@@ -104,7 +106,7 @@ class DatasetEntry(StageConfig):
 
 
 EVERY = DatasetEntry(key="brainmri/every-data-set", source="archive", title="All data sets together")
-"""Stands for all data sets where a result is of all of them; no catalogue holds it."""
+"""Stands for all data sets in results that cover all of them; it is in no catalogue."""
 
 
 class _CatalogueFile(StageConfig):
@@ -115,7 +117,7 @@ FILE_NAME = "datasets.yaml"
 
 
 def catalogue_path() -> Path:
-    """Return the user's own catalogue, whose entries are added to those of the package. It need not exist."""
+    """Return the path of the user's own catalogue, whose entries add to those of the package. It need not exist."""
     return user_configs() / FILE_NAME
 
 
@@ -125,8 +127,8 @@ def load_catalogue(path: Path | None = None) -> dict[str, DatasetEntry]:
     Parameters
     ----------
     path : pathlib.Path or None
-        One file to read alone; None reads the package's and `catalogue_path`. Where both have a key, in whatever case,
-        the user's entry takes the place of the package's.
+        A single file to read; None reads `catalogue_path` and the package's catalogue. Where both have a key, in upper or
+        lower case, the user's entry replaces the package's.
 
     Returns
     -------
@@ -136,8 +138,8 @@ def load_catalogue(path: Path | None = None) -> dict[str, DatasetEntry]:
     Raises
     ------
     ConfigError
-        If a key is malformed or appears twice, an alias or a corrected label names no class, class names cannot be
-        folders beside each other, or a table cannot be read; the message gives the line.
+        If a key is malformed or appears twice, an alias or a corrected label names no class, class names cannot be names
+        of folders side by side, or a table cannot be read; the message gives the line.
     """
     if path is not None:
         return _load(path)
@@ -146,14 +148,13 @@ def load_catalogue(path: Path | None = None) -> dict[str, DatasetEntry]:
         added = _load(own)
         taken = {key.casefold() for key in added}
         rest = {key: entry for key, entry in entries.items() if key.casefold() not in taken}
-        entries = (
-            added | rest
-        )  # a command that names no data set takes the first: the user's, not the synthetic one
+        # A command that names no data set takes the first: the user's, not the synthetic one.
+        entries = added | rest
     return entries
 
 
 def replaces_shipped(key: str) -> bool:
-    """Say whether a data set's entry is one of the user's in the place of the package's."""
+    """Say whether a data set's entry is the user's and replaces one of the package."""
     own = catalogue_path()
     if not own.is_file() or key not in (read_yaml(own)[0].get("datasets") or {}):
         return False
@@ -181,7 +182,7 @@ def _load(source: Path) -> dict[str, DatasetEntry]:
 
 
 def _with_tables(entry: DatasetEntry, folder: Path, where: str) -> DatasetEntry:
-    """Find the entry's tables, and refuse one that cannot be read or corrects a label to none of the classes."""
+    """Find the entry's tables; refuse one that cannot be read, or corrects a label to an unknown class."""
     found = {
         field: str((folder / name).resolve()) if is_file(name) else name
         for field in ("patients", "label_corrections")
@@ -205,7 +206,7 @@ def _with_tables(entry: DatasetEntry, folder: Path, where: str) -> DatasetEntry:
 
 
 def _check_names(entry: DatasetEntry, where: str) -> None:
-    """Refuse names of classes that cannot be folders, or that compare equal and mean two classes."""
+    """Refuse class names that cannot be folders, and names that compare equal but mean two classes."""
     meant: dict[str, str] = {}
     for name in entry.classes:
         if _NO_FOLDER.search(name) or not name or len(name.encode()) > _LONGEST_CLASS:

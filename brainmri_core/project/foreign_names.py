@@ -1,4 +1,4 @@
-"""Foreign file names: compared in one form, stored as found, safe on every system, and not too many."""
+"""Foreign file names: how they are compared and shown, and which are refused."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ _DEEPEST = 32
 
 
 def shown_name(name: str | Path) -> str:
-    """Return a foreign name fit for a message: escaped, and cut where it is endless."""
+    """Return a foreign name fit for a message: escaped, and shortened in the middle where it is too long."""
     text = printable(str(name))
     return text if len(text) <= 200 else f"{text[:120]}...{text[-60:]}"
 
 
 def compared(name: str) -> str:
-    """Return the form in which two names of files, folders or classes are compared; never the one that is stored.
+    """Return the form in which two names of files, folders or classes are compared; it is never stored.
 
-    A backslash parts folders as a slash does, empty parts and ``.`` count for nothing, nor do blanks around a part, the
-    case of letters, and whether an accented letter is one character (NFC) or two (NFD).
+    Backslashes count as slashes. Empty parts and ``.``, blanks around a part, the case of letters, and whether an accented
+    letter is one character (NFC) or two (NFD) make no difference.
     """
     parts = (part.strip() for part in name.replace("\\", "/").split("/"))
     text = "/".join(part for part in parts if part not in ("", "."))
@@ -34,27 +34,41 @@ def compared(name: str) -> str:
 
 
 def stored_names(given: Iterable[str], stored: Iterable[str]) -> list[str | None]:
-    """Return for each given name the stored one it means: the same text, else the one that compares equal; else None."""
+    """Return the stored name that each given name means: the same text, else one that compares equal, else None."""
     exact = dict.fromkeys(stored)
     alike = {compared(name): name for name in exact}
     return [name if name in exact else alike.get(compared(name)) for name in given]
 
 
 def too_many(where: str, limits: ArchiveLimits) -> str:
-    """Return the error of an archive or folder that holds more than the limit."""
+    """Return the error message for an archive or folder with more files than the limit."""
     return f"{where} holds more than fetch.limits.max_files ({limits.max_files}) files and folders; {RAISE}."
 
 
 def safe_name(name: str, original: str, where: str) -> str:
-    """Return a path below the folder in one spelling, or raise SourceError.
+    """Return the path of an archive entry in one spelling.
 
-    Backslashes, with which some Windows programs part the folders of a zip, become slashes before anything is judged.
+    Backslashes, which some Windows programs write in zip files, become slashes before the path is checked.
+
+    Parameters
+    ----------
+    name : str
+        Path of the entry.
+    original : str
+        Its name as it stands in the archive, for messages.
+    where : str
+        The archive, for messages.
+
+    Raises
+    ------
+    SourceError
+        If the path leaves the folder, holds control characters, or is too long or too deep.
     """
     name = name.replace("\\", "/")
     path = PurePosixPath(name)
     if (
         path.is_absolute()
-        or any(part.strip() == ".." for part in path.parts)  # Windows takes blanks at the end away
+        or any(part.strip() == ".." for part in path.parts)  # Windows ignores blanks at the end
         or not path.parts
         or (len(name) > 1 and name[1] == ":")
     ):
@@ -77,7 +91,7 @@ def safe_name(name: str, original: str, where: str) -> str:
 
 
 def is_litter(name: str) -> bool:
-    """Say whether a file is one of those that systems leave behind."""
+    """Say whether a file is one that operating systems leave behind, such as ``.DS_Store``."""
     path = PurePosixPath(name)
     return (
         bool(LEFT_OUT_FOLDERS & set(path.parts)) or path.name in _LEFT_OUT_FILES or path.name.startswith("._")
@@ -85,9 +99,14 @@ def is_litter(name: str) -> bool:
 
 
 def check_collisions(names: Iterable[str], where: str, limits: ArchiveLimits) -> None:
-    """Refuse names that are one and the same on a system that ignores case or normalises Unicode, and too many.
+    """Refuse too many names, and names that are the same on a system that ignores case or normalises Unicode.
 
-    A folder counts as much as a file, also one that only the names of its files tell of.
+    Folders count as files do, including those that appear only in the paths of files.
+
+    Raises
+    ------
+    SourceError
+        For the first collision, or when the limit is exceeded.
     """
     files: dict[str, str] = {}
     folders: dict[str, str] = {}
@@ -105,7 +124,7 @@ def check_collisions(names: Iterable[str], where: str, limits: ArchiveLimits) ->
                     f"{where} holds the folders {shown_name(spelling)!r} and {shown_name(parent.as_posix())!r}, which are one folder on "
                     "some systems; rename one."
                 )
-        if len(files) + len(folders) > limits.max_files + 1:  # the folder that holds them all is not theirs
+        if len(files) + len(folders) > limits.max_files + 1:  # the root, ".", does not count
             raise SourceError(too_many(where, limits))
     for folded in files.keys() & folders.keys():
         raise SourceError(

@@ -1,4 +1,4 @@
-"""CSV tables about the images of a data set, shipped with the package or brought by the user."""
+"""CSV tables about the images of a data set, from the package or from the user."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 @dataclass(frozen=True)
 class ImageTable:
-    """Rows that each speak of an image.
+    """A table with one row per image.
 
     Attributes
     ----------
     where : str
         The file, for messages.
     key : str
-        What names the image: its ``path`` below the data set's root, or its ``slice``, the file's name without folder and
-        ending.
+        How a row names its image: by ``path`` below the data set's root, or by ``slice``, the file name without folder
+        and ending.
     names : list of str
-        The image of each row, as written.
+        The image of each row, as written in the table.
     values : list of dict
         The other columns of each row, without blanks around them.
     """
@@ -46,13 +46,13 @@ class ImageTable:
 
 
 def shipped_tables() -> list[str]:
-    """Name the tables that come with the package."""
+    """List the names of the package's tables."""
     names = (item.name for item in _SHIPPED.iterdir())
     return sorted(name.removesuffix(".csv") for name in names if name.endswith(".csv"))
 
 
 def is_file(name: str) -> bool:
-    """Say whether a catalogue's table is a file of the user's, which ends in .csv; the package's have no ending."""
+    """Say whether a table in the catalogue is a user's file, which ends in .csv; names of package tables do not."""
     return name.lower().endswith(".csv")
 
 
@@ -64,14 +64,14 @@ def read_table(source: str | Path, value: Sequence[str], further: Sequence[str] 
     source : str or pathlib.Path
         Path of a CSV file, or the name of one of `shipped_tables`.
     value : sequence of str
-        Columns of which it must have one besides ``path`` (or ``slice``).
+        Columns of which the table must have one besides ``path`` (or ``slice``).
     further : sequence of str
-        Columns that are read where it has them; all others are left aside.
+        Optional columns to read; all others are ignored.
 
     Raises
     ------
     ConfigError
-        If there is no such table, it is no CSV in UTF-8, or it lacks a column.
+        If there is no such table, it is not CSV in UTF-8, a cell holds a control character, or a column is missing.
     """
     text, where = _text(source)
     wanted = " or ".join(map(repr, value))
@@ -99,14 +99,15 @@ def read_table(source: str | Path, value: Sequence[str], further: Sequence[str] 
 
 
 def csv_rows(text: str) -> list[list[str]]:
-    """Return the rows of a CSV that commas, semicolons or tabs part, as its header does.
+    """Return the rows of a CSV separated by commas, semicolons or tabs; the header decides which.
 
-    Spreadsheets write semicolons where the comma parts decimals, and Excel may say so in a line of its own (``sep=;``).
+    Spreadsheets write semicolons in countries with decimal commas. Excel may declare the separator in a first line of its
+    own (``sep=;``).
 
     Raises
     ------
     csv.Error
-        If it is none.
+        If the text is not CSV.
     """
     header, _, below = text.partition("\n")
     named = _SEPARATOR.fullmatch(header)
@@ -115,13 +116,13 @@ def csv_rows(text: str) -> list[list[str]]:
 
 
 def _cleaned(cell: str) -> str:
-    """Return a cell in one form: two names that look alike, as one system or another writes them, are the same."""
+    """Normalise a cell (NFC, no invisible characters), so that names that look alike are equal."""
     seen = "".join(char for char in unicodedata.normalize("NFC", cell) if unicodedata.category(char) != "Cf")
     return seen.strip()
 
 
 def check_shipped(name: str) -> None:
-    """Refuse a name that is none of `shipped_tables`."""
+    """Raise ConfigError for a name that is not in `shipped_tables`."""
     if name not in shipped_tables():
         raise ConfigError(
             f"There is no table {shown_name(name)!r} in the package; write the name of a .csv file, or one of "
@@ -145,7 +146,13 @@ def _text(source: str | Path) -> tuple[str, str]:
 
 
 class ImageFinder:
-    """Finds the images that a table means, whatever system its names were written on."""
+    """Find the images that a table names, whatever system the names were written on.
+
+    Parameters
+    ----------
+    paths : sequence of str
+        Path of each image below the data set's root.
+    """
 
     def __init__(self, paths: Sequence[str]) -> None:
         self._exact: dict[str, list[int]] = {}
@@ -159,12 +166,12 @@ class ImageFinder:
             self._stem.setdefault(_slice_name(PurePosixPath(file).stem), []).append(row)
 
     def rows(self, table: ImageTable, name: str) -> list[int]:
-        """Return the positions of the images a name means: one, every slice of a file that holds several, or none."""
+        """Return the positions of the images that a name means: one, all slices of a file with several, or none."""
         if table.key == "slice":
             return self._stem.get(_slice_name(name), [])
         return self._exact.get(name) or self._alike.get(compared(name), [])
 
 
 def _slice_name(name: str) -> str:
-    """Return a slice's name; numbers are compared as numbers, so that 0017 is 17."""
+    """Return the form in which names of slices are compared; numbers lose leading zeros, so that 0017 is 17."""
     return (name.lstrip("0") or "0") if name.isascii() and name.isdigit() else compared(name)

@@ -1,4 +1,4 @@
-"""What a stage is given besides its config and inputs: where the project lies, which run this is, and where to log."""
+"""What a stage receives besides its config and inputs: the project's layout, the run, the data set and the log."""
 
 from __future__ import annotations
 
@@ -16,7 +16,21 @@ from brainmri_core.system.storage import remove_stale, staging_folder
 
 @dataclass(frozen=True)
 class Job:
-    """One stage's place in one run."""
+    """The context of one stage in one run.
+
+    Attributes
+    ----------
+    layout : Layout
+        Where the project's files lie.
+    run_id : str
+        The run.
+    entry : DatasetEntry
+        The data set's entry in the catalogue.
+    log : StageLog
+        The stage's logger.
+    env : EnvConfig
+        Seed and hardware settings.
+    """
 
     layout: Layout
     run_id: str
@@ -30,13 +44,13 @@ class Job:
         return self.entry.key
 
     def clear_stale(self, folder: Path) -> None:
-        """Remove what dead processes left half-written in a folder, and log the name of each."""
+        """Remove the unfinished files that dead processes left in a folder, and log each name."""
         for stale in remove_stale(folder):
             self.log.info("removed a stale temporary", path=stale.name)
 
     @contextmanager
     def staged(self, target: Path, *, replace: bool = False) -> Iterator[Path]:
-        """Fill a folder as `staging_folder` does, after what dead processes left beside it is cleared."""
+        """Fill a folder as `staging_folder` does, after `clear_stale` beside it."""
         self.clear_stale(target.parent)
         with staging_folder(target, replace=replace) as folder:
             yield folder

@@ -1,4 +1,4 @@
-"""Where everything lies under the project root: the one place that knows a path."""
+"""Where everything lies under the project root. No other module builds these paths."""
 
 from __future__ import annotations
 
@@ -41,16 +41,15 @@ def checked_run_id(run_id: str) -> str:
     Raises
     ------
     ConfigError
-        If it holds anything but letters, digits, dots, dashes and underscores, is too long, or is the name of
-        something else that lies beside results.
+        If it holds anything but letters, digits, dots, dashes and underscores, is too long, or is a reserved name.
     """
     if run_id in RESERVED_NAMES:
         raise ConfigError(
-            f"The run id {run_id!r} is the name of a folder of this project's own; take another one."
+            f"The run id {run_id!r} is a name that the project uses itself; choose another one."
         )
     if not re.fullmatch(RUN_ID_PATTERN, run_id) or run_id.endswith("\n"):
         raise ConfigError(
-            f"The run id {run_id!r} cannot name a folder; take up to 100 letters, digits, dots, dashes and underscores."
+            f"The run id {run_id!r} cannot name a folder; use up to 100 letters, digits, dots, dashes and underscores."
         )
     return run_id
 
@@ -87,18 +86,18 @@ class Layout(BaseModel):
             ) from None
 
     def absolute(self, stored: str) -> Path:
-        """Return the absolute path of a stored relative one, refusing any that leaves the root.
+        """Return the absolute path of a stored relative path.
 
         Raises
         ------
         ConfigError
-            If `stored` is absolute or climbs out of the root, by `..` or through a symbolic link.
+            If `stored` is absolute or leaves the root, by `..` or through a symbolic link.
         """
         path = PurePosixPath(stored)
         candidate = self.root / path
         try:
             inside = candidate.resolve().is_relative_to(self.root.resolve())
-        except (ValueError, RuntimeError, OSError):  # a NUL, broken text, links in a circle
+        except (ValueError, RuntimeError, OSError):  # a NUL byte, invalid text, links in a circle
             inside = False
         if path.is_absolute() or ".." in path.parts or not inside:
             raise ConfigError(
@@ -108,7 +107,7 @@ class Layout(BaseModel):
         return candidate
 
     def configured(self, value: str) -> Path:
-        """Return the absolute path of a configured output folder (relative values lie under the root)."""
+        """Return the absolute path of a configured folder; a relative value is below the root."""
         return Path(os.path.abspath(self.root / Path(value).expanduser()))
 
     def dataset_cache(self, cache_dir: str, dataset: str) -> Path:
@@ -121,7 +120,7 @@ class Layout(BaseModel):
 
     @property
     def outputs(self) -> Path:
-        """Folder of everything small that the project keeps: pointers, runs, splits, reports, locks."""
+        """Folder of all small files of the project: pointers, runs, splits, reports, locks."""
         return self.root / "outputs"
 
     @property
@@ -136,7 +135,7 @@ class Layout(BaseModel):
 
     @property
     def patient_key(self) -> Path:
-        """File of the secret that the names of patients are hashed with."""
+        """File of the secret key that patient names are hashed with."""
         return self.outputs / ".patient_key"
 
     def mapping_dir(self, dataset: str, run_id: str) -> Path:
@@ -144,7 +143,7 @@ class Layout(BaseModel):
         return self.outputs / "mappings" / dataset / run_id
 
     def pack_dir(self, out_dir: str, dataset: str, run_id: str) -> Path:
-        """Folder of one pack: the pixel array and the sample table that goes with it."""
+        """Folder of one pack: the pixel array and its sample table."""
         return self.configured(out_dir) / dataset / run_id
 
     def validation_dir(self, dataset: str, run_id: str) -> Path:
@@ -169,7 +168,7 @@ class Layout(BaseModel):
         return self.outputs / "features"
 
     def features_dir(self, dataset: str, key: str) -> Path:
-        """Folder of a pack's features by one encoder; `key` stands for everything that decides them."""
+        """Folder of a pack's features by one encoder; `key` is a hash of everything that the features depend on."""
         return self.features / dataset / key
 
     @property
@@ -178,15 +177,15 @@ class Layout(BaseModel):
         return self.outputs / "studies"
 
     def study_dir(self, dataset: str, study: str) -> Path:
-        """Folder of a study of a data set: its journal, the calls of its trials and its outcomes."""
+        """Folder of a study of a data set: its journal, the predictions of its trials and its outcomes."""
         return self.studies / dataset / study
 
     def test_ledger(self, dataset: str) -> Path:
-        """File that says who has looked at a data set's test splits, a JSON object a line."""
+        """File that records every look at a data set's test splits, one JSON object per line."""
         return self.test_ledgers / f"{dataset}.jsonl"
 
     def result_dir(self, kind: str, dataset: str, run_id: str) -> Path:
-        """Folder of one result of an asset that no configuration gives a place: ``leaderboard``, ``cross_validation``."""
+        """Folder of a result whose place is not configurable, such as ``leaderboard`` or ``cross_validation``."""
         return self.outputs / kind / dataset / run_id
 
     def comparison(self, a: str, b: str) -> Path:
@@ -206,12 +205,12 @@ class Layout(BaseModel):
         return self.runs / checked_run_id(run_id)
 
     def lock(self, *names: str) -> Path:
-        """Lock file of something: of a data set's ``fetch``, of the ``pointer`` of a kind, of a ``run``."""
+        """Lock file by name: of a data set's ``fetch``, of the ``pointer`` of a kind, of a ``run``."""
         return self.outputs / ".locks" / f"{'-'.join(names).replace('/', '+')}.lock"
 
 
 def projects_above(path: Path) -> Iterator[Layout]:
-    """Yield the projects that a file lies in, the innermost first: the folders above it that hold pointers."""
+    """Yield the projects that a file lies in, innermost first: the folders above it that hold pointers."""
     for folder in path.parents:
         if (folder / "outputs" / "pointers").is_dir():
             yield Layout(root=folder)

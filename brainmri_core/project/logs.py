@@ -1,4 +1,4 @@
-"""Structured logging: one record, the same keys in every stage, any number of sinks."""
+"""Structured logging: every record has the same keys, and goes to any number of sinks."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ _LEVELS = logging.getLevelNamesMapping()
 class StageLog:
     """Logger of one stage of one run.
 
-    Every record has ``time``, ``level``, ``run_id``, ``dataset``, ``stage``, ``event`` and the fields given. A sink whose
-    file can no longer be written is left out from then on, and the others say so.
+    Every record has ``time``, ``level``, ``run_id``, ``dataset``, ``stage``, ``event`` and the given fields. When a sink can
+    no longer be written it is dropped, and a warning goes to the others.
     """
 
     def __init__(self, stage: str, run_id: str, dataset: str, sinks: list[Sink], level: str = "INFO") -> None:
@@ -41,9 +41,9 @@ class StageLog:
         record = {"time": timestamp(utc_now()), "level": level, **self._base, "event": event, **fields}
         for sink in list(self._sinks):
             try:
-                if sink in self._sinks:  # one that failed in a warning below is gone
+                if sink in self._sinks:  # the warning below may have dropped it
                     sink(record)
-            except StorageError as error:  # a full disk takes the log and not the run
+            except StorageError as error:  # a full disk must not end the run for the sake of its log
                 self._sinks = [other for other in self._sinks if other is not sink]
                 self.warning(f"{error} The log goes on without it.")
 
@@ -92,9 +92,9 @@ def event_text(record: Record, *, json_lines: bool) -> str:
 def throttled(
     sink: Sink, event: str, seconds: float = 5.0, clock: Callable[[], float] = time.monotonic
 ) -> Sink:
-    """Return a sink that passes an event that comes again and again on at most once in `seconds`, and all others always.
+    """Return a sink that passes one kind of event on at most once in `seconds`, and all other events at once.
 
-    When another event follows, the newest record that was held back goes before it: the last of a row is never lost.
+    Before another event the newest record that was held back is passed on: the last of a series is never lost.
     """
     last = -math.inf
     held: Record | None = None

@@ -1,4 +1,4 @@
-"""The store of pointers: written with a history, read, followed, and found by kind."""
+"""The store of pointers: how they are written with their history, read, followed and listed."""
 
 from __future__ import annotations
 
@@ -17,6 +17,18 @@ from brainmri_core.system.storage import TEMPORARY_PREFIX, write_bytes, write_ne
 
 P = TypeVar("P", bound=Pointer)
 
+PATH_FIELDS = frozenset(
+    "dataset_root training_dir testing_dir validation_dir samples path split_json pack report checkpoint history curves folder "
+    "metrics predictions features record table plot experiment_file weights decision champion_checkpoint challenger_checkpoint "
+    "fetch_pointer mapping_pointer pack_pointer checkpoint_pointer evaluation_pointer pointer_path".split()
+)
+"""The fields of pointers that hold a path below the project root."""
+# Of these, the ones that name an input, or a file that a later run replaces.
+_NOT_RESULTS = frozenset(
+    "dataset_root training_dir testing_dir validation_dir weights champion_checkpoint challenger_checkpoint "
+    "fetch_pointer mapping_pointer pack_pointer checkpoint_pointer evaluation_pointer pointer_path".split()
+)
+
 
 def read_mapping(layout: Layout, path: Path) -> MappingPointer:
     """Read the mapping pointer at a file or folder, or the newest one that names an ``index_remap.json``.
@@ -24,7 +36,7 @@ def read_mapping(layout: Layout, path: Path) -> MappingPointer:
     Raises
     ------
     IntegrityError
-        If the file is no mapping pointer.
+        If the file is not a mapping pointer.
     MissingUpstreamError
         If no mapping pointer names the ``index_remap.json``.
     """
@@ -39,7 +51,7 @@ def read_mapping(layout: Layout, path: Path) -> MappingPointer:
 
 
 def write_pointer(layout: Layout, pointer: P, *, update_latest: bool = True) -> P:
-    """Write a pointer: first its history copy, under a name nobody else has, then ``latest.json``.
+    """Write a pointer: first its history copy, under a unique name, then ``latest.json``.
 
     Returns
     -------
@@ -79,13 +91,19 @@ def read_pointer(layout: Layout, pointer_type: type[P], path: Path) -> P:
 
 
 def latest_pointer(layout: Layout, pointer_type: type[P], place: str) -> P | None:
-    """Return the newest pointer of a kind of a data set (of a pair of them: `pair_place`), or None if there is none."""
+    """Return a data set's newest pointer of a kind (for a pair of data sets see `pair_place`), or None."""
     path = layout.pointer_dir(pointer_type.kind, place) / "latest.json"
     return read_pointer(layout, pointer_type, path) if path.is_file() else None
 
 
 def follow(layout: Layout, pointer_type: type[P], stored: str) -> P:
-    """Read the pointer another pointer refers to by its stored path."""
+    """Read the pointer that another pointer refers to by its stored path.
+
+    Raises
+    ------
+    IntegrityError
+        If the file is missing or is not such a pointer.
+    """
     path = layout.absolute(stored)
     if not path.is_file():
         raise IntegrityError(f"The {pointer_type.kind} pointer {stored} is missing; run its stage again.")
@@ -93,14 +111,14 @@ def follow(layout: Layout, pointer_type: type[P], stored: str) -> P:
 
 
 def history(layout: Layout, pointer_type: type[P], place: str = "*/*") -> Iterator[P]:
-    """Yield every pointer of a kind, of one data set or of all, the newest first."""
+    """Yield every pointer of a kind, of one data set or of all, newest first."""
     files = layout.pointers(pointer_type.kind).glob(f"{place}/history/*.json")
     for file in sorted(files, key=lambda file: file.name, reverse=True):
         yield read_pointer(layout, pointer_type, file)
 
 
 def places(layout: Layout, pointer_type: type[P]) -> list[str]:
-    """Name the data sets, or pairs of them (`pair_place`), that have a pointer of a kind."""
+    """List the data sets, or pairs of them (`pair_place`), that have a pointer of a kind."""
     kind = layout.pointers(pointer_type.kind)
     return sorted(file.parent.relative_to(kind).as_posix() for file in kind.glob("*/*/latest.json"))
 
@@ -116,10 +134,10 @@ def pointer_files(layout: Layout) -> Iterator[tuple[type[Pointer], Path]]:
 
 
 def result_files(layout: Layout, pointer: Pointer) -> list[Path]:
-    """List the files of the result a pointer stands for: those it names and what lies beside them.
+    """List the files of a pointer's result: those that the pointer names, and the files beside them.
 
-    The images of a data set are not among them (its sample table holds their hashes), nor is the champion's file, which
-    a later champion replaces.
+    The images of a data set are left out, since its sample table holds their hashes; so is the champion's file, which a
+    later champion replaces.
     """
     found: set[Path] = set()
     for name, stored in pointer.model_dump().items():
@@ -130,18 +148,6 @@ def result_files(layout: Layout, pointer: Pointer) -> list[Path]:
                 file for file in inside if file.is_file() and not file.name.startswith(TEMPORARY_PREFIX)
             )
     return sorted(found)
-
-
-PATH_FIELDS = frozenset(
-    "dataset_root training_dir testing_dir validation_dir samples path split_json pack report checkpoint history curves folder metrics "
-    "predictions features record table plot experiment_file weights decision champion_checkpoint challenger_checkpoint fetch_pointer mapping_pointer pack_pointer checkpoint_pointer evaluation_pointer pointer_path".split()
-)
-
-
-_NOT_RESULTS = frozenset(
-    "dataset_root training_dir testing_dir validation_dir weights champion_checkpoint challenger_checkpoint fetch_pointer mapping_pointer "
-    "pack_pointer checkpoint_pointer evaluation_pointer pointer_path".split()
-)
 
 
 def _paths(pointer: Pointer) -> list[str]:

@@ -1,4 +1,4 @@
-"""Pointers: what the small JSON files say that lead to each stage's result."""
+"""Pointers: the content of the small JSON files that lead to each stage's result."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from brainmri_core.config.base import Precision
 
 
 class Pointer(BaseModel):
-    """What all pointers carry. Paths are relative to the project root, in POSIX form.
+    """The fields that all pointers share. Paths are relative to the project root, in POSIX form.
 
     Attributes
     ----------
     content_hash : str
-        SHA-256 of what the pointer stands for; the data version of the asset.
+        SHA-256 of the result; Dagster's data version of the asset.
     pointer_path : str or None
-        The pointer's own history copy, set when it is written; other pointers refer to it by this path.
+        The pointer's own history copy, set when the pointer is written; other pointers refer to it by this path.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -119,7 +119,7 @@ class ValidationPointer(Pointer):
 
     @property
     def page(self) -> str:
-        """The report as a page to read, beside the one for programs."""
+        """The report as an HTML page, beside the JSON file."""
         return PurePosixPath(self.report).with_name("report.html").as_posix()
 
 
@@ -170,7 +170,7 @@ class EvaluationPointer(Pointer):
 
 
 class FoldPackPointer(PackPointer):
-    """A pack seen from one fold: the fold is the test side, the real test side is left out."""
+    """A pack as one fold sees it: the fold is the test side, and the images of the real test side are excluded."""
 
     kind: ClassVar[str] = "fold_pack"
 
@@ -182,7 +182,7 @@ class FoldCheckpointPointer(CheckpointPointer):
 
 
 class FoldEnsemblePointer(CheckpointPointer):
-    """The checkpoints of all folds as one."""
+    """The checkpoints of all folds as one ensemble."""
 
     kind: ClassVar[str] = "fold_ensemble"
 
@@ -264,7 +264,7 @@ class ChampionPointer(Pointer):
 
 
 class ExternalEvaluationPointer(Pointer):
-    """One evaluation of a checkpoint on another data set, `dataset`, than the one it was trained on."""
+    """One evaluation of a checkpoint on a data set, `dataset`, that it was not trained on."""
 
     kind: ClassVar[str] = "external_evaluation"
 
@@ -292,7 +292,7 @@ class ExternalEvaluationPointer(Pointer):
 
 
 def pair_place(trained_on: str, evaluated_on: str) -> str:
-    """Return the folder of a pair's pointers, below that of their kind; ``+`` is in no data set's key."""
+    """Return the folder of a pair's pointers, below that of their kind; no data set's key holds a ``+``."""
     return f"{evaluated_on}+{trained_on.replace('/', '+')}"
 
 

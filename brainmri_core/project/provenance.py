@@ -84,7 +84,5 @@ def _cpu_name() -> str:
 
 
 def _gpu_name() -> str | None:
-    torch = sys.modules.get(
-        "torch"
-    )  # a stage that uses the GPU has it loaded; nobody else pays for the import
+    torch = sys.modules.get("torch")  # loaded in a stage that uses the GPU; importing it takes seconds
     return torch.cuda.get_device_name() if torch is not None and torch.cuda.is_available() else None

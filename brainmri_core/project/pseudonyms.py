@@ -1,4 +1,4 @@
-"""What a patient is called in a sample table: a running number as it was given, anything else as a keyed hash."""
+"""How sample tables name a patient: running numbers stay, everything else is stored as a keyed hash."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _KEY_BYTES = 32
 
 
 def project_key(layout: Layout) -> bytes:
-    """Return the project's secret key for the names of patients; it is made at first use.
+    """Return the project's secret key for the names of patients, made at first use.
 
     Raises
     ------
     IntegrityError
-        If its file was changed.
+        If the key's file was changed.
     StorageError
-        If it can be neither read nor written.
+        If the file cannot be written.
     """
     path = layout.patient_key
     if not path.is_file():
@@ -39,19 +39,19 @@ def project_key(layout: Layout) -> bytes:
 
 
 def hashed(name: str, key: bytes) -> str:
-    """Return ``hashed:`` and 16 hexadecimal digits, which only the project's key can be matched with."""
+    """Return ``hashed:`` and 16 hexadecimal digits, which nobody can match with a name without the project's key."""
     return f"hashed:{hmac.digest(key, name.encode('utf-8', 'surrogatepass'), hashlib.sha256).hex()[:16]}"
 
 
 def is_hashed(name: str) -> bool:
-    """Say whether a stored name is a keyed hash, which means one person in the whole project."""
+    """Say whether a stored name is a keyed hash, which is the same for a person in the whole project."""
     return _HASHED.fullmatch(name) is not None
 
 
 def pseudonym(name: str, key: bytes) -> str:
     """Return how a patient's name is stored.
 
-    A running number of up to four digits, alone or after a word such as ``patient``, ``sub`` or ``P``, says nothing about
-    a person and stays. Everything else may be a name or a hospital's number, and is `hashed`.
+    A running number of up to four digits, alone or after a word such as ``patient``, ``sub`` or ``P``, identifies nobody
+    and stays. Everything else may be a name or a hospital number, and is `hashed`.
     """
     return name if _RUNNING.fullmatch(name) or is_hashed(name) else hashed(name, key)

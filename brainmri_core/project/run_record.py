@@ -1,4 +1,4 @@
-"""What a run leaves behind: the plan before work starts, and the manifest of what became of it."""
+"""The records of a run: the plan, written before it starts, and the manifest of its stages and results."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def write_plan(layout: Layout, plan: Plan) -> bool:
 
 
 def refuse_existing(layout: Layout, run_id: str) -> None:
-    """Raise ConfigError if a run of this id has left anything."""
+    """Raise ConfigError if a run with this id has a folder already."""
     folder = layout.run_dir(run_id)
     if folder.exists():
         raise ConfigError(
@@ -83,14 +83,14 @@ def _manifest(layout: Layout, run_id: str) -> Iterator[dict[str, Any]]:
 
 
 class StageRecord:
-    """Collects what a stage's manifest entry says besides status and time."""
+    """Collect the content of a stage's manifest entry, besides its status and times."""
 
     def __init__(self, layout: Layout) -> None:
         self.entry: dict[str, Any] = {}
         self._layout = layout
 
     def result(self, pointer: Pointer, metrics: Mapping[str, Any] | None = None) -> None:
-        """Record the stage's pointer, key metrics, and the SHA-256 of every file of its result by path."""
+        """Record the stage's pointer, key metrics, and the SHA-256 of every file of its result."""
         values = pointer.model_dump(mode="json")
         self.entry["pointer"] = values
         self.entry["content_hash"] = pointer.content_hash
@@ -109,7 +109,7 @@ def stage_record(
 ) -> Iterator[StageRecord]:
     """Keep a stage's entry in the run manifest: running, then success, failed or cancelled, with exit code and times.
 
-    An exception passes through after it is recorded; the stages still planned are then marked as skipped.
+    An exception is recorded and raised again; the stages that are still planned are then marked as skipped.
     """
     record = StageRecord(layout)
     started, clock = timestamp(utc_now()), time.monotonic()
@@ -131,7 +131,7 @@ def stage_record(
             before = manifest["stages"].get(stage, {})
             stored = {"pointer": before["pointer"]} if "pointer" in before else {}
             manifest["stages"][stage] = {**base, **record.entry, **stored, **end}
-            if manifest.get("data_hash") is None and end["status"] == "success":  # its inputs were readable
+            if manifest.get("data_hash") is None and end["status"] == "success":  # so the inputs are readable
                 manifest["data_hash"] = _data_hash(layout, stage, manifest["stages"][stage])
             if end["status"] != "success":
                 for other in manifest["stages"].values():
@@ -140,7 +140,7 @@ def stage_record(
 
 
 def _data_hash(layout: Layout, stage: str, entry: Mapping[str, Any]) -> str | None:
-    """Return the content hash of what a run's first stage fetched or was given."""
+    """Return the content hash of the data that a run's first stage fetched or received."""
     if stage == "fetch":
         return entry.get("content_hash")
     files = [layout.absolute(path) for path in entry["inputs"].values() if path]
@@ -148,16 +148,16 @@ def _data_hash(layout: Layout, stage: str, entry: Mapping[str, Any]) -> str | No
 
 
 def record_pointer(layout: Layout, run_id: str, stage: str, pointer: Pointer) -> None:
-    """Put a stage's pointer, as it was stored, into the stage's manifest entry."""
+    """Add a stage's stored pointer to the stage's manifest entry."""
     with _manifest(layout, run_id) as manifest:
         manifest["stages"][stage]["pointer"] = pointer.model_dump(mode="json")
 
 
 def close_run(layout: Layout, run_id: str, status: Literal["failed", "cancelled"], reason: str) -> None:
-    """Close the manifest of a run that ended without closing it: its unfinished stages take `status`, planned ones are skipped.
+    """Close the manifest of a run that ended without closing it.
 
-    A stage whose result is whole but whose pointer was not written is unfinished, too. A run that ended between two
-    stages gives its status to the one that would have come next.
+    Unfinished stages get `status`, and planned ones are skipped. A stage whose result is complete but whose pointer was not
+    written counts as unfinished. Where the run ended between two stages, the next stage gets `status`.
     """
     if not layout.run_dir(run_id).is_dir():
         return

@@ -1,4 +1,4 @@
-"""What a run's plan and manifest hold, and how they are read."""
+"""The schemas of a run's plan and manifest."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _REMEDY = "restore it, or delete the run's folder"
 
 
 class PlannedStage(BaseModel):
-    """One stage of a plan: its resolved config and the pointers it will start from."""
+    """One stage of a plan: its resolved config and the pointers of its inputs."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -26,7 +26,7 @@ class PlannedStage(BaseModel):
 
 
 class Plan(BaseModel):
-    """What a run is going to do, written before it does anything."""
+    """What a run is going to do, written before it starts."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -42,7 +42,7 @@ class Plan(BaseModel):
 
 
 class RecordedPointer(BaseModel):
-    """A copy of the pointer that a stage wrote, whichever kind it is of."""
+    """A copy of the pointer that a stage wrote, of any kind."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
@@ -50,7 +50,7 @@ class RecordedPointer(BaseModel):
 
 
 class StageEntry(BaseModel):
-    """What became of one stage."""
+    """The state and result of one stage."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -71,7 +71,7 @@ class StageEntry(BaseModel):
 
 
 class Manifest(BaseModel):
-    """What became of a run."""
+    """The state of a run and the results of its stages."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -108,7 +108,7 @@ def read_plan(path: Path) -> Plan:
     Raises
     ------
     IntegrityError
-        If it is none.
+        If the file is not a plan.
     """
     return read_model(path, Plan, "is no plan", _REMEDY)
 
@@ -119,6 +119,6 @@ def read_manifest(path: Path) -> Manifest:
     Raises
     ------
     IntegrityError
-        If it is none.
+        If the file is not a manifest.
     """
     return read_model(path, Manifest, "is no run manifest", _REMEDY)

@@ -1,4 +1,4 @@
-"""The sample table: one row per image, columns only ever added from stage to stage, kept as Parquet."""
+"""The sample table: a Parquet file with one row per image, to which each stage adds columns."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SPLIT_COLUMNS = {
     "reason": "str",
 }
 OPTIONAL_COLUMNS = {"patient": "str"}
-"""Columns that a table may lack: it was written before they existed, or nothing is known that they could hold."""
+"""Columns that a table may lack, because an older version wrote it or nothing is known for them."""
 RESIZE_COLUMNS = {
     "row": "int64",
     "width": "int64",
@@ -83,21 +83,23 @@ def read_samples(path: Path, columns: dict[str, str] | None = None) -> pd.DataFr
     path : pathlib.Path
         Parquet file.
     columns : dict or None
-        Columns that must be there (name to dtype).
+        Required columns (name to dtype).
 
     Raises
     ------
     IntegrityError
         If the file is missing, is not Parquet, lacks a column or names a file outside the data set.
     StorageError
-        If the system does not let it be read.
+        If the operating system refuses to read it.
     """
     if not path.is_file():
         raise IntegrityError(f"The sample table {path} is missing; run its stage again.")
     try:
         table = pd.read_parquet(path)
     except (OSError, ValueError) as error:
-        if isinstance(error, OSError) and error.errno:  # the system's; that of a damaged file has no number
+        if (
+            isinstance(error, OSError) and error.errno
+        ):  # pyarrow raises OSError without errno for a damaged file
             raise storage_error(error, path, "read") from error
         raise IntegrityError(
             f"The sample table {path} cannot be read ({error}); run its stage again."

@@ -1,4 +1,4 @@
-"""Synthetic brain MRI slices: geometry and contrast of one slice as arrays. Plausible to look at, made of formulas."""
+"""Synthetic brain MRI slices: formulas for the geometry and contrast of one slice."""
 
 from __future__ import annotations
 
@@ -16,7 +16,19 @@ PLANES: tuple[Plane, ...] = ("axial", "coronal", "sagittal")
 
 @dataclass(frozen=True)
 class Subject:
-    """What stays the same over the slices of one synthetic subject."""
+    """One synthetic subject: what all its slices share.
+
+    Attributes
+    ----------
+    label : str
+        Class.
+    plane : str
+        Plane of all its slices.
+    seed : tuple of int
+        Seed of shape, contrast and tumour.
+    size : tuple of int
+        Width and height of its images in pixels.
+    """
 
     label: str
     plane: Plane
@@ -26,14 +38,14 @@ class Subject:
 
 @dataclass(frozen=True)
 class Scanner:
-    """How a site's images look, whomever they show.
+    """How the images of a site look, whatever the subject.
 
     Attributes
     ----------
     gamma, noise, brightness : float
         Factors of the exponent of the gray levels, of the noise, and of the brightest gray level.
     voxel : float
-        Side of what is measured at a time, in pixels of the image.
+        Side of a measured voxel, in pixels of the image.
     head : tuple of float
         Factors of the head's width and height.
     """
@@ -94,9 +106,9 @@ def render(subject: Subject, number: int, slices: int, scanner: Scanner = FIRST_
     subject : Subject
         The subject; its seed decides shape, contrast and tumour.
     number, slices : int
-        Which of how many slices; neighbours look alike.
+        Index of the slice, and number of slices; neighbouring slices look alike.
     scanner : Scanner
-        What it is measured with.
+        Scanner of the site.
     """
     body = np.random.default_rng((*subject.seed, 0))
     own = np.random.default_rng((*subject.seed, 1, number))
@@ -128,7 +140,7 @@ def render(subject: Subject, number: int, slices: int, scanner: Scanner = FIRST_
 
 
 def _measured(image: F32, voxel: float) -> F32:
-    """Return an image as it is after it was measured in fewer pixels and brought back to its size."""
+    """Return an image with the resolution of larger voxels, at its old size."""
     if voxel == 1:
         return image
     height, width = image.shape

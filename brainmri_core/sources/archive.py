@@ -56,7 +56,8 @@ def extract_archive(
 ) -> list[str]:
     """Unpack a zip archive into an existing empty folder.
 
-    Archives inside the archive stay packed here; see `unpack_inner`. Files that systems leave behind (``__MACOSX``, ``.DS_Store``, ``Thumbs.db``, ``._*``) are left out.
+    Archives inside the archive stay packed; see `unpack_inner`. Files that operating systems leave behind (``__MACOSX``,
+    ``.DS_Store``, ``Thumbs.db``, ``._*``) are left out.
 
     Parameters
     ----------
@@ -65,13 +66,13 @@ def extract_archive(
     dest : pathlib.Path
         Staging folder.
     limits : ArchiveLimits
-        Most entries, bytes and compression ratio accepted.
+        Upper limits of entries, bytes and compression ratio.
     progress : callable or None
         Called with the bytes written and their total after every piece.
     litter : list of str or None
-        Gets the names of the files left out.
+        The names of the files left out are appended to it.
     shown : str or None
-        What error messages call the archive; None means its path.
+        Name of the archive in error messages; None means its path.
 
     Returns
     -------
@@ -81,8 +82,8 @@ def extract_archive(
     Raises
     ------
     SourceError
-        If the file is no whole zip archive, or an entry is encrypted, no plain file, leaves the folder, collides with
-        another, breaks a limit, lies about its size, or fails its checksum.
+        If the file is not a complete zip archive, or an entry is encrypted, is not a regular file, leaves the folder,
+        collides with another, exceeds a limit, declares a wrong size, or fails its checksum.
     StorageError
         If the archive cannot be read or the files cannot be written.
     """
@@ -98,7 +99,7 @@ def extract_archive(
 
 
 def list_archive(archive: Path, limits: ArchiveLimits) -> list[str]:
-    """List the files of a zip archive, after the checks of its listing that unpacking makes.
+    """List the files of a zip archive after the checks that come before unpacking.
 
     Returns
     -------
@@ -108,9 +109,9 @@ def list_archive(archive: Path, limits: ArchiveLimits) -> list[str]:
     Raises
     ------
     SourceError
-        Where unpacking would refuse the archive for its listing.
+        If unpacking would refuse the archive for its listing.
     StorageError
-        If it cannot be read.
+        If the archive cannot be read.
     """
     with _checked_archive(archive, limits, None, shown_name(archive)) as (_, entries):
         return [target for _, target in entries]
@@ -120,7 +121,7 @@ def list_archive(archive: Path, limits: ArchiveLimits) -> list[str]:
 def _checked_archive(
     archive: Path, limits: ArchiveLimits, litter: list[str] | None, shown: str
 ) -> Iterator[tuple[zipfile.ZipFile, list[tuple[zipfile.ZipInfo, str]]]]:
-    """Open an archive whose listing is checked; what goes wrong with it inside the block is said in one sentence."""
+    """Open an archive and check its listing; errors inside the block become one sentence about the archive."""
     try:
         if archive.stat().st_size > limits.max_archive_bytes:
             raise SourceError(
@@ -131,7 +132,7 @@ def _checked_archive(
             yield opened, _checked(opened.infolist(), shown, limits, [] if litter is None else litter)
     except OSError as error:
         raise storage_error(error, archive, "unpack") from error
-    except MemoryError as error:  # no fault of the archive's: its listing has a limit
+    except MemoryError as error:  # not the archive's fault: the size of its listing is limited
         raise storage_error(OSError(errno.ENOMEM, ""), archive, "unpack") from error
     except BROKEN_ZIP as error:
         if isinstance(error, zipfile.BadZipFile) and not zipfile.is_zipfile(archive):
@@ -140,7 +141,7 @@ def _checked_archive(
 
 
 def _not_a_zip(path: Path) -> str:
-    """Say what a file is that is no zip archive, and what to do."""
+    """Describe a file that is not a zip archive, and say what to do."""
     with path.open("rb") as file:
         what = foreign_content(file.read(HEAD))
     if what is not None and what.endswith("archive") and what != "a zip archive":
@@ -149,10 +150,14 @@ def _not_a_zip(path: Path) -> str:
 
 
 def check_count(archive: Path, limits: ArchiveLimits) -> None:
-    """Refuse too many entries before `zipfile` reads all of them into memory; anything else it judges itself."""
+    """Refuse an archive with too many entries before `zipfile` reads the whole listing into memory.
+
+    All other damage is left to `zipfile`.
+    """
     with archive.open("rb") as file:
         file.seek(max(0, archive.stat().st_size - _LONGEST_END))
         began, tail = file.tell(), file.read()
+        # The end record is 22 bytes long, plus a comment; with zip64, a locator (20 bytes) and a record (56) precede it.
         bare = tail[-22:-18] == _END and tail.endswith(b"\0\0")
         end = len(tail) - 22 if bare else tail.rfind(_END)
         if end < 0 or len(tail) < end + 22:
@@ -243,7 +248,7 @@ def _check_sizes(info: zipfile.ZipInfo, shown: str, limits: ArchiveLimits) -> No
 def _extract(opened: zipfile.ZipFile, info: zipfile.ZipInfo, target: Path, shown: str) -> Iterator[int]:
     """Write one entry and yield the sizes of its pieces.
 
-    No more than the declared size is ever unpacked; an entry that holds more fails its checksum.
+    zipfile unpacks no more than the declared size; an entry that holds more fails its checksum.
     """
     left = info.file_size
     try:
@@ -262,23 +267,23 @@ def _extract(opened: zipfile.ZipFile, info: zipfile.ZipInfo, target: Path, shown
 
 
 def unpack_inner(folder: Path, packed: int, limits: ArchiveLimits, litter: list[str]) -> None:
-    """Put what the zip archives in an unpacked folder hold in their place, one level deep.
-
-    An inner archive becomes a folder of its name beside it. Whole, the limits hold for what all of them unpack to.
+    """Replace each zip archive in an unpacked folder by a folder of its name with its content, one level deep.
 
     Parameters
     ----------
     folder : pathlib.Path
-        What an archive or a folder was unpacked to.
+        Folder that a data set was unpacked or copied to.
     packed : int
         Bytes of the outer archive, or of the folder.
+    limits : ArchiveLimits
+        Upper limits for the whole folder, the content of all inner archives included.
     litter : list of str
-        Gets the names of the files left out, relative to `folder`.
+        The names of the files left out are appended to it, relative to `folder`.
 
     Raises
     ------
     SourceError, StorageError
-        As `extract_archive`.
+        As in `extract_archive`.
     """
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     sizes = {path: path.stat().st_size for path in files}

@@ -1,4 +1,4 @@
-"""Local folders as data sets: judged like an archive's listing before a byte is copied."""
+"""Local folders as data sets: they are checked like the listing of an archive before a byte is copied."""
 
 from __future__ import annotations
 
@@ -32,12 +32,16 @@ def list_folder(
 
     Parameters
     ----------
+    source : pathlib.Path
+        The folder.
+    limits : ArchiveLimits
+        Upper limits of files and bytes.
     litter : list of str or None
-        Gets the names of the files that systems leave behind, which the list lacks.
+        The names of files that operating systems leave behind are appended to it; they are not listed.
     modified_before : float or None
-        List only files last changed at this time or before; None lists all.
+        List only files last changed at this time (seconds since 1970) or before; None lists all.
     too_new : list of str or None
-        Gets the names of the files changed later.
+        The names of files changed later are appended to it.
 
     Returns
     -------
@@ -47,8 +51,8 @@ def list_folder(
     Raises
     ------
     SourceError
-        If it is empty, breaks a limit, or holds a name that would be refused in an archive, a symbolic link to a
-        folder or out of it, or something that is no plain file.
+        If the folder is empty, exceeds a limit, or holds a name that would be refused in an archive, a symbolic link to a
+        folder or out of it, or something that is not a regular file.
     StorageError
         If it cannot be read.
     """
@@ -79,12 +83,12 @@ def list_folder(
                     continue
                 if "\\" in name:
                     raise SourceError(
-                        f"{shown} holds {shown_name(name)!r}; a backslash parts folders on other systems: rename it, or "
+                        f"{shown} holds {shown_name(name)!r}; a backslash separates folders on other systems: rename it, or "
                         "give fetch.archive the zip that it came from."
                     )
                 if not path.is_file():
                     raise SourceError(
-                        f"{shown} holds {shown_name(name)!r}, which is no plain file; remove it."
+                        f"{shown} holds {shown_name(name)!r}, which is not a regular file; remove it."
                     )
                 status = path.stat()
                 if modified_before is not None and status.st_mtime > modified_before:
@@ -142,11 +146,11 @@ def copy_tree(
     dest : pathlib.Path
         Staging folder outside `source`; made if need be.
     limits : ArchiveLimits
-        Most files and bytes accepted.
+        Upper limits of files and bytes.
     litter : list of str or None
-        Gets the names of the files left out.
+        The names of the files left out are appended to it.
     modified_before : float or None
-        As `list_folder` has it.
+        As in `list_folder`.
 
     Returns
     -------
@@ -156,13 +160,14 @@ def copy_tree(
     Raises
     ------
     SourceError
-        If the folder cannot be taken, or `dest` lies inside it.
+        If the folder is refused, or `dest` lies inside it.
     StorageError
         If a file cannot be read or written.
     """
     if dest.resolve().is_relative_to(source.resolve()):
         raise SourceError(
-            f"The folder {shown_name(source)} holds the place its copy goes to ({shown_name(dest)}); name the data set's own folder."
+            f"The folder {shown_name(source)} contains the folder that it would be copied to ({shown_name(dest)}); name the data "
+            "set's own folder."
         )
     names = list_folder(source, limits, litter, modified_before=modified_before)
     for name in names:

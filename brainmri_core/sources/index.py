@@ -1,4 +1,4 @@
-"""The images of an unpacked data set: each with class and split, and every other file named with the reason."""
+"""The images of an unpacked data set with class and official split, and the reason why each other file is left out."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from brainmri_core.system.checksums import sha256_file
 from brainmri_core.system.threads import cores, threads
 
 LEFT_OUT = "left_out.parquet"
-"""Beside the samples of fetch: every file of the source that is no image of theirs."""
+"""File beside fetch's sample table that lists every file of the source that is not an image of the table."""
 
 LEFT_OUT_COLUMNS = {"path": "str", "kind": "str", "reason": "str", "remedy": "str"}
-"""A row per file left out; paths are those of the source."""
+"""Columns of that file: a row per file left out, with its path in the source."""
 
 QUIET_KINDS = frozenset({"litter", "opened", "repeat", "truth"})
-"""Kinds of files left out that nobody misses."""
+"""Kinds of files left out that need no mention."""
 
 _NOTES = {
     ".txt", ".md", ".rst", ".csv", ".tsv", ".xml", ".json", ".jsonl", ".yaml", ".yml", ".html", ".htm", ".pdf", ".doc",
@@ -42,20 +42,20 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Index:
-    """What an unpacked data set holds.
+    """The content of an unpacked data set.
 
     Attributes
     ----------
     root : str
         Folder below which all images lie, relative to the unpacked files.
     images : pandas.DataFrame
-        The columns of `samples.FETCH_COLUMNS`.
+        The columns of `sample_table.FETCH_COLUMNS`.
     left_out : pandas.DataFrame
-        The columns of `LEFT_OUT_COLUMNS`; with the files of `images` they are all files of the source.
+        The columns of `LEFT_OUT_COLUMNS`. Every file of the source is either here or in `images`.
     formats : dict
         Format of the content to number of images.
     notes : list of str
-        What was odd about the labels.
+        Warnings about the labels.
     """
 
     root: str
@@ -88,23 +88,23 @@ def index_files(
     scans: Scans | None = None,
     labels: ImageTable | None = None,
 ) -> Index:
-    """Find the images of an unpacked data set and say of every other file why it is left out.
+    """Find the images of an unpacked data set, and the reason why each other file is left out.
 
     Parameters
     ----------
     files : pathlib.Path
         The unpacked files.
     entry : DatasetEntry
-        Its classes and aliases tell which folders are classes.
+        Catalogue entry; its classes and aliases tell which folders are classes.
     subset : str or None
         Folder to use where there are several trees of class folders.
     litter : sequence of str
         Files of the source that were not unpacked.
     scans : Scans or None
-        Scans that were taken apart; their slices lie beside them.
+        Scans that were split into slices, which lie beside them.
     labels : ImageTable or None
-        Labels by path; without them folders are classes, or the scans themselves name theirs. Images of a data set that is
-        not labelled have the label ``""``, whatever folder they lie in.
+        Labels by path. Without them, folders are classes, or the scans name their class. Images of an unlabelled data set
+        have the label ``""``, whatever folder they lie in.
 
     Raises
     ------
@@ -112,7 +112,7 @@ def index_files(
         If there are no class folders, several trees of them and no `subset`, a class without an image, or fewer than two
         classes.
     IntegrityError
-        If a file is neither an image of the table nor left out with a reason.
+        If a file is neither in the table nor left out, which would be a bug.
     """
     names = sorted(path.relative_to(files).as_posix() for path in files.rglob("*") if path.is_file())
     left_out = _LeftOut()
@@ -127,8 +127,8 @@ def index_files(
     left_out.add(scans.directories, "litter", DIRECTORY_REASON, "none is needed")
     for name, reason in scans.refused.items():
         left_out.add([name], "unread", reason, "replace it by a whole one, or remove it")
-    looked_at = [name for name in names if name not in left_out.rows]
-    heads = dict(zip(looked_at, _each(_head, [files / name for name in looked_at]), strict=True))
+    candidates = [name for name in names if name not in left_out.rows]
+    heads = dict(zip(candidates, _each(_head, [files / name for name in candidates]), strict=True))
     formats = {name: image_format(head) for name, head in heads.items()}
     images = [name for name, found in formats.items() if found or name.lower().endswith(ENDINGS)]
     _leave_out_others(left_out, {name: head for name, head in heads.items() if name not in set(images)})
@@ -140,7 +140,7 @@ def index_files(
     if tree is None:
         tree = _choose(files, images, entry, subset, left_out, hashes)
     elsewhere = {name for name, (kind, *_) in left_out.rows.items() if kind in ("other tree", "repeat")}
-    _check_classes(tree, [name for name in (*looked_at, *scans.refused) if name not in elsewhere], entry)
+    _check_classes(tree, [name for name in (*candidates, *scans.refused) if name not in elsewhere], entry)
     table = _table(files, tree, hashes)
     _check_account([*names, *litter], [image.path for image in tree.images], left_out)
     counts = Counter(formats[image.path] or "none" for image in tree.images)
@@ -158,7 +158,7 @@ def _unlabelled(
     left_out: _LeftOut,
     entry: DatasetEntry,
 ) -> Index:
-    """Index all images of a data set that is not labelled."""
+    """Index all images of an unlabelled data set."""
     if not images:
         raise DataError(
             f"The data set {entry.key} holds no image ({', '.join(ENDINGS)}); add some, or correct its folder."
@@ -178,7 +178,7 @@ def _labelled_tree(
     left_out: _LeftOut,
     notes: list[str],
 ) -> Tree | None:
-    """Return the images whose labels a CSV or the scans themselves give, or None where folders are the classes."""
+    """Return the images that a CSV or the scans themselves label, or None where folders are the classes."""
     if labels is None:
         tree = labelled_by_data(scans.labels(), entry)
         reason, remedy = (
@@ -201,7 +201,7 @@ def _labelled_tree(
 
 
 def _leave_out_others(left_out: _LeftOut, heads: dict[str, bytes]) -> None:
-    """Give the files that are no images their reason."""
+    """Leave out the files that are not images, each with its reason."""
     for name, head in heads.items():
         path = PurePosixPath(name)
         what = foreign_content(head)
@@ -224,7 +224,7 @@ def _choose(
     left_out: _LeftOut,
     hashes: dict[str, str],
 ) -> Tree:
-    """Return the one tree of class folders to use, and leave the other images out."""
+    """Return the tree of class folders to use, and leave out all other images."""
     trees = read_trees(images, lambda name: entry.canonical(name) is not None)
     repeats: dict[str, str] = {}
     if len(trees) > 1:
@@ -268,7 +268,7 @@ def _called(tree: Tree) -> str:
 
 
 def _subset(trees: list[Tree], images: list[str], entry: DatasetEntry, subset: str) -> Tree | None:
-    """Return the tree that ``fetch.subset`` names, or the one in its folder; None if that is not one."""
+    """Return the tree that ``fetch.subset`` names, or the only one below that folder; None if there is no such tree."""
     wanted = compared(subset)
     named = [tree for tree in trees if compared(tree.name) == wanted]
     if len(named) == 1:
@@ -280,7 +280,7 @@ def _subset(trees: list[Tree], images: list[str], entry: DatasetEntry, subset: s
 
 
 def _repeats(files: Path, trees: list[Tree], entry: DatasetEntry, hashes: dict[str, str]) -> dict[str, str]:
-    """Return for each tree that holds the same files in the same classes as an earlier one that one's name."""
+    """Map each tree that repeats an earlier one, with the same files in the same classes, to the earlier one's name."""
     first: dict[tuple[tuple[str, str, str], ...], str] = {}
     repeats = {}
     counts = Counter(len(tree.images) for tree in trees)
@@ -299,7 +299,7 @@ def _repeats(files: Path, trees: list[Tree], entry: DatasetEntry, hashes: dict[s
 
 
 def _check_classes(tree: Tree, names: Sequence[str], entry: DatasetEntry) -> None:
-    """Refuse a class folder that holds files and no image, and fewer than two classes."""
+    """Refuse a class folder that holds files but no image, and fewer than two classes."""
     labels = {image.label for image in tree.images}
     classes = {entry.canonical(label) or label for label in labels}
     depth = len(tree.root.split("/")) if tree.root else 0
@@ -342,14 +342,14 @@ def _table(files: Path, tree: Tree, hashes: dict[str, str]) -> pd.DataFrame:
 
 
 def _check_account(source: list[str], indexed: list[str], left_out: _LeftOut) -> None:
-    """Check that every file of the source is an image of the table or left out, and none is both."""
+    """Check that every file of the source is either in the table or left out, and not both."""
     used = set(indexed)
     wrong = set(source) ^ (used | left_out.rows.keys()) | (used & left_out.rows.keys())
     if wrong or len(used) != len(indexed) or len(set(source)) != len(source):
         example = shown_name(min(wrong, default=indexed[0] if indexed else ""))
         raise IntegrityError(
             f"The account of the files does not balance at {example!r}: {len(source)} in the source, {len(indexed)} "
-            f"indexed, {len(left_out.rows)} left out; report this as a fault of the program."
+            f"indexed, {len(left_out.rows)} left out; please report this bug."
         )
 
 
@@ -359,13 +359,13 @@ def _head(path: Path) -> bytes:
 
 
 def _hash(files: Path, names: Sequence[str], hashes: dict[str, str]) -> None:
-    """Add the SHA-256 of files that are not known yet."""
+    """Add the SHA-256 of those files that `hashes` does not have yet."""
     missing = [name for name in names if name not in hashes]
     hashes.update(zip(missing, _each(sha256_file, [files / name for name in missing]), strict=True))
 
 
 def _each(work: Callable[[Path], T], paths: Sequence[Path]) -> list[T]:
-    """Do something with each of many files, all cores busy."""
+    """Apply a function to many files on all cores."""
     with threads(cores()) as pool:
         chunks = pool.map(
             lambda start: [work(path) for path in paths[start : start + _CHUNK]], range(0, len(paths), _CHUNK)

@@ -1,4 +1,4 @@
-"""Data sets from Kaggle: what is offered, and a download that is resumed, checked and kept by version."""
+"""Data sets from Kaggle: their description, and downloads that are resumed, checked and kept by version."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _KEY = re.compile(r"[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*/[A-Za-z0-9_-]+(?:\.[A-Za
 
 
 class DatasetInfo(BaseModel):
-    """What Kaggle says about one version of a data set."""
+    """Kaggle's description of one version of a data set."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -35,7 +35,7 @@ class DatasetInfo(BaseModel):
 
 
 class Download(BaseModel):
-    """A verified archive on the local disk and what Kaggle says about it."""
+    """A verified archive on the local disk and its description."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -44,7 +44,7 @@ class Download(BaseModel):
 
 
 class _Record(BaseModel):
-    """What lies beside a complete archive, so that it can be checked without the network."""
+    """The record beside a complete archive, by which it can be checked without the network."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -107,10 +107,10 @@ def download(
     progress: Progress | None = None,
     log: Log | None = None,
 ) -> Download:
-    """Bring one version of a data set to the local disk as a zip archive, unless it lies there already.
+    """Download one version of a data set as a zip archive, unless it is there already.
 
-    An interrupted download goes on where it stopped, also in another process. Size and MD5 are checked against what
-    the storage declares before the archive gets its name, ``<owner>__<slug>__v<version>.zip``.
+    An interrupted download continues where it stopped, also in another process. Size and MD5 are checked against those
+    that the server declares before the archive gets its name, ``<owner>__<slug>__v<version>.zip``.
 
     Parameters
     ----------
@@ -123,18 +123,23 @@ def download(
     retry : RetryConfig or None
         Tries, pauses and timeout; None means the defaults.
     limits : ArchiveLimits or None
-        Its `max_archive_bytes` is the most that is downloaded; None means the defaults.
+        Its `max_archive_bytes` limits the download; None means the defaults.
     offline : bool
-        Never use the network: take the version asked for, or the newest, from `dest_dir`.
+        Never use the network: take the requested version, or the newest, from `dest_dir`.
     progress : callable or None
-        Called with the bytes that have arrived and the total, None where the server does not say.
+        Called with the bytes received and the total, which is None where the server does not declare it.
     log : callable or None
-        Called with what happens, in at most a dozen lines while all goes well.
+        Called with events, at most a dozen unless there are problems.
+
+    Returns
+    -------
+    Download
+        Path and description of the archive.
 
     Raises
     ------
     SourceError
-        If the version cannot be had: no network, no credentials, terms not accepted, no such data set, damaged.
+        If the version cannot be downloaded: no network, no credentials, terms not accepted, no such data set, damaged.
     StorageError
         If the archive cannot be written.
     """
@@ -177,7 +182,7 @@ def _silent(event: str, **fields: Any) -> None:
 
 def _checked_key(dataset: str) -> str:
     if not _KEY.fullmatch(dataset):
-        raise SourceError(f"{dataset!r} is no Kaggle data set; write owner/slug.")
+        raise SourceError(f"{dataset!r} cannot be a Kaggle data set; write owner/slug.")
     return dataset
 
 
@@ -195,7 +200,7 @@ def _described_version(dataset: str, answer: Any, version: int | None) -> Datase
     current = answer.current_version_number
     dates = {item.version_number: item.creation_date for item in answer.versions}
     if not (answer.ref or current or dates):
-        raise ValueError("the SDK reads any JSON as a data set without a single field")
+        raise ValueError("the answer has no field of a data set")  # the SDK accepts any JSON
     number = version or current
     if not number:
         raise SourceError(f"Kaggle names no current version of {dataset}; pin one in fetch.version.")
@@ -217,14 +222,17 @@ def _described_version(dataset: str, answer: Any, version: int | None) -> Datase
 
 
 def _present_versions(dest_dir: Path, stem: str) -> list[int]:
-    """Return the versions that lie in the folder, newest first."""
+    """Return the versions in the folder, newest first."""
     names = (path.name for path in dest_dir.glob(f"{stem}__v*.zip"))
     numbers = (re.fullmatch(rf"{re.escape(stem)}__v(\d{{1,9}})\.zip", name) for name in names)
     return sorted((int(match[1]) for match in numbers if match), reverse=True)
 
 
 def _cached(dest_dir: Path, dataset: str, version: int, log: Log) -> Download | None:
-    """Return an archive that is there and whole; a damaged one is reported and will be replaced, as is one of another data set."""
+    """Return the stored archive of a version, or None.
+
+    An archive that is damaged (which is logged) or of another data set is not returned, and the download replaces it.
+    """
     path = dest_dir / f"{dataset.replace('/', '__')}__v{version}.zip"
     if not path.is_file():
         return None

@@ -1,7 +1,7 @@
-"""The Kaggle API as this project uses it: who asks, how often it asks again, and what a refusal means.
+"""The Kaggle API: credentials, retries, and error messages.
 
-Errors of the libraries below hold signed URLs and sometimes header values in their text. They are turned into our own
-outside their handlers, so that no exception carries one of them along as its context.
+Errors of requests and urllib3 hold signed URLs and sometimes header values in their text. They are replaced by our own
+errors outside the `except` blocks, so that no exception keeps one of them as its context.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ T = TypeVar("T")
 
 
 class Log(Protocol):
-    """Callback that takes an event and its fields, as `StageLog.info` does."""
+    """A callback with the signature of `StageLog.info`."""
 
     def __call__(self, event: str, **fields: Any) -> None:
         """Log one event."""
@@ -55,14 +55,14 @@ class Transient(Exception):
 
 
 class _TimedAdapter(HTTPAdapter):
-    """Gives every request a timeout; the SDK sends its own without one."""
+    """Give every request a timeout; the SDK sets none."""
 
     def __init__(self, timeout_s: float) -> None:
         super().__init__()
         self._timeout_s = timeout_s
 
     def send(self, request: requests.PreparedRequest, *args: Any, **kwargs: Any) -> requests.Response:
-        """Send a request; the timeout holds for connecting and for each wait for bytes."""
+        """Send a request; the timeout applies to connecting and to each wait for bytes."""
         kwargs["timeout"] = (min(10.0, self._timeout_s), self._timeout_s)
         return super().send(request, *args, **kwargs)
 
@@ -76,7 +76,7 @@ class Connection:
     api : kagglesdk.datasets.services.dataset_api_service.DatasetApiClient
         The SDK's calls.
     storage : requests.Session
-        For the storage that downloads are redirected to; it never sends credentials.
+        Session for the storage server that downloads are redirected to; it never sends credentials.
     signed_in : bool
         Whether the calls carry credentials.
     """
@@ -93,9 +93,9 @@ class Connection:
         Raises
         ------
         Transient
-            If it is worth another try.
+            If the call is worth another try.
         SourceError
-            If Kaggle refuses it or answers with something else than its API.
+            If Kaggle refuses the call, or the answer is not from its API.
         """
         problem: Exception
         try:
@@ -104,8 +104,8 @@ class Connection:
             problem = self._foreign() if error.response is None else self._refusal(error.response, version)
         except requests.exceptions.SSLError:
             problem = SourceError(
-                "The TLS certificate of the server that answers for Kaggle was not accepted; behind a proxy that reads "
-                "along, set REQUESTS_CA_BUNDLE to its certificate."
+                "The TLS certificate of the server that answers for Kaggle was not accepted; behind a proxy that inspects "
+                "TLS, set REQUESTS_CA_BUNDLE to its certificate."
             )
         except requests.exceptions.JSONDecodeError:
             problem = self._foreign()
@@ -131,7 +131,7 @@ class Connection:
         raise Transient(reason)
 
     def words(self, error: Exception) -> str:
-        """Say what went wrong with the network, without the library's text."""
+        """Describe a network error without the library's text, which may hold a signed URL."""
         inner = error.args[0] if error.args else None
         if isinstance(error, requests.Timeout | TimeoutError) or isinstance(inner, ReadTimeoutError):
             return f"the server stayed silent for {self.timeout_s:g} s (fetch.retry.timeout_s)"
@@ -145,7 +145,7 @@ class Connection:
             status = int(response.json()["code"])
         page = f"https://www.kaggle.com/datasets/{self.dataset}"
         if status in _TRY_AGAIN or response.history:
-            # What the storage refuses after a redirect is an expired signature: the next try gets a fresh one.
+            # A refusal after a redirect means that the signature has expired: the next try gets a new one.
             return Transient(
                 f"the server answered HTTP {status}",
                 retry_after_s(response.headers.get("Retry-After"), utc_now()),
@@ -175,7 +175,7 @@ class Connection:
 
     def _foreign(self) -> SourceError:
         return SourceError(
-            f"What answers for Kaggle about {self.dataset} does not speak its API; a proxy or a sign-in page may be in "
+            f"The answer to a request about {self.dataset} is not from Kaggle's API; a proxy or a sign-in page may be in "
             f"between: {NO_NETWORK}."
         )
 
@@ -187,7 +187,7 @@ def connect(dataset: str, timeout_s: float) -> Iterator[Connection]:
     Raises
     ------
     SourceError
-        If the credentials cannot be read or are none.
+        If the credentials cannot be read or are not credentials.
     """
     from kagglesdk import KaggleClient
 
@@ -206,22 +206,22 @@ def connect(dataset: str, timeout_s: float) -> Iterator[Connection]:
 
 
 def _anonymous(request: requests.PreparedRequest) -> requests.PreparedRequest:
-    """Authorise nothing; without this, requests would look the host up in ~/.netrc."""
+    """Add no credentials; without this function, requests would take those of the host in ~/.netrc."""
     return request
 
 
 def _unauthorised(request: requests.PreparedRequest, response: requests.Response) -> None:
-    """Send no credentials where a redirect leads, neither Kaggle's nor those that ~/.netrc has for that host."""
+    """Send no credentials after a redirect, neither Kaggle's nor those of the host in ~/.netrc."""
     request.headers.pop("Authorization", None)
 
 
 def _credentials() -> dict[str, str]:
-    """Return the user's credentials as the SDK's client takes them, in Kaggle's order; empty if there are none."""
+    """Return the user's credentials as arguments of the SDK's client, searched in Kaggle's order; empty without any."""
     from kagglesdk.kaggle_env import get_access_token_from_env
 
     value = os.environ.get("KAGGLE_API_TOKEN", "")
     try:
-        # A longer text without a slash is too long for the file name that the SDK would first take it for.
+        # The SDK first takes the value for a file name, and fails where it is too long for one.
         token = value if len(value) > 255 and "/" not in value else get_access_token_from_env()[0]
     except (OSError, ValueError):
         token = "\0"
@@ -260,7 +260,7 @@ def _sendable(secret: str, where: str) -> str:
 
 @contextmanager
 def _signatures_out_of_logs() -> Iterator[None]:
-    """Cut the query, which holds the signature, from the URLs that urllib3 logs for debugging."""
+    """Remove the query, which holds the signature, from the URLs in urllib3's debug log."""
 
     def cut(record: logging.LogRecord) -> bool:
         if isinstance(record.args, tuple):
@@ -278,14 +278,14 @@ def _signatures_out_of_logs() -> Iterator[None]:
 
 
 def retry_after_s(header: str | None, now: datetime) -> float | None:
-    """Return the seconds a Retry-After header asks to wait; None where it is absent or unreadable.
+    """Return the seconds that a Retry-After header asks to wait; None where it is absent or invalid.
 
     Parameters
     ----------
     header : str or None
         A number of seconds or an HTTP date.
     now : datetime.datetime
-        Aware time that a date is compared with.
+        Current time, with time zone.
     """
     text = (header or "").strip()
     if re.fullmatch(r"[0-9]+", text):
@@ -307,19 +307,23 @@ def persist(
     failed: str,
     held: Callable[[], int] = lambda: 0,
 ) -> T:
-    """Repeat a step until it succeeds, or fails `retry.attempts` times without getting further.
+    """Repeat a step until it succeeds, or fails `retry.attempts` times without progress.
 
-    The pauses double up to `retry.max_delay_s`, with jitter so that many clients do not come back at one moment, and a
-    Retry-After is waited out, or given up on where it is longer than `retry.max_retry_after_s`.
+    The pauses double up to `retry.max_delay_s`, with jitter so that many clients do not return at the same moment. A
+    Retry-After header is obeyed, unless it is longer than `retry.max_retry_after_s`.
 
     Parameters
     ----------
     step : callable
-        Raises `Transient` for what is worth another try.
-    held : callable
-        Bytes that have arrived so far.
+        Raises `Transient` for a failure that is worth another try.
+    retry : RetryConfig
+        Tries and pauses.
+    log : callable
+        Called before every further try.
     failed : str
-        Start and end of the final error, with ``{reason}`` and ``{times}`` in it.
+        Template of the final error, with ``{reason}`` and ``{times}``.
+    held : callable
+        Returns the bytes received so far.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""One file from Kaggle's storage: received in pieces over as many connections as it takes, and verified."""
+"""Download of one file from Kaggle's storage over as many connections as needed, with verification."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ Progress = Callable[[int, int | None], None]
 
 @dataclass(frozen=True)
 class _Remote:
-    """What identifies the remote file: a part is continued only while all of it stays the same."""
+    """What identifies the remote file: a partial download continues only if all of this is unchanged."""
 
     size: int | None
     md5: str | None
@@ -52,7 +52,7 @@ def transfer(
     progress: Progress | None,
     log: Log,
 ) -> None:
-    """Fill `part` with one version's archive until it is whole and verified; what it holds already is gone on from.
+    """Download one version's archive into `part`, continuing what is there, until it is complete and verified.
 
     Raises
     ------
@@ -73,8 +73,8 @@ def transfer(
         damages += 1
         if damages > 1:
             raise SourceError(
-                f"The archive of {dataset} arrived twice and {damage} both times; what Kaggle stores, or something in "
-                "between, is damaged: try again later, or give fetch.archive a zip downloaded by hand."
+                f"The archive of {dataset} arrived twice and {damage} both times; Kaggle's file is damaged, or something in "
+                "between changes it: try again later, or give fetch.archive a zip downloaded by hand."
             )
         raise Transient(f"the archive arrived, but {damage}")
 
@@ -90,7 +90,7 @@ def transfer(
 
 
 def part_record(part: Path) -> Path:
-    """Return the path of what is known about a part's remote file."""
+    """Return the path of the record of a part's remote file."""
     return part.with_name(f"{part.name}.json")
 
 
@@ -110,7 +110,7 @@ def _receive(
         response.close()
         return remote
     if offset:
-        response.close()  # opened for its fresh signed URL and its headers; the body was not read
+        response.close()  # it was opened only for its new signed URL and its headers
         headers = {"Range": f"bytes={offset}-", "If-Range": str(remote.validator)}
         url = response.url
         response = connection.ask(lambda: connection.storage.get(url, headers=headers, stream=True))
@@ -136,7 +136,7 @@ def _receive(
 
 
 def _check_room(dataset: str, size: int, offset: int, part: Path, limits: ArchiveLimits) -> None:
-    """Refuse an archive that is larger than is allowed, or than the disk has room for."""
+    """Refuse an archive that exceeds the limit or the free disk space."""
     if size > limits.max_archive_bytes:
         raise SourceError(
             f"The archive of {dataset} has {size} bytes or more, more than fetch.limits.max_archive_bytes "
@@ -145,7 +145,8 @@ def _check_room(dataset: str, size: int, offset: int, part: Path, limits: Archiv
     free = shutil.disk_usage(part.parent).free
     if size - offset > free:
         raise StorageError(
-            f"Cannot write {part}: {size - offset} bytes are to come and the disk has {free} left; free some and run again."
+            f"Cannot write {part}: {size - offset} bytes are still to come and the disk has {free} left; free some and run "
+            "again."
         )
 
 
@@ -167,13 +168,13 @@ def _described(response: requests.Response) -> _Remote:
     return _Remote(
         size=int(length) if re.fullmatch(r"[0-9]{1,18}", length) else None,
         md5=base64.b64decode(found[1]).hex() if found else None,
-        # A weak ETag does not promise equal bytes.
+        # A weak ETag (W/"...") does not guarantee equal bytes.
         validator=etag if etag.startswith('"') else response.headers.get("Last-Modified"),
     )
 
 
 def _continuable(part: Path, remote: _Remote) -> int:
-    """Return how many bytes of a part belong to the remote file as it is now."""
+    """Return how many bytes of a part belong to the current remote file."""
     if not part.is_file() or remote.validator is None or remote.size is None:
         return 0
     try:
@@ -222,15 +223,15 @@ def _write(
 
 
 def md5_file(path: Path) -> str:
-    """Return the MD5 of a file as hexadecimal text; the storage declares no stronger checksum."""
+    """Return the MD5 of a file as hexadecimal text; Kaggle's storage declares no stronger checksum."""
     with path.open("rb") as handle:
         return hashlib.file_digest(handle, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
 def _damage(part: Path, remote: _Remote, limits: ArchiveLimits) -> str | None:
-    """Say what is wrong with a complete part; None if nothing is.
+    """Describe the damage of a complete part; None if there is none.
 
-    Where the storage declares no MD5, as it does for files it composed of pieces, the archive's own checksums serve.
+    The storage declares no MD5 for files that were uploaded in pieces; then the archive's own checksums are tested.
     """
     if remote.md5 is not None:
         return None if md5_file(part) == remote.md5 else "its checksum was wrong"
@@ -239,10 +240,10 @@ def _damage(part: Path, remote: _Remote, limits: ArchiveLimits) -> str | None:
         with zipfile.ZipFile(part) as archive:
             declared = sum(info.file_size for info in archive.infolist())
             if declared > min(limits.max_total_bytes, limits.max_ratio * part.stat().st_size):
-                return None  # a bomb, perhaps: reading it here would set it off; unpacking checks it against the limits
+                return None  # perhaps a zip bomb, which must not be read here: unpacking refuses it by the limits
             wrong = archive.testzip()
     except OSError as error:
-        if error.errno != errno.EINVAL:  # an offset before the beginning of the file
+        if error.errno != errno.EINVAL:  # zipfile seeks before the start of a truncated file
             raise storage_error(error, part, "read") from error
         return "it was no whole zip archive"
     except MemoryError as error:

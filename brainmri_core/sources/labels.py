@@ -1,4 +1,4 @@
-"""Labels of images that lie in no class folders: from a CSV of the user's, or from the scans themselves."""
+"""Labels of images outside class folders: from the user's CSV, or from the scans themselves."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NAME = "fetch.labels_csv"
 
 @dataclass(frozen=True)
 class Labelled:
-    """Images by label.
+    """Images with labels from a table.
 
     Attributes
     ----------
@@ -34,7 +34,7 @@ class Labelled:
 
 
 def read_labels(config: FetchConfig, files: Path, job: Job) -> ImageTable | None:
-    """Read ``fetch.labels_csv``, a path of the project or, where that has none, of the unpacked files.
+    """Read ``fetch.labels_csv``: a path in the project or, if there is no such file, in the unpacked data set.
 
     Raises
     ------
@@ -51,12 +51,12 @@ def read_labels(config: FetchConfig, files: Path, job: Job) -> ImageTable | None
 
 
 def labelled_by_table(table: ImageTable, images: Sequence[str], dataset: str) -> Labelled:
-    """Find the images that a table gives labels; its paths may start below folders that only wrap the rest.
+    """Find the images that a table labels. Its paths may leave out outer folders that hold nothing but the next folder.
 
     Raises
     ------
     DataError
-        If it names no image, or gives an image two labels.
+        If the table names no image, or gives an image two labels.
     """
     root = ""
     while True:
@@ -87,7 +87,7 @@ def labelled_by_table(table: ImageTable, images: Sequence[str], dataset: str) ->
 
 
 def labelled_by_data(labels: Mapping[str, str], entry: DatasetEntry) -> Tree | None:
-    """Return the images whose own files name their class, unless they lie in class folders, which go first."""
+    """Return the images whose files name their class; None if there are none or they lie in class folders."""
     if not labels or any(entry.canonical(part) for part in _folders(labels)):
         return None
     return _tree(labels, "")

@@ -1,4 +1,4 @@
-"""Which archive or folder on this machine is a data set's own."""
+"""Find the archive or folder of a data set on this machine."""
 
 from __future__ import annotations
 
@@ -14,15 +14,8 @@ from brainmri_core.project.foreign_names import compared, shown_name
 from brainmri_core.project.layout import ARCHIVES_VARIABLE
 from brainmri_core.system.storage import storage_error
 
-_ENDINGS = (
-    ".zip",
-    "",
-    ".tar",
-    ".tar.gz",
-    ".tgz",
-    ".7z",
-    ".rar",
-)  # of the last, all that is said is what to do
+# Only zip archives and folders are read; the other archives are found so that the error can say what to do.
+_ENDINGS = (".zip", "", ".tar", ".tar.gz", ".tgz", ".7z", ".rar")
 _BROWSER = re.compile(r"archive ?(\(\d+\))?\.zip")
 
 
@@ -36,21 +29,21 @@ def find_archive(
     dataset : str
         Key, owner/slug.
     explicit : pathlib.Path or None
-        What the configuration names, a file or a folder; it must exist.
+        File or folder that the configuration names; it must exist.
     archives : pathlib.Path or None
-        Folder that may hold ``<owner>__<slug>.zip`` or ``<slug>.zip``, or the same unpacked; the first goes before the
-        second, a zip before a folder.
+        Folder that may hold ``<owner>__<slug>.zip`` or ``<slug>.zip``, or a folder of one of these names. The name with
+        the owner comes first, and a zip comes before a folder.
     further : sequence of str
-        Other names that the data set's archive has, as its catalogue entry lists them.
+        Other names of the data set's archive, from its catalogue entry.
 
     Raises
     ------
     SourceError
-        If `explicit` or `archives` is named and is not there.
+        If `explicit` or `archives` is given and does not exist.
     StorageError
-        If the system does not let it be looked at.
+        If the operating system refuses to read them.
     """
-    looked_at = explicit or archives
+    searched = explicit or archives
     try:
         if explicit is not None:
             if not (explicit.is_file() or explicit.is_dir()):
@@ -63,7 +56,7 @@ def find_archive(
             return None
         if not archives.is_dir():
             raise SourceError(
-                f"BRAINMRI_ARCHIVES names {shown_name(archives)}, which is no folder; correct or unset it."
+                f"BRAINMRI_ARCHIVES names {shown_name(archives)}, which is not a folder; correct or unset it."
             )
         there = {compared(path.name): path for path in sorted(archives.iterdir(), reverse=True)}
         candidates = [there.get(compared(name)) for name in names_looked_for(dataset, further)]
@@ -71,8 +64,8 @@ def find_archive(
             (path for path in candidates if path is not None and (path.is_file() or path.is_dir())), None
         )
     except OSError as error:
-        assert looked_at is not None
-        raise storage_error(error, looked_at, "read") from error
+        assert searched is not None
+        raise storage_error(error, searched, "read") from error
 
 
 def archives_folder(entry: DatasetEntry) -> Path | None:
@@ -82,13 +75,13 @@ def archives_folder(entry: DatasetEntry) -> Path | None:
 
 
 def local_archive(config: FetchConfig, entry: DatasetEntry) -> Path | None:
-    """Return the local archive or folder that `fetch` takes a data set from, if any; errors as of `find_archive`."""
+    """Return the local archive or folder that `fetch` takes a data set from, if any; errors as in `find_archive`."""
     named = Path(config.archive).expanduser() if config.archive else None
     return find_archive(entry.key, named, archives_folder(entry), entry.archives)
 
 
 def names_looked_for(dataset: str, further: Sequence[str] = ()) -> list[str]:
-    """Return the names that a data set's archive or folder may have, the best first."""
+    """Return the names that a data set's archive or folder may have, in order of preference."""
     owner, _, slug = dataset.partition("/")
     return [*(f"{stem}{ending}" for ending in _ENDINGS for stem in (f"{owner}__{slug}", slug)), *further]
 
@@ -99,11 +92,9 @@ def is_browser_name(path: Path) -> bool:
 
 
 def saved_by_browser(archives: Path) -> Path | None:
-    """Return the one file of a folder that has the name under which a browser saves any data set, ``archive.zip``."""
+    """Return the file with such a name in a folder, if there is exactly one."""
     try:
-        found = [
-            path for path in archives.iterdir() if _BROWSER.fullmatch(compared(path.name)) and path.is_file()
-        ]
+        found = [path for path in archives.iterdir() if is_browser_name(path) and path.is_file()]
     except OSError as error:
         raise storage_error(error, archives, "read") from error
     return found[0] if len(found) == 1 else None

@@ -1,4 +1,4 @@
-"""Where the tumour is on the images of a data set: one compressed file of packed bits beside the sample table."""
+"""The tumour masks of a data set: one compressed file of packed bits beside the sample table."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MASKS = "masks.npz"
 
 
 class MaskStore:
-    """Masks by image, eight pixels a byte: 3,064 of 512 x 512 take 100 MB of memory and a few on disk."""
+    """Masks by image, packed eight pixels to a byte: 3,064 masks of 512 x 512 take 100 MB of memory, a few MB on disk."""
 
     def __init__(self) -> None:
         self._packed: dict[str, tuple[tuple[int, int], U8]] = {}
@@ -48,7 +48,7 @@ class MaskStore:
             Target: ``paths`` str ``(N,)``, ``shapes`` int64 ``(N, 2)`` and ``bits`` uint8, the packed masks one after the
             other.
         paths : dict
-            Name of each image here to its name in the file.
+            Name of each image in this store to its name in the file.
         """
         kept = sorted(path for path in self._packed if path in paths)
         with atomic_file(file) as handle:
@@ -61,7 +61,7 @@ class MaskStore:
 
     @classmethod
     def read(cls, file: Path) -> MaskStore:
-        """Read what `write` has written; no file means no masks.
+        """Read a file of `write`; a missing file means no masks.
 
         Raises
         ------

@@ -1,6 +1,6 @@
-"""The built-in synthetic data set: slices of synthetic subjects laid out like the Kaggle set, with planted copies.
+"""The built-in synthetic data set: slices of synthetic subjects in the folders of the Kaggle set, with planted copies.
 
-What was planted is written to ``truth/truth.json`` beside the images, and the tumour masks to ``truth/masks/``.
+The ground truth is written to ``truth/truth.json`` beside the images, and the tumour masks to ``truth/masks/``.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ _SIZES = ((256, 256), (256, 256), (256, 256), (236, 236), (225, 225), (210, 240)
 
 
 class PhantomImage(BaseModel):
-    """What is known of one image.
+    """The ground truth of one image.
 
     Attributes
     ----------
     copy_of, copy_kind : str or None
-        The original and how the copy was made of it.
+        The original, and how the copy was made from it.
     conflict : bool
         Whether the copy is filed under another class than its original.
     """
@@ -68,7 +68,7 @@ class CopyElsewhere(BaseModel):
     path, original : str
         The copy, and the image of the first site.
     orientation : str
-        Brought into it, the original looks like the copy; a name of `likeness.ORIENTATIONS`.
+        Orientation in which the original looks like the copy; a name of `likeness.ORIENTATIONS`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -85,9 +85,9 @@ class PhantomTruth(BaseModel):
     Attributes
     ----------
     images : list of PhantomImage
-        A subject of one name is one person, on both sites.
+        All images. Subjects with the same name are the same person, also across the two sites.
     elsewhere : list of CopyElsewhere
-        Of the second site, its copies of images of the first one.
+        Copies of images of the first site; empty for the first site itself.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -115,7 +115,7 @@ def write_phantom(dest: Path, config: PhantomConfig) -> PhantomTruth:
     Raises
     ------
     SourceError
-        If `dest` holds something.
+        If `dest` is not empty.
     StorageError
         If the files cannot be written.
     """
@@ -135,7 +135,7 @@ def write_phantom(dest: Path, config: PhantomConfig) -> PhantomTruth:
 
 @contextmanager
 def all_drawn(dest: Path, draw: Callable[[T], object], originals: Sequence[T]) -> Iterator[None]:
-    """Draw images into a new folder, several at a time, before what stands in the block; errors as of `write_phantom`."""
+    """Draw images into a new folder on all cores, then run the block; errors as in `write_phantom`."""
     if dest.exists() and any(dest.iterdir()):
         raise SourceError(f"The folder {dest} is not empty; the synthetic data set needs a new one.")
     try:
@@ -155,7 +155,7 @@ def write_truth(
         images=sorted(images, key=lambda image: image.path),
         elsewhere=sorted(elsewhere, key=lambda copy: copy.path),
     )
-    # the first site's file is what it was before there was a second one
+    # The file of the first site stays the same as before the second site existed.
     left_out = {"elsewhere"} if not elsewhere else None
     write_json(dest / "truth" / "truth.json", truth.model_dump(mode="json", exclude=left_out))
     return truth
@@ -193,7 +193,7 @@ def first_subjects(config: PhantomConfig) -> list[Subject]:
 def place_originals(
     subjects: list[Subject], config: PhantomConfig, rng: np.random.Generator
 ) -> list[tuple[PhantomImage, Subject, int]]:
-    """Number the slices of each class in a row, subject by subject, and file a share of them under Testing."""
+    """Number the slices of each class consecutively, subject by subject, and file a share of them under Testing."""
     placed = []
     numbers = dict.fromkeys(FOLDERS, 0)
     for subject in subjects:
@@ -202,11 +202,11 @@ def place_originals(
             numbers[subject.label] += 1
             side = "Testing" if rng.random() < config.test_frac else "Training"
             path = f"{side}/{folder}/{prefix} ({numbers[subject.label]}).jpg"
-            placed.append((original(path, subject), subject, number))
+            placed.append((original_image(path, subject), subject, number))
     return placed
 
 
-def original(path: str, subject: Subject) -> PhantomImage:
+def original_image(path: str, subject: Subject) -> PhantomImage:
     """Describe an image of a subject that is neither a copy nor filed under another class."""
     return PhantomImage(
         path=path,
@@ -219,12 +219,12 @@ def original(path: str, subject: Subject) -> PhantomImage:
 
 
 def subject_name(subject: Subject) -> str:
-    """Return what a subject is called in the ground truth."""
+    """Return a subject's name in the ground truth."""
     return f"{subject.label}-{subject.seed[1] % 10_000:04d}"
 
 
 def mask_path(path: str) -> str:
-    """Return where an image's tumour mask lies."""
+    """Return the path of an image's tumour mask."""
     return f"truth/masks/{PurePosixPath(path).with_suffix('.png').as_posix()}"
 
 
@@ -238,7 +238,7 @@ def _write_original(
 
 
 def drawn_original(subject: Subject, number: int, config: PhantomConfig) -> tuple[Slice, bytes]:
-    """Return a slice of the first site, and its file."""
+    """Return a slice of the first site and the content of its JPEG file."""
     drawn = render(subject, number, config.slices_per_subject)
     rng = np.random.default_rng((*subject.seed, 2, number))
     picture = Image.fromarray(drawn.pixels)
@@ -299,7 +299,7 @@ _CHANGES: dict[str, Callable[[Image.Image, np.random.Generator], Image.Image]] =
 def _plant_copies(
     dest: Path, originals: list[PhantomImage], config: PhantomConfig, rng: np.random.Generator
 ) -> list[PhantomImage]:
-    """Write copies of originals, every other one on the other side, each original used once."""
+    """Write copies of originals, every second one to the other split folder; each original is copied once."""
     kinds = [kind for kind in KINDS for _ in range(config.copies_per_kind)]
     wanted = [(kind, False) for kind in kinds] + [("reencoded", True)] * config.label_conflicts
     chosen = rng.permutation(len(originals))[: len(wanted)]

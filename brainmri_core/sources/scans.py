@@ -1,7 +1,7 @@
-"""Scans of an unpacked data set, taken apart: each slice of a DICOM, NIfTI or MATLAB file becomes an image beside it.
+"""Split the scans of an unpacked data set: each slice of a DICOM, NIfTI or MATLAB file becomes an image beside it.
 
-The slice ``7`` of ``glioma/scan.nii`` is the file ``glioma/scan.nii#7``, a PNG whatever its name; from here on it is an
-image like any other. What the data itself knows of it, its class, patient, study and where the tumour is, comes along.
+Slice 7 of ``glioma/scan.nii`` is the file ``glioma/scan.nii#7``, a PNG in spite of its name. Later stages treat it like any
+other image. Class, patient, study and tumour mask are kept where the file has them.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 
 @dataclass(frozen=True)
 class FoundSlice:
-    """What is known of one slice besides its pixels.
+    """The metadata of one slice.
 
     Attributes
     ----------
     scan : str
-        The same for all that must stay together: the study as a keyed hash, else the file.
+        The same for all slices that must stay together: the study as a keyed hash, else the file.
     patient : str or None
         Keyed hash of the patient's id.
     label : str or None
-        Class that the file itself names.
+        Class that the file names.
     """
 
     scan: str
@@ -56,20 +56,23 @@ class FoundSlice:
 
 @dataclass
 class Scans:
-    """The scans of a data set and the slices they gave; paths are relative to the unpacked files.
+    """The scans of a data set and their slices; paths are relative to the unpacked files.
 
     Attributes
     ----------
     slices : dict
-        Path of each slice to what is known of it.
+        Path of each slice to its metadata.
     opened : list of str
-        Files that gave slices.
+        Files that were split into slices.
     refused : dict
-        Other scans to the reason.
+        All other scans, each with the reason.
     directories : list of str
         Indexes of DICOM media.
+    masks : MaskStore
+        Tumour masks by slice.
     unused, blank, series : int
-        Slices the rule leaves out; those that show nothing; files of several volumes, of which the first is used.
+        Number of slices that ``fetch.slices`` leaves out; of blank slices; and of files with several volumes, of which the
+        first is used.
     """
 
     slices: dict[str, FoundSlice] = field(default_factory=dict)
@@ -100,14 +103,16 @@ def expand_scans(files: Path, config: FetchConfig, job: Job) -> Scans:
     Parameters
     ----------
     files : pathlib.Path
-        The unpacked files; nothing in them is trusted: scans are decoded in worker processes.
+        The unpacked files. They are not trusted: scans are decoded in worker processes.
     config : FetchConfig
-        Says which slices to use and how much may be written.
+        Which slices to use, and how much may be written.
+    job : Job
+        The run.
 
     Raises
     ------
     DataError
-        If the slices take more room than ``fetch.limits`` allows.
+        If the slices take more space than ``fetch.limits`` allows.
     StorageError
         If a file cannot be read or written.
     """
@@ -179,7 +184,7 @@ class _Expansion:
             return
         path = f"{name}#{number}"
         if path not in self.found.slices and (self.files / path).exists():
-            self.found.refused[name] = f"a file of the name {path} is there already; rename it."
+            self.found.refused[name] = f"a file named {path} exists already; rename it."
             return
         self.written += len(png)
         if self.written > self.config.limits.max_total_bytes:
@@ -197,7 +202,7 @@ class _Expansion:
             self.found.masks.add(path, mask)
 
     def end(self, name: str, header: dict[str, Any]) -> None:
-        """Note how a file ended; one that is damaged further on gives none of its slices."""
+        """Record the result of a file; a file that turns out to be damaged loses all its slices."""
         if "reason" in header:
             self.found.refused[name] = str(header["reason"])
         if name in self.found.refused:

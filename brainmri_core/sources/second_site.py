@@ -1,7 +1,7 @@
 """The second site of the synthetic data: another scanner, other people, and some images and people of the first site.
 
-What differs between the sites, which images are copies and who was at both is known, so that whatever is said of data from
-elsewhere can be held against the truth.
+The differences between the sites, the copies and the shared subjects are known, so that external evaluation and the
+measures of shift can be tested against the truth.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from brainmri_core.sources.phantom import (
     as_jpeg,
     drawn_original,
     first_subjects,
-    original,
+    original_image,
     place_originals,
     save,
     save_mask,
@@ -35,7 +35,7 @@ from brainmri_core.sources.phantom import (
 SECOND_SCANNER = Scanner(gamma=0.7, noise=1.8, brightness=0.85, voxel=1.7, head=(1.06, 0.9))
 FOLDERS = {"glioma": "Glioma", "meningioma": "Meningioma", "pituitary": "Pituitary", "notumor": "Healthy"}
 CLASS_MIX = {"glioma": 0.5, "meningioma": 1.0, "pituitary": 0.25, "notumor": 0.75}
-"""Subjects of a class for each of the first site."""
+"""Number of subjects of each class, relative to the first site."""
 ANNOTATED = 0.6
 """Share of the images with marks drawn into them."""
 
@@ -53,9 +53,26 @@ _TURNS = {
 
 
 def write_second_site(dest: Path, config: PhantomConfig) -> PhantomTruth:
-    """Write the second site's images into a new folder, one folder per class, as `write_phantom` does the first one's.
+    """Write the images of the second site into a new folder, one folder per class.
 
-    `config` is that of the first site, whose images are copied as its own config makes them.
+    Parameters
+    ----------
+    dest : pathlib.Path
+        Folder that does not exist yet or is empty.
+    config : PhantomConfig
+        The config of the first site, some of whose images are copied.
+
+    Returns
+    -------
+    PhantomTruth
+        Also written to ``truth/truth.json``.
+
+    Raises
+    ------
+    SourceError
+        If `dest` is not empty.
+    StorageError
+        If the files cannot be written.
     """
     numbers = dict.fromkeys(FOLDERS, 0)
     originals = _place(config, numbers)
@@ -71,7 +88,7 @@ def write_second_site(dest: Path, config: PhantomConfig) -> PhantomTruth:
 
 
 def _place(config: PhantomConfig, numbers: dict[str, int]) -> list[tuple[PhantomImage, Subject, int, int]]:
-    """List the images to draw: the site's own subjects, then those of the first site, in slices that it does not have."""
+    """List the images to draw: the site's own subjects, then shared subjects, in slices that the first site lacks."""
     slices = config.slices_per_subject
     wanted = [(subject, range(slices), slices) for subject in _own_subjects(config)]
     known = first_subjects(config)
@@ -84,7 +101,7 @@ def _place(config: PhantomConfig, numbers: dict[str, int]) -> list[tuple[Phantom
     for subject, which, of in wanted:
         for number in which:
             path = _next_path(subject.label, numbers)
-            placed.append((original(path, subject), subject, number, of))
+            placed.append((original_image(path, subject), subject, number, of))
     return placed
 
 
@@ -115,7 +132,7 @@ def _write_image(dest: Path, image: PhantomImage, subject: Subject, drawn: Slice
 
 
 def _annotate(pixels: U8, *, right: bool) -> None:
-    """Draw a side marker, a bar for an L or a square for an R, and a ruler, as films have them."""
+    """Draw a side marker (a bar for an L or a square for an R) and a ruler, as on films."""
     height, width = pixels.shape
     middle, left = height // 2, width - 14 if right else 6
     pixels[middle - 8 : middle + 8, left : left + (8 if right else 2)] = 255
@@ -129,7 +146,7 @@ def _annotate(pixels: U8, *, right: bool) -> None:
 def _plant_copies(
     dest: Path, config: PhantomConfig, numbers: dict[str, int]
 ) -> list[tuple[PhantomImage, CopyElsewhere]]:
-    """Write copies of originals of the first site, each used once."""
+    """Write copies of originals of the first site; each original is copied once."""
     rng = np.random.default_rng((config.seed, 5))
     wanted = config.second_site
     originals = place_originals(first_subjects(config), config, np.random.default_rng((config.seed, 0)))

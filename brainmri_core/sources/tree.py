@@ -1,7 +1,6 @@
-"""What the folders of a data set say: which are classes, which are splits, and which only wrap the rest.
+"""The meaning of a data set's folders: which are classes, which are official splits, and which only wrap the rest.
 
-Only names are looked at. The word of a folder is compared as `sources.names.compared` says, so that its case, blanks and
-accents do not matter.
+Only names decide. They are compared by `foreign_names.compared`, so that case and blanks do not matter.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ SPLIT_WORDS: dict[Origin, tuple[str, ...]] = {
     "testing": ("test", "testing", "tests", "testset", "prueba", "pruebas", "teste"),
     "validation": ("val", "valid", "validation", "validate", "validating", "dev", "validierung", "validierungs", "validacion", "validacao"),
 }  # fmt: skip
-"""Words that name a split folder, alone or beside one of `COMPANIONS` or a number."""
+"""Words that name a split folder, alone or together with `COMPANIONS` or numbers."""
 
 COMPANIONS = (
     "set sets data dataset datasets image images img imgs picture pictures pic pics folder files file scans slices split "
@@ -40,7 +39,7 @@ _WHOLE_SHARE = 0.01
 
 
 def split_of(folder: str) -> Origin | None:
-    """Return which official split a folder's name says it holds, or None."""
+    """Return the official split that a folder's name means, or None."""
     plain = "".join(
         char for char in unicodedata.normalize("NFD", compared(folder)) if not unicodedata.combining(char)
     )
@@ -63,11 +62,11 @@ class Tree:
     Attributes
     ----------
     name : str
-        What ``fetch.subset`` calls it: its folder, ``.`` for the top one.
+        Its name for ``fetch.subset``: its folder, ``.`` for the top folder.
     root : str
         Folder below which all its images lie, above its class and split folders; empty for the top.
     images : tuple of Placed
-        In the order given.
+        Its images, in the given order.
     """
 
     name: str
@@ -81,7 +80,7 @@ class Tree:
 
 
 class _Names:
-    """The folders of a set of images: which of them branch, and what each means."""
+    """The folders of a set of images: which of them branch, and which are classes or splits."""
 
     def __init__(self, paths: Sequence[str], is_class: Callable[[str], bool]) -> None:
         self.parts: dict[str, Parts] = {path: tuple(path.split("/")[:-1]) for path in paths}
@@ -95,12 +94,12 @@ class _Names:
         self.splits = {name: origin for name in names - self.classes if (origin := split_of(name))}
 
     def wraps(self, parts: Parts, depth: int) -> bool:
-        """Say whether a folder is the only one beside nothing, so that its name says nothing."""
+        """Say whether a folder has no siblings, neither folders nor images, so that its name carries no information."""
         above = parts[:depth]
         return len(self._children[above]) == 1 and above not in self._holds_images
 
     def telling(self, parts: Parts) -> list[int]:
-        """Return the depths of the folders that neither wrap nor name a split."""
+        """Return the depths of the folders that carry information and are not splits."""
         return [
             depth
             for depth, name in enumerate(parts)
@@ -113,13 +112,13 @@ class _Names:
         return next((depth for depth in known if not self.wraps(parts, depth)), known[-1] if known else None)
 
     def split_depth(self, parts: Parts, at: int) -> int | None:
-        """Return the depth of the split folder of an image whose class folder is at a depth, above it or below."""
+        """Return the depth of an image's split folder: the nearest above its class folder at depth `at`, else below."""
         found = [depth for depth, name in enumerate(parts) if name in self.splits]
         above = [depth for depth in found if depth < at]
         return above[-1] if above else next((depth for depth in found if depth > at), None)
 
     def place(self, path: str, at: int) -> tuple[Placed, Parts]:
-        """Return an image with its class folder at a depth, and the folder its tree begins in."""
+        """Return an image with its class folder at depth `at`, and the folder that its tree begins in."""
         parts = self.parts[path]
         split = self.split_depth(parts, at)
         origin: Origin = "none" if split is None else self.splits[parts[split]]
@@ -130,21 +129,21 @@ class _Names:
 def read_trees(paths: Sequence[str], is_class: Callable[[str], bool]) -> list[Tree]:
     """Find the trees of class folders that images lie in.
 
-    A folder that `is_class` knows is a class folder; where it knows none, the outermost folders that branch are. A folder
-    beside class folders is one more class, which the split refuses by name. Folders elsewhere that hold no known class
-    are a tree of their own if there are several of them, or more than 1% of the images.
+    A folder is a class folder if `is_class` says so; if no folder is, the outermost folders that branch are the classes. A
+    folder beside class folders is one more class, which the split refuses by name. Unknown folders elsewhere are a tree of
+    their own if there are several of them, or if they hold more than 1% of the images.
 
     Parameters
     ----------
     paths : sequence of str
         Images, POSIX, relative to the top.
     is_class : callable
-        Whether the name of a folder is that of a class.
+        Says whether the name of a folder is that of a class.
 
     Returns
     -------
     list of Tree
-        Nearest to the top first. An image in none of them lies in no class folder.
+        Nearest to the top first. An image that is in no tree lies in no class folder.
     """
     names = _Names(paths, is_class)
     groups = _known_trees(names) if names.classes else _unknown_trees(names)
@@ -198,7 +197,7 @@ def _known_trees(names: _Names) -> dict[Parts, _Members]:
 
 
 def _unknown_trees(names: _Names) -> dict[Parts, _Members]:
-    """Take the outermost folders for classes, unless several hold the same folders again, as raw and augmented do."""
+    """Take the outermost folders as classes; where several of them hold the same subfolders (raw, augmented), also those."""
     telling = {path: names.telling(parts) for path, parts in names.parts.items()}
     outermost = {names.parts[path][depths[0]] for path, depths in telling.items() if depths}
     for path, depths in telling.items():  # a split folder may hold one class only
@@ -222,7 +221,7 @@ def _unknown_trees(names: _Names) -> dict[Parts, _Members]:
 
 
 def _by_split(members: _Members) -> list[_Members]:
-    """Part the images of split folders from others, where the same classes have both: they may be the same images."""
+    """Separate images in split folders from others where classes have both: the two may be the same images."""
     split = [item for item in members if item[0].origin != "none"]
     plain = [item for item in members if item[0].origin == "none"]
     both = {compared(image.label) for image, _ in split} & {compared(image.label) for image, _ in plain}
@@ -230,7 +229,7 @@ def _by_split(members: _Members) -> list[_Members]:
 
 
 def _common(folders: Iterable[Parts]) -> str:
-    """Return the folder that all folders lie in."""
+    """Return the innermost folder that all folders lie in."""
     shared: Parts | None = None
     for parts in folders:
         if shared is None:

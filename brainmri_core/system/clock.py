@@ -1,4 +1,4 @@
-"""The clock: one form of a moment, in UTC."""
+"""The clock: the current time in UTC, and its one text form."""
 
 from __future__ import annotations
 
@@ -11,5 +11,5 @@ def utc_now() -> datetime:
 
 
 def timestamp(moment: datetime) -> str:
-    """Format a moment as ``2026-11-23T20:05:27.123456Z``."""
+    """Format a time as ``2026-11-23T20:05:27.123456Z``."""
     return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")

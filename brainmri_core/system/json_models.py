@@ -1,4 +1,4 @@
-"""JSON files that are read as pydantic models."""
+"""JSON files read as pydantic models."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def read_model(path: Path, model: type[M], problem: str, remedy: str) -> M:
     Raises
     ------
     IntegrityError
-        If the file is not JSON, or its content is not what the model describes.
+        If the file is not JSON, or its content does not fit the model.
     StorageError
         If it cannot be read.
     """

@@ -1,4 +1,4 @@
-"""Locks that the kernel releases when their process dies, however it dies; a lock file says who took it last."""
+"""Lock files. The kernel releases the lock however its process ends; the file names who took it last."""
 
 from __future__ import annotations
 
@@ -15,22 +15,32 @@ from brainmri_core.errors import BusyError
 from brainmri_core.escaping import printable
 from brainmri_core.system.storage import make_dirs, storage_error
 
-_LOOKS = 10
+# Another process holds a lock for an instant while it checks whether it is free: only a lock held for longer is busy.
+_TRIES = 10
 _LONGEST_OWNER = 300
 
 
 @contextlib.contextmanager
 def exclusive(path: Path, *, wait: bool = True, busy: str = "another run holds it") -> Iterator[None]:
-    """Hold an exclusive lock on a file; the kernel releases it when the process dies, however it dies.
+    """Hold an exclusive lock on a file; the kernel releases it however the process ends.
 
-    Who holds it, on which machine and since when stands in the file, and in the error of whoever finds it held.
+    The file names the process and machine that hold the lock and since when. A `BusyError` repeats that.
+
+    Parameters
+    ----------
+    path : pathlib.Path
+        Lock file; it and its folder are made if need be.
+    wait : bool
+        Wait until the lock is free; otherwise a held lock is an error.
+    busy : str
+        What the error says of a held lock.
 
     Raises
     ------
     BusyError
-        If `wait` is False and somebody else holds the lock for longer than one takes to look whether it is held.
+        If `wait` is False and another process holds the lock, for longer than a mere check takes.
     StorageError
-        If it cannot be locked.
+        If the file cannot be locked, or an operating-system error leaves the block.
     """
     with contextlib.ExitStack() as held:
         try:
@@ -47,12 +57,12 @@ def exclusive(path: Path, *, wait: bool = True, busy: str = "another run holds i
 def _locked(path: Path, wait: bool, busy: str) -> FileIO:
     """Open a lock file and lock it; closing it unlocks it."""
     make_dirs(path.parent)
-    looks = 0
+    tries = 0
     while True:
         handle = path.open("a+b", buffering=0)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            if os.fstat(handle.fileno()).st_nlink:
+            if os.fstat(handle.fileno()).st_nlink:  # else it was removed meanwhile: lock its successor
                 _sign(handle)
                 return handle
             handle.close()
@@ -60,7 +70,7 @@ def _locked(path: Path, wait: bool, busy: str) -> FileIO:
             handle.seek(0)
             owner = printable(handle.read(_LONGEST_OWNER).decode(errors="replace").strip())
             handle.close()
-            if (looks := looks + 1) < _LOOKS:
+            if (tries := tries + 1) < _TRIES:
                 time.sleep(0.01)
                 continue
             raise BusyError(
@@ -73,6 +83,6 @@ def _locked(path: Path, wait: bool, busy: str) -> FileIO:
 
 def _sign(handle: FileIO) -> None:
     since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    with contextlib.suppress(OSError):  # a full disk must not keep anybody from locking what frees space
+    with contextlib.suppress(OSError):  # on a full disk, commands that free space need their locks
         handle.truncate(0)
         handle.write(f"process {os.getpid()} on {platform.node()} since {since}\n".encode())

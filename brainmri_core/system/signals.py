@@ -1,4 +1,4 @@
-"""Interruptions that arrive between steps, never inside one."""
+"""Signals: interruptions are held back until a step is complete."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ _TERMINATED = 128 + signal.SIGTERM
 
 @contextlib.contextmanager
 def signals_held() -> Iterator[None]:
-    """Hold SIGINT and SIGTERM back until the block ends, so that what it does is whole or not begun."""
+    """Hold SIGINT and SIGTERM back until the block ends, so that they never interrupt it halfway.
+
+    Outside the main thread it does nothing: Python delivers signals to the main thread only.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -41,9 +44,9 @@ def signals_noted(note: Callable[[int], object]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def termination_raises() -> Iterator[None]:
-    """Turn SIGTERM into SystemExit(143) inside the block where it would otherwise end the process at once.
+    """Turn SIGTERM into SystemExit(143) inside the block, so that the process cleans up before it ends.
 
-    A handler that somebody has set, Dagster's for one, is left alone: it raises already.
+    A handler that is already set, such as Dagster's, stays: it raises an exception, too.
     """
     if (
         threading.current_thread() is not threading.main_thread()

@@ -1,4 +1,4 @@
-"""The processors there are, and threads that share work among them."""
+"""The number of processors, and pools of threads."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from brainmri_core.errors import StorageError
 
-# A stack is 8 MiB; the rest is for what a thread allocates before its first line.
+# A stack is 8 MiB; the rest is for what a thread allocates before its first line runs.
 _THREAD_BYTES = 32 << 20
 
 
@@ -21,12 +21,13 @@ def cores() -> int:
 
 @contextlib.contextmanager
 def threads(workers: int) -> Iterator[ThreadPoolExecutor]:
-    """Give a pool of threads; at an error or interruption, what has not begun in it never does.
+    """Yield a pool of threads; on an error or interruption, tasks that have not started are cancelled.
 
     Raises
     ------
     StorageError
-        If there is no memory for them. Python itself waits for ever for a thread that finds none before its first line.
+        If there is no memory for the threads. Without this check, Python would wait for ever for a thread that fails to
+        allocate memory before its first line.
     """
     try:
         mmap.mmap(-1, workers * _THREAD_BYTES).close()

@@ -605,7 +605,7 @@ def test_a_disk_without_room_is_told_before_the_download(get: Getter, server: Ka
     server.fail("storage", Fault(declare=10**17))
     limits = ArchiveLimits(max_archive_bytes=10**18)
     said = refused(lambda: download(DATASET, version=3, dest_dir=get.folder, limits=limits), StorageError)
-    assert "bytes are to come and the disk has" in said
+    assert "bytes are still to come and the disk has" in said
 
 
 @pytest.mark.parametrize(
@@ -621,7 +621,7 @@ def test_a_disk_without_room_is_told_before_the_download(get: Getter, server: Ka
 )
 def test_foreign_answers_are_recognised(get: Getter, server: KaggleServer, body: bytes, kind: str) -> None:
     server.fail("GetDataset", Fault(status=200, headers={"Content-Type": kind}, body=body))
-    assert "does not speak its API" in refused(get)
+    assert "is not from Kaggle's API" in refused(get)
 
 
 def test_malformed_keys_and_environments_are_refused(

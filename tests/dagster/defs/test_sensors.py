@@ -287,7 +287,7 @@ def test_a_run_id_tag_cannot_lead_out_of_the_project(archives, tmp_path, run_id)
         assert not result.success
         failed = next(event for event in result.all_events if event.is_step_failure)
         said = failed.step_failure_data.user_failure_data.description
-        assert "cannot name a folder; take up to 100 letters" in said
+        assert "cannot name a folder; use up to 100 letters" in said
         run = instance.get_run_by_id(result.run_id)
         assert not close_manifest(instance, Layout(root=tmp_path / "project"), run, "", cancelled=False)
     assert not [path for path in tmp_path.rglob("*") if "manifest" in path.name or path.name == "plan.json"]
