@@ -1,1 +1,1 @@
-"""One image appearing twice: fingerprints, the search for copies, and what training has seen of the test split."""
+"""Copies of one image: fingerprints, the search for copies, and leaks between training and test split."""

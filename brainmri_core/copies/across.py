@@ -1,4 +1,4 @@
-"""The search for copies of one data set's images among another's, from what their splits keep."""
+"""The search for copies between two data sets, from the tables and thumbnails of their splits."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from brainmri_core.copies.search import Version, confirmed, exact_groups, prepar
 from brainmri_core.system.threads import cores, threads
 
 KINDS = ("exact", "pixels", "re-encoded", "turned")
-"""From the closest: same file; another file of the same decoded pixels; another copy as it is; one in another orientation."""
+"""Kinds of copies: the same file; another file with the same decoded pixels; another copy in the same orientation; a copy in
+another orientation."""
 ACROSS_COLUMNS = {"a": "int64", "b": "int64", "kind": "str", "orientation": "str", "correlation": "float64"}
 
 _CHUNK = 256
@@ -35,28 +36,29 @@ def find_copies_across(
     *,
     trimmed: tuple[U8, U8] | None = None,
 ) -> pd.DataFrame:
-    """Find the copies that two data sets share, by the rule that finds those within one: hashes propose, pixels confirm.
+    """Find the copies that two data sets share, by the same rule as within one data set (`search`).
 
-    The work is near linear in the larger set: the hashes of one are looked up in an index of the other's.
+    The time is nearly linear in the size of the larger set: the hashes of one set are looked up in an index of the other.
 
     Parameters
     ----------
     table_a, table_b : pandas.DataFrame
-        N and M rows with file_sha256 and pixel_sha256; the latter is empty for an image that could not be read, which is
-        then in no pair.
+        N and M rows with file_sha256 and pixel_sha256. Images with an empty pixel_sha256 could not be read and are in no
+        pair.
     thumbs_a, thumbs_b : numpy.ndarray
         uint8, ``(N, 64, 64)`` and ``(M, 64, 64)``; may be memory maps.
     config : CopySearchConfig
-        What is a copy.
+        What counts as a copy.
     trimmed : tuple of numpy.ndarray or None
-        The same images without their margins, of either set; without them a padded copy is missed.
+        Thumbnails of both sets without margins; without them padded copies are missed.
 
     Returns
     -------
     pandas.DataFrame
-        A row per pair, by ``a`` and ``b`` (positions in the tables): ``kind`` is one of `KINDS`; ``orientation``, brought
-        into which image a looks like image b; ``correlation`` of the 64 x 64 versions in it, 1 for equal pixels. Where
-        more than 65,536 pairs have the same two pictures, each image is given with the first of the other side only.
+        A row per pair, sorted by ``a`` and ``b`` (positions in the tables). ``kind`` is one of `KINDS`; ``orientation`` is
+        the one in which image a looks like image b; ``correlation`` is that of the 64 x 64 versions in this orientation, 1
+        for equal pixels. Where more than 65,536 pairs show the same picture, each image is paired only with the first
+        image of the other set.
     """
     groups_a, groups_b = (exact_groups(table["pixel_sha256"].tolist()) for table in (table_a, table_b))
     of_a, of_b = ({group[0]: group for group in groups.values()} for groups in (groups_a, groups_b))
@@ -78,7 +80,7 @@ def find_copies_across(
 
 
 def _near_copies(versions: list[tuple[U8, U8]], rows_a: I64, rows_b: I64, config: CopySearchConfig) -> Found:
-    """Return the confirmed pairs of one row of either side, with their correlation and orientation, the best of each."""
+    """Return the confirmed pairs of a row of each side, with their highest correlation and its orientation."""
     best: Found = {}
     turns = tried(config)
     stopped = threading.Event()
@@ -94,7 +96,7 @@ def _near_copies(versions: list[tuple[U8, U8]], rows_a: I64, rows_b: I64, config
                 (turn, swapped, pool.submit(confirmed, one, other, turn, config, stopped))
                 for a, b in zip(prepared[::2], prepared[1::2], strict=True)
                 for turn in turns
-                # of a turned image's hash the two ways differ, as within one set
+                # Hashes of turned images are not symmetric (see `candidate_pairs`): search in both directions.
                 for swapped, one, other in ((False, a, b), (True, b, a))[: 1 + (turn > 0)]
             ]
             for turn, swapped, search in searches:
@@ -116,7 +118,7 @@ def _version(thumbs: U8, rows: I64) -> Version:
 
 
 def _between(first: list[int], second: list[int]) -> Iterator[tuple[int, int]]:
-    """Yield all pairs of two groups, or of large ones each member with the first of the other group."""
+    """Yield all pairs of two groups; of large groups, only each member with the first of the other group."""
     if len(first) * len(second) <= _ALL_PAIRS:
         yield from ((a, b) for a in first for b in second)
     else:

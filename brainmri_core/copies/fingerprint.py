@@ -1,4 +1,4 @@
-"""Fingerprints: what identifies an image among its copies, from one decode of its file."""
+"""Fingerprints of images, by which copies are found: checksum of the pixels, perceptual hashes and thumbnails."""
 
 from __future__ import annotations
 
@@ -16,25 +16,23 @@ import numpy as np
 from PIL import Image
 
 from brainmri_core.arrays import F32, F64, U8, U64
-from brainmri_core.copies.likeness import ORIENTATIONS
+from brainmri_core.copies.likeness import DARK, ORIENTATIONS, THUMB_SIDE
 from brainmri_core.images.decode import decode
 from brainmri_core.images.isolation import finite, no_answer, read_below, stream_answers
 from brainmri_core.system.storage import storage_error
 from brainmri_core.system.threads import cores
 
-THUMB_SIDE = 64
 _HASH_SIDE = 8
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _DEPTH = re.compile(r"[0-9]{1,2}-bit|float")
 _LEAST_DECODED = 128
 _SHRUNK = 192
-_DARK = 20  # gray levels above the darkest pixel that still count as background
-_SAME = 16  # gray levels by which a frame may vary
-_STRAY = 0.02  # share of its pixels that may vary more
+_SAME = 16  # gray levels by which the pixels of a frame may vary
+_STRAY = 0.02  # share of them that may vary more
 _TAIL = 0.01
 _LEAST_CONTENT = 8.0
 _CHUNK = 256
-_LEAST_SHARE = 32  # images that make another worker process worth its start
+_LEAST_SHARE = 32  # images per worker process below which its start takes longer than it saves
 _IN_MEMORY = 16_384
 
 
@@ -46,17 +44,17 @@ class Fingerprint:
     ----------
     pixel_sha256 : str
         SHA-256 of the decoded gray pixels and their shape. JPEG whose sides are multiples of eight is decoded at the
-        smallest scale whose shorter side is still 128 pixels: two files that differ in their finest detail only may share
-        it, and a JPEG does not share it with a PNG of the same pixels. Of more than 8 bits it is the hash of the values
-        themselves.
+        smallest scale whose shorter side is still 128 pixels. So two files that differ only in the finest detail may have
+        the same hash, and a JPEG and a PNG of the same pixels have different ones. For more than 8 bits it is the hash of
+        the original values.
     colourfulness : float
         Mean absolute difference between the colour channels, in gray levels; 0 for gray images.
     depth : str
-        Of the file's samples, as `decode.Decoded` has it.
+        Depth of the file's samples, as in `decode.Decoded`.
     thumb : numpy.ndarray
-        uint8, ``(64, 64)``: the whole image scaled down, the aspect ratio not kept.
+        uint8, ``(64, 64)``: the whole image scaled down, without keeping the aspect ratio.
     trimmed_thumb : numpy.ndarray
-        The same of the image without its margins, so that a padded copy is found.
+        The same for the image without its margins, so that padded copies are found.
     """
 
     pixel_sha256: str
@@ -68,7 +66,7 @@ class Fingerprint:
 
 @dataclass(frozen=True)
 class FingerprintTable:
-    """Fingerprints of many images, row by row in the order asked for.
+    """Fingerprints of many images, in the order of their paths.
 
     Attributes
     ----------
@@ -83,7 +81,7 @@ class FingerprintTable:
     failures : dict
         Row to the reason, for images that could not be read.
     depths : list of str
-        Of the files' samples; empty text where the image could not be read.
+        Depths of the files' samples; empty text where the image could not be read.
     """
 
     pixel_sha256: list[str]
@@ -98,7 +96,7 @@ class FingerprintTable:
 
 @cache
 def _dct_matrix() -> F32:
-    """First eight rows of the orthonormal DCT-II of length 32."""
+    """Return the first eight rows of the orthonormal DCT-II of length 32."""
     n = 32
     k = np.arange(_HASH_SIDE)[:, None]
     matrix = np.sqrt(2 / n) * np.cos(np.pi * (2 * np.arange(n)[None] + 1) * k / (2 * n))
@@ -109,7 +107,7 @@ def _dct_matrix() -> F32:
 
 @cache
 def _flips() -> F32:
-    """Signs that turn the DCT of an image into that of its flips: odd frequencies change sign; ``(4, 8, 8)``."""
+    """Return the signs that turn the DCT of an image into that of its flips (odd frequencies change sign): ``(4, 8, 8)``."""
     odd = np.where(np.arange(_HASH_SIDE) % 2, -1.0, 1.0).astype(np.float32)
     ones = np.ones(_HASH_SIDE, np.float32)
     return np.stack(
@@ -127,7 +125,7 @@ def half_size(images: U8 | F32) -> F32:
 def perceptual_hashes(thumbs: U8) -> U64:
     """Return the 64-bit DCT hashes of thumbnails in all eight orientations, from one transform each.
 
-    A bit says whether one of the 8 x 8 lowest frequencies lies above their median (Zauner, Implementation and
+    Each bit says whether one of the 8 x 8 lowest frequencies is above their median (Zauner, Implementation and
     benchmarking of perceptual image hash functions, 2010). A constant image has the hash 0.
 
     Parameters
@@ -143,28 +141,30 @@ def perceptual_hashes(thumbs: U8) -> U64:
     small = half_size(thumbs)
     matrix = _dct_matrix()
     low = (matrix @ small @ matrix.T)[:, None]
-    # the DCT of a transposed image is the transposed DCT
+    # The DCT of a transposed image is the transposed DCT.
     low = np.concatenate([low * _flips(), low.swapaxes(2, 3) * _flips()], axis=1)
-    low[:, :, 0, 0] = 0  # brightness alone decides the first coefficient
+    low[:, :, 0, 0] = 0  # the first coefficient is the brightness, which must not matter
     flat = low.reshape(-1, len(ORIENTATIONS), _HASH_SIDE**2)
     bits = flat > np.median(flat, axis=2, keepdims=True)
-    bits &= np.ptp(flat, axis=2, keepdims=True) > 2**-8  # else a constant image and its rounding errors
+    bits &= (
+        np.ptp(flat, axis=2, keepdims=True) > 2**-8
+    )  # below, the image is constant but for rounding errors
     return np.packbits(bits, axis=2).view(">u8")[..., 0].astype(np.uint64)
 
 
 def shrink(pixels: U8) -> Image.Image:
-    """Average a gray image over whole pixels down to sides of 192 to 383; smaller sides stay as they are."""
+    """Reduce a gray image by whole factors to sides of 192 to 383 pixels; smaller sides stay."""
     image = Image.fromarray(pixels)
     factors = max(1, image.width // _SHRUNK), max(1, image.height // _SHRUNK)
     return image.reduce(factors) if factors != (1, 1) else image
 
 
 def content_box(pixels: U8) -> tuple[float, float, float, float] | None:
-    """Say where the content of a gray image lies, leaving out a bright frame and dark margins.
+    """Return the box of a gray image's content, without a bright frame and dark margins.
 
-    After the frame, the box is drawn between the 1st and the 99th percentile of the brightness above the background,
-    along either axis. That moves smoothly with the pixels, where a threshold would jump by whole rows: the boxes of two
-    copies fit within a fraction of a pixel.
+    Inside the frame, the box reaches from the 1st to the 99th percentile of the brightness above the background along each
+    axis. A threshold would jump by whole rows; percentiles change smoothly with the pixels, so the boxes of two copies
+    agree to a fraction of a pixel.
 
     Returns
     -------
@@ -173,8 +173,8 @@ def content_box(pixels: U8) -> tuple[float, float, float, float] | None:
     """
     left, top, right, bottom = _inside_frame(pixels)
     inside = pixels[top:bottom, left:right]
-    background = min(255, int(inside.min()) + _DARK)
-    # single precision is exact here: the sums are whole numbers below 2**24
+    background = min(255, int(inside.min()) + DARK)
+    # float32 is exact here: the sums are integers below 2**24.
     weight = (np.maximum(inside, background) - background).astype(np.float32)
     columns = _percentile_range(np.ones(len(weight), np.float32) @ weight)
     rows = _percentile_range(weight @ np.ones(weight.shape[1], np.float32))
@@ -192,11 +192,11 @@ def _percentile_range(profile: F32) -> tuple[float, float] | None:
 
 
 def _inside_frame(pixels: U8) -> tuple[int, int, int, int]:
-    """Return left, top, right and bottom of what remains without bright lines of one level along any of the edges.
+    """Return left, top, right and bottom of the image without bright lines of one gray level along its edges.
 
     Scans cut from web pages and slides often have such a line on one, two or all sides.
     """
-    bright = int(pixels.min()) + _DARK
+    bright = int(pixels.min()) + DARK
     height, width = pixels.shape
     left, top, right, bottom = before = 0, 0, width, height
     while right - left > _LEAST_CONTENT and bottom - top > _LEAST_CONTENT:
@@ -206,7 +206,7 @@ def _inside_frame(pixels: U8) -> tuple[int, int, int, int]:
         top += _is_line(inside[0], bright)
         bottom -= _is_line(inside[-1], bright)
         if (left, top, right, bottom) == before:
-            # one pixel more, because shrinking has mixed the innermost one of the frame with the content
+            # One pixel more: `shrink` has mixed the innermost pixel of the frame with the content.
             return left + (left > 0), top + (top > 0), right - (right < width), bottom - (bottom < height)
         before = left, top, right, bottom
     return 0, 0, width, height
@@ -220,10 +220,10 @@ def _is_line(pixels: U8, bright: int) -> bool:
 
 
 def thumbnails(pixels: U8) -> tuple[U8, U8]:
-    """Return the ``(64, 64)`` versions of a gray image ``(H, W)``: of all of it, and of its content alone."""
+    """Return two ``(64, 64)`` versions of a gray image ``(H, W)``: of the whole image, and of its content alone."""
     image = shrink(pixels)
     size, bilinear = (THUMB_SIDE, THUMB_SIDE), Image.Resampling.BILINEAR
-    # the last row and column of the shrunk image may stand for fewer pixels than the others
+    # The last row and column of the reduced image may cover fewer pixels than the others.
     height, width = (side / max(1, side // _SHRUNK) for side in pixels.shape)
     whole = np.asarray(image.resize(size, bilinear, box=(0, 0, width, height)))
     box = content_box(np.asarray(image))
@@ -233,13 +233,13 @@ def thumbnails(pixels: U8) -> tuple[U8, U8]:
 def fingerprint(data: bytes, name: str) -> Fingerprint:
     """Fingerprint one image file.
 
-    One of more than 8 bits is looked at between its own percentiles: correlation asks for no brightness in common, and
-    what a file's copies are must not change when others are added to the data set.
+    An image of more than 8 bits is scaled between its own percentiles, and not by the gray range of the data set. Whether
+    two files are copies must not change when other files are added; and correlation does not depend on brightness.
 
     Raises
     ------
     DecodeError
-        If the file is no readable image.
+        If the file is not a readable image.
     """
     decoded = decode(data, name=name, reduce_to=_LEAST_DECODED)
     digest = hashlib.sha256(f"{decoded.pixels.shape}".encode())
@@ -261,7 +261,7 @@ def fingerprint_files(
     workers: int | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> FingerprintTable:
-    """Fingerprint many files in worker processes, all cores busy, a few files in memory at a time.
+    """Fingerprint many files in worker processes, with only a few files in memory at a time.
 
     Parameters
     ----------
@@ -277,7 +277,7 @@ def fingerprint_files(
     Returns
     -------
     FingerprintTable
-        Images that cannot be read, or that bring a decoder down, are listed in its `failures`.
+        Images that cannot be read, or that crash the decoder, are listed in its `failures`.
 
     Raises
     ------
@@ -304,7 +304,7 @@ def fingerprint_files(
     )
     with closing(answers):
         for index, (header, body) in answers:
-            if header.get("more"):  # nothing that our worker says: the last answer counts
+            if header.get("more"):  # this worker never sends it; if it was taken over, its last answer counts
                 continue
             if "reason" in header:
                 table.failures[index] = str(header["reason"])
@@ -331,13 +331,13 @@ def fingerprint_files(
 
 
 def _thumbs_array(n: int) -> U8:
-    """Return an array for n thumbnails; from 16,384 on it lies in an unnamed temporary file, not in memory."""
+    """Return an array for n thumbnails; for 16,384 or more it is in an unnamed temporary file, not in memory."""
     shape = (n, THUMB_SIDE, THUMB_SIDE)
     if n < _IN_MEMORY:
         return np.zeros(shape, np.uint8)
     try:
         with tempfile.TemporaryFile() as file:
-            # Room is taken at once: a write through the map to a disk that fills up would end the process by SIGBUS.
+            # The space is reserved at once: a write through the map to a full disk would end the process by SIGBUS.
             os.posix_fallocate(file.fileno(), 0, n * THUMB_SIDE**2)
             return np.memmap(file, np.uint8, "r+", shape=shape)
     except OSError as error:

@@ -13,7 +13,7 @@ from brainmri_core.arrays import I64, U32, U64
 Pairs = Literal["unordered", "ordered", "all"]
 
 _BITS = 64
-# Three parts of 22 bits at most: an index of four million places.
+# With three parts a part has at most 22 bits, and its index four million places.
 _PARTS = range(3, 9)
 _PROBES = 1 << 18
 _PAIRS = 1 << 16
@@ -22,12 +22,12 @@ _PAIRS = 1 << 16
 def candidate_pairs(
     query: U64, table: U64, radius: int, pairs: Pairs = "unordered"
 ) -> Iterator[tuple[I64, I64]]:
-    """Yield, in blocks, each pair once whose ``query[i]`` and ``table[j]`` differ in at most `radius` bits.
+    """Yield each pair ``(i, j)`` whose ``query[i]`` and ``table[j]`` differ in at most `radius` bits, once, in blocks.
 
     Multi-index hashing (Norouzi, Punjani and Fleet, Fast search in Hamming space with multi-index hashing, 2012): the
-    bits are dealt into m parts, each looked up within a few bits. With ``radius - (m - 1)`` bits shared out among the
-    parts no pair is missed: one that exceeded its share in every part would differ in more than `radius` bits. The
-    more hashes, the fewer and longer the parts, so that a place in the index holds a few hashes however many there are.
+    bits are divided into m parts, and each part is looked up in an index with a few bits of tolerance. The tolerances sum
+    to ``radius - (m - 1)``, and no pair is missed: a pair that exceeded the tolerance of every part would differ in more
+    than `radius` bits. With more hashes there are fewer and longer parts, so that a place in the index holds few hashes.
 
     Parameters
     ----------
@@ -36,13 +36,14 @@ def candidate_pairs(
     radius : int
         Hamming distance, 0 to 16.
     pairs : str
-        Of the same images, ``unordered`` yields those with ``i < j``, and ``ordered`` those with ``i > j`` too: of a mirror
-        image's hash the two ways differ, its bits are of another median. ``all`` is for hashes of different images.
+        Within one set of images, ``unordered`` yields pairs with ``i < j`` only. ``ordered`` yields those with ``i > j``,
+        too: the hash of a turned image has another median, so that comparing i turned with j differs from j turned with i.
+        ``all`` is for two different sets.
 
     Yields
     ------
     first, second : numpy.ndarray
-        int64. A block of 65,536 pairs, or all pairs of one hash if they are more, is looked at at a time.
+        int64. A block comes from at most 65,536 compared pairs, or from all pairs of one hash if they are more.
     """
     parts = _deal(table, _best_parts(len(table), radius))
     searched: list[tuple[np.uint64, int]] = []
@@ -55,7 +56,7 @@ def candidate_pairs(
             new = (
                 i < j if pairs == "unordered" else i != j if pairs == "ordered" else np.ones(len(i), np.bool_)
             )
-            for mask, errors in searched:  # an earlier part would have found the pair already
+            for mask, errors in searched:  # leave out pairs that an earlier part has found
                 new &= np.bitwise_count(difference & mask) > errors
             if new.any():
                 yield i[new], j[new]
@@ -63,7 +64,7 @@ def candidate_pairs(
 
 
 def _best_parts(n: int, radius: int) -> int:
-    """Return the number of parts with the least work: places looked up, and hashes compared, which take twice as long."""
+    """Return the number of parts with the least work: index look-ups, and comparisons, which take twice as long."""
 
     def work(parts: int) -> float:
         total = 0.0
@@ -77,7 +78,7 @@ def _best_parts(n: int, radius: int) -> int:
 
 
 def _deal(hashes: U64, parts: int) -> list[U64]:
-    """Deal the 64 bits into parts, the most even first, so that no part is of bits that hardly differ."""
+    """Divide the 64 bits into parts, in turn from the most balanced on, so that no part holds only uninformative bits."""
     ones = np.array([np.count_nonzero(hashes >> np.uint64(bit) & np.uint64(1)) for bit in range(_BITS)])
     dealt = np.argsort(np.abs(2 * ones - len(hashes)), kind="stable").astype(np.uint64)
     return [dealt[part::parts] for part in range(parts)]
@@ -91,7 +92,7 @@ def _keys(hashes: U64, bits: U64) -> U32:
 
 
 def _within(query: U64, table: U64, bits: U64, share: int, radius: int) -> Iterator[tuple[I64, I64]]:
-    """Yield the pairs within the radius that differ in at most `share` of some bits."""
+    """Yield the pairs within the radius that differ in at most `share` of the bits of one part."""
     columns, rows = np.flatnonzero(table), np.flatnonzero(query)
     keys, wanted = _keys(table[columns], bits), _keys(query[rows], bits)
     begin = np.zeros((1 << len(bits)) + 1, np.int64)
@@ -99,7 +100,7 @@ def _within(query: U64, table: U64, bits: U64, share: int, radius: int) -> Itera
     present = begin[1:] > begin[:-1]
     columns = columns[np.argsort(keys, kind="stable")]
     hashes = table[columns]
-    order = np.argsort(wanted, kind="stable")  # neighbours then look in the same places of memory
+    order = np.argsort(wanted, kind="stable")  # so that consecutive look-ups are close in memory
     wanted, rows = wanted[order], rows[order]
     patterns = np.arange(1 << len(bits), dtype=np.uint32)
     for pattern in patterns[np.bitwise_count(patterns) <= share]:
@@ -112,7 +113,7 @@ def _within(query: U64, table: U64, bits: U64, share: int, radius: int) -> Itera
 
 
 def _near(query: U64, hashes: U64, low: I64, high: I64, radius: int) -> Iterator[tuple[I64, I64]]:
-    """Compare the i-th hash with ``hashes[low[i]:high[i]]``, which is not empty, for every i, a bounded block at a time."""
+    """Compare the i-th hash with ``hashes[low[i]:high[i]]``, which is not empty, for every i, in bounded blocks."""
     count = high - low
     total = np.concatenate([[0], np.cumsum(count)])
     start = 0

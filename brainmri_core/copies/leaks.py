@@ -1,4 +1,4 @@
-"""Twins: the test images that training has seen, as a copy, as a member of the same group, or through their patient."""
+"""Leaks between training and test: test images with a copy, a group member or their patient among the training images."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from brainmri_core.arrays import F64, I64, Mask, Objects
+from brainmri_core.copies.likeness import ORIENTATIONS, turned_back
 from brainmri_core.project.sample_table import known_patients, read_samples
 
 COPY_COLUMNS = {
@@ -20,17 +21,18 @@ COPY_COLUMNS = {
     "same_label": "bool",
 }
 
-# every other orientation undoes itself
-_QUARTER_TURNS = {"turned right": "turned left", "turned left": "turned right"}
+_BACK = {name: ORIENTATIONS[turned_back(number)] for number, name in enumerate(ORIENTATIONS)}
 
 
 def read_copies(folder: Path) -> pd.DataFrame:
-    """Read the confirmed copies beside a split; a class-folder tree has none, and exact ones still show by their hashes.
+    """Read the confirmed copies in a split's folder.
+
+    There are none for a class-folder tree, which was not searched; its exact copies are still found by their hashes.
 
     Raises
     ------
     IntegrityError
-        If the split was searched for copies, and their table is gone or damaged.
+        If the split was searched for copies, but their table is missing or damaged.
     """
     path = folder / "copies.parquet"
     if path.is_file() or (folder / "split.json").is_file():
@@ -39,9 +41,9 @@ def read_copies(folder: Path) -> pd.DataFrame:
 
 
 def find_twins(samples: pd.DataFrame, copies: pd.DataFrame, train: Mask, test: Mask) -> pd.DataFrame:
-    """Find the test images that have a copy in training.
+    """Find the test images that have a copy ("twin") in training.
 
-    Exact copies stand for each other: a near copy of one is a near copy of all.
+    Exact copies are interchangeable: a near copy of one is a near copy of all.
 
     Parameters
     ----------
@@ -55,9 +57,9 @@ def find_twins(samples: pd.DataFrame, copies: pd.DataFrame, train: Mask, test: M
     Returns
     -------
     pandas.DataFrame
-        One row per such test image: ``test`` and ``train`` (positions in `samples`), ``kind`` (``exact`` or
-        ``near copy``), ``ncc`` and ``orientation`` (brought into it, the test image looks like the training image); in
-        the order of `samples`. The twin is an exact copy where there is one, else the near copy of highest correlation.
+        One row per such test image, in the order of `samples`: ``test`` and ``train`` (positions in `samples`), ``kind``
+        (``exact`` or ``near copy``), ``ncc``, and ``orientation`` (in which the test image looks like the training image).
+        The twin is an exact copy if there is one, else the near copy of highest correlation.
     """
     pixels = _pixel_ids(samples)
     listed = _pairs(samples, copies, pixels)
@@ -65,8 +67,8 @@ def find_twins(samples: pd.DataFrame, copies: pd.DataFrame, train: Mask, test: M
     partner = np.full(len(in_training), -1)
     ncc = np.full(len(in_training), np.nan)
     orientation = np.full(len(in_training), "identity", object)
-    # pairs come sorted by correlation, and of several assignments to one place the last stays
-    back = np.array([_QUARTER_TURNS.get(name, name) for name in listed.orientation], object)
+    # The pairs are sorted by correlation: of several assignments to one position the last, best one stays.
+    back = np.array([_BACK.get(name, name) for name in listed.orientation], object)
     for one, other, names in (
         (listed.first, listed.second, listed.orientation),
         (listed.second, listed.first, back),
@@ -91,20 +93,20 @@ def find_twins(samples: pd.DataFrame, copies: pd.DataFrame, train: Mask, test: M
 
 
 def find_leaks(samples: pd.DataFrame, copies: pd.DataFrame, train: Mask, test: Mask) -> pd.DataFrame:
-    """Find everything that ties a test image to training: a copy, membership in one group, or a known patient.
+    """Find all test images that leak: by a copy in training, a group member in training, or their patient in training.
 
-    This is the check that blocks training. Training repeats it on its own rows, with the validation rows as `test` too.
+    A leak blocks training. Training repeats this check on its own rows, with the validation rows in the place of `test`.
 
     Parameters
     ----------
     samples, copies, train, test
-        As `find_twins`; `samples` needs ``group`` too, and ``patient`` where patients are known.
+        As in `find_twins`; `samples` also needs ``group``, and ``patient`` where patients are known.
 
     Returns
     -------
     pandas.DataFrame
-        As `find_twins`, ``same group`` rows for further test images whose group has a training image, and ``same
-        patient`` rows for those then left whose patient has one. Empty where nothing leaks.
+        The rows of `find_twins`; then ``same group`` rows for other test images whose group has a training image; then
+        ``same patient`` rows for the remaining test images whose patient has one. Empty where nothing leaks.
     """
     found = find_twins(samples, copies, train, test)
     groups = samples["group"].to_numpy(object)
@@ -130,8 +132,8 @@ def patient_twins(samples: pd.DataFrame, train: Mask, test: Mask) -> pd.DataFram
     Returns
     -------
     pandas.DataFrame
-        As `find_twins`, with the kind ``same patient``; ``train`` is the patient's first training image. Whether the two
-        are copies of each other is not looked at.
+        As in `find_twins`, with the kind ``same patient``; ``train`` is the patient's first training image. Whether the two
+        images are copies of each other is not checked.
     """
     patients = known_patients(samples)
     known = patients != ""
@@ -139,7 +141,7 @@ def patient_twins(samples: pd.DataFrame, train: Mask, test: Mask) -> pd.DataFram
 
 
 def _sharing(names: Objects, train: Mask, test: Mask) -> pd.DataFrame:
-    """Pair the test images with the first training image of their name."""
+    """Pair the test images with the first training image that has the same name (of a group or patient)."""
     ids = np.asarray(pd.factorize(names)[0], np.int64)
     tested = np.flatnonzero(test)
     partner = _first_of(ids, train)[ids[tested]]
@@ -150,16 +152,16 @@ def _sharing(names: Objects, train: Mask, test: Mask) -> pd.DataFrame:
 
 
 def label_conflicts(samples: pd.DataFrame, copies: pd.DataFrame, among: Mask) -> Mask:
-    """Say which images have a copy that carries another label.
+    """Say which images have a copy with another label.
 
     Parameters
     ----------
     samples : pandas.DataFrame
         N rows with path, pixel_sha256 and class_index.
     copies : pandas.DataFrame
-        As `find_twins`.
+        As in `find_twins`.
     among : numpy.ndarray
-        bool ``(N,)``: the images that count; the others neither have nor cause a conflict.
+        bool ``(N,)``: the images to check; the others neither have nor cause a conflict.
 
     Returns
     -------
@@ -169,7 +171,7 @@ def label_conflicts(samples: pd.DataFrame, copies: pd.DataFrame, among: Mask) ->
     pixels = _pixel_ids(samples)
     listed = _pairs(samples, copies, pixels)
     label = samples["class_index"].to_numpy(np.int64)
-    # least and greatest label of each distinct image; of no label, so that it is below none and above none
+    # Least and greatest label of each distinct image. Without a label they are the extremes, which conflict with nothing.
     least = np.full(int(pixels.max(initial=-1)) + 1, np.iinfo(np.int64).max)
     greatest = np.full(len(least), np.iinfo(np.int64).min)
     np.minimum.at(least, pixels[among], label[among])
@@ -183,14 +185,14 @@ def label_conflicts(samples: pd.DataFrame, copies: pd.DataFrame, among: Mask) ->
 
 
 def _pixel_ids(samples: pd.DataFrame) -> I64:
-    """Number the distinct pixel hashes; an image without one is unlike all others."""
+    """Number the distinct pixel hashes; an image without a hash gets a number of its own."""
     hashes, paths = samples["pixel_sha256"].to_numpy(object), samples["path"].to_numpy(object)
     return np.asarray(pd.factorize(np.where(hashes == "", paths, hashes))[0], np.int64)
 
 
 @dataclass(frozen=True)
 class _Pairs:
-    """Pairs of unlike pixel ids, by rising correlation."""
+    """Pairs of different pixel ids, by increasing correlation."""
 
     first: I64
     second: I64
@@ -209,7 +211,7 @@ def _pairs(samples: pd.DataFrame, copies: pd.DataFrame, pixels: I64) -> _Pairs:
 
 
 def _first_of(ids: I64, among: Mask) -> I64:
-    """Return, for each id, the first position in `among` that carries it, or -1."""
+    """Return, for each id, the first position in `among` that has it, or -1."""
     result = np.full(int(ids.max(initial=-1)) + 1, -1)
     positions = np.flatnonzero(among)[::-1]
     result[ids[positions]] = positions

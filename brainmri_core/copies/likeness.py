@@ -1,8 +1,9 @@
-"""When two 64 x 64 versions show the same picture: their orientations, their correlation, and what it leaves over.
+"""When two 64 x 64 versions show the same picture: orientations, correlation, and the remaining difference.
 
-Correlation alone takes neighbouring slices of one patient for copies, up to .988 on real sets: most of it is the dark
-background and the outline of the head. What tells them apart is how many pixels differ from what their gray level lets
-expect. In a copy, however bright, soft or marked with text, nearly none do; in a neighbouring slice they do everywhere.
+Correlation alone mistakes neighbouring slices of one patient for copies, with values up to .988 on real data: the dark
+background and the outline of the head dominate it. So a second measure asks how many pixels differ from the value that the
+gray level of the other image predicts. In a copy nearly none do, even if it is brighter, blurred or marked with text; in a
+neighbouring slice many do, all over the image.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from brainmri_core.arrays import F32, F64, I64, U8, Mask
 
 Images = TypeVar("Images", U8, F32)
 
-# The bits of a number: 1 mirrored left-right, 2 flipped up-down, both after 4, transposed. Turned is by 180 degrees,
-# turned right and left by 90.
+# The bits of an orientation's number: 4 transposed, then 2 flipped up-down and 1 mirrored left-right. "turned" is by 180
+# degrees, "turned right" and "turned left" are by 90.
 ORIENTATIONS = (
     "identity",
     "mirrored",
@@ -38,10 +39,12 @@ _WORDS = {
     "turned left": "turned by 90 degrees to the left",
     "mirrored and turned right": "mirrored and turned by 90 degrees to the right",
 }
-PIXELS = 64 * 64
+THUMB_SIDE = 64
+PIXELS = THUMB_SIDE**2
+DARK = 20
+"""Gray levels above the darkest pixel that still count as background."""
 _BACK = (0, 1, 2, 3, 4, 6, 5, 7)
-_LEVELS = 32  # into which gray levels are sorted
-_DARK = 20  # gray levels above the darkest pixel that still count as background
+_LEVELS = 32  # bins of gray levels
 _MOST = 0.75  # share of the pixels that must be alike
 
 
@@ -53,19 +56,19 @@ def turned(images: Images, orientation: int) -> Images:
 
 
 def turned_back(orientation: int) -> int:
-    """Return the orientation that undoes another: each undoes itself but the quarter turns, which undo each other."""
+    """Return the inverse of an orientation: each is its own inverse, except that the quarter turns undo each other."""
     return _BACK[orientation]
 
 
 def orientation_words(orientation: str) -> str:
-    """Say the name of an orientation in words for a reader."""
+    """Return the name of an orientation in words for a report."""
     return _WORDS.get(orientation, orientation)
 
 
 def correlation(first: U8, second: U8) -> F64:
     """Return the normalised cross-correlation of image pairs, 0 where an image is constant.
 
-    It is made of whole numbers until the last division, so it is the same on every machine.
+    All arithmetic before the last division is on integers, so the result is the same on every machine.
 
     Parameters
     ----------
@@ -81,12 +84,10 @@ def correlation(first: U8, second: U8) -> F64:
 
 
 def moments(thumbs: U8) -> I64:
-    """Return the sum of each image's pixels, and its variance times the squared number of pixels: ``(2, N)``."""
+    """Return the sum of each image's pixels, and their variance times the squared number of pixels: int64 ``(2, N)``."""
     values = thumbs.astype(np.int32)
     total = values.sum(axis=(1, 2), dtype=np.int64)
-    squares = np.einsum("ijk,ijk->i", values, values).astype(
-        np.int64
-    )  # below 2**31, as is any product of two
+    squares = np.einsum("ijk,ijk->i", values, values).astype(np.int64)  # fits int32: 4096 * 255**2 < 2**31
     return np.stack([total, PIXELS * squares - total**2])
 
 
@@ -100,11 +101,11 @@ def correlation_of(first: U8, second: U8, of_first: I64, of_second: I64) -> F64:
 
 
 def difference(first: U8, second: U8) -> F64:
-    """Say how far three quarters of the pixels differ at most from what the other image's gray levels let expect.
+    """Return the 75th percentile of how far pixels differ from what the gray levels of the other image predict.
 
-    Expected of a pixel is the mean of all pixels where the other image has the same gray level: a change of brightness,
-    contrast or gamma is no difference. Pixels that are dark in both images do not count, so no margin speaks for two
-    images; and a quarter may differ, so text, a line or a logo does not speak against them.
+    The prediction for a pixel is the mean over all pixels where the other image has the same gray level, so a change of
+    brightness, contrast or gamma is no difference. Pixels that are dark in both images are left out, so that margins do not
+    make images alike. By taking the 75th percentile, a quarter of the pixels may differ: text, a line or a logo.
 
     Parameters
     ----------
@@ -114,12 +115,12 @@ def difference(first: U8, second: U8) -> F64:
     Returns
     -------
     numpy.ndarray
-        float64, ``(P,)``, in standard deviations of an image's pixels that count, which are taken to be at least a
-        quarter of those of all its pixels; infinite where an image is constant.
+        float64, ``(P,)``, in standard deviations of the pixels that count (at least a quarter of the standard deviation
+        of the whole image); infinite where an image is constant.
     """
     content = _content(first) | _content(second)
     gap = np.maximum(_unexpected(first, second, content), _unexpected(second, first, content))
-    gap[~content] = -1  # sorted first
+    gap[~content] = -1  # so that these pixels are sorted first and can be skipped
     dark = np.count_nonzero(~content, axis=1)
     place = dark + np.ceil(_MOST * (PIXELS - dark)).astype(np.int64) - 1
     gap.sort(axis=1)
@@ -129,13 +130,13 @@ def difference(first: U8, second: U8) -> F64:
 
 def _content(images: U8) -> Mask:
     flat = images.reshape(len(images), PIXELS)
-    background = np.minimum(flat.min(axis=1, keepdims=True), 255 - _DARK) + _DARK
+    background = np.minimum(flat.min(axis=1, keepdims=True), 255 - DARK) + DARK
     content: Mask = flat > background
     return content
 
 
 def _unexpected(first: U8, second: U8, content: Mask) -> F32:
-    """Return how far the pixels of `second` are from the mean at their level in `first`: float32 ``(P, 4096)``."""
+    """Return how far each pixel of `second` is from the mean at its gray level in `first`: float32 ``(P, 4096)``."""
     n = len(first)
     level = first.reshape(n, PIXELS) // (256 // _LEVELS) + np.arange(0, n * _LEVELS, _LEVELS)[:, None]
     values = second.reshape(n, PIXELS)

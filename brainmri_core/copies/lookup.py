@@ -1,4 +1,4 @@
-"""1-nearest-neighbour look-up on 64x64 thumbnails: a model that only remembers, and so the least a model has to beat."""
+"""1-nearest-neighbour look-up on 64x64 thumbnails, a baseline that only memorises the training images."""
 
 from __future__ import annotations
 
@@ -43,15 +43,15 @@ def nearest_neighbours(
     Parameters
     ----------
     train_thumbs, test_thumbs : numpy.ndarray
-        uint8 ``(N, H, W)`` and ``(M, H, W)``; may be memory maps, and may be one array with row selections.
+        uint8 ``(N, H, W)`` and ``(M, H, W)``; may be memory maps, and may be the same array with different rows.
     train_rows, test_rows : sequence of int or None
         Rows to use; all by default.
 
     Returns
     -------
     index : numpy.ndarray
-        int64, one per test row: position in `train_rows` (or in `train_thumbs`) of the most similar image, the first
-        among equals.
+        int64, one per test row: position in `train_rows` (or in `train_thumbs`) of the most similar image; the first of
+        equally similar ones.
     similarity : numpy.ndarray
         float32, its normalised cross-correlation, -1 to 1.
 

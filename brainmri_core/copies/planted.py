@@ -1,4 +1,4 @@
-"""How well the search for copies finds what the synthetic data set planted, by kind of copy."""
+"""Recall and precision of the search for copies on the copies planted in the synthetic data set, by kind of copy."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ def score_copies(truth: PhantomTruth, paths: Sequence[str], pairs: CopyPairs) ->
     Parameters
     ----------
     truth : PhantomTruth
-        What was planted.
+        The ground truth.
     paths : sequence of str
         Paths of the fingerprinted images, row by row.
     pairs : CopyPairs
-        What was found.
+        The pairs found.
 
     Returns
     -------
     pandas.DataFrame
         Index: each kind of copy, ``label conflict`` (a re-encoded copy filed under another class) and ``all``. Columns:
-        ``planted`` copies; ``found``, of which the pair with the original was confirmed; ``pairs`` confirmed that
-        have a copy of this kind in them (``all``: any pair); ``right`` of them, which tie a copy to its original;
-        ``recall`` and ``precision``, NaN where there is nothing to divide by.
+        ``planted``: number of copies; ``found``: those whose pair with the original was confirmed; ``pairs``: confirmed
+        pairs with a copy of this kind (``all``: any pair); ``right``: those of a copy and its original; ``recall`` and
+        ``precision``: NaN where the denominator is 0.
     """
     images = {image.path: image for image in truth.images}
     kind = {

@@ -1,6 +1,6 @@
-"""The search for copies: perceptual hashes propose, a comparison of the pixels confirms.
+"""The search for copies: perceptual hashes find candidates, a comparison of the pixels confirms them.
 
-Hashes alone have a precision of .34 to .84 on brain MRI, where neighbouring slices and similar skulls look alike; the
+On brain MRI, where neighbouring slices and similar skulls look alike, hashes alone have a precision of .34 to .84. So the
 64 x 64 versions decide (`brainmri_core.copies.likeness`).
 """
 
@@ -44,7 +44,7 @@ class CopyPairs:
     ncc : numpy.ndarray
         float64, ``(P,)``: correlation in the best orientation; 1 for exact copies.
     orientation : numpy.ndarray
-        int64, ``(P,)``: index into `likeness.ORIENTATIONS`; brought into it, `first` looks like `second`.
+        int64, ``(P,)``: index into `likeness.ORIENTATIONS` of the orientation in which `first` looks like `second`.
     exact : numpy.ndarray
         bool, ``(P,)``: identical decoded pixels.
     """
@@ -58,7 +58,21 @@ class CopyPairs:
 
 @dataclass(frozen=True)
 class Version:
-    """One version of a set's images (whole, or without margins), with what is computed once for all comparisons."""
+    """One version of the images of a set (whole, or without margins), with values computed once for all comparisons.
+
+    Attributes
+    ----------
+    rows : numpy.ndarray
+        int64 ``(R,)``: rows of the other arrays to search.
+    thumbs : numpy.ndarray
+        uint8 ``(N, 64, 64)``.
+    hashes : numpy.ndarray
+        uint64 ``(N, 8)``.
+    sums : numpy.ndarray
+        int64 ``(2, N)``: `likeness.moments`.
+    coarse : numpy.ndarray
+        float32 ``(N, 8, 8)``: block sums of the normalised thumbnails.
+    """
 
     rows: I64
     thumbs: U8
@@ -68,9 +82,9 @@ class Version:
 
 
 def prepare(thumbs: U8, hashes: U64, rows: I64) -> Version:
-    """Add each image's moments and the 8 x 8 block sums of its mean-removed unit-norm thumbnail, divided by 8.
+    """Compute each image's moments and the 8 x 8 block sums of its mean-removed unit-norm thumbnail, divided by 8.
 
-    The block sums are an orthonormal projection, so two of them are never further apart than the thumbnails themselves.
+    The block sums are an orthonormal projection, so their distance is never larger than that of the thumbnails.
     """
     blocks = np.kron(np.eye(8, dtype=np.float32), np.ones((8, 1), np.float32))
     sums, coarse = np.zeros((2, len(thumbs)), np.int64), np.zeros((len(thumbs), 8, 8), np.float32)
@@ -87,14 +101,27 @@ def prepare(thumbs: U8, hashes: U64, rows: I64) -> Version:
 def confirmed(
     one: Version, other: Version, turn: int, config: CopySearchConfig, stopped: threading.Event
 ) -> list[tuple[int, int, float]]:
-    """Return the pairs that the hashes propose and the pixels confirm: a row of `one`, brought into `turn`, and of `other`.
+    """Return the confirmed pairs of a row of `one`, in the orientation `turn`, and a row of `other`.
 
-    Of one version with itself each pair is given once, unless it is turned. Where nobody waits for them any more, it ends
-    with those it has.
+    Parameters
+    ----------
+    one, other : Version
+        The two sides. For a version with itself, each pair is returned once, or in both orders where `turn` is not 0.
+    turn : int
+        Index into `likeness.ORIENTATIONS`.
+    config : CopySearchConfig
+        What counts as a copy.
+    stopped : threading.Event
+        When it is set, the search ends early with the pairs found so far.
+
+    Returns
+    -------
+    list of (int, int, float)
+        Row of `one`, row of `other`, and their correlation.
     """
     pairs: Pairs = "all" if one is not other else "ordered" if turn else "unordered"
     coarse = turned(one.coarse, turn)
-    # unit vectors with correlation c are sqrt(2 - 2c) apart
+    # Unit vectors with correlation c have the distance sqrt(2 - 2c).
     furthest = 2 - 2 * config.ncc_threshold + 1e-4
     found: list[tuple[int, int, float]] = []
     query, table = (
@@ -120,9 +147,9 @@ def confirmed(
 def find_copies(table: FingerprintTable, config: CopySearchConfig) -> CopyPairs:
     """Find all confirmed copies among fingerprinted images.
 
-    Exact copies are collapsed first, so that a thousand copies of one image cost nothing; pairs of near copies are then
-    given for every member again. The result does not depend on the machine, and only through the numbers of the rows on
-    their order.
+    Exact copies are merged before the search, so that a thousand copies of one image cost nothing; afterwards pairs of near
+    copies are listed for every member again. The result does not depend on the machine, and the order of the images
+    changes only the row numbers.
     """
     members = list(exact_groups(table.pixel_sha256).values())
     of = {group[0]: group for group in members}
@@ -164,7 +191,7 @@ def find_copies(table: FingerprintTable, config: CopySearchConfig) -> CopyPairs:
 
 
 def tried(config: CopySearchConfig) -> list[int]:
-    """Return the orientations of either image that are tried: a quarter turn to the left is one to the right of the other."""
+    """Return the orientations to try; a left turn of one image is left out, as it is a right turn of the other."""
     return [turn for turn in SEARCHED[config.orientations] if turned_back(turn) >= turn]
 
 

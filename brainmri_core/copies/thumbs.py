@@ -1,4 +1,4 @@
-"""The 64x64 thumbnails that a split keeps of its images: of the whole, and of what lies inside its margins."""
+"""The 64x64 thumbnails that a split stores for its images: of the whole image, and of the image without margins."""
 
 from __future__ import annotations
 
@@ -9,19 +9,32 @@ import pandas as pd
 from PIL import Image
 
 from brainmri_core.arrays import U8
+from brainmri_core.copies.likeness import THUMB_SIDE
 from brainmri_core.errors import IntegrityError
 from brainmri_core.images.statistics import to_gray
 
-THUMB_SIDE = 64
-
 
 def read_thumbs(folder: Path, samples: pd.DataFrame, pixels: U8 | None) -> U8:
-    """Open the thumbnails in a split's folder, or make them from the pack, where one is given and there are none.
+    """Open the thumbnails in a split's folder; where there are none, make them from the pack.
+
+    Parameters
+    ----------
+    folder : pathlib.Path
+        The split's folder.
+    samples : pandas.DataFrame
+        The sample table; ``row`` is used for the pack only.
+    pixels : numpy.ndarray or None
+        The pack, uint8 ``(N, S, S)`` or ``(N, S, S, 3)``.
 
     Returns
     -------
     numpy.ndarray
         uint8 ``(len(samples), 64, 64)``.
+
+    Raises
+    ------
+    IntegrityError
+        If the thumbnails are damaged, or missing without a pack to make them from.
     """
     kept = _kept(folder / "thumbs.npy", len(samples))
     if kept is not None:
@@ -37,7 +50,7 @@ def read_thumbs(folder: Path, samples: pd.DataFrame, pixels: U8 | None) -> U8:
 
 
 def read_trimmed_thumbs(folder: Path, samples: pd.DataFrame) -> U8 | None:
-    """Open the thumbnails without margins; None for a split of a version that did not keep them."""
+    """Open the thumbnails without margins; None for a split of an older version, which did not store them."""
     return _kept(folder / "trimmed_thumbs.npy", len(samples))
 
 

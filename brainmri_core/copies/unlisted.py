@@ -1,4 +1,4 @@
-"""Copies of some images among others by comparison with all of them, whatever a search by hash found."""
+"""Exhaustive search for copies of a few images among others, independent of perceptual hashes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SIDE = 16
 
 @dataclass(frozen=True)
 class Copy:
-    """A copy found: two rows, their correlation, and the number of the orientation in which `row` looks like `other`."""
+    """A copy: two rows, their correlation, and the index of the orientation in which `row` looks like `other`."""
 
     row: int
     other: int
@@ -30,9 +30,9 @@ class Copy:
 def best_copies(thumbs: U8, rows: I64, others: I64, config: CopySearchConfig) -> list[Copy]:
     """Return the copy of highest correlation of each of `rows` among `others`, in all eight orientations.
 
-    A pair counts as a search confirms it, whatever orientations `config` names and whatever the hashes say; nothing is
-    missed. Versions of 16 x 16 pixels rule out most pairs at a sixteenth of the cost: their vectors are projections of
-    the 64 x 64 ones, so they are never further apart.
+    A pair counts as a copy if the pixels confirm it; hashes, and the orientations that `config` names, are not used, so
+    nothing is missed. Versions of 16 x 16 pixels rule out most pairs at a sixteenth of the cost. They are projections of
+    the 64 x 64 versions, so their distance is never larger.
 
     Parameters
     ----------
@@ -63,7 +63,7 @@ def best_copies(thumbs: U8, rows: I64, others: I64, config: CopySearchConfig) ->
 
 
 def _close(rows: F32, others: F32, threshold: float) -> tuple[I64, I64]:
-    """Return the pairs that may reach the correlation: unit vectors that do are at most sqrt(2 - 2c) apart."""
+    """Return the pairs that may reach correlation c: the distance of their unit vectors is at most sqrt(2 - 2c)."""
     one, other = (vectors.reshape(len(vectors), -1) for vectors in (rows, others))
     squares = np.einsum("ij,ij->i", one, one)[:, None] + np.einsum("ij,ij->i", other, other)
     first, second = np.nonzero(squares - 2 * (one @ other.T) <= 2 - 2 * threshold + 1e-4)

@@ -1,4 +1,4 @@
-"""Augmentation of whole batches as tensors on the device, drawn from a seeded generator so that resuming is exact."""
+"""Augmentation of whole batches on the device, drawn from a seeded generator so that resumed trainings are exact."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def augment(batch: torch.Tensor, config: AugmentConfig, generator: torch.Generat
     batch : torch.Tensor
         float32 in [0, 1], ``(B, C, S, S)``.
     config : AugmentConfig
-        How far each change may go.
+        Strength of each change.
     generator : torch.Generator
-        On the CPU; the draws do not depend on the device.
+        On the CPU, so that the draws do not depend on the device.
 
     Returns
     -------
     torch.Tensor
-        Like `batch`.
+        float32 in [0, 1], ``(B, C, S, S)``, channels-last.
     """
     n = len(batch)
     matrix = _moves(n, config, generator)
@@ -65,7 +65,7 @@ def _uniform(n: int, spread: float, generator: torch.Generator) -> torch.Tensor:
 
 
 def _moves(n: int, config: AugmentConfig, generator: torch.Generator) -> torch.Tensor:
-    """Return the affine maps ``(n, 2, 3)`` from output to input of rotation, scale, shift and flips."""
+    """Return the affine maps ``(n, 2, 3)`` from output to input that rotate, scale, shift and flip the images."""
     angle = _uniform(n, math.radians(config.rotate_deg), generator)
     scale = torch.exp(_uniform(n, math.log1p(config.scale), generator))
     shift = torch.stack([_uniform(n, 2 * config.shift, generator) for _ in range(2)], dim=1)
@@ -82,11 +82,11 @@ def _moves(n: int, config: AugmentConfig, generator: torch.Generator) -> torch.T
 
 
 def _with_bias_field(batch: torch.Tensor, largest: float, generator: torch.Generator) -> torch.Tensor:
-    """Multiply every image with the exponential of a polynomial of order 3, and keep its brightest value.
+    """Multiply every image by a bias field, the exponential of a random polynomial of order 3, and keep its maximum.
 
-    The model of MR's intensity inhomogeneity of Van Leemput et al. (1999), drawn as Sudre et al. (Longitudinal segmentation of
-    age-related white matter hyperintensities, 2017) and TorchIO's RandomBiasField do. Without the last step images that use the whole range of
-    gray levels would saturate.
+    The model of intensity inhomogeneity in MR is that of Van Leemput et al. (1999); its coefficients are drawn as by Sudre
+    et al. (Longitudinal segmentation of age-related white matter hyperintensities, 2017) and TorchIO's RandomBiasField.
+    Without scaling back to the old maximum, images that use the whole range of gray levels would saturate.
     """
     side = torch.linspace(-1, 1, batch.shape[-1])
     terms = torch.stack(
@@ -99,11 +99,13 @@ def _with_bias_field(batch: torch.Tensor, largest: float, generator: torch.Gener
 
 
 def _erased(batch: torch.Tensor, config: AugmentConfig, generator: torch.Generator) -> torch.Tensor:
-    """Paint a rectangle of some images over with their mean: random erasing (Zhong et al., 2020)."""
+    """Fill a rectangle of some images with the image's mean: random erasing (Zhong et al., AAAI 2020)."""
     n, side = len(batch), batch.shape[-1]
     chosen, share, shape, down, right = torch.rand(5, n, generator=generator)
     area = 0.02 + share * (config.erase_area - 0.02)
-    longest = torch.log(torch.clamp(1 / area, max=10 / 3))  # no side beyond the image's
+    longest = torch.log(
+        torch.clamp(1 / area, max=10 / 3)
+    )  # limits the aspect ratio so that no side exceeds the image
     height = (torch.sqrt(area * torch.exp(longest * (2 * shape - 1))) * side).round().clamp(1, side)
     width = (area * side**2 / height).round().clamp(1, side)
     top, left = (down * (side - height + 1)).floor(), (right * (side - width + 1)).floor()
@@ -117,7 +119,7 @@ def _erased(batch: torch.Tensor, config: AugmentConfig, generator: torch.Generat
 def mix(
     batch: torch.Tensor, targets: torch.Tensor, config: AugmentConfig, generator: torch.Generator
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Apply mixup (Zhang et al., 2018) or CutMix (Yun et al., 2019), whichever is on; with both on, one by a coin toss.
+    """Apply mixup (Zhang et al., ICLR 2018) or CutMix (Yun et al., ICCV 2019); with both on, one of them at random.
 
     Parameters
     ----------
@@ -125,11 +127,15 @@ def mix(
         float32, ``(B, C, S, S)``.
     targets : torch.Tensor
         float32 class probabilities, ``(B, K)``.
+    config : AugmentConfig
+        ``mixup_alpha`` and ``cutmix_alpha``; 0 turns a method off.
+    generator : torch.Generator
+        On the CPU.
 
     Returns
     -------
     batch, targets : torch.Tensor
-        Mixed with a permutation of themselves.
+        Of the same shapes, each image mixed with another of the batch; unchanged where both methods are off.
     """
     kinds = [
         kind for kind, alpha in (("mixup", config.mixup_alpha), ("cutmix", config.cutmix_alpha)) if alpha > 0

@@ -1,4 +1,4 @@
-"""Batches: from packed pixels to the model's input, whole batches at a time."""
+"""Batches: from packed pixels to the model's input."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ def gather(pack: U8, rows: I64) -> torch.Tensor:
 
 
 def shrink(batch: torch.Tensor, size: int) -> torch.Tensor:
-    """Bring a uint8 batch ``(B, C, H, W)`` to another side length, antialiased; each image independently."""
+    """Resize a uint8 batch ``(B, C, H, W)`` to ``size x size``, antialiased."""
     if batch.shape[-1] == size:
         return batch
     return resample(batch.float(), size).round_().clamp_(0, 255).to(torch.uint8)
 
 
 def resample(values: torch.Tensor, size: int) -> torch.Tensor:
-    """Bring a float batch ``(B, C, H, W)`` to another side length, antialiased; each image independently."""
+    """Resize a float batch ``(B, C, H, W)`` to ``size x size``, antialiased."""
     if values.shape[-1] == size:
         return values
     return F.interpolate(values, size=(size, size), mode="bilinear", antialias=True, align_corners=False)
 
 
 def _writable_view(pack: U8) -> U8:
-    """Map a read-only pack copy-on-write: torch wants memory it may write, the file stays as it is."""
+    """Map a read-only pack copy-on-write: torch requires writable memory, and the file stays unchanged."""
     if isinstance(pack, np.memmap) and pack.filename is not None:
         return np.memmap(pack.filename, pack.dtype, "c", pack.offset, pack.shape)
     return pack
@@ -46,7 +46,7 @@ def _writable_view(pack: U8) -> U8:
 def resident(pack: U8, rows: I64, size: int) -> torch.Tensor:
     """Return some rows of a pack as one uint8 tensor ``(N, C, size, size)``.
 
-    At the pack's own size nothing is copied where `rows` is the whole pack: the tensor is the memory map.
+    Where `rows` is the whole pack and `size` the pack's, nothing is copied: the tensor is the memory map.
     """
     if pack.shape[1] == size and len(rows) == len(pack) and bool((rows == np.arange(len(pack))).all()):
         whole = torch.from_numpy(_writable_view(pack))
@@ -60,7 +60,7 @@ def resident(pack: U8, rows: I64, size: int) -> torch.Tensor:
 def read_ahead(
     pixels: torch.Tensor, batches: Sequence[I64], workers: int, device: torch.device
 ) -> Iterator[tuple[I64, torch.Tensor]]:
-    """Yield each batch's rows and uint8 pixels ``(B, C, S, S)``, in order.
+    """Yield the rows and uint8 pixels ``(B, C, S, S)`` of each batch, in order.
 
     Parameters
     ----------
@@ -96,9 +96,9 @@ def to_float(batch: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 
 def normalise(values: torch.Tensor, preprocessing: Preprocessing) -> torch.Tensor:
-    """Bring a float batch to the model's channels, subtract the training mean and divide by the standard deviation.
+    """Normalise a float batch ``(B, C, S, S)`` with the mean and standard deviation of the training images.
 
-    Gray becomes colour by repetition, colour becomes gray by the mean of its channels.
+    Where the channels differ from the model's, gray is repeated, and colour is averaged to gray.
     """
     if values.shape[1] == 3 and preprocessing.channels == 1:
         values = values.mean(1, keepdim=True)
@@ -108,12 +108,16 @@ def normalise(values: torch.Tensor, preprocessing: Preprocessing) -> torch.Tenso
 
 
 def to_input(batch: torch.Tensor, preprocessing: Preprocessing, device: torch.device) -> torch.Tensor:
-    """Turn a uint8 batch of fitted images into the model's input: the one way of evaluation and prediction.
+    """Turn a uint8 batch of fitted images into the model's input, for evaluation and prediction alike.
 
     Parameters
     ----------
     batch : torch.Tensor
         uint8, ``(B, C, P, P)`` at the pack's size.
+    preprocessing : Preprocessing
+        Of the model.
+    device : torch.device
+        Where the result lies.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""Checkpoints: weights together with everything needed to use them, loaded without running code from the file."""
+"""Checkpoints: weights and everything needed to use them, loaded without running code from the file."""
 
 from __future__ import annotations
 
@@ -31,20 +31,22 @@ class Preprocessing(BaseModel):
     Attributes
     ----------
     pack_size : int
-        Side in pixels images are fitted to first.
+        Side of the pack's images in pixels, to which an image is fitted first.
     image_size : int
-        Side in pixels the model sees.
+        Side of the model's input in pixels.
     channels : int
-        Channels the model sees; a gray image is repeated.
+        Channels of the model's input; a gray image is repeated.
     colour : bool
         Whether images are decoded in colour.
+    fit : str
+        How images are fitted to the square: ``letterbox`` or ``stretch``.
     mean, std : list of float
         Of the training pixels, scaled to [0, 1], per channel.
     gray_ranges : dict
-        Depth (``16-bit``, ``float`` ...) to the values shown as black and white in files that declare none themselves.
-        Empty where the training images had no such files, or were prepared before this was recorded.
+        Depth (``16-bit``, ``float`` ...) to the values of black and white, for files that declare none. Empty where the
+        training images had no such files, or an older version prepared them.
     modality : str
-        What the model may be asked about: MR, or any where the catalogue let others into the training data.
+        Modality that the model accepts: MR, or any where the catalogue accepted others in the training data.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -61,18 +63,18 @@ class Preprocessing(BaseModel):
 
 
 class MemberRecord(BaseModel):
-    """Where a network of an ensemble comes from.
+    """The origin of one network of an ensemble.
 
     Attributes
     ----------
     fold : int
-        The fold that it was trained without.
+        The fold that the network was not trained on.
     checkpoint_pointer : str
-        Pointer of the checkpoint that it was.
+        Pointer of its checkpoint.
     checkpoint_sha256 : str
-        Of that checkpoint's file.
+        SHA-256 of that checkpoint's file.
     temperature : float or None
-        Fitted on its predictions of that fold; None where the fold has too few images.
+        Temperature fitted on its predictions of that fold; None where the fold has too few images.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -84,14 +86,16 @@ class MemberRecord(BaseModel):
 
 
 class EnsembleRecord(BaseModel):
-    """The networks of an ensemble, and what using them costs.
+    """The networks of an ensemble, and the cost of using them.
 
     Attributes
     ----------
+    members : list of MemberRecord
+        The networks.
     parameters, weights_bytes : int
         Of all networks together.
     forward_passes : int
-        Through such a network, for each image: how many times the arithmetic of one is done.
+        Forward passes per image, one for each network.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -103,16 +107,16 @@ class EnsembleRecord(BaseModel):
 
 
 class CheckpointMeta(BaseModel):
-    """What a checkpoint knows about itself.
+    """The metadata of a checkpoint.
 
     Attributes
     ----------
     depths : int
-        Of the network that its head sees; 1 is the network as it was published.
+        Number of the network's feature maps that its head sees (see `pooled`); 1 for the architecture as published.
     averaged_epochs : int
-        Last epochs whose weights it is the average of; 0: it is of one epoch.
+        Number of last epochs whose weights are averaged; 0 for the weights of one epoch.
     ensemble : EnsembleRecord or None
-        The networks that it consists of, each a `model_name`; None: it is one.
+        The networks of an ensemble, each a `model_name`; None for a single network.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -154,12 +158,18 @@ def save_tensors(path: Path, value: Any) -> None:
             torch.save(value, handle)
         except RuntimeError as error:
             if isinstance(error.__context__, OSError):
-                raise error.__context__ from None  # torch fails again while it closes its archive, and hides the cause
+                raise error.__context__ from None  # torch's second error, from closing its archive, hides the cause
             raise
 
 
 def save_checkpoint(path: Path, state_dict: Mapping[str, torch.Tensor], meta: CheckpointMeta) -> None:
-    """Write a checkpoint atomically; the previous file survives a failure."""
+    """Write a checkpoint atomically; the previous file stays on an error.
+
+    Raises
+    ------
+    StorageError
+        If the disk is full or fails.
+    """
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in state_dict.items()}
     save_tensors(path, {"meta": meta.model_dump(mode="json"), "model": weights})
 
@@ -167,19 +177,19 @@ def save_checkpoint(path: Path, state_dict: Mapping[str, torch.Tensor], meta: Ch
 def save_safetensors(
     path: Path, state_dict: Mapping[str, torch.Tensor], meta: CheckpointMeta, twin_sha256: str
 ) -> None:
-    """Write weights as safetensors; the header holds the record, and the hash of the checkpoint with the same weights."""
+    """Write weights as safetensors; the header holds the metadata, and the SHA-256 of the checkpoint in torch's format."""
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in state_dict.items()}
     with atomic_file(path) as handle:
         handle.write(safetensors.torch.save(weights, {"meta": meta.model_dump_json(), _TWIN: twin_sha256}))
 
 
 def known_hashes(path: Path) -> set[str]:
-    """Return the hashes that an evaluation may know a checkpoint by: its own, and that of the one it was made from."""
+    """Return the hashes that may identify a checkpoint in an evaluation: its own, and that of its `twin_sha256`."""
     return {sha256_file(path), twin_sha256(path)}
 
 
 def twin_sha256(path: Path) -> str:
-    """Return the hash of the checkpoint in torch's format that a safetensors file was made from, else the file's own."""
+    """Return the SHA-256 of the torch checkpoint that a safetensors file was made from; of other files, their own."""
     with contextlib.suppress(safetensors.SafetensorError, KeyError):
         if is_safetensors(path):
             with safetensors.safe_open(path, "pt") as file:
@@ -193,7 +203,7 @@ def load_checkpoint(path: Path) -> tuple[CheckpointMeta, dict[str, torch.Tensor]
     Raises
     ------
     ModelError
-        If the file is missing, damaged, carries anything but tensors and plain values, or lacks this project's record.
+        If the file is missing, damaged, holds anything but tensors and plain values, or lacks the metadata.
     """
     if not path.is_file():
         raise ModelError(f"The checkpoint {path} does not exist; train a model or name another file.")
@@ -215,10 +225,10 @@ def load_model(path: Path, device: torch.device) -> tuple[nn.Module, CheckpointM
     Raises
     ------
     ModelError
-        If the weights do not fit the recorded architecture.
+        As in `load_checkpoint`, or if the weights do not fit the recorded architecture.
     """
     meta, weights = load_checkpoint(path)
-    model = _hollow(meta)
+    model = _untrained(meta)
     try:
         model.load_state_dict(weights)
     except RuntimeError:
@@ -228,8 +238,8 @@ def load_model(path: Path, device: torch.device) -> tuple[nn.Module, CheckpointM
     return model.to(device, memory_format=torch.channels_last).eval(), meta  # type: ignore[call-overload]
 
 
-def _hollow(meta: CheckpointMeta) -> nn.Module:
-    """Build what a record describes, with random weights."""
+def _untrained(meta: CheckpointMeta) -> nn.Module:
+    """Build the model that the metadata describe, with random weights."""
 
     def network() -> nn.Module:
         return build_model(

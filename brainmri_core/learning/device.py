@@ -1,4 +1,4 @@
-"""Device, precision and seeds: chosen by what the hardware has, said in the log."""
+"""Device, precision, seeds and memory, chosen by what the hardware has."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from brainmri_core.config import EnvConfig
 from brainmri_core.config.base import Precision
 from brainmri_core.errors import ModelError
 
-# glibc's mallopt parameters (malloc.h), what training wants of them, and glibc's own values.
+# glibc's mallopt parameters (malloc.h), their values for training, and glibc's defaults.
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4
 _KEEP = {_MMAP_MAX: 0, _TRIM_THRESHOLD: 2**31 - 1, _TOP_PAD: 2**28}
 _GLIBC = {_MMAP_MAX: 65536, _TRIM_THRESHOLD: 2**17, _TOP_PAD: 2**17}
@@ -28,7 +28,7 @@ _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def choose_device(env: EnvConfig) -> torch.device:
-    """Return the CUDA device if one is there and wanted, else the CPU."""
+    """Return the CUDA device if there is one and the configuration prefers it, else the CPU."""
     return torch.device("cuda" if env.prefer_cuda and torch.cuda.is_available() else "cpu")
 
 
@@ -47,15 +47,16 @@ def choose_precision(wanted: Literal["auto", Precision], amp: bool, device: torc
     Parameters
     ----------
     wanted : {"auto", "fp32", "bf16", "fp16"}
-        Auto takes bf16 where the hardware has it, and fp16 on a CUDA device without.
+        Auto takes bf16 where the hardware has it, else fp16 on CUDA and fp32 on the CPU.
     amp : bool
         False means fp32 whatever `wanted` says.
     device : torch.device
+        The device.
 
     Raises
     ------
     ModelError
-        If fp16 is asked for on the CPU, where gradients would underflow without a scaler that works there.
+        For fp16 on the CPU, where gradients underflow: torch's gradient scaler does not work there.
     """
     if not amp or wanted == "fp32":
         return "fp32"
@@ -73,7 +74,7 @@ def choose_precision(wanted: Literal["auto", Precision], amp: bool, device: torc
 
 
 def arithmetic(device: torch.device, env: EnvConfig) -> dict[str, str | int | bool]:
-    """Return what, besides data and configuration, decides the bits of a training: library, hardware, threads, kernels."""
+    """Return what the bits of a training depend on besides data and configuration: library, hardware, threads, kernels."""
     found: dict[str, str | int | bool] = {"torch": str(torch.__version__)}
     if device.type == "cuda":
         return found | {
@@ -88,7 +89,7 @@ def arithmetic(device: torch.device, env: EnvConfig) -> dict[str, str | int | bo
 
 
 def out_of_memory(error: RuntimeError) -> bool:
-    """Tell whether an error means that the accelerator has no memory left; its libraries say so in words of their own."""
+    """Tell whether an error means that the accelerator is out of memory; CUDA's libraries raise plain RuntimeErrors."""
     text = str(error)
     return isinstance(error, torch.OutOfMemoryError) or any(
         name in text
@@ -97,24 +98,24 @@ def out_of_memory(error: RuntimeError) -> bool:
 
 
 def wrong_in_bf16(model: nn.Module, channels: int, side: int) -> str | None:
-    """Return the first convolution whose bf16 weight gradients the CPU gets wrong at an image size, if there is one.
+    """Return the name of the first convolution whose bf16 weight gradients are wrong on the CPU, or None.
 
-    oneDNN, which computes torch's convolutions, leaves gradients of some kernel positions unwritten where a map is so small
-    that they only ever see padding: whatever was in that memory goes into the weights. In torch 2.14 this is so where the
-    map that comes in is smaller than the padding or the stride, as in resnet18 at 16 px, but in no depthwise convolution
-    of stride 1; fp32, the forward pass and the gradients of the input are right.
+    oneDNN, which computes torch's convolutions, does not write the gradients of kernel positions that only ever see
+    padding, which happens where a feature map is very small. Uninitialised memory then goes into the weights. In torch
+    2.14 this happens where the input map is smaller than the padding or the stride, as in resnet18 at 16 px, except in
+    depthwise convolutions of stride 1. fp32, the forward pass and the gradients of the input are right.
 
     Parameters
     ----------
     model : torch.nn.Module
-        It may be on any device, and is left as it is.
+        The model, on any device; it is not changed.
     channels, side : int
-        Of the images, in pixels.
+        Number of channels of the images, and their side in pixels.
 
     Raises
     ------
     ModelError
-        If the images are so small that the model has nothing left of them before its end.
+        If the images are so small that a feature map becomes empty.
     """
     found: list[str] = []
 
@@ -130,15 +131,15 @@ def wrong_in_bf16(model: nn.Module, channels: int, side: int) -> str | None:
         ):
             found.append(name)
 
-    hollow = copy.deepcopy(model).to("meta").eval()
-    for name, module in hollow.named_modules():
+    shapes = copy.deepcopy(model).to("meta").eval()  # computes shapes only, no values
+    for name, module in shapes.named_modules():
         if isinstance(module, nn.Conv2d):
             module.register_forward_pre_hook(
                 lambda convolution, maps, name=name: look(name, convolution, maps)
             )
     try:
         with torch.no_grad():
-            hollow(torch.empty(1, channels, side, side, device="meta"))
+            shapes(torch.empty(1, channels, side, side, device="meta"))
     except RuntimeError as error:
         raise ModelError(
             f"Images of {side} pixels are too small for this model ({error}); raise train.data.image_size and start_size."
@@ -154,7 +155,7 @@ def autocast(device: torch.device, precision: Precision) -> contextlib.AbstractC
 
 
 def seed_everything(seed: int, env: EnvConfig) -> None:
-    """Seed Python, NumPy and torch, and set cuDNN as the configuration says."""
+    """Seed Python, NumPy and torch, and configure cuDNN."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
@@ -163,16 +164,16 @@ def seed_everything(seed: int, env: EnvConfig) -> None:
 
 
 def step_seed(*parts: int) -> int:
-    """Return a 63-bit seed that depends on all parts: (seed, epoch, batch) and what it is for."""
+    """Return a 63-bit seed that depends on all parts, such as seed, epoch, batch and purpose."""
     return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 @contextlib.contextmanager
 def freed_memory_kept() -> Iterator[None]:
-    """Keep freed memory in the process while a training runs, and hand it back at the end; does nothing without glibc.
+    """Keep freed memory in the process during the block, and return it to the system at the end; only with glibc.
 
-    A step frees and allocates the same large tensors again and again. Given back to the kernel each time, they return as
-    pages that it clears one fault at a time: 7% of the processor time of a resnet18 step at 128 px.
+    Each training step frees and allocates the same large tensors. If the memory goes back to the kernel each time, the
+    kernel clears every page again on a page fault: 7% of the processor time of a resnet18 step at 128 px.
     """
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
     if libc is None or not (hasattr(libc, "mallopt") and hasattr(libc, "malloc_trim")):
@@ -189,7 +190,7 @@ def freed_memory_kept() -> Iterator[None]:
 
 
 def peak_memory_mib(device: torch.device) -> int:
-    """Return the most memory this process has held so far, in MiB: of the accelerator where there is one."""
+    """Return the peak memory of this process so far in MiB: of the accelerator if there is one, else of the host."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated() >> 20
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

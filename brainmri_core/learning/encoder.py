@@ -1,4 +1,4 @@
-"""Frozen encoders: the features of every image of a pack, computed once and kept."""
+"""Frozen encoders: the features of every image of a pack, computed once and stored."""
 
 from __future__ import annotations
 
@@ -32,21 +32,27 @@ from brainmri_core.system.locks import exclusive
 from brainmri_core.system.storage import remove_stale, staging_folder
 
 FEATURES_NAME, RECORD_NAME = "features.npy", "record.json"
-_RULES = 1  # of computing features: raised, those kept by others are computed again
+_RULES = 1  # version of the computation: when it is raised, stored features are computed again
 
 
 @dataclass(frozen=True)
 class Encoder:
-    """A network whose features are used as they are.
+    """A frozen network that computes features.
 
     Attributes
     ----------
     model : torch.nn.Module
-        The encoder under a head whose input is the features; the head itself is not used.
+        The network with its head. The input of the head is the features; the head itself is not used.
+    name : str
+        Architecture.
+    depths : int
+        Number of feature maps whose means are the features; see `pooled`.
+    pretrained : bool
+        Whether its weights were trained.
     weights_sha256 : str
-        Of the names and values of all tensors but the head's.
+        SHA-256 of the names and values of all tensors except the head's.
     mirror : bool
-        Whether its features are the mean of those of an image and of its mirror image.
+        Whether the features are the mean of those of an image and of its mirror image.
     """
 
     model: nn.Module
@@ -74,7 +80,7 @@ def frozen(
     device: torch.device,
     job: Job,
 ) -> Encoder:
-    """Take a network as a frozen encoder, with a warning where its weights are random."""
+    """Make an encoder of a network; log a warning where its weights are random."""
     if not config.has_weights:
         job.log.warning(
             "frozen random features are meant for tests; set model.pretrained, weights_file or weights_package"
@@ -92,7 +98,7 @@ def frozen(
 
 
 def encoder_sha256(model: nn.Module) -> str:
-    """Return the SHA-256 of the names and values of all tensors of a network but its head's."""
+    """Return the SHA-256 of the names and values of all tensors of a network except its head's."""
     final = {id(tensor) for tensor in head(model).parameters()}
     digest = hashlib.sha256()
     for key, tensor in model.state_dict(keep_vars=True).items():
@@ -117,7 +123,7 @@ def load_encoder(
     Raises
     ------
     ModelError
-        If the network or its weights cannot be had, or it has not so many depths.
+        If the network or its weights are not available, or the network has fewer depths.
     """
     device = choose_device(job.env)
     seed_everything(seed, job.env)
@@ -166,21 +172,27 @@ def features_of(
     batch_size: int,
     rows: I64 | None = None,
 ) -> tuple[F32, Path]:
-    """Return the features of rows of a pack: read where they were computed before, else computed and kept.
+    """Return the features of rows of a pack: read if they were computed before, else computed and stored.
 
     Parameters
     ----------
+    encoder : Encoder
+        The network.
     pack : PackPointer
-        Its folds have the same pixels, and share the features.
+        The pack. Its fold packs have the same pixels, and share the features.
+    layout, log
+        The project, and where to log.
+    batch_size : int
+        Images per forward pass.
     rows : numpy.ndarray or None
-        int64 ``(N,)``; None: all. Where all are kept, those asked for are taken from them.
+        int64 ``(N,)``; None means all rows. Where the features of all rows are stored, these are taken.
 
     Returns
     -------
     features : numpy.ndarray
         float32 ``(N, D)``, in the order of the rows.
     folder : pathlib.Path
-        Where they lie, with the record of what made them.
+        Folder of the features and of the record of their encoder.
     """
     key = _key(encoder, pack)
     folder = _folder(key, pack, layout)
@@ -231,12 +243,17 @@ def _intact(folder: Path) -> F32 | None:
 
 
 def read_features(folder: Path) -> F32:
-    """Read features that were kept.
+    """Read stored features.
+
+    Returns
+    -------
+    numpy.ndarray
+        Read-only memory map, float32 ``(N, D)``.
 
     Raises
     ------
     IntegrityError
-        If they are not those that the record beside them was written for.
+        If they are missing or do not match the record beside them.
     """
     record = read_json(folder / RECORD_NAME)
     expected = record.get("features_sha256") if isinstance(record, dict) else None
@@ -246,7 +263,7 @@ def read_features(folder: Path) -> F32:
 
 
 def _key(encoder: Encoder, pack: PackPointer) -> dict[str, Any]:
-    """Return everything that decides features."""
+    """Return everything that the features depend on."""
     key = {
         "rules": _RULES,
         "model_name": encoder.name,
@@ -261,14 +278,20 @@ def _key(encoder: Encoder, pack: PackPointer) -> dict[str, Any]:
 
 
 def encode(encoder: Encoder, pixels: U8, rows: I64, batch_size: int, *, progress: bool = True) -> F32:
-    """Run an encoder over images.
+    """Compute the features of images.
 
     Parameters
     ----------
+    encoder : Encoder
+        The network.
     pixels : numpy.ndarray
         uint8 ``(M, P, P)`` or ``(M, P, P, 3)``, such as a pack.
     rows : numpy.ndarray
-        int64 ``(N,)``.
+        int64 ``(N,)``: rows of `pixels`.
+    batch_size : int
+        Images per forward pass.
+    progress : bool
+        Show a progress bar on a terminal.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""An ensemble: networks of one architecture whose probabilities are averaged, as one network.
+"""Deep ensembles: the averaged probabilities of several networks of one architecture, as one network.
 
 Lakshminarayanan et al., Simple and scalable predictive uncertainty estimation using deep ensembles, NeurIPS 2017.
 """
@@ -14,16 +14,16 @@ from torch import nn
 
 
 class Member(nn.Module):
-    """A classifier behind the normalisation that it was trained with, its logits divided by its own temperature.
+    """A classifier with its own normalisation and temperature.
 
     Parameters
     ----------
     network : torch.nn.Module
         The classifier.
     mean, std : sequence of float
-        Of its training pixels, per channel.
+        Mean and standard deviation of its training pixels, per channel.
     temperature : float
-        Divides its logits.
+        Its logits are divided by it.
     """
 
     mean: torch.Tensor
@@ -40,7 +40,7 @@ class Member(nn.Module):
         self.register_buffer("temperature", torch.tensor(temperature))
 
     def seen(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Return pixels ``(B, C, S, S)`` in [0, 1] as the network sees them."""
+        """Normalise pixels ``(B, C, S, S)`` in [0, 1] for the network."""
         return (pixels - self.mean) / self.std
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -49,7 +49,7 @@ class Member(nn.Module):
 
 
 class Ensemble(nn.Module):
-    """Members whose mean probability is the answer; it takes pixels in [0, 1], which each member normalises itself."""
+    """The mean probability of its members; its input is pixels in [0, 1], which each member normalises itself."""
 
     members: Sequence[Member]
 
@@ -58,11 +58,11 @@ class Ensemble(nn.Module):
         self.members = nn.ModuleList(members)  # type: ignore[assignment]
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Return the logarithm of the mean probability ``(B, K)``; as logits they give that probability again."""
+        """Return the logarithm of the mean probability ``(B, K)``, which can serve as logits."""
         found = torch.stack([member(pixels) for member in self.members])
         return found.logsumexp(0) - math.log(len(found))
 
 
 def networks_of(model: nn.Module) -> list[nn.Module]:
-    """Return the networks of an ensemble, or a model itself."""
+    """Return the networks of an ensemble, or a single model as a list of one."""
     return [member.network for member in model.members] if isinstance(model, Ensemble) else [model]

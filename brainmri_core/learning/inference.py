@@ -1,4 +1,4 @@
-"""Inference: logits, and embeddings where wanted, for rows of a pack."""
+"""Inference: logits, and embeddings on request, for rows of a pack."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Predictions:
 def forward(
     model: nn.Module, batch: torch.Tensor, precision: Precision, *, tta: bool = False
 ) -> torch.Tensor:
-    """Return float32 logits ``(B, K)``; with `tta` the mean over the image and its mirror image."""
+    """Return float32 logits ``(B, K)`` of a batch; with `tta`, the mean over each image and its mirror image."""
     with torch.inference_mode(), autocast(batch.device, precision):
         logits: torch.Tensor = model(batch).float()
         if tta:
@@ -57,7 +57,26 @@ def predict(
     tta: bool = False,
     progress: bool = True,
 ) -> Predictions:
-    """Run a model over rows of a pack, with a progress bar on a terminal where `progress` is true.
+    """Run a model over rows of a pack.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        In evaluation mode, on `device`.
+    pack : numpy.ndarray
+        uint8 ``(M, P, P)`` or ``(M, P, P, 3)``.
+    rows : numpy.ndarray
+        int64 ``(N,)``.
+    preprocessing : Preprocessing
+        Of the model.
+    device, batch_size, precision
+        Where and how it runs.
+    embeddings : bool
+        Also return the input of the last linear layer.
+    tta : bool
+        Average the logits of each image and its mirror image (test-time augmentation).
+    progress : bool
+        Show a progress bar on a terminal.
 
     Returns
     -------
@@ -101,15 +120,17 @@ def predict_evenly(
     tta: bool = False,
     progress: bool = True,
 ) -> Predictions:
-    """Predict rows of a pack, with embeddings, in batches that are all equally long.
+    """Predict rows of a pack, with embeddings, in batches of equal size.
 
-    The last batch is filled up: another batch shape can take another path through the libraries, and the same image
-    would not always get the same bits. Where in a batch an image lies, and beside which others, changes nothing.
+    The last batch is padded, since the libraries may compute batches of another shape in another way, and the same image
+    would not always get the same bits. The position of an image in a batch, and the other images, change nothing.
 
     Parameters
     ----------
     rows : numpy.ndarray
-        int64, ``(N,)``, N of at least 1.
+        int64, ``(N,)``, with N at least 1.
+    model, pack, preprocessing, device, batch_size, precision, tta, progress
+        As in `predict`.
     """
     padded = np.concatenate([rows, np.repeat(rows[-1:], -len(rows) % batch_size)])
     found = predict(

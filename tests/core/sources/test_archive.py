@@ -364,7 +364,7 @@ def test_archives_are_found_by_name(tmp_path: Path) -> None:
     assert find_archive("o/s", tmp_path, None) == tmp_path
     with pytest.raises(SourceError, match="does not exist"):
         find_archive("o/s", tmp_path / "gone", tmp_path)
-    with pytest.raises(SourceError, match="no folder"):
+    with pytest.raises(SourceError, match="not a folder"):
         find_archive("o/s", None, tmp_path / "gone")
     with pytest.raises(StorageError):
         find_archive("o/s", tmp_path / ("n" * 300), None)
@@ -431,7 +431,7 @@ def test_folders_are_held_to_the_limits(tmp_path: Path, folder: Path, limits: Ar
 
 
 def test_folder_is_not_copied_into_itself(folder: Path) -> None:
-    with pytest.raises(SourceError, match="the place its copy goes to"):
+    with pytest.raises(SourceError, match="the folder that it would be copied to"):
         copy_tree(folder, folder / "data/raw", LIMITS)
     assert not (folder / "data").exists()
 
