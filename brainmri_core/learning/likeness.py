@@ -1,4 +1,4 @@
-"""What the machines that train one model together must share."""
+"""What must be the same on all machines that train one model together."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from brainmri_core.system.checksums import sha256_file, sha256_json
 
 
 def likeness(config: TrainConfig, pack: PackPointer, job: Job) -> dict[str, Any]:
-    """Return what decides the bits of a training on each of its machines: code, settings, data and arithmetic.
+    """Return what the result of a training depends on: code, packages, settings, data, weights and arithmetic.
 
-    The files are read and hashed, so that a copy that was damaged on the way is noticed.
+    The files are hashed here and now, so that a damaged copy on one machine is noticed.
 
     Raises
     ------
     StorageError
-        If one is missing.
+        If a file is missing or cannot be read.
     """
     device, shared = choose_device(job.env), config.distributed
     weights = weights_path(config.model)
@@ -45,6 +45,6 @@ def likeness(config: TrainConfig, pack: PackPointer, job: Job) -> dict[str, Any]
 
 
 def _code_sha256() -> str:
-    """Return the hash of this package's source, which a version does not tell from one that somebody has edited."""
+    """Return the hash of this package's source code: the same version may have local changes."""
     root = Path(brainmri_core.__file__).parent
     return sha256_json({path.relative_to(root).as_posix(): sha256_file(path) for path in root.rglob("*.py")})

@@ -1,4 +1,4 @@
-"""The training loop: steps whose randomness is a function of (seed, epoch, batch), so that it continues to the bit."""
+"""The training loop. All randomness is a function of (seed, epoch, batch), so that a resumed training is bit-identical."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ _ORDER, _AUGMENT, MODEL_SALT = 1, 2, 3
 
 @dataclass(frozen=True)
 class Reporting:
-    """What a training calls.
+    """Callbacks of a training.
 
     Attributes
     ----------
     save : callable
-        Writes the state; called between steps only, so that what it writes is whole.
+        Writes the state; called only between steps, when the state is consistent.
     epoch : callable
-        Takes each epoch's record.
+        Called with the record of each epoch.
     smaller : callable
-        Takes the number of parts a batch is computed in, when memory ran out.
+        Called when memory ran out, with the number of parts that a batch is now computed in.
     rescue : callable
-        Keeps the best weights so far as a checkpoint, when training cannot go on, and returns its path.
+        Called when training cannot continue: saves the best weights so far as a checkpoint and returns its path.
     """
 
     save: Callable[[], None]
@@ -51,7 +51,7 @@ class Reporting:
 
 
 def epoch_order(loop: Loop, epoch: int) -> I64:
-    """Return the rows of one epoch in the order they are seen, from (seed, epoch) alone."""
+    """Return the rows of one epoch in training order, a function of (seed, epoch) alone: int64 ``(N,)``."""
     rng = np.random.default_rng((loop.seed, _ORDER, epoch))
     rows = loop.data.train
     if not loop.config.optim.balanced_sampling:
@@ -68,7 +68,7 @@ def run_epochs(loop: Loop, state: State, reporting: Reporting) -> None:
     Raises
     ------
     ModelError
-        If the loss or a gradient is not finite, or the accelerator's memory holds not even two images.
+        If the loss or a gradient is not finite, or the accelerator has too little memory for two images.
     """
     epochs, patience = loop.config.loop.epochs, loop.config.loop.patience
     model = _compiled(state.model) if loop.config.loop.compile else state.model
@@ -79,14 +79,14 @@ def run_epochs(loop: Loop, state: State, reporting: Reporting) -> None:
                 if patience is not None and state.epoch - state.best_epoch > patience:
                     break
                 record = _epoch(loop, state, model, reporting)
-                # an interruption inside a database's client could come out as an ordinary failure
+                # Signals are held, since a tracker's database client might turn an interruption into another error.
                 with signals_held():
                     reporting.epoch(record)
                     reporting.save()
                 team.total(0.0, loop.device)
                 team.leave_if_asked()
         except Exception:
-            raise  # a failed step left the weights in doubt; the last saved state stands
+            raise  # the weights of a failed step are not reliable: keep the last saved state
         except BaseException:
             with signals_held():
                 reporting.save()
@@ -94,17 +94,17 @@ def run_epochs(loop: Loop, state: State, reporting: Reporting) -> None:
 
 
 def _compiled(model: nn.Module) -> Any:
-    """Return the model compiled for each shape by itself.
+    """Compile the model for each input shape separately.
 
-    A kernel for any shape, or the fall back to none once there are many, would come into use at other batches after an
-    interruption than without one, and its bits differ.
+    With dynamic shapes, or with torch's limit of recompilations, a resumed training would switch to other kernels at other
+    batches than an uninterrupted one, and the results would not be bit-identical.
     """
     torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = 10_000
     return torch.compile(model, dynamic=False)
 
 
 def _epoch(loop: Loop, state: State, model: Any, reporting: Reporting) -> dict[str, Any]:
-    """Train what is left of an epoch, then validate; return its record."""
+    """Train the rest of an epoch, then validate; return the epoch's record."""
     size, workers = loop.config.data.batch_size, loop.config.data.num_workers
     order = epoch_order(loop, state.epoch)
     batches = [order[i * size : (i + 1) * size] for i in range(state.batch, loop.steps_per_epoch)]
@@ -126,7 +126,7 @@ def _epoch(loop: Loop, state: State, model: Any, reporting: Reporting) -> dict[s
             bar.update()
             loop.team.leave_if_asked()
     seconds, trained = time.monotonic() - started, state.images - seen
-    # not held: an interruption here is saved as an epoch whose batches are all done
+    # Signals are not held here: an interruption saves the state of an epoch whose batches are all done.
     val_loss, macro_f1, balanced = validate_weights(loop, state.model, state.weights())
     with signals_held():
         if macro_f1 > state.best:
@@ -150,7 +150,7 @@ def _epoch(loop: Loop, state: State, model: Any, reporting: Reporting) -> dict[s
 
 
 def _shown(record: dict[str, Any]) -> dict[str, str]:
-    """Return what the progress bar shows of the epoch before."""
+    """Return the numbers of the previous epoch for the progress bar."""
     names = {
         "train_loss": "loss",
         "val_macro_f1": "F1",
@@ -174,7 +174,7 @@ def _side(loop: Loop, epoch: int) -> int:
 def _step(
     loop: Loop, state: State, model: Any, rows: I64, pixels: torch.Tensor, reporting: Reporting
 ) -> None:
-    """Take one optimiser step; out of memory halves the part that is computed at once, not the effective batch."""
+    """Take one optimiser step."""
     optim = loop.config.optim
     step = state.epoch * loop.steps_per_epoch + state.batch
     rate = _rate(loop, step)
@@ -185,10 +185,10 @@ def _step(
         state.scaler.unscale_(state.optimiser)
     trained = [parameter for parameter in state.model.parameters() if parameter.grad is not None]
     norm = nn.utils.get_total_norm([parameter.grad for parameter in trained if parameter.grad is not None])
-    # read together: each reading waits for all that an accelerator has still to do
+    # One transfer for both values: each transfer waits until the accelerator has finished.
     own_loss, length = torch.stack([own, norm.double()]).tolist()
     loss = loop.team.total(own_loss, loop.device)
-    # fp16's scaler looks at the gradients itself, and leaves out the step where they are not finite
+    # The gradient scaler of fp16 checks the gradients itself and skips a step where they are not finite.
     for name, value in (("loss", loss), ("gradient norm", 0.0 if state.scaler.is_enabled() else length)):
         if not math.isfinite(value):
             raise ModelError(
@@ -217,7 +217,10 @@ def _step(
 def _fitting_gradients(
     loop: Loop, state: State, model: Any, rows: I64, pixels: torch.Tensor, reporting: Reporting
 ) -> torch.Tensor:
-    """Leave the gradients of one batch, computed in as many parts as memory needs, and return its loss."""
+    """Compute the gradients of one batch, in parts that fit into memory, and return its loss.
+
+    When memory runs out, the number of parts is doubled; the effective batch size does not change.
+    """
     before = [buffer.clone() for buffer in state.model.buffers()]
     while True:
         try:
@@ -225,8 +228,8 @@ def _fitting_gradients(
         except RuntimeError as error:
             if not out_of_memory(error):
                 raise
-        # past the except clause: the error holds the tensors of the try that failed
-        if loop.team.size > 1:  # the others are in the middle of this step and cannot begin it again
+        # Outside the except clause, as the error keeps the tensors of the failed try alive.
+        if loop.team.size > 1:  # the other processes are in the middle of this step and cannot repeat it
             raise ModelError(
                 "The accelerator has too little memory for its part of a batch; lower train.data.batch_size."
             )
@@ -242,7 +245,7 @@ def _fitting_gradients(
 
 
 def _most_parts(images: int) -> int:
-    """Return into how many parts a batch can go: batch norm cannot train on a single image."""
+    """Return into how many parts a batch can be divided: batch norm needs two images for training."""
     return max(1, images // 2)
 
 
@@ -254,10 +257,10 @@ def _last_good(state: State, reporting: Reporting) -> str:
 
 
 def _gradients(loop: Loop, state: State, model: Any, rows: I64, pixels: torch.Tensor) -> torch.Tensor:
-    """Leave the gradients of one batch in the parameters and return its loss, or this process's part of it, as float64.
+    """Compute the gradients of one batch and return its loss, or this process's share of it, as float64.
 
-    A team augments the whole batch in every process, so that the draws are those of one process; only the model, which
-    costs by far the most, sees its part alone.
+    In a team, every process augments the whole batch, so that the random draws are the same as in a single process. The
+    model, which takes by far the most time, computes only this process's part.
     """
     team = loop.team
     state.optimiser.zero_grad(set_to_none=True)
@@ -265,7 +268,7 @@ def _gradients(loop: Loop, state: State, model: Any, rows: I64, pixels: torch.Te
     torch.manual_seed(step_seed(loop.seed, MODEL_SALT + 3 * team.rank, state.epoch, state.batch))
     labels = loop.data.labels[torch.from_numpy(rows)]
     targets = F.one_hot(labels, loop.data.num_classes).float().to(loop.device)
-    # Gray stays one channel until it is augmented: three equal ones would cost three times as much.
+    # Gray images stay in one channel during augmentation: three equal channels would take three times as long.
     batch = resample(to_float(pixels, loop.device), _side(loop, state.epoch))
     batch = augment(batch, loop.config.aug, generator)
     batch, targets = mix(batch, targets, loop.config.aug, generator)
@@ -283,18 +286,18 @@ def _gradients(loop: Loop, state: State, model: Any, rows: I64, pixels: torch.Te
                 wanted,
                 weight=loop.class_weights,
                 label_smoothing=smoothing,
-                reduction="sum",  # a part may be empty, and has no mean then
+                reduction="sum",  # the mean of an empty part would be NaN
             )
             / whole
         )
-        # A team's gradients are averaged, and their sum is wanted.
+        # DistributedDataParallel averages gradients over the processes; their sum is needed.
         state.scaler.scale(loss * team.size).backward()  # type: ignore[no-untyped-call]
         total += loss.detach()
     return total
 
 
 def _update_average(average: dict[str, torch.Tensor], model: nn.Module, decay: float) -> None:
-    """Move the averaged weights towards the model's; counters are copied."""
+    """Update the exponential moving average of the weights; integer buffers are copied."""
     weights = model.state_dict()
     floating = [name for name, value in weights.items() if value.dtype.is_floating_point]
     with torch.no_grad():
@@ -308,7 +311,7 @@ def _update_average(average: dict[str, torch.Tensor], model: nn.Module, decay: f
 def validate_weights(
     loop: Loop, model: nn.Module, weights: dict[str, torch.Tensor]
 ) -> tuple[float, float, float]:
-    """Return loss, macro F1 and balanced accuracy of some weights on the validation rows."""
+    """Return loss, macro F1 and balanced accuracy of a model with the given weights on the validation rows."""
     model.eval()
     size, team, rows = loop.config.data.batch_size, loop.team, loop.data.val
     logits = torch.zeros(len(rows), loop.data.num_classes, device=loop.device)

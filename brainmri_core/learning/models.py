@@ -1,4 +1,4 @@
-"""Models by their names, torchvision's or ``timm/<name>``: built for any class count, gray or colour."""
+"""Models by name (torchvision's, or ``timm/<name>``), for any number of classes, gray or colour."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from brainmri_core.learning import timm_models
 from brainmri_core.learning.ensemble import networks_of
 from brainmri_core.learning.pooled import SEQUENCES, PooledClassifier, depth_layers
 
-# Where Grad-CAM looks: the last feature map before pooling, by family.
+# The layer of the last feature map before pooling, which Grad-CAM uses, by family.
 _FEATURE_LAYERS = {
     "resnet": "layer4",
     "resnext": "layer4",
@@ -31,7 +31,7 @@ MODEL_NAMES: tuple[str, ...] = tuple(
 
 
 def check_name(name: str) -> None:
-    """Raise ModelError, with the nearest names, unless an architecture is known."""
+    """Raise ModelError with the nearest names if an architecture is unknown."""
     if timm_models.is_timm(name):
         timm_models.check_name(name)
         return
@@ -50,20 +50,20 @@ def build_model(
     Parameters
     ----------
     name : str
-        One of `MODEL_NAMES`, or ``timm/`` and a name of timm's.
+        One of `MODEL_NAMES`, or ``timm/`` and one of timm's names.
     num_classes : int
-        Outputs (logits).
+        Number of logits.
     in_channels : int
-        1 for gray input, 3 for colour; the first convolution is made to fit.
+        1 for gray input, 3 for colour; the first convolution is replaced to fit.
     image_size : int, optional
-        Side in pixels, for models whose parameters depend on it; empty is that of their published weights.
+        Side in pixels, for models whose parameters depend on it; the default is that of their published weights.
     depths : int
-        Of the network that the head sees; 1 is the network as it was published.
+        Number of feature maps that the head sees (see `pooled`); 1 for the architecture as published.
 
     Raises
     ------
     ModelError
-        If the name is unknown, the model is not for images of this size, or it has not so many depths.
+        If the name is unknown, the model does not take images of this size, or it has fewer depths.
     """
     check_name(name)
     if timm_models.is_timm(name):
@@ -96,12 +96,12 @@ def _of_torchvision(name: str, num_classes: int, in_channels: int) -> nn.Module:
 
 
 def with_depths(model: nn.Module, name: str, depths: int) -> nn.Module:
-    """Return a classifier with a fresh head that sees several depths of it; the model itself loses its own head.
+    """Return a classifier with a new head on several depths of a model; `model` itself loses its head.
 
     Raises
     ------
     ModelError
-        If the network has not so many depths.
+        If the model has fewer depths.
     """
     if depths == 1:
         return model
@@ -120,19 +120,19 @@ def with_depths(model: nn.Module, name: str, depths: int) -> nn.Module:
 
 
 def encoder_of(model: nn.Module) -> nn.Module:
-    """Return the network under a head that sees several depths; another model as it is."""
+    """Return the network below the head of a `PooledClassifier`; any other model itself."""
     return model.encoder if isinstance(model, PooledClassifier) else model
 
 
 def gradcam_layer(name: str, model: nn.Module) -> nn.Module:
-    """Return the layer whose output is the last feature map, which `timm_models.map_of` brings to ``(B, C, h, w)``."""
+    """Return the layer that Grad-CAM uses; `timm_models.map_of` turns its output into a map ``(B, C, h, w)``."""
     if timm_models.is_timm(name):
         return timm_models.gradcam_layer(encoder_of(model))
     return last_block(name, model)
 
 
 def last_block(name: str, model: nn.Module) -> nn.Module:
-    """Return the layers that make the last feature map."""
+    """Return the module that computes the last feature map."""
     if timm_models.is_timm(name):
         return timm_models.last_block(encoder_of(model))
     check_name(name)
@@ -142,7 +142,7 @@ def last_block(name: str, model: nn.Module) -> nn.Module:
 
 
 def head(model: nn.Module) -> nn.Linear:
-    """Return the last linear layer, of an ensemble that of its first network; its input is the embedding."""
+    """Return the last linear layer, whose input is the embedding; for an ensemble, that of its first network."""
     model = networks_of(model)[0]
     if hasattr(model, "get_classifier"):
         final: nn.Linear = model.get_classifier()  # type: ignore[operator]

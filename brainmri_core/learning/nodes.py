@@ -1,4 +1,4 @@
-"""The machines (nodes) that train one model together: that all train the same, by what each says of itself beforehand."""
+"""The machines (nodes) that train one model together: before training they check that they train the same."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ from brainmri_core.errors import BrainMRIError, ModelError
 
 @dataclass(frozen=True)
 class Nodes:
-    """The machines of one training, as one of their processes sees them; torchrun's environment says which it is.
+    """The machines of one training; torchrun's environment tells a process which machine it is on.
 
     Attributes
     ----------
     likeness : callable
-        Says what all must share, as `learning.likeness.likeness` does.
+        Returns what must be the same on all machines: `learning.likeness.likeness`.
     timeout_s : float
-        How long to wait for another.
+        How long to wait for the other machines, in seconds.
     """
 
     likeness: Callable[[], dict[str, Any]]
     timeout_s: float
 
     def agree(self) -> Store:
-        """Return the store that the processes meet at, once all machines have said that they train the same.
+        """Check that all machines train the same, and return the store for their process group.
 
         Raises
         ------
         ModelError
-            If one does not, or cannot say: with the first thing in which it differs from the first machine. All their
-            processes raise the same.
+            If a machine differs from the first one, with the first difference, or reports an error. All processes of all
+            machines raise the same error.
         """
         place = {name: int(os.environ[name]) for name in ("GROUP_RANK", "GROUP_WORLD_SIZE", "LOCAL_RANK")}
         node, size = place["GROUP_RANK"], place["GROUP_WORLD_SIZE"]

@@ -1,4 +1,4 @@
-"""What a training leaves: checkpoints, history and curves, and the pointer to them."""
+"""The results of a training: checkpoints, history, curves, and the pointer to them."""
 
 from __future__ import annotations
 
@@ -72,12 +72,23 @@ def _meta(
 def write_outcome(
     config: TrainConfig, loop: Loop, state: State, pack: PackPointer, job: Job, tracking: str | None
 ) -> CheckpointPointer:
-    """Write checkpoints, history and curves of a finished training.
+    """Write checkpoints, history and curves of a finished training, and return their pointer.
 
     Parameters
     ----------
+    config, loop, state
+        The training.
+    pack : PackPointer
+        The pack that was trained on.
+    job : Job
+        The run.
     tracking : str or None
-        Where an experiment tracker shows the training.
+        Folder or URL where an experiment tracker shows the training.
+
+    Raises
+    ------
+    StorageError
+        If a file cannot be written.
     """
     layout, history = job.layout, state.history
     folder = layout.checkpoint_dir(config.io.out_models, job.dataset, job.run_id)
@@ -121,7 +132,7 @@ def write_outcome(
 
 
 def weights_hash(path: Path) -> str:
-    """Return a hash of weights and preprocessing that does not depend on the run that made them."""
+    """Return a hash of a checkpoint's weights and preprocessing that does not depend on the run."""
     meta, weights = load_checkpoint(path)
     digest = hashlib.sha256(
         sha256_json(

@@ -1,4 +1,4 @@
-"""An encoder under one linear layer that sees the averaged maps of several depths of it, not the last alone."""
+"""An encoder with a linear layer on the averaged feature maps of several of its depths, not only of the last."""
 
 from __future__ import annotations
 
@@ -12,51 +12,57 @@ from torch import nn
 from brainmri_core.errors import ModelError
 from brainmri_core.learning.timm_models import map_of, stages
 
-# Children that hold the blocks, rather than being one.
+# Children that contain the blocks and are not blocks themselves.
 SEQUENCES = frozenset({"features", "trunk_output"})
 _SIDE = 224
-_BLOCKS = 4  # of a network whose maps all have one size
+_BLOCKS = 4  # chosen in a network whose maps all have the same size
 
 
 def depth_layers(model: nn.Module) -> dict[str, int]:
-    """Return the layers whose pooled outputs are features beside what the head sees, from the input on, with their lengths.
+    """Return the layers whose pooled outputs can be features besides the head's input.
 
-    Of a network whose maps shrink: the last layer at each size but the last size, which the head sees. Of one whose maps
-    all have one size, such as a vision transformer: four blocks, evenly spread, the last among them.
+    In a network whose maps shrink, these are the last layers at each map size, except the smallest size, which the head
+    sees. In a network whose maps all have the same size, such as a vision transformer, these are four evenly spread
+    blocks, including the last one.
 
     Parameters
     ----------
     model : torch.nn.Module
-        With its own head; it is left as it is, and nothing is computed.
+        With its own head; it is not changed, and only shapes are computed.
+
+    Returns
+    -------
+    dict
+        Path of each layer, from the input on, to the length of its pooled output.
 
     Raises
     ------
     ModelError
-        If an output is neither a map nor tokens, or the model takes only images of a size that it does not tell.
+        If an output is neither a map nor tokens, or the model accepts only an image size that it does not declare.
     """
-    hollow = copy.deepcopy(model).to("meta").eval()
-    trunk = next((name for name, _ in hollow.named_children() if name in SEQUENCES), "")
-    children = [f"{trunk}.{name}".lstrip(".") for name, _ in hollow.get_submodule(trunk).named_children()]
-    named = stages(hollow) if hasattr(hollow, "pretrained_cfg") else children
+    shapes = copy.deepcopy(model).to("meta").eval()
+    trunk = next((name for name, _ in shapes.named_children() if name in SEQUENCES), "")
+    children = [f"{trunk}.{name}".lstrip(".") for name, _ in shapes.get_submodule(trunk).named_children()]
+    named = stages(shapes) if hasattr(shapes, "pretrained_cfg") else children
     found: dict[str, tuple[int, int]] = {}
 
     def look(path: str) -> Any:
         def note(_: nn.Module, __: object, output: Any) -> None:
-            if getattr(output, "ndim", 4) != 2:  # what comes after the pooling has no place in the image
-                found[path] = (map_of(hollow, output).shape[-1], pool(hollow, output).shape[1])
+            if getattr(output, "ndim", 4) != 2:  # after the pooling there is no map any more
+                found[path] = (map_of(shapes, output).shape[-1], pool(shapes, output).shape[1])
 
         return note
 
     for path in named:
-        hollow.get_submodule(path).register_forward_hook(look(path))
-    side = getattr(getattr(hollow, "patch_embed", None), "img_size", None) or (_SIDE, _SIDE)
-    channels = next(module for module in hollow.modules() if isinstance(module, nn.Conv2d)).in_channels
+        shapes.get_submodule(path).register_forward_hook(look(path))
+    side = getattr(getattr(shapes, "patch_embed", None), "img_size", None) or (_SIDE, _SIDE)
+    channels = next(module for module in shapes.modules() if isinstance(module, nn.Conv2d)).in_channels
     try:
         with torch.no_grad():
-            hollow(torch.empty(1, channels, *side, device="meta"))
+            shapes(torch.empty(1, channels, *side, device="meta"))
     except (RuntimeError, AssertionError) as error:
         raise ModelError(
-            f"The depths of a {type(model).__name__} for images of this size cannot be told; set train.probe.depths to 1, "
+            f"The depths of a {type(model).__name__} cannot be found; set train.probe.depths to 1, "
             "or choose another train.model.name."
         ) from error
     by_size = {size: path for path, (size, _) in found.items() if size > 1}
@@ -71,7 +77,7 @@ def depth_layers(model: nn.Module) -> dict[str, int]:
 
 
 def pool(model: nn.Module, output: torch.Tensor) -> torch.Tensor:
-    """Return the mean ``(B, D)`` of a layer's map over the image; before it the class token, where there is one."""
+    """Return the mean ``(B, D)`` of a layer's map over the image, after the class token where there is one."""
     places = map_of(model, output)
     mean = places.mean((2, 3))
     has_more = output.ndim == 3 and output.shape[1] > places.shape[2] * places.shape[3]
@@ -81,18 +87,18 @@ def pool(model: nn.Module, output: torch.Tensor) -> torch.Tensor:
 
 
 class PooledClassifier(nn.Module):
-    """An encoder with a linear head on the pooled maps of some of its layers, and on what its own head would see.
+    """An encoder with a linear head on the pooled maps of some of its layers and on the encoder's own output.
 
     Parameters
     ----------
     encoder : torch.nn.Module
-        A classifier without its head: it returns what the head would see, ``(B, D)``.
+        A classifier without its head, which returns the head's input, ``(B, D)``.
     layers : sequence of str
         Paths of the layers whose maps are averaged over the image, from the input on.
     width : int
-        Length of all of it together.
+        Total number of features.
     num_classes : int
-        Outputs of the head.
+        Number of logits.
     """
 
     def __init__(self, encoder: nn.Module, layers: Sequence[str], width: int, num_classes: int) -> None:
@@ -107,7 +113,7 @@ class PooledClassifier(nn.Module):
         return logits
 
     def pooled(self, batch: torch.Tensor) -> torch.Tensor:
-        """Return the features ``(B, width)`` that the head sees, the shallowest first."""
+        """Return the features ``(B, width)`` that the head sees, shallowest layer first."""
         found: dict[str, torch.Tensor] = {}
 
         def keep(path: str) -> Any:

@@ -1,4 +1,4 @@
-"""The model that a training starts from: random, with published weights, or with those of a file or a package."""
+"""The model that a training starts from: with random weights, published weights, or those of a file or package."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _OTHER_WAYS = (
 
 
 def imagenet_statistics(channels: int) -> tuple[list[float], list[float]]:
-    """Return ImageNet's mean and standard deviation per channel; those of gray are the mean over the colours."""
+    """Return ImageNet's mean and standard deviation per channel; for gray, the mean over the colours."""
     if channels == 3:
         return list(_IMAGENET_MEAN), list(_IMAGENET_STD)
     return [sum(_IMAGENET_MEAN) / 3], [sum(_IMAGENET_STD) / 3]
@@ -41,15 +41,15 @@ def imagenet_statistics(channels: int) -> tuple[list[float], list[float]]:
 
 @dataclass(frozen=True)
 class FirstModel:
-    """The model that a training starts from, and what it wants to see.
+    """The model that a training starts from, and the input that it expects.
 
     Attributes
     ----------
     channels : int
-        3 where its weights want colour, else the pack's.
+        3 where its weights need colour, else the pack's channels.
     normalisation : tuple of lists or None
-        Mean and standard deviation of each channel that its weights were trained with; None where those of the training
-        pixels are to be taken.
+        Mean and standard deviation per channel that its weights were trained with; None means those of the training
+        pixels.
     """
 
     model: nn.Module
@@ -58,7 +58,7 @@ class FirstModel:
 
 
 def weights_path(config: ModelConfig) -> Path | None:
-    """Return the file that the first weights are in, if the config names one or a package of one.
+    """Return the file of the initial weights, if the config names a file or a package.
 
     Raises
     ------
@@ -73,12 +73,25 @@ def weights_path(config: ModelConfig) -> Path | None:
 def initial_model(
     config: ModelConfig, *, num_classes: int, pack_channels: int, image_size: int, log: StageLog
 ) -> FirstModel:
-    """Build the model training starts from, for images of a size.
+    """Build the model that training starts from.
+
+    Parameters
+    ----------
+    config : ModelConfig
+        Architecture and source of the weights.
+    num_classes : int
+        Number of logits.
+    pack_channels : int
+        Channels of the pack.
+    image_size : int
+        Side of the input in pixels.
+    log : StageLog
+        Says which weights are used.
 
     Raises
     ------
     ModelError
-        If the weights cannot be had or do not fit, or the model is not for images of this size.
+        If the weights are not available or do not fit, or the model does not take images of this size.
     """
     check_name(config.name)
     path, timms = weights_path(config), is_timm(config.name)
@@ -110,7 +123,7 @@ def _from_weights(
     image_size: int,
     log: StageLog,
 ) -> FirstModel:
-    """Build a model and load what of some weights is its own."""
+    """Build a model and load those of some weights that belong to it."""
     found = match(weights, name)
     if not found.fits:
         raise misfit(weights, found, source, name)
@@ -125,10 +138,10 @@ def _from_weights(
 
 
 def _as_trained(name: str, pack_channels: int) -> tuple[int, Normalisation]:
-    """Return the channels and the normalisation with which gray or colour images are what a model of timm's was trained on.
+    """Return the channels and normalisation under which images are what one of timm's models was trained on.
 
-    Where its colours are normalised alike, a gray image in one channel, with the weights of the three summed, gives what
-    three equal channels give, for a third of the first convolution's work. Elsewhere it does not.
+    If all colours have the same normalisation, a gray image in one channel, with the first convolution's weights summed
+    over the colours, gives the same result as three equal channels for a third of the work. Otherwise it does not.
     """
     mean, std = timm_models.normalisation(name)
     if pack_channels == 1 and len({*mean}) == len({*std}) == 1:
@@ -161,7 +174,7 @@ def _published_by_timm(name: str, num_classes: int, channels: int, image_size: i
 
 
 def _not_published(name: str, error: Exception) -> ModelError:
-    """Say that weights were not had, and how else to come by some."""
+    """Return the error of a failed download, with the other sources of weights."""
     kind = type(error).__name__
     why = "cannot be downloaded"
     if "Gated" in kind:
@@ -171,7 +184,7 @@ def _not_published(name: str, error: Exception) -> ModelError:
 
 @contextlib.contextmanager
 def _timeout(seconds: float) -> Iterator[None]:
-    """Bound how long a download may be silent: a firewall that drops packets would hang it for ever."""
+    """Limit the time without a byte: behind a firewall that drops packets a download would wait for ever."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(seconds)
     try:
@@ -181,12 +194,12 @@ def _timeout(seconds: float) -> Iterator[None]:
 
 
 def _load(model: nn.Module, found: Match, source: str) -> bool:
-    """Load a fitting match, and its head where it is for the same classes; say whether the head was kept.
+    """Load matching weights; return whether the file's head was loaded, which needs the same number of classes.
 
     Raises
     ------
     ModelError
-        If the head is for another number of classes, other than ImageNet's: such a file is easily the wrong one.
+        If the head has another number of classes that is not ImageNet's: then the file is probably the wrong one.
     """
     final = head(model)
     prefix = next(path for path, module in model.named_modules() if module is final)
@@ -205,7 +218,7 @@ def _load(model: nn.Module, found: Match, source: str) -> bool:
 
 
 def _tell(log: StageLog, found: Match, source: str, kept: bool) -> None:
-    """Say what of a file is used, and what is not."""
+    """Log which tensors of a file are used, and which are not."""
     log.info(
         "weights loaded",
         source=source,

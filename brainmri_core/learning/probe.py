@@ -13,14 +13,14 @@ from sklearn.metrics import balanced_accuracy_score, f1_score
 
 from brainmri_core.arrays import F32, F64, I64
 
-# Inverse strengths of the penalty that are tried, the strongest first.
+# Inverse strengths of the penalty to try, strongest penalty first.
 STRENGTHS = tuple(float(value) for value in np.logspace(-5, 0, 11))
 _TOLERANCE, _ITERATIONS = 1e-6, 1000
 
 
 @dataclass(frozen=True)
 class Probe:
-    """A linear classifier of raw features: their standardisation is part of it.
+    """A linear classifier of raw features; their standardisation is folded into its weights.
 
     Attributes
     ----------
@@ -29,7 +29,7 @@ class Probe:
     bias : numpy.ndarray
         float64 ``(K,)``.
     strength : float
-        Inverse strength of the penalty, as scikit-learn's ``C``.
+        Inverse strength of the penalty, scikit-learn's ``C``.
     train_loss, val_loss : float
         Mean cross-entropy.
     val_macro_f1, val_balanced_accuracy : float
@@ -51,7 +51,7 @@ class Probe:
 
 
 def fit_probe(features: F32, labels: I64, train: I64, val: I64, *, classes: int, balanced: bool) -> Probe:
-    """Fit a multinomial logistic regression, as strong a penalty as predicts the validation rows best.
+    """Fit a multinomial logistic regression with an L2 penalty, whose strength the validation rows choose.
 
     Parameters
     ----------
@@ -60,17 +60,17 @@ def fit_probe(features: F32, labels: I64, train: I64, val: I64, *, classes: int,
     labels : numpy.ndarray
         int64 ``(N,)``.
     train, val : numpy.ndarray
-        int64 rows; every class has some in `train`.
+        int64 rows; every class must have some in `train`.
     classes : int
-        K.
+        Number of classes K.
     balanced : bool
         Weigh images by inverse class frequency, in the fit and in the choice of the penalty.
 
     Returns
     -------
     Probe
-        Of the strength with the least cross-entropy on the validation rows, which many images decide, not the few at the
-        border between two classes as in macro F1.
+        With the penalty of least cross-entropy on the validation rows. Cross-entropy depends on all images; macro F1 would
+        depend on the few at the border between two classes.
     """
     mean, scale = _standard(features[train])
     seen = (features[train] - mean) / scale
@@ -88,7 +88,9 @@ def fit_probe(features: F32, labels: I64, train: I64, val: I64, *, classes: int,
     for strength in STRENGTHS:
         model.set_params(C=strength)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # the last steps change nothing that is seen
+            warnings.simplefilter(
+                "ignore", ConvergenceWarning
+            )  # further steps would not change the predictions
             model.fit(seen, labels[train])
         weight, bias = _both_sides(model)
         found = _scored(
@@ -113,7 +115,7 @@ def _standard(features: F32) -> tuple[F64, F64]:
 
 
 def _both_sides(model: LogisticRegression) -> tuple[F64, F64]:
-    """Return weights and biases of each class: for two classes scikit-learn gives those of the second alone."""
+    """Return weights and biases of each class; for two classes scikit-learn has only those of the second."""
     weight, bias = model.coef_, model.intercept_
     if len(weight) > 1:
         return weight, bias

@@ -1,4 +1,4 @@
-"""A network whose head is a probe of its own frozen features: a finished classifier, or what fine-tuning starts from."""
+"""A network whose head is a probe on its own frozen features: a finished classifier, or the start of fine-tuning."""
 
 from __future__ import annotations
 
@@ -19,10 +19,18 @@ from brainmri_core.project.pointers import PackPointer
 def probe_head(
     loop: Loop, model: nn.Module, pack: PackPointer, job: Job, *, labels: I64, train: I64, val: I64
 ) -> dict[str, float | int]:
-    """Give a model the head that fits its features as they are.
+    """Fit a probe on the frozen features of a model, and copy it into the model's head.
 
     Parameters
     ----------
+    loop : Loop
+        Config, preprocessing, device and precision of the training.
+    model : torch.nn.Module
+        The model; its head is changed.
+    pack : PackPointer
+        The pack.
+    job : Job
+        The run.
     labels : numpy.ndarray
         int64 ``(N,)``, by row of the pack.
     train, val : numpy.ndarray
@@ -31,7 +39,7 @@ def probe_head(
     Returns
     -------
     dict
-        A record as that of an epoch; validation is on the mean of each image and its mirror image.
+        A record like that of an epoch. The scores are for the mean features of each image and its mirror image.
     """
     config, start = loop.config, time.monotonic()
     encoder = frozen(

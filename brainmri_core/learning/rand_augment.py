@@ -1,8 +1,8 @@
-"""RandAugment for gray images: every image gets some random operations of one magnitude, whole batches at a time.
+"""RandAugment for gray images: every image gets some random operations of the same magnitude, in whole batches.
 
-After Cubuk et al., RandAugment: Practical automated data augmentation with a reduced search space, 2020, with its ranges.
-Colour, solarise, invert and equalise are left out: they make gray levels that no scanner makes. What moves pixels comes as
-one matrix, so that the image is still interpolated once.
+From Cubuk et al., RandAugment: Practical automated data augmentation with a reduced search space, 2020, with its ranges.
+Colour, solarise, invert and equalise are left out, as no scanner produces such gray levels. All geometric operations are
+combined into one matrix, so that the image is interpolated only once.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ OPERATIONS = ("none", "rotate", "shear x", "shear y", "shift x", "shift y", *_LE
 
 @dataclass(frozen=True)
 class Operations:
-    """What is done to a batch, round by round.
+    """The operations on a batch, in R rounds.
 
     Attributes
     ----------
@@ -73,7 +73,7 @@ class Operations:
         return cls(which, sign * magnitude)
 
     def after(self, matrix: torch.Tensor) -> torch.Tensor:
-        """Return the affine maps ``(B, 2, 3)`` from output to input that do these moves after those of `matrix`."""
+        """Return the affine maps ``(B, 2, 3)`` from output to input that apply `matrix` and then these operations."""
         last = torch.tensor([0.0, 0.0, 1.0]).expand(len(matrix), 1, 3)
         whole = torch.cat([matrix, last], 1)
         for which, strength in zip(self.which, self.strength, strict=True):
@@ -96,7 +96,7 @@ class Operations:
         return whole[:, :2]
 
     def on_levels(self, batch: torch.Tensor) -> torch.Tensor:
-        """Return the batch, float32 in [0, 1], with its gray levels changed."""
+        """Return the batch, float32 in [0, 1] ``(B, C, S, S)``, after the operations on gray levels."""
         batch = batch.clone()
         for which, strength in zip(self.which, self.strength, strict=True):
             for name, change in _LEVELS.items():

@@ -1,4 +1,4 @@
-"""Where a training that was stopped is continued: whose state it is, who may go on with it, and what it must share with it."""
+"""Resuming: where a stopped training keeps its state, which training may continue it, and by which process."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from brainmri_core.system.storage import make_dirs, remove_stale
 
 
 def decisive(config: TrainConfig) -> dict[str, Any]:
-    """Return the settings that decide what a training learns, without where results go and how batches are read.
+    """Return the settings that the result of a training depends on, without output folders and the reading of batches.
 
-    Which machine a process is on decides nothing: of the distribution, the number of all processes is left.
+    Of the distributed settings only the total number of processes matters, not their distribution over machines.
     """
     settings = config.model_dump(
         mode="json",
@@ -42,10 +42,7 @@ def decisive(config: TrainConfig) -> dict[str, Any]:
 
 
 def identity_of(config: TrainConfig, loop: Loop, pack: PackPointer, job: Job) -> dict[str, Any]:
-    """Return what two trainings must share to be one: settings, data, device and arithmetic.
-
-    Where results go and how batches are read is left out.
-    """
+    """Return what a training must have in common with a stored state to continue it: settings, data and arithmetic."""
     file = weights_path(config.model)
     return {
         "train": without_later(TrainConfig, decisive(config)),
@@ -53,13 +50,13 @@ def identity_of(config: TrainConfig, loop: Loop, pack: PackPointer, job: Job) ->
         "device": loop.device.type,
         "precision": loop.precision,
         "arithmetic": arithmetic(loop.device, job.env),
-        # its path says nothing of what is in it
+        # The path does not tell whether the file has changed.
         "weights_sha256": None if file is None else sha256_file(file),
     }
 
 
 def resume_file(models: Path, dataset: str, identity: dict[str, Any]) -> Path:
-    """Return where a training of this identity keeps its state: a place every run of it finds."""
+    """Return the file in which a training with this identity keeps its state, the same for all its runs."""
     config = {key: value for key, value in identity.items() if key != "data_hash"}
     name = f"{sha256_json(config)[:12]}-{identity['data_hash'][:12]}"
     return models / dataset / RESUME_FOLDER / name / "last.pth"
@@ -79,7 +76,13 @@ def _is_running(resume: Path, job: Job) -> bool:
 
 @contextlib.contextmanager
 def owned(resume: Path, identity: dict[str, Any], team: Team, job: Job) -> Iterator[None]:
-    """Own the folder of this training's state, for all processes of the team."""
+    """Lock the folder of this training's state during the block, for all processes of the team.
+
+    Raises
+    ------
+    BusyError
+        If another run has locked it.
+    """
     with contextlib.ExitStack() as held:
         if team.leads:
             held.enter_context(
@@ -89,18 +92,24 @@ def owned(resume: Path, identity: dict[str, Any], team: Team, job: Job) -> Itera
             for folder in (resume.parent.parent, resume.parent):
                 remove_stale(folder)
             write_json(resume.parent / "training.json", identity)
-        team.from_leader(bytes)  # nobody reads before the first process owns it
+        team.from_leader(bytes)  # the other processes wait here until the first one has the lock
         yield
 
 
 def continue_from(
     config: TrainConfig, resume: Path, state: State, identity: dict[str, Any], team: Team, job: Job
 ) -> None:
-    """Load the state of an interrupted training, or say why that of another one is not continued."""
+    """Load the state of an interrupted training; warn of unfinished trainings that do not match.
+
+    Raises
+    ------
+    ModelError
+        If ``train.loop.resume_from`` names a state that is missing, damaged or of another training.
+    """
     explicit = config.loop.resume_from
     path = resume if explicit is None else job.layout.configured(explicit)
     begun, content = explicit is not None or (config.loop.resume and resume.is_file()), None
-    if team.size > 1:  # the others may be on machines without the file
+    if team.size > 1:  # the other processes may be on machines without the file
         content = team.from_leader(lambda: state_bytes(path) if begun else b"")
         begun = bool(content)
     if begun:
@@ -117,7 +126,7 @@ def continue_from(
 
 
 def _unlike(other: Path, identity: dict[str, Any]) -> str:
-    """Say in what another training's state differs; its folder may be damaged, or go while it is read."""
+    """Say how another training's state differs; its folder may be damaged, or be removed while it is read."""
     try:
         found = read_json(other.parent / "training.json")
     except (IntegrityError, StorageError):

@@ -1,4 +1,4 @@
-"""Schedules of the learning rate and of the image size as pure functions of the step, so that resuming needs no state."""
+"""Schedules of learning rate and image size as pure functions of the step, so that resuming needs no scheduler state."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def learning_rate(config: OptimConfig, step: int, steps_per_epoch: int, epochs: 
         Peak rate and schedule: ``step`` (StepLR by epochs), ``cosine`` with linear warm-up, or ``one_cycle`` (Smith and
         Topin, Super-convergence, 2018: cosine up over 30% of the steps, cosine down to nearly zero).
     step : int
-        Number of the step, from 0.
+        Index of the step, from 0.
     steps_per_epoch, epochs : int
         Length of the training.
     """
@@ -43,8 +43,9 @@ def learning_rate(config: OptimConfig, step: int, steps_per_epoch: int, epochs: 
 def training_side(start: int | None, full: int, epoch: int, epochs: int) -> int:
     """Return the side in pixels of the training images of an epoch, counted from 0.
 
-    Progressive resizing (Tan and Le, EfficientNetV2, 2021): from `start` in steps of 16 pixels to `full`, which the last
-    quarter of the epochs, and always the last one, is trained at. Without `start` it is `full` throughout.
+    Progressive resizing (Tan and Le, EfficientNetV2, ICML 2021): the side grows from `start` in steps of 16 pixels to
+    `full`, which it has in the last quarter of the epochs, and in any case in the last epoch. Without `start` it is always
+    `full`.
     """
     share = epoch / (_GROWTH * epochs)
     if start is None or share >= 1 or epoch == epochs - 1:

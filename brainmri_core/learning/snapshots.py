@@ -1,7 +1,7 @@
-"""The average of the last epochs' weights, as one network that costs no more than any of them.
+"""Stochastic weight averaging: the average of the last epochs' weights as one network.
 
-Izmailov et al., Averaging weights leads to wider optima and better generalization, UAI 2018. The last epochs, and not the
-best: those would be chosen by the validation images once more, and each of them would have to be kept until the end.
+Izmailov et al., Averaging weights leads to wider optima and better generalization, UAI 2018. The last epochs are averaged,
+and not the best ones: those would be selected on the validation images once more, and would all have to be stored.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from brainmri_core.project.logs import StageLog
 
 
 def judge_snapshots(loop: Loop, state: State, log: StageLog) -> None:
-    """Validate the average of the last epochs, and keep it in place of the best epoch's weights where it is better.
+    """Validate the average of the last epochs; if it is better than the best epoch, its weights replace those.
 
-    Batch norm's statistics, which an average of weights does not have, are taken in one pass over the training images as
-    they are. The state that a training continues from is not changed, so that an interruption here costs the pass alone.
+    Averaged weights need new batch-norm statistics, which one pass over the training images without augmentation gives.
+    The state for resuming is not changed, so that an interruption here costs only this pass.
     """
     count = state.snapshots_taken(loop.config)
     if state.snapshots is None or count < 2:
@@ -54,7 +54,7 @@ def judge_snapshots(loop: Loop, state: State, log: StageLog) -> None:
 
 
 def _batches(loop: Loop, state: State) -> Iterator[torch.Tensor]:
-    """Yield the training images as they are, in batches that fit into memory; batch norm cannot take a single image."""
+    """Yield the training images without augmentation, in batches of at least two images that fit into memory."""
     size = max(2, loop.config.data.batch_size // state.micro)
     rows = np.sort(loop.data.train)
     parts = [rows[start : start + size] for start in range(0, len(rows), size)]

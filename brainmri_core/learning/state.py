@@ -1,4 +1,4 @@
-"""The state of a training: all that changes from step to step, and the file it continues from."""
+"""The state of a training: everything that changes from step to step, and the file to resume from."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Data:
     Attributes
     ----------
     pixels : torch.Tensor
-        uint8, ``(N, C, S, S)``; a memory map, host or device memory.
+        uint8, ``(N, C, S, S)``; a memory map, or in host or device memory.
     labels : torch.Tensor
         int64, ``(N,)``.
     train, val : numpy.ndarray
@@ -43,7 +43,17 @@ class Data:
 
 @dataclass(frozen=True)
 class Loop:
-    """One training's fixed surroundings."""
+    """Everything in a training that does not change: settings, data, device and team.
+
+    Attributes
+    ----------
+    seed : int
+        Seed of order, augmentation and dropout.
+    class_weights : torch.Tensor or None
+        float32 ``(K,)`` on the device: weights of the loss.
+    team : Team
+        The processes that train together.
+    """
 
     config: TrainConfig
     data: Data
@@ -56,33 +66,33 @@ class Loop:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimiser steps of one epoch; a last batch of one image is left out, batch norm cannot train on it."""
+        """Optimiser steps per epoch; a last batch of one image is left out, since batch norm cannot train on it."""
         full, rest = divmod(len(self.data.train), self.config.data.batch_size)
         return max(1, full + (rest > 1))
 
 
 @dataclass
 class State:
-    """Everything that changes while training; what ``last.pth`` holds.
+    """Everything that changes during training; the content of ``last.pth``.
 
     Attributes
     ----------
     average : dict or None
         Exponential moving average of the weights.
     epoch, batch : int
-        Position: epochs done, batches done in this epoch.
+        Number of epochs done, and of batches done in the current epoch.
     loss_sum, images : float, int
-        Sum of the losses of this epoch's images so far, and their number.
+        Sum of the losses of the current epoch's images so far, and their number.
     micro : int
-        Parts a batch is computed in; doubled when memory runs out.
+        Number of parts that a batch is computed in; doubled when memory runs out.
     best, best_epoch, best_weights
         Best validation macro F1, its epoch (from 0, -1 before the first) and weights.
     history : list of dict
-        One record an epoch.
+        One record per epoch.
     snapshots : dict or None
         Average of the weights of the last epochs so far; None before the first of them.
     averaged_epochs : int
-        Epochs that the best weights are the average of; 0: they are those of one. It is known at the end alone.
+        Number of epochs whose weights are averaged in the best weights, 0 for those of one epoch; set at the end.
     """
 
     model: nn.Module
@@ -102,15 +112,15 @@ class State:
     averaged_epochs: int = 0
 
     def weights(self) -> dict[str, torch.Tensor]:
-        """Return the weights that are validated and kept: the average where there is one."""
+        """Return the weights that are validated and saved: the moving average where there is one."""
         return self.average if self.average is not None else self.model.state_dict()
 
     def snapshots_taken(self, config: TrainConfig) -> int:
-        """Return of how many epochs the weights are averaged in `snapshots`."""
+        """Return the number of epochs averaged in `snapshots`."""
         return max(0, self.epoch - (config.loop.epochs - config.optim.snapshots))
 
     def take_snapshot(self, config: TrainConfig) -> None:
-        """Take the weights of an epoch that ends into the average, where it is among the last ones."""
+        """Add the weights at the end of an epoch to the average, if it is one of the last epochs."""
         if self.epoch < config.loop.epochs - config.optim.snapshots:
             return
         if self.snapshots is None:
@@ -126,7 +136,7 @@ class State:
 
 
 def new_state(loop: Loop, model: nn.Module) -> State:
-    """Return the state of a training that has not begun; its optimiser has one group a block, the head last."""
+    """Return the initial state of a training; its optimiser has one parameter group per block, the head last."""
     optim = loop.config.optim
     *body, final = blocks(model)
     groups = [
@@ -145,7 +155,7 @@ def new_state(loop: Loop, model: nn.Module) -> State:
 
 
 def freeze(model: nn.Module, frozen: bool) -> None:
-    """Set training mode; frozen, the head alone trains and the backbone's batch statistics stay."""
+    """Set training mode; if `frozen`, only the head trains and the backbone keeps its batch-norm statistics."""
     for parameter in model.parameters():
         parameter.requires_grad_(not frozen)
     model.train(not frozen)
@@ -154,7 +164,13 @@ def freeze(model: nn.Module, frozen: bool) -> None:
 
 
 def save_state(path: Path, state: State, identity: dict[str, Any]) -> None:
-    """Write the state atomically; it loads without running code from the file."""
+    """Write the state atomically, with the identity that a training needs to continue it.
+
+    Raises
+    ------
+    StorageError
+        If the disk is full or fails; the previous file stays.
+    """
     value = {
         "identity": identity,
         "model": state.model.state_dict(),
@@ -187,7 +203,7 @@ def _read(source: Path | io.BytesIO, path: Path) -> dict[str, Any]:
         return {**value, "identity": dict(value["identity"])}
     except Exception as error:  # noqa: BLE001 - unpicklers raise anything on damaged bytes; all of it means: refuse
         raise ModelError(
-            f"The training state {path} cannot be read ({type(error).__name__}); delete it to start anew."
+            f"The training state {path} cannot be read ({type(error).__name__}); delete it to start again."
         ) from None
 
 
@@ -197,7 +213,7 @@ def state_bytes(path: Path) -> bytes:
     Raises
     ------
     ModelError
-        If there is none.
+        If it does not exist.
     StorageError
         If it cannot be read.
     """
@@ -219,13 +235,13 @@ def load_state(path: Path, state: State, identity: dict[str, Any], content: byte
     Parameters
     ----------
     path : pathlib.Path
-        Its file.
+        The file.
     state : State
-        Takes it.
+        Receives the saved values.
     identity : dict
-        What it must have been made with.
+        The identity that the saved state must have.
     content : bytes, optional
-        The file's content, where another machine has read it.
+        The file's content, if another process has read it.
 
     Raises
     ------
@@ -239,7 +255,7 @@ def load_state(path: Path, state: State, identity: dict[str, Any], content: byte
     if found != identity:
         raise ModelError(
             f"The training state {path} was made with {difference(found, identity)}; "
-            "continue it with what it was made with, or leave train.loop.resume_from empty to start anew."
+            "continue it with what it was made with, or leave train.loop.resume_from empty to start again."
         )
     state.model.load_state_dict(value["model"])
     state.optimiser.load_state_dict(value["optimiser"])
@@ -250,13 +266,13 @@ def load_state(path: Path, state: State, identity: dict[str, Any], content: byte
     state.epoch, state.batch, state.images, state.micro, state.best_epoch = value["position"]
     state.loss_sum, state.best = value["numbers"]
     state.best_weights, state.history = value["best_weights"], value["history"]
-    kept = value.get("snapshots")  # an earlier version had none
+    kept = value.get("snapshots")  # earlier versions did not save them
     own = state.weights()
     state.snapshots = None if kept is None else {name: kept[name].to(own[name].device) for name in own}
 
 
 def difference(found: dict[str, Any], wanted: dict[str, Any], prefix: str = "") -> str:
-    """Name the first thing in which two identities differ."""
+    """Describe the first difference between two identities."""
     for key in sorted(set(found) | set(wanted)):
         if key not in found:
             return f"an earlier version, which did not know {prefix}{key}"

@@ -1,4 +1,4 @@
-"""The processes that train one model together: one alone, or several under torchrun that share every batch."""
+"""The team: all processes that train one model, either one alone or several under torchrun that share every batch."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from brainmri_core.system.signals import signals_noted
 
 @dataclass
 class Team:
-    """A process's place among those that train one model.
+    """This process's place among the processes that train one model.
 
     Attributes
     ----------
     rank, size : int
-        Number of this process, from 0, and of all. The first one writes.
+        Index of this process, from 0, and number of processes. The first process writes the results.
     stopped_by : int
-        Signal that asked any of them to stop, as of the last `total`; 0: none.
+        Signal that asked any of them to stop, known since the last `total`; 0 for none.
     """
 
     rank: int = 0
@@ -45,14 +45,14 @@ class Team:
         return self.rank == 0
 
     def part(self, batch: torch.Tensor) -> torch.Tensor:
-        """Return this process's share of a batch; the shares differ by one image at most."""
+        """Return this process's share of a batch; the sizes of the shares differ by at most one image."""
         return batch if self.size == 1 else batch.tensor_split(self.size)[self.rank]
 
     def total(self, value: float, device: torch.device) -> float:
-        """Return the sum of everybody's value, and learn whether anybody was asked to stop.
+        """Return the sum of a value over all processes, and exchange whether any process was asked to stop.
 
-        All learn it in the same call, so that all stop after the same step: one that left alone would let the others
-        wait for it for ever.
+        All processes learn of it in the same call, so that they stop after the same step. If one left alone, the others
+        would wait for it for ever.
         """
         if self.size == 1:
             return value
@@ -64,20 +64,20 @@ class Team:
         return float(sums[:, 0].sum())
 
     def leave_if_asked(self) -> None:
-        """Raise what the signal would have raised, once all know of it."""
+        """Raise what the signal would have raised, once all processes know of it."""
         if self.stopped_by == signal.SIGINT:
             raise KeyboardInterrupt
         if self.stopped_by:
             raise SystemExit(128 + self.stopped_by)
 
     def add_up(self, values: torch.Tensor) -> torch.Tensor:
-        """Return the elementwise sum of everybody's tensor."""
+        """Return the elementwise sum of a tensor over all processes."""
         if self.size > 1:
             dist.all_reduce(values)
         return values
 
     def from_leader(self, make: Callable[[], bytes]) -> bytes:
-        """Let the first process make some bytes and give them to all; torch's own way to do so would unpickle them."""
+        """Let the first process make some bytes and send them to all; torch's function for objects would unpickle them."""
         if self.size == 1:
             return make()
         device = "cuda" if dist.get_backend() == "nccl" else "cpu"
@@ -93,7 +93,7 @@ class Team:
 
     @contextlib.contextmanager
     def signals_noted(self) -> Iterator[None]:
-        """Note SIGINT and SIGTERM instead of acting on them, for `total` to pass on."""
+        """Note SIGINT and SIGTERM instead of acting on them; `total` passes them on."""
 
         def note(number: int) -> None:
             self._noted = number
@@ -109,9 +109,9 @@ def torchrun_team(env: EnvConfig, nodes: Nodes | None = None) -> Iterator[Team]:
     Parameters
     ----------
     env : EnvConfig
-        Whether CUDA is wanted.
+        Whether to use CUDA.
     nodes : Nodes, optional
-        The machines, where there are several: they train only if they are alike.
+        The machines, if there are several; they train only if all are alike.
 
     Raises
     ------
@@ -139,13 +139,13 @@ def torchrun_team(env: EnvConfig, nodes: Nodes | None = None) -> Iterator[Team]:
 
 
 class SharedBatchNorm2d(nn.BatchNorm2d):
-    """Batch norm over the batches of all processes, on any device; torch's own works on accelerators only.
+    """Batch norm over the batches of all processes, on any device; torch's SyncBatchNorm needs an accelerator.
 
-    With it, several processes compute what one would on the whole batch.
+    With it, several processes compute the same as one process on the whole batch.
     """
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
-        """Normalise ``(B, C, H, W)``; B may differ between processes, and be 0."""
+        """Normalise ``(B, C, H, W)``; B may differ between processes, and may be 0."""
         if not self.training:
             return super().forward(values)
         with torch.autocast(values.device.type, enabled=False):
@@ -170,7 +170,7 @@ class SharedBatchNorm2d(nn.BatchNorm2d):
 
 
 class _SumOfAll(torch.autograd.Function):
-    """Sum over all processes; its gradient is summed over them as well."""
+    """Sum over all processes; the gradient is summed over them, too."""
 
     @staticmethod
     def forward(_: Any, values: torch.Tensor) -> torch.Tensor:
@@ -191,7 +191,7 @@ def _sum_of_all(values: torch.Tensor) -> torch.Tensor:
 
 
 def share_statistics(model: nn.Module, device: torch.device) -> nn.Module:
-    """Let every batch norm of a model see the whole batch; names and weights stay as they are."""
+    """Replace the batch norms of a model by ones over all processes; names and weights do not change."""
     if device.type == "cuda":
         converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
         return converted
@@ -202,7 +202,7 @@ def share_statistics(model: nn.Module, device: torch.device) -> nn.Module:
 
 
 def in_step(model: nn.Module, team: Team) -> Any:
-    """Wrap a model so that its gradients are averaged over the team; alone, it is the model itself."""
+    """Wrap a model so that its gradients are averaged over the team; for a single process, return it unchanged."""
     if team.size == 1:
         return model
     return nn.parallel.DistributedDataParallel(model)

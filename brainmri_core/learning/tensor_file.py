@@ -16,11 +16,11 @@ from brainmri_core.errors import ModelError
 from brainmri_core.escaping import printable
 
 _NAMED_OBJECTS = 3
-_NO_PARTS = frozenset({"module", "_orig_mod"})  # what DataParallel and torch.compile put between names
+_NO_PARTS = frozenset({"module", "_orig_mod"})  # inserted into names by DataParallel and torch.compile
 
 
 def is_safetensors(path: Path) -> bool:
-    """Tell by its first bytes whether a file is safetensors: the length of a JSON header, and the header's brace."""
+    """Tell by its first bytes whether a file is safetensors: the length of a JSON header, and its opening brace."""
     with path.open("rb") as handle:
         start = handle.read(9)
     return (
@@ -38,16 +38,16 @@ def read_tensor_file(path: Path, what: str, remedy: str) -> tuple[Any, dict[str,
     path : pathlib.Path
         An existing file.
     what : str
-        What the file is called in errors, e.g. ``checkpoint``.
+        What the file is, for errors: ``checkpoint``.
     remedy : str
-        What the reader is to do about a file that cannot be read.
+        What to do about a file that cannot be read, for errors.
 
     Returns
     -------
     value : object
         What torch saved, or the tensors by name.
     notes : dict
-        The text that a safetensors header carries; empty for torch's format.
+        The metadata of a safetensors header; empty for torch's format.
 
     Raises
     ------
@@ -59,9 +59,8 @@ def read_tensor_file(path: Path, what: str, remedy: str) -> tuple[Any, dict[str,
             with safetensors.safe_open(path, "pt") as file:
                 notes = file.metadata() or {}
             return safetensors.torch.load_file(path), notes
-        with safe_globals(
-            [argparse.Namespace]
-        ):  # many training scripts save their options; it only holds values
+        # Many training scripts save their options in a Namespace, which only holds values.
+        with safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True), {}
     except Exception as error:  # noqa: BLE001 - unpicklers raise anything on hostile bytes; all of it means: refuse
         held = _objects(path)
@@ -70,17 +69,17 @@ def read_tensor_file(path: Path, what: str, remedy: str) -> tuple[Any, dict[str,
 
 
 def _objects(path: Path) -> str:
-    """Name the Python objects for which a file would run code; they are read off, never made."""
+    """Name the Python objects in a file that need code to load; they are only listed, never created."""
     try:
         found = sorted(get_unsafe_globals_in_checkpoint(path))
-    except Exception:  # noqa: BLE001 - no file of torch, or a damaged one
+    except Exception:  # noqa: BLE001 - not a torch file, or a damaged one
         return ""
     named = ", ".join(printable(name)[:60] for name in found[:_NAMED_OBJECTS])
     return named + (f" and {len(found) - _NAMED_OBJECTS} more" if len(found) > _NAMED_OBJECTS else "")
 
 
 def flat_tensors(value: Any, prefix: str = "") -> dict[str, torch.Tensor]:
-    """Return all tensors of nested mappings by their dotted path, without the parts that wrappers put into names."""
+    """Return all tensors of nested mappings by dotted path, without the parts of names that wrappers insert."""
     found: dict[str, torch.Tensor] = {}
     if not isinstance(value, Mapping):
         return found

@@ -1,6 +1,6 @@
-"""timm's models by ``timm/<name>``: built for any class count, image size and kind of input, from timm's own records.
+"""timm's models by ``timm/<name>``, for any number of classes, image size and number of channels.
 
-timm is an extra, and is imported where one of its models is asked for.
+timm is an optional dependency and is imported only when one of its models is used.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ Normalisation = tuple[list[float], list[float]]
 
 
 def is_timm(name: str) -> bool:
-    """Tell whether a model's name is one of timm's."""
+    """Tell whether a name means one of timm's models."""
     return name.startswith(PREFIX)
 
 
 def check_name(name: str) -> None:
-    """Raise ModelError unless timm is installed and knows an architecture, and its tag where there is one."""
+    """Raise ModelError unless timm is installed and knows the architecture and, if given, the tag."""
     timm = _timm(name)
     known = timm.list_models()
     architecture, _, tag = name.removeprefix(PREFIX).partition(".")
@@ -59,13 +59,13 @@ def create(
     name : str
         ``timm/<architecture>`` or ``timm/<architecture>.<tag>``.
     num_classes : int
-        Outputs (logits).
+        Number of logits.
     in_channels : int
-        1 for gray input, 3 for colour. timm makes the first convolution fit: weights of a colour one are summed.
+        1 for gray input, 3 for colour. For gray, timm sums the weights of the first convolution over the colours.
     image_size : int or None
-        Side in pixels; None is that of timm's record. It matters to models whose parameters depend on it.
+        Side in pixels, for models whose parameters depend on it; None means that of timm's config.
     published : bool
-        Whether to load the weights that timm's record names, from its cache or the hub; else they are random.
+        Load the published weights from timm's cache or the model hub; otherwise the weights are random.
 
     Raises
     ------
@@ -82,7 +82,7 @@ def create(
     except (TypeError, AssertionError, ValueError) as error:
         if not (sized and isinstance(error, TypeError)):
             raise _unfit(name, image_size) from error
-        # its size is no parameter, and a forward pass shows whether the images fit
+        # The model has no parameter img_size; `check_input` shows whether the images fit.
         model = timm.create_model(own, **wanted)
     if not isinstance(model.get_classifier(), nn.Linear):  # type: ignore[operator]
         raise _without_pooling(name)
@@ -90,22 +90,22 @@ def create(
     if image_size is not None and isinstance(patch, tuple) and image_size % patch[0]:
         below = image_size // patch[0] * patch[0]
         raise ModelError(
-            f"{name} cuts images into patches of {patch[0]} px, and {image_size} is no multiple of that; set "
+            f"{name} cuts images into patches of {patch[0]} px, and {image_size} is not a multiple of that; set "
             f"train.data.image_size to {' or '.join(str(side) for side in (below, below + patch[0]) if side)}."
         )
     return model
 
 
 def check_input(model: nn.Module, name: str, channels: int, image_size: int) -> None:
-    """Raise ModelError unless a model takes images of a size and pools them before its head; nothing is computed."""
-    hollow = copy.deepcopy(model).to("meta").eval()
+    """Raise ModelError unless a model accepts images of a size and pools before its head; only shapes are computed."""
+    shapes = copy.deepcopy(model).to("meta").eval()
     pooled: list[int] = []
-    hollow.get_classifier().register_forward_pre_hook(  # type: ignore[operator]
+    shapes.get_classifier().register_forward_pre_hook(  # type: ignore[operator]
         lambda _, inputs: pooled.append(inputs[0].ndim)
     )
     try:
         with torch.no_grad():
-            hollow(torch.empty(1, channels, image_size, image_size, device="meta"))
+            shapes(torch.empty(1, channels, image_size, image_size, device="meta"))
     except (RuntimeError, AssertionError, ValueError) as error:
         raise _unfit(name, image_size) from error
     if pooled != [2]:
@@ -119,15 +119,15 @@ def normalisation(name: str) -> Normalisation:
 
 
 def is_published(name: str) -> bool:
-    """Tell whether timm's record of a model names a place where its weights are."""
+    """Tell whether weights of a model are published."""
     return bool(_timm(name).get_pretrained_cfg(name.removeprefix(PREFIX)).has_weights)
 
 
 def fitted(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return weights by a model's own names as the model takes them.
+    """Return weights, by a model's own names, in the shapes of the model.
 
-    The colours of the first convolution are summed where the model is gray, and the positions of a transformer
-    interpolated where its images are of another size.
+    The first convolution is summed over the colours where the model is gray, and position embeddings are interpolated
+    where the image size differs.
     """
     from timm.layers.pos_embed import resample_abs_pos_embed
     from timm.models import adapt_input_conv
@@ -147,19 +147,19 @@ def fitted(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> dict[str, t
 
 
 def has_one_size(model: nn.Module) -> bool:
-    """Tell whether a model takes images of one size only, by timm's record of it; torchvision's take any."""
+    """Tell whether a model accepts only one image size, by timm's config; torchvision's models accept any."""
     record: dict[str, object] = getattr(model, "pretrained_cfg", {})
     return bool(record.get("fixed_input_size"))
 
 
 def stages(model: nn.Module) -> list[str]:
-    """Return the layers that timm's record of a model names, from the input to the head: its stages or its blocks."""
+    """Return the stages or blocks in timm's ``feature_info`` of a model, from the input to the head."""
     info = getattr(model, "feature_info", [])
     return list(dict.fromkeys(str(item["module"]) for item in getattr(info, "info", info)))
 
 
 def parameters_by_block(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    """Return the parameters with the number of the block that timm counts them to, from the input to the head."""
+    """Return the parameters with the number of their block, as timm groups them, from the input to the head."""
     from timm.models import group_parameters
 
     matcher = model.group_matcher(coarse=True)  # type: ignore[operator]
@@ -169,15 +169,15 @@ def parameters_by_block(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
 
 
 def last_block(model: nn.Module) -> nn.Module:
-    """Return the last layer that timm's record of a model names."""
+    """Return the last layer in timm's ``feature_info`` of a model."""
     return model.get_submodule(stages(model)[-1])
 
 
 def gradcam_layer(model: nn.Module) -> nn.Module:
-    """Return the layer whose output is the last one that the logits depend on at every place of the image.
+    """Return the last layer on whose output the logits depend at every position of the image.
 
-    In a transformer whose head sees the class token alone, what the last block makes of the other tokens goes nowhere: there
-    it is what the class token attends to in the last block.
+    If the head of a transformer sees only the class token, the last block's output at other positions is not used. Then it
+    is the input of the last block's attention.
     """
     block = last_block(model)
     if getattr(model, "global_pool", None) == "token" and isinstance(
@@ -188,9 +188,10 @@ def gradcam_layer(model: nn.Module) -> nn.Module:
 
 
 def map_of(model: nn.Module, output: object) -> torch.Tensor:
-    """Return the output of a model's layer as a map ``(B, C, h, w)``; images are square.
+    """Return the output of a layer as a map ``(B, C, h, w)``; images are square.
 
-    Tokens lie in rows, in most transformers after those that stand for no place of the image; some have the channels last.
+    The tokens of a transformer are in row order, in most models after special ones such as the class token. Some models put
+    the channels last.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Experiment trackers: a training's settings, metrics and checkpoint in MLflow or TensorBoard, for those who have them."""
+"""Experiment trackers: a training's settings, metrics and checkpoint in MLflow or TensorBoard."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from brainmri_core.system.storage import storage_error
 
 _MLFLOW_STORE = "outputs/mlruns"
 _LONGEST_PARAM = 500
-# MLflow wants its server-side stores; one folder of files needs no server, and is all that a local project wants.
+# MLflow now discourages its file store, but a folder of files needs no server and is enough for a local project.
 _ALLOW_FILES = "MLFLOW_ALLOW_FILE_STORE"
 
 
 class Tracker(Protocol):
-    """What a training tells a tracker.
+    """The interface of a tracker.
 
     Attributes
     ----------
     link : str or None
-        Where to look at the training: a folder or a URL.
+        Folder or URL where the training can be seen.
     """
 
     link: str | None
 
     def epoch(self, record: Mapping[str, Any]) -> None:
-        """Take the record of an epoch."""
+        """Log the record of an epoch."""
 
     def finish(self, checkpoint: Path, summary: Mapping[str, float]) -> None:
-        """Take the best checkpoint and the final numbers."""
+        """Log the best checkpoint and the final metrics."""
 
     def close(self, status: str) -> None:
         """End with FINISHED, FAILED or KILLED."""
@@ -65,7 +65,7 @@ class _TensorBoard:
             for name, value in {**tags, **flat(config.model_dump(mode="json"))}.items()
         ]
         try:
-            # a run that is retried under its id reports the epochs that it had reported before once more
+            # A retried run has the same id and reports its earlier epochs again: purge what is there.
             self._writer: Any = SummaryWriter(str(folder), purge_step=1)
             self._writer.add_text("settings", "\n".join(["| name | value |", "|---|---|", *rows]))
         except OSError as error:
@@ -113,9 +113,9 @@ class _MLflow:
             self._run = self._client.create_run(experiment, run_name=job.run_id, tags=dict(tags)).info.run_id
             for name, value in flat(config.model_dump(mode="json")).items():
                 self._client.log_param(self._run, name, str(value)[:_LONGEST_PARAM])
-        except (MlflowException, OSError) as error:  # of a server that is gone: requests' errors are OSErrors
+        except (MlflowException, OSError) as error:  # errors of requests, if the server is down, are OSErrors
             raise ModelError(
-                f"MLflow at {uri or store} does not take the training ({_first_line(error)}); start it, correct "
+                f"MLflow at {uri or store} does not accept the training ({_first_line(error)}); start it, correct "
                 "train.tracking.uri, or set train.tracking.backend to none."
             ) from None
         self.link: str | None = (
@@ -142,7 +142,7 @@ class _MLflow:
 
 @contextlib.contextmanager
 def _told(name: str, log: StageLog) -> Iterator[None]:
-    """A tracker that fails in the middle must not end a training of hours: it is said and the training goes on."""
+    """Log a tracker's error as a warning: it must not end a training of hours."""
     try:
         yield
     except Exception as error:  # noqa: BLE001 - trackers raise anything, MLflow's file store even plain Exceptions
@@ -153,14 +153,18 @@ def _told(name: str, log: StageLog) -> Iterator[None]:
 def tracked(
     config: TrainConfig, job: Job, data_hash: str, precision: str, history: list[dict[str, Any]]
 ) -> Iterator[Tracker]:
-    """Open the configured tracker for one training, and close it with how the training ended.
+    """Open the configured tracker for one training, and close it with the status in which the training ended.
 
     Parameters
     ----------
+    config : TrainConfig
+        Names the tracker; its settings are logged.
+    job : Job
+        The run.
     data_hash, precision : str
-        Of the pack, and of the arithmetic; tags, like the data set and the run id.
+        Content hash of the pack and arithmetic of the training, logged as tags.
     history : list of dict
-        Epochs that an interrupted run has done already; the tracker gets them too, so that its curves are whole.
+        Records of the epochs before an interruption; they are logged, too, so that the curves are complete.
 
     Raises
     ------

@@ -1,8 +1,8 @@
-"""Weights of any trainer: which tensors of a file an architecture takes, and what is said about a file that does not fit.
+"""Weights files of any trainer: which tensors an architecture takes, and error messages for files that do not fit.
 
-Tools wrap a state dict in other names: ``model.``, ``backbone.``, ``encoder.``, a key such as ``state_dict`` or ``ema``. None of
-these names is known here. Nested mappings become dotted paths, and the prefix under which most of the architecture's own
-tensors lie, by name and shape, is the right one, whatever it is called.
+Training tools add prefixes to the names in a state dict, such as ``model.``, ``backbone.``, ``encoder.``, ``state_dict`` or
+``ema``. There is no list of them here. Nested mappings become dotted paths, and the prefix under which most of the
+architecture's tensors are found, by name and shape, is taken.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from brainmri_core.learning.tensor_file import flat_tensors, read_tensor_file
 from brainmri_core.learning.timm_models import is_timm
 from brainmri_core.learning.weights_package import PACKAGES
 
-# Published DenseNet weights carry the layer names of torchvision 0.2.
+# Published DenseNet weights have the layer names of torchvision 0.2.
 _OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)")
 _AVERAGED = re.compile(r"(?:^|[._])(?:ema|swa|avg|averaged?|teacher)(?=[._]|$)", re.IGNORECASE)
 _NOT_A_HEAD = re.compile(r"(?:^|\.)(?:optim\w*|\w*scheduler\w*|state)\.")
 _LEARNED = (".weight", ".bias")
-# How EfficientNet-PyTorch (lukemelas) and its descendants call what timm's EfficientNets have, in a block and around them.
+# Names in timm's EfficientNets and in EfficientNet-PyTorch (lukemelas) and its descendants, inside a block and outside.
 _EXPANDED = {
     "conv_pw": "_expand_conv",
     "bn1": "_bn0",
@@ -56,23 +56,23 @@ _SHOWN = 4
 
 @dataclass(frozen=True)
 class Match:
-    """How the tensors of a file lie over those of an architecture.
+    """How the tensors of a file match an architecture.
 
     Attributes
     ----------
     prefix : str
-        What stands before the architecture's names in the file, with its dot.
+        Prefix of the architecture's names in the file, with its dot.
     body, head : dict
-        Tensors by the architecture's names, those of another shape included.
+        Tensors by the architecture's names, including those of another shape.
     needed : int
-        Tensors that the body has, running counts left out.
+        Number of tensors of the body, without running counts.
     missing, wrong, foreign : list of str
-        Body tensors that the file lacks; that have another shape (by the architecture's names); and tensors of the file
-        that belong to a longer body (by the file's names).
+        Body tensors that the file lacks; those with another shape (by the architecture's names); and tensors of the file
+        that belong to a larger body (by the file's names).
     left_out : list of str
-        Weights of the file that the architecture has no place for, such as a head of another name.
+        Weights of the file that the architecture does not have, such as a head of another name.
     also : list of str
-        Other prefixes under which the file holds the same tensors.
+        Other prefixes under which the file has the same tensors.
     """
 
     prefix: str
@@ -87,22 +87,22 @@ class Match:
 
     @property
     def fits(self) -> bool:
-        """Whether the body can be loaded whole."""
+        """Whether the whole body can be loaded."""
         return not (self.missing or self.wrong or self.foreign)
 
     @property
     def matched(self) -> int:
-        """How many of the needed tensors are there in their shape."""
+        """Number of needed tensors that the file has in the right shape."""
         return self.needed - len(self.missing) - len(self.wrong)
 
     @property
     def stem(self) -> torch.Tensor | None:
-        """Return the weights of the first convolution, where they are there."""
+        """The weights of the first convolution, if the file has them."""
         return next((value for value in self.body.values() if value.ndim == 4), None)
 
 
 class _ShapesOnly(TorchFunctionMode):
-    """Builds layers without memory or random numbers, so that trying all architectures takes seconds."""
+    """Build layers without memory or random numbers, so that trying all architectures takes seconds."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -134,14 +134,14 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
 
 
 def match(weights: Mapping[str, torch.Tensor], name: str) -> Match:
-    """Lay the tensors of a file over an architecture, whatever they are called before its own names.
+    """Match the tensors of a file with an architecture, whatever the prefix of their names.
 
     Parameters
     ----------
     weights : mapping
         From `read_weights`.
     name : str
-        Architecture; its first convolution may have one channel or three in the file.
+        Architecture; in the file its first convolution may have one channel or three.
     """
     weights = {_OLD_DENSENET.sub(r"\1\2", key): value for key, value in weights.items()}
     shapes, top, spellings = _architecture(name)
@@ -158,7 +158,7 @@ def match(weights: Mapping[str, torch.Tensor], name: str) -> Match:
 
 @cache
 def _architecture(name: str) -> tuple[dict[str, torch.Size], str, list[dict[str, str]]]:
-    """Return the shapes of an architecture's tensors, the name of its head, and the names its tensors go by."""
+    """Return the shapes of an architecture's tensors, the name of its head, and its `_spellings`."""
     with _ShapesOnly():
         model = build_model(name, num_classes=1, in_channels=3)
     shapes = {key: value.shape for key, value in model.state_dict().items()}
@@ -168,9 +168,9 @@ def _architecture(name: str) -> tuple[dict[str, torch.Size], str, list[dict[str,
 
 
 def _spellings(model: nn.Module, shapes: Mapping[str, torch.Size]) -> list[dict[str, str]]:
-    """Return the names that an architecture's tensors go by, each as a mapping to its own names.
+    """Return the naming schemes that weights files use for an architecture, each as a mapping to its own names.
 
-    Its own; those of ``nn.Sequential(*model.children())``, as RadImageNet's weights have them; those of its
+    These are its own names; those of ``nn.Sequential(*model.children())``, as in RadImageNet's weights; those of its
     ``features`` alone; and those of EfficientNet-PyTorch.
     """
     numbers = {name: str(number) for number, (name, _) in enumerate(model.named_children())}
@@ -204,7 +204,7 @@ def _underscored(shapes: Mapping[str, torch.Size]) -> dict[str, str]:
 def _score(
     weights: Mapping[str, torch.Tensor], names: Mapping[str, str], shapes: Mapping[str, torch.Size], top: str
 ) -> Counter[str]:
-    """Count for each prefix the body tensors that lie under it in their shape; with none so, those of the right name."""
+    """Count, for each prefix, the body tensors with the right name and shape; if there are none, list the prefixes."""
     by_shape: Counter[str] = Counter()
     by_name: Counter[str] = Counter()
     for key, value in weights.items():
@@ -219,9 +219,9 @@ def _score(
 
 
 def _same(name: str, found: torch.Size, wanted: torch.Size) -> bool:
-    """Compare shapes; a first convolution takes three channels here and may take one in the file.
+    """Compare shapes. The first convolution may have one channel in the file instead of three.
 
-    The positions of a transformer may be those of images of another size.
+    The position embeddings of a transformer may be for another image size.
     """
     if name == "pos_embed" and len(found) == len(wanted) == 3:
         return found[-1] == wanted[-1]
@@ -239,7 +239,7 @@ def _match(
 ) -> Match:
     inside = {own: weights[prefix + key] for key, own in names.items() if prefix + key in weights}
     body = {own: value for own, value in inside.items() if not own.startswith(f"{top}.")}
-    family = f"{top.partition('.')[0]}."  # the head and what stands directly before it
+    family = f"{top.partition('.')[0]}."  # the head, and layers directly before it in the same module
     headless = not any(own.startswith(family) for own in inside)
     wanted = [
         key for key in shapes if not key.startswith(f"{top}.") and not key.endswith("num_batches_tracked")
@@ -272,7 +272,7 @@ def _match(
 
 
 def misfit(weights: Mapping[str, torch.Tensor], found: Match, source: str, name: str) -> ModelError:
-    """Explain by what is in a file why it does not fit: how much of it matches, and what it looks like."""
+    """Return the error for a file that does not fit: how many tensors match, and which architecture it seems to be."""
     under = f" (under {printable(found.prefix)!r})" if found.prefix else ""
     text = (
         f"{source[0].upper()}{source[1:]} do not fit {name}: {found.matched} of its {found.needed} tensors before the "
@@ -303,7 +303,7 @@ def misfit(weights: Mapping[str, torch.Tensor], found: Match, source: str, name:
 
 
 def _candidates(name: str) -> list[str]:
-    """Return the other models that a file may be of: torchvision's, and timm's of the known packages where timm is there."""
+    """Return the other models that a file may belong to: torchvision's, and those of `PACKAGES` if timm is installed."""
     names = [*MODEL_NAMES, *(PACKAGES.values() if find_spec("timm") else ())]
     return [other for other in names if other != name]
 
@@ -313,6 +313,6 @@ def _sides(shape: torch.Size) -> str:
 
 
 def shown(names: list[str]) -> str:
-    """Return the first few of some names of a file, fit for one line."""
+    """Return the first few names of a list from a file, fit for one line."""
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(printable(name)[:60] for name in names[:_SHOWN]) + more

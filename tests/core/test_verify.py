@@ -184,7 +184,7 @@ def test_a_champion_of_other_weights_and_a_torn_resume_state_are_named(layout: L
     state.write_bytes(b"torn")
     problems = {problem.path: problem.message for problem in verify(layout).problems}
     assert set(problems) == {layout.relative(champion), layout.relative(state)}
-    assert "delete it to start anew" in problems[layout.relative(state)]
+    assert "delete it to start again" in problems[layout.relative(state)]
 
 
 def test_every_stage_left_a_pointer(layout: Layout) -> None:

@@ -68,7 +68,7 @@ def test_the_depths_do_not_depend_on_the_images(name: str) -> None:
     ("name", "side", "words"),
     [
         ("timm/pit_ti_224", 224, "PoolingVisionTransformer gives neither a map nor the tokens"),
-        ("timm/hiera_tiny_224", 64, "depths of a Hiera for images of this size cannot be told"),
+        ("timm/hiera_tiny_224", 64, "depths of a Hiera cannot be found"),
     ],
 )
 def test_a_network_whose_depths_are_not_known_is_refused(name: str, side: int, words: str) -> None:

@@ -442,7 +442,7 @@ def test_asked_for_explicitly_a_state_of_another_config_is_refused(
 def test_a_damaged_state_is_named(job: Job, interrupted: tuple[PackPointer, Path]) -> None:
     pack, state = interrupted
     state.write_bytes(state.read_bytes()[:1000])
-    with pytest.raises(ModelError, match=r"last\.pth cannot be read .* delete it to start anew"):
+    with pytest.raises(ModelError, match=r"last\.pth cannot be read .* delete it to start again"):
         train(config(**RECIPE), pack, job)
 
 
