@@ -142,7 +142,11 @@ class CheckpointMeta(BaseModel):
     @property
     def model(self) -> str:
         """The model in words: its architecture, and how many networks there are if it is an ensemble."""
-        return f"{self.model_name} (ensemble of {len(self.ensemble.members)})" if self.ensemble else self.model_name
+        return (
+            f"{self.model_name} (ensemble of {len(self.ensemble.members)})"
+            if self.ensemble
+            else self.model_name
+        )
 
 
 def save_tensors(path: Path, value: Any) -> None:

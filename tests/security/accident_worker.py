@@ -8,8 +8,8 @@ import signal
 import struct
 import time
 
-from brainmri_core.copies.likeness import THUMB_SIDE
 from brainmri_core.copies.fingerprint_worker import answer
+from brainmri_core.copies.likeness import THUMB_SIDE
 from brainmri_core.images.isolation import message
 from brainmri_core.images.worker import serve
 
