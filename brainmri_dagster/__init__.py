@@ -3,6 +3,6 @@
 import atexit
 import gc
 
-# Once torch and Dagster are loaded, the garbage collections of Python's own shutdown take two seconds and free nothing
-# that the end of the process would not.
+# Once torch and Dagster are loaded, the garbage collections of Python's shutdown take two seconds and free nothing that
+# the end of the process would not free anyway.
 atexit.register(gc.freeze)

@@ -1,4 +1,4 @@
-"""The command line: a thin layer that runs the same assets in this process. Heavy imports wait until work starts."""
+"""The command line: a thin layer that runs the same assets in this process. Heavy imports happen when work starts."""
 
 from __future__ import annotations
 
@@ -44,23 +44,23 @@ def _version(
     pass
 
 
-# Stage to what its command does, and the options that it has besides those of all stages.
+# By stage: the help text of its command, and the options that it has besides those of all stages.
 STAGE_COMMANDS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "fetch": ("Bring a data set to the local disk.", ("archive",)),
-    "split": ("Decide which image serves for training and which for testing.", ()),
-    "resize": ("Bring every image to one size and pack the pixels.", ()),
-    "validate": ("Look for what is wrong with the data before a model learns it.", ()),
-    "train": ("Fit a classifier and keep its best checkpoint.", ("node",)),
+    "fetch": ("Download or copy a data set to the local disk, and index its files.", ("archive",)),
+    "split": ("Assign each image to training or test, with patients and copies on one side.", ()),
+    "resize": ("Resize all images and pack their pixels into one array.", ()),
+    "validate": ("Check the data for leaks, copies, shortcuts and damage before a model is trained.", ()),
+    "train": ("Train a classifier and keep its best checkpoint.", ("node",)),
     "evaluate": (
-        "Measure a checkpoint on the test split, or on another data set than its own.",
+        "Evaluate a checkpoint on the test split, or on another data set.",
         ("trained_on", "checkpoint"),
     ),
 }
 
 
 def _run(stages: Iterable[str], *, queue: bool = False, **given: Any) -> None:
-    """Run stages with what the command line gave, by field of `launch.Request`, and end with their exit code."""
-    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))  # Dagster does so in its own processes
+    """Run stages and exit with their code; `given` holds the options, named after the fields of `launch.Request`."""
+    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))  # as Dagster does in its own processes
     try:
         with sentences(given["debug"]):
             from brainmri_dagster.commands.launch import Request, launch
@@ -107,10 +107,10 @@ for _stage, (_sentence, _own) in STAGE_COMMANDS.items():
 )
 def pipeline(
     skip: Annotated[
-        list[str] | None, typer.Option("--skip", metavar="STAGE", help="Leave out a stage; repeatable.")
+        list[str] | None, typer.Option("--skip", metavar="STAGE", help="Skip a stage; repeatable.")
     ] = None,
     resume_from: Annotated[
-        str | None, typer.Option("--resume-from", metavar="STAGE", help="Start at a stage.")
+        str | None, typer.Option("--resume-from", metavar="STAGE", help="Start at this stage.")
     ] = None,
     **given: Any,
 ) -> None:
@@ -128,15 +128,18 @@ def batch_predict(
     model_of: Annotated[
         str | None,
         typer.Option(
-            "--model-of", metavar="OWNER/SLUG", help="Whose champion predicts, else its newest checkpoint."
+            "--model-of",
+            metavar="OWNER/SLUG",
+            help="Data set whose champion, else newest checkpoint, predicts.",
         ),
     ] = None,
     checkpoint: Annotated[
-        Path | None, typer.Option("--checkpoint", help="Checkpoint or evaluation folder to use instead.")
+        Path | None,
+        typer.Option("--checkpoint", help="Checkpoint or evaluation folder that predicts instead."),
     ] = None,
     **given: Any,
 ) -> None:
-    """Predict all images of a data set, labelled or not, and see whether they are like the model's."""
+    """Predict all images of a data set, labelled or not, and check them for drift from the model's data."""
     chosen = [f"batch_predict.model_of={model_of}"] if model_of is not None else []
     if checkpoint is not None:
         chosen.append(f"batch_predict.checkpoint={checkpoint.expanduser().resolve()}")
@@ -154,7 +157,7 @@ def embeddings(**given: Any) -> None:
 @app.command()
 @takes("config", "overrides", "dataset", "run_id", "debug")
 def ensemble(**given: Any) -> None:
-    """Put the models of all folds together as one predictor, and evaluate it on the test split."""
+    """Combine the models of all folds into one predictor, and evaluate it on the test split."""
     _run([], assets=ENSEMBLE_ASSETS, **given)
 
 
@@ -162,7 +165,10 @@ def ensemble(**given: Any) -> None:
 @takes("config", "overrides", "dataset", "node", "run_id", "debug")
 def experiment(
     name: Annotated[
-        str, typer.Argument(help="File of configs/experiments, without .yaml; or the path of any.")
+        str,
+        typer.Argument(
+            help="Name of an experiment (a file of configs/experiments, without .yaml), or the path of a file."
+        ),
     ],
     **given: Any,
 ) -> None:
@@ -174,21 +180,25 @@ def experiment(
 @takes("study", "trials", "experiment", "queue", "config", "overrides", "dataset", "run_id", "debug")
 def tune(
     study: Annotated[
-        str, typer.Option("--study", metavar="NAME", help="File of configs/studies, without .yaml.")
+        str,
+        typer.Option(
+            "--study", metavar="NAME", help="Name of a study: a file of configs/studies, without .yaml."
+        ),
     ],
     trials: Annotated[
-        int | None, typer.Option("--trials", help="Trials of the study, those of earlier runs included.")
+        int | None, typer.Option("--trials", help="Number of trials, those of earlier runs included.")
     ] = None,
     experiment: Annotated[
         str | None,
-        typer.Option("--experiment", metavar="NAME", help="Settings around those that are searched."),
+        typer.Option("--experiment", metavar="NAME", help="Experiment that sets what is not searched."),
     ] = None,
     queue: Annotated[
-        bool, typer.Option("--queue", help="Let the Dagster daemon make every trial as a run, and wait.")
+        bool,
+        typer.Option("--queue", help="Let the Dagster daemon run every trial as a run of its own, and wait."),
     ] = False,
     **given: Any,
 ) -> None:
-    """Search for better training settings by the folds of the training side; the test split plays no part."""
+    """Search for better training settings, scored over folds of the training side; the test split is not used."""
     chosen = [f"tune.study={study}", *([f"tune.trials={trials}"] if trials is not None else [])]
     given["overrides"] = [*(given["overrides"] or []), *chosen]
     _run(["tune"], experiment=experiment, queue=queue, **given)
@@ -197,7 +207,10 @@ def tune(
 @app.command()
 def backfill(
     select: Annotated[
-        str, typer.Option("--select", metavar="ASSETS", help="Assets, e.g. 'fold_evaluation+'.")
+        str,
+        typer.Option(
+            "--select", metavar="ASSETS", help="Assets in Dagster's syntax, e.g. 'fold_evaluation+'."
+        ),
     ],
     dataset: Annotated[
         list[str] | None,
@@ -205,18 +218,18 @@ def backfill(
     ] = None,
     only_missing: Annotated[
         bool,
-        typer.Option("--only-missing", help="Leave out what was made: only missing and failed partitions."),
+        typer.Option("--only-missing", help="Only partitions that are missing or failed."),
     ] = False,
     experiment: Annotated[
         str | None,
         typer.Option(
             "--experiment",
             metavar="NAME",
-            help="Make them with an experiment's settings: a file of configs/experiments, without .yaml.",
+            help="Use an experiment's settings: its name, or the path of its file.",
         ),
     ] = None,
 ) -> None:
-    """Fill many partitions through the Dagster daemon, and wait for it."""
+    """Materialise many partitions through the Dagster daemon, and wait for it."""
     with sentences():
         from brainmri_dagster.commands.backfill import backfill as fill
         from brainmri_dagster.commands.launch import open_instance
@@ -249,10 +262,10 @@ def verify(config: Config = None) -> None:
 def gc(
     config: Config = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run/--delete", help="Only list what would go, or remove it.")
+        bool, typer.Option("--dry-run/--delete", help="Only list what would be removed, or remove it.")
     ] = True,
 ) -> None:
-    """Remove what no pointer, history copy, manifest or champion refers to, and what dead processes left half-written."""
+    """Remove results that no pointer, history copy, manifest or champion refers to, and half-written files of dead processes."""
     with sentences():
         from brainmri_core.gc import collect_garbage
         from brainmri_dagster.commands.launch import open_instance

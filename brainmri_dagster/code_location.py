@@ -1,8 +1,8 @@
-"""The code location of the UI and the daemon: the graph of one data set, cross-validation, partitioned by fold too, and
-the external evaluation, partitioned by pairs of data sets, with the matrix of all of them, and the studies.
+"""The code location of the UI and the daemon: all assets.
 
-They are two modules because ``dagster asset materialize --select '*' --partition KEY`` takes assets of one partitions
-definition only.
+Besides the graph of one data set, which is in `definitions`, these are cross-validation (partitioned by data set and fold),
+the external evaluation (partitioned by pairs of data sets), the matrix of all pairs, and the studies. They are two modules
+because ``dagster asset materialize --select '*' --partition KEY`` takes only assets that share one partitions definition.
 """
 
 from __future__ import annotations

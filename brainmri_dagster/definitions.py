@@ -1,4 +1,4 @@
-"""The graph of one data set. All of it has one partitions definition, so that Dagster makes all of it in one run."""
+"""The graph of one data set. All its assets share one partitions definition, so Dagster can make all of them in one run."""
 
 from __future__ import annotations
 
@@ -25,6 +25,6 @@ defs = dg.Definitions(
     sensors=[*SENSORS, incoming_images],
     schedules=SCHEDULES,
     resources={"project": project_resource, "pointer_io_manager": pointer_io_manager},
-    # The stages of one data set follow one another, so a process per step would only add start-up time.
+    # The stages of one data set run one after another, so a process per step would only add start-up time.
     executor=dg.in_process_executor,
 )

@@ -1,4 +1,4 @@
-"""Backfills: many partitions at once, run by the Dagster daemon, waited for by one command."""
+"""Backfills: many partitions, made by runs of the Dagster daemon, while one command waits."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ from brainmri_dagster.running.upstream import recorded_pointer
 
 _DAEMONS = ["BACKFILL", "QUEUED_RUN_COORDINATOR"]
 _POLL_S = 1.0
-# Daemons sign every 30 s; Dagster itself calls one healthy for half an hour after its last sign.
+# Daemons send a heartbeat every 30 s; Dagster itself calls a daemon healthy for half an hour after the last one.
 _SILENCE_S = 120
 Target = dict[str, list[str]]
 
 
 class DaemonError(BrainMRIError):
-    """The Dagster daemon, which runs backfills, is not there."""
+    """The Dagster daemon, which runs backfills, is not running."""
 
     exit_code = 9
 
@@ -60,7 +60,7 @@ def backfill(
     Parameters
     ----------
     instance : dagster.DagsterInstance
-        The instance the daemon serves.
+        The instance that the daemon serves.
     select : str
         Assets in Dagster's selection syntax, such as ``fold_evaluation+``.
     datasets : sequence of str
@@ -68,14 +68,14 @@ def backfill(
     only_missing : bool
         Leave out partitions whose last materialisation succeeded.
     experiment : str or None
-        Whose settings the runs have; None leaves each asset its defaults.
+        Name or file of the experiment whose settings the runs use; None uses the defaults.
 
     Raises
     ------
     ConfigError
         If the selection names no asset, or a data set or the experiment is unknown.
     DaemonError
-        If no daemon serves the instance, or it stops while the backfill runs.
+        If no daemon serves the instance, or the daemon stops while the backfill runs.
     """
     from brainmri_dagster.code_location import defs
 
@@ -85,7 +85,7 @@ def backfill(
     config = apply_experiment(defaults(), find_experiment(experiment)) if experiment is not None else None
     target = targets(instance, graph, select, list(datasets) or list(catalogue()), only_missing=only_missing)
     if not target:
-        print("Nothing is missing and nothing has failed.")
+        print("Nothing to do: no partition is missing or failed.")
         return 0
     require_daemon(instance)
     run_config = None if config is None else run_config_for(config, list(target))
@@ -101,7 +101,7 @@ def launch_and_wait(
     tags: dict[str, str],
     times: int = 1,
 ) -> int:
-    """Fill partitions with runs of their own, `times` over, wait for all of them, and return the exit code."""
+    """Launch a backfill of the partitions, `times` over, wait for all of them, and return the exit code."""
     count = sum(len(keys) for keys in target.values())
     launched = [_launch(instance, graph, target, run_config, tags) for _ in range(times)]
     for identifier in launched:
@@ -120,7 +120,7 @@ def launch_and_wait(
 def targets(
     instance: dg.DagsterInstance, graph: AssetGraph, select: str, datasets: list[str], *, only_missing: bool
 ) -> Target:
-    """Return the partitions to fill, by asset; fold checkpoints that the selection needs and nobody made are added."""
+    """Return the partitions to fill, by asset; missing fold checkpoints that the selection needs are added."""
     known = ", ".join(sorted(key.to_user_string() for key in graph.get_all_asset_keys()))
     try:
         keys = AssetSelection.from_string(select).resolve(graph)
@@ -128,9 +128,9 @@ def targets(
         keys = set()
     except dg.DagsterError as error:
         text = str(error).strip().splitlines()[0]
-        raise ConfigError(f"--select {select!r} is no selection of assets: {text}") from None
+        raise ConfigError(f"--select {select!r} is not a valid asset selection: {text}") from None
     if not keys:
-        raise ConfigError(f"--select {select!r} selects no asset; known: {known}.")
+        raise ConfigError(f"--select {select!r} selects no asset; choose from {known}.")
     apart = {key for key in keys if graph.get(key).partitions_def is None}
     if apart == keys:
         names = " and ".join(sorted(key.to_user_string() for key in apart))
@@ -160,7 +160,7 @@ def _partitions(graph: AssetGraph, key: dg.AssetKey, datasets: list[str]) -> lis
 
 
 def _measurable(instance: dg.DagsterInstance, pairs: list[str]) -> list[str]:
-    """Return the pairs of two data sets of which one has a checkpoint and the other a pack, and say what is left out.
+    """Return the pairs whose first data set has a checkpoint and whose other has a pack; print what is left out.
 
     Raises
     ------
@@ -188,11 +188,11 @@ def _measurable(instance: dg.DagsterInstance, pairs: list[str]) -> list[str]:
     if not found:
         listed = f" ({'; '.join(reasons)})" if reasons else ""
         raise MissingUpstreamError(
-            "No pair of data sets can be measured: it takes two of which one has a checkpoint and the other resized images"
-            f"{listed}; run `brainmri train` or `brainmri resize`, or name two with --dataset."
+            "No pair of data sets can be evaluated: one must have a checkpoint and the other resized images"
+            f"{listed}; run `brainmri train` or `brainmri resize`, or name two data sets with --dataset."
         )
     if reasons:
-        print(f"left out, {'; '.join(reasons)}", file=sys.stderr)
+        print(f"left out: data sets {'; '.join(reasons)}", file=sys.stderr)
     return found
 
 
@@ -203,7 +203,7 @@ def _unmade(
     assert definition is not None
     statuses = instance.get_status_by_partition(key, partitions, definition) or {}
     missing = [item for item in partitions if statuses.get(item) is not AssetPartitionStatus.MATERIALIZED]
-    if key.to_user_string() == "validation_report":  # materialised, report and all, also where it failed
+    if key.to_user_string() == "validation_report":  # it is materialised even if validation failed
         layout = default_project().layout
         for item in set(partitions).difference(missing):
             found = recorded_pointer(instance, layout, "validation_report", item)
@@ -213,15 +213,15 @@ def _unmade(
 
 
 def require_daemon(instance: dg.DagsterInstance) -> None:
-    """Raise DaemonError unless the daemons that run backfills have sent a recent sign of life."""
+    """Raise DaemonError unless the daemons that run backfills have sent a heartbeat recently."""
     statuses = get_daemon_statuses(
         instance, _DAEMONS, ignore_errors=True, heartbeat_tolerance_seconds=_SILENCE_S
     )
     if not all(status.healthy for status in statuses.values()):
         home = instance.root_directory
         raise DaemonError(
-            "No Dagster daemon is running, and a backfill is run by it; start one with `make ui` or "
-            f"`DAGSTER_HOME={home} dagster-daemon run -w workspace.yaml` and ask again."
+            "No Dagster daemon is running, and backfills need it; start one with `make ui` or "
+            f"`DAGSTER_HOME={home} dagster-daemon run -w workspace.yaml`, then try again."
         )
 
 
@@ -247,7 +247,7 @@ def _launch(
             asset_graph_subset=AssetGraphSubset.from_asset_partition_set(wanted, graph),
             title=", ".join(target)[:100],
             description=None,
-            # A run makes some of the assets; Dagster passes over the settings of the others.
+            # Each run makes some of the assets; Dagster ignores the settings of the others.
             run_config=run_config,
         )
     )
@@ -259,7 +259,7 @@ def _wait(instance: dg.DagsterInstance, identifier: str, count: int) -> int:
     while True:
         found = instance.get_backfill(identifier)
         every = instance.get_runs(dg.RunsFilter(tags={BACKFILL_ID_TAG: identifier}))
-        # A run that was started again counts as its successor does.
+        # A retried run counts by its retry.
         again = {run.parent_run_id for run in every}
         runs = [run for run in every if run.run_id not in again]
         ended = [run for run in runs if run.is_finished]
@@ -281,7 +281,7 @@ def _wait(instance: dg.DagsterInstance, identifier: str, count: int) -> int:
         print(f"backfill {identifier}: all {count} partitions are done")
         return 0
     status = found.status.value if found is not None else "deleted"
-    print(f"brainmri: the backfill {identifier} ended with {status}.", file=sys.stderr)
+    print(f"brainmri: the backfill {identifier} ended with status {status}.", file=sys.stderr)
     return BrainMRIError.exit_code
 
 
@@ -293,4 +293,4 @@ def _reason(instance: dg.DagsterInstance, run: dg.DagsterRun) -> str:
             return str(data.user_failure_data.description)
         if data is not None and data.error is not None:
             return data.error.message.strip().splitlines()[0]
-    return f"the run {run.run_id} ended with {run.status.value}"
+    return f"the run {run.run_id} ended with status {run.status.value}"

@@ -1,4 +1,4 @@
-"""Runs of the graph in this process, on a persistent Dagster instance: what the command line does."""
+"""Runs of the graph in this process, on a persistent Dagster instance, as the command line starts them."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ _INSTANCE = Path(__file__).parents[1] / "dagster.yaml"
 
 @dataclass(frozen=True)
 class Request:
-    """What the command line was asked for: `assets` where what is to be made is no stage's."""
+    """What the command line was asked for; `assets` names those to make if they belong to no stage."""
 
     stages: tuple[str, ...]
     config: Path | None = None
@@ -105,7 +105,7 @@ def select_stages(skip: list[str], resume_from: str | None) -> list[str]:
 
 
 def launch(request: Request) -> int:
-    """Run the requested stages and return the exit code; errors before the start are raised."""
+    """Run the requested stages and return the exit code; errors before the run starts are raised."""
     config, dataset = configure(request)
     project = ProjectConfig(paths=config.paths, env=config.env, log=config.log)
     if config.run_id is not None:
@@ -145,8 +145,8 @@ def configure(request: Request) -> tuple[PipelineConfig, str]:
     if request.checkpoint is not None:
         if request.trained_on is None:
             raise ConfigError(
-                "--checkpoint goes with --trained-on, which says whose model it is; to measure a file on the test split of its "
-                "own data, set evaluate.model.weights_path."
+                "--checkpoint needs --trained-on, which names the data set it was trained on; to evaluate a file on the test "
+                "split of its own data set, set evaluate.model.weights_path."
             )
         overrides.append(f"external.checkpoint={request.checkpoint.expanduser().resolve()}")
     if request.run_id is not None:
@@ -162,7 +162,7 @@ def configure(request: Request) -> tuple[PipelineConfig, str]:
 
 
 def open_instance(layout: Layout) -> dg.DagsterInstance:
-    """Return the instance of DAGSTER_HOME, else that of the project's own ``.dagster`` folder, made if need be."""
+    """Return the instance of DAGSTER_HOME, else that of the project's ``.dagster`` folder, which is made if it is missing."""
     named = os.environ.get("DAGSTER_HOME")
     home = Path(named).expanduser().resolve() if named else layout.root / ".dagster"
     make_dirs(home)
@@ -247,7 +247,7 @@ def _report_failure(result: dg.ExecuteInProcessResult) -> int:
 
 
 def _print_result(layout: Layout, run_id: str, pointers: list[Pointer]) -> None:
-    """Print where the run lies, then what its last stage found; the file to open stands at the end."""
+    """Print the run's folder, then the result of its last stage; the file to open comes last."""
     print(f"run: {layout.run_dir(run_id)}")
     last = pointers[-2:] if isinstance(pointers[-1], LeaderboardPointer) else pointers[-1:]
     for pointer in last:
@@ -319,7 +319,7 @@ def _print_plan(plan: Plan, layout: Layout) -> None:
     from rich.table import Table
 
     table = Table(title=f"{plan.run_id}: {plan.dataset}", show_lines=True)
-    for column in ("stage", "asset", "reads", "config other than the defaults"):
+    for column in ("stage", "asset", "reads", "settings other than the defaults"):
         table.add_column(column, overflow="fold")
     for stage in plan.stages:
         reads = "\n".join(f"{name}: {path or 'made by this run'}" for name, path in stage.inputs.items())
@@ -333,7 +333,7 @@ def _print_plan(plan: Plan, layout: Layout) -> None:
 
 
 def _release_dry_run(layout: Layout, run_id: str) -> None:
-    """Remove a dry run's plan, so that the run it planned can take its id."""
+    """Remove a dry run's plan, so that the planned run can use its id."""
     folder = layout.run_dir(run_id)
     manifest = folder / "run_manifest.json"
     if not manifest.is_file():
@@ -342,7 +342,7 @@ def _release_dry_run(layout: Layout, run_id: str) -> None:
     if value.dagster_run_id is None and value.status == "planned":
         for path in [*folder.glob("*.yaml"), folder / "plan.json", manifest]:
             path.unlink(missing_ok=True)
-        with suppress(OSError):  # what else lies there is not ours; the run's id is taken then
+        with suppress(OSError):  # other files lie there, which are not ours: the run id stays taken
             folder.rmdir()
 
 

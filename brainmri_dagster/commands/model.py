@@ -1,4 +1,4 @@
-"""Commands that use a model: predict, compare and the local page. Heavy imports wait until work starts."""
+"""Commands that use a model: predict, compare, export and the local page. Heavy imports happen when work starts."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ Checkpoint = Annotated[
 ]
 Dataset = Annotated[
     str | None,
-    typer.Option("--dataset", metavar="OWNER/SLUG", help="Whose champion, where several have one."),
+    typer.Option(
+        "--dataset", metavar="OWNER/SLUG", help="Data set whose champion is used, if several have one."
+    ),
 ]
 
 
@@ -102,10 +104,12 @@ def _classifier(checkpoint: Path | None, dataset: str | None, config: Path | Non
 
 def compare(
     run_a: Annotated[str, typer.Argument(help="Run id of an evaluation, or its folder.")],
-    run_b: Annotated[str, typer.Argument(help="The other one.")],
+    run_b: Annotated[str, typer.Argument(help="Run id or folder of the other evaluation.")],
     html: Annotated[
         Path | None,
-        typer.Option("--html", metavar="FILE", help="Where the page goes; default: outputs/comparisons."),
+        typer.Option(
+            "--html", metavar="FILE", help="File to write the page to; default: in outputs/comparisons."
+        ),
     ] = None,
     resamples: Annotated[
         int, typer.Option(min=100, max=100_000, help="Resamples of patients or groups.")
@@ -113,7 +117,7 @@ def compare(
     config: Config = None,
     debug: Debug = False,
 ) -> None:
-    """Compare two evaluations on the same test images, in pairs: what differs beyond noise?"""
+    """Compare two evaluations of the same test images, image by image: is the difference beyond noise?"""
     with sentences(debug):
         from brainmri_core.compare import compare as compared
         from brainmri_core.compare import find_evaluation
@@ -136,7 +140,7 @@ def show(
     config: Config = None,
     debug: Debug = False,
 ) -> None:
-    """Show a page on this machine to drop an image in: probabilities, overlay, nearest training images."""
+    """Serve a local page: drop an image on it to see probabilities, the overlay and the nearest training images."""
     with sentences(debug):
         classifier = _classifier(checkpoint, dataset, config)
         from brainmri_core.app import serve
@@ -147,14 +151,15 @@ def show(
 def export(
     form: Annotated[ExportFormat, typer.Option("--format", help="What to write.")] = ExportFormat.ONNX,
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="FILE", help="Where to; default: beside the checkpoint.")
+        Path | None,
+        typer.Option("--out", metavar="FILE", help="File to write; default: beside the checkpoint."),
     ] = None,
     checkpoint: Checkpoint = None,
     dataset: Dataset = None,
     config: Config = None,
     debug: Debug = False,
 ) -> None:
-    """Write a checkpoint for another runtime, its classes and preprocessing inside."""
+    """Export a checkpoint for another runtime, with its classes and preprocessing."""
     with sentences(debug):
         from brainmri_core.classifier.search import default_checkpoint, find_classifier
 

@@ -1,4 +1,4 @@
-"""A node that helps another machine train: it takes part in the first node's training, and writes nothing of its own."""
+"""A node that helps the first node train: it takes part in that training, and writes nothing itself."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from brainmri_dagster.training.folder import leave_request
 
 
 def take_part(request: Request) -> int:
-    """Train as one of the nodes after the first until the training is done, and return the exit code.
+    """Train as one of the nodes after the first until the training ends, and return the exit code.
 
     Raises
     ------
@@ -47,8 +47,8 @@ def take_part(request: Request) -> int:
     assert node is not None
     if not 0 < node < shared.nodes:
         raise ConfigError(
-            f"--node {node} is none of the nodes that help: train.distributed.nodes is {shared.nodes}, so that they are "
-            f"{'none' if shared.nodes == 1 else f'1 to {shared.nodes - 1}'}; the first, 0, is the training without --node."
+            f"There is no helping node --node {node}: with train.distributed.nodes={shared.nodes} they are numbered "
+            f"{'not at all' if shared.nodes == 1 else f'1 to {shared.nodes - 1}'}; the first node, 0, is started without --node."
         )
     log = StageLog(
         "train", f"node-{node}", dataset, [stream_sink(json_lines=config.log.json_lines)], config.log.level
@@ -72,11 +72,11 @@ def take_part(request: Request) -> int:
             return CANCELLED_EXIT_CODE
         if code:
             raise reason_of_end(Path(folder), shared, log)
-    log.info("the training is done, and its results are with the first node")
+    log.info("training finished; the first node has the results")
     return 0
 
 
 def _packed_only(config: PipelineConfig) -> PipelineConfig:
-    """Leave out the raw folder that could stand in for a pack: the pack would be written."""
+    """Ignore a raw folder that could replace the pack, because the pack would have to be written."""
     data = config.train.data.model_copy(update={"train_in": None})
     return config.model_copy(update={"train": config.train.model_copy(update={"data": data})})

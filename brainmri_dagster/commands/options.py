@@ -1,4 +1,4 @@
-"""The options that several commands have, each declared once, and what ``--config`` leads to."""
+"""Options that several commands share, each declared once, and the project that ``--config`` names."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Config = Annotated[
 ]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
-# By the field of `launch.Request` that an option fills.
+# By field of `launch.Request`.
 RUN_OPTIONS: dict[str, Any] = {
     "config": Config,
     "overrides": Annotated[
@@ -37,21 +37,21 @@ RUN_OPTIONS: dict[str, Any] = {
     ],
     "archive": Annotated[
         Path | None,
-        typer.Option("--archive", help="Local zip or folder to use as if Kaggle had delivered it."),
+        typer.Option("--archive", help="Local zip or folder to use as if it had been downloaded."),
     ],
     "trained_on": Annotated[
         str | None,
         typer.Option(
             "--trained-on",
             metavar="OWNER/SLUG",
-            help="Measure this data set's model on all of --dataset but the images it may have seen.",
+            help="Evaluate this data set's model on all images of --dataset that it cannot have seen.",
         ),
     ],
     "checkpoint": Annotated[
         Path | None,
         typer.Option(
             "--checkpoint",
-            help="With --trained-on: the checkpoint; default: its champion, else its newest.",
+            help="With --trained-on: the checkpoint; default: the champion, else the newest checkpoint.",
         ),
     ],
     "node": Annotated[
@@ -59,25 +59,25 @@ RUN_OPTIONS: dict[str, Any] = {
         typer.Option(
             "--node",
             metavar="N",
-            help="Help the first node of train.distributed.nodes train, as node N, and write nothing.",
+            help="Train as node N of train.distributed.nodes for the first node, and write nothing.",
         ),
     ],
     "run_id": Annotated[
-        str | None, typer.Option("--run-id", help="Run id; default: made from time and Dagster's id.")
+        str | None, typer.Option("--run-id", help="Run id; default: made from the time and Dagster's run id.")
     ],
     "dry_run": Annotated[bool, typer.Option("--dry-run", help="Write plan.json, print it and exit.")],
     "stale_only": Annotated[
         bool,
-        typer.Option("--stale-only", help="Run only what is out of date; nothing changed, nothing done."),
+        typer.Option("--stale-only", help="Run only what is out of date, which may be nothing."),
     ],
     "debug": Debug,
 }
 
 
 def takes(*names: str) -> Callable[[F], F]:
-    """Give a command options in the order of their names: its own parameters, or those of `RUN_OPTIONS`.
+    """Give a command options in this order: its own parameters by name, else options of `RUN_OPTIONS`.
 
-    The command gets the latter as further keyword arguments.
+    The command gets the latter as keyword arguments.
     """
 
     def declare(command: F) -> F:
@@ -99,7 +99,7 @@ def _option(name: str) -> inspect.Parameter:
 
 
 def opened(config: Path | None) -> tuple[Layout, PipelineConfig]:
-    """Return the project and the settings that ``--config`` leads to."""
+    """Return the project and the settings of the file that ``--config`` names."""
     from brainmri_core.config import load_config
     from brainmri_core.project.layout import Layout
 

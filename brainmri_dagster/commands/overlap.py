@@ -1,4 +1,4 @@
-"""The command that says what two data sets have in common. Heavy imports wait until work starts."""
+"""The command that lists what two data sets have in common. Heavy imports happen when work starts."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 def overlap(
     a: Annotated[str, typer.Argument(metavar="A", help="Data set of the catalogue, owner/slug.")],
-    b: Annotated[str, typer.Argument(metavar="B", help="The one whose images are looked for in A.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="Data set whose images are looked for in A.")],
     table: Annotated[
         Path | None, typer.Option("--csv", metavar="FILE", help="Write one row per pair of copies here.")
     ] = None,
     config: Config = None,
     debug: Debug = False,
 ) -> None:
-    """Say which images of data set B are in data set A too, turned and re-encoded ones included."""
+    """List the images of data set B that are in data set A too, turned and re-encoded ones included."""
     with sentences(debug):
         from brainmri_core.overlap import find_overlap
         from brainmri_core.project.catalogue import find_entry, load_catalogue

@@ -1,4 +1,4 @@
-"""Predictions as a table, JSON or CSV, one image after the other, and as overlay pictures."""
+"""Print predictions as a table, JSON or CSV while they come in, and write overlay pictures."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def with_overlays(predictions: Iterable[Prediction], folder: Path | None) -> Ite
     Parameters
     ----------
     predictions : iterable of Prediction
-        With maps where there is a folder.
+        With Grad-CAM maps if `folder` is given.
     folder : pathlib.Path or None
         Where pictures go, named ``000001-<name>.png``; None writes none.
     """
@@ -40,7 +40,7 @@ def with_overlays(predictions: Iterable[Prediction], folder: Path | None) -> Ite
         sheet.heading(0, "Grad-CAM")
         captions = [
             shown_name(item),
-            f"called {item.predicted} ({100 * item.probabilities[item.predicted]:.1f}%)",
+            f"predicted {item.predicted} ({100 * item.probabilities[item.predicted]:.1f}%)",
         ]
         sheet.place(
             0, 0, to_rgb(item.pixels), [*captions, "unlike the training images"][: 2 + bool(item.outlier)]
@@ -105,13 +105,13 @@ def _json(rows: Iterable[Row], classifier: Classifier) -> Iterator[str]:
 
 
 def _record(item: Prediction, picture: Path | None) -> dict[str, Any]:
-    called = item.error is None
+    usable = item.error is None
     return {
         "image": item.name,
         "slice": item.slice,
-        "predicted": item.predicted if called else None,
-        "probability": item.probabilities[item.predicted] if called else None,
-        "probabilities": item.probabilities if called else None,
+        "predicted": item.predicted if usable else None,
+        "probability": item.probabilities[item.predicted] if usable else None,
+        "probabilities": item.probabilities if usable else None,
         "outlier_score": item.outlier_score,
         "outlier": item.outlier,
         "overlay": None if picture is None else str(picture),

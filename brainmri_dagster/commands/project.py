@@ -1,4 +1,4 @@
-"""Commands that set a project up: init, add-dataset and datasets."""
+"""Commands that set up a project: init, add-dataset and datasets."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from brainmri_dagster.commands.sentences import sentences
 def init(
     folder: Annotated[Path, typer.Argument(help="Folder of the new project; made if it does not exist.")],
 ) -> None:
-    """Write a new project: configuration to edit, and what Dagster's programs look for. Nothing is overwritten."""
+    """Write a new project: configuration to edit, and the files that Dagster's programs look for. Nothing is overwritten."""
     from brainmri_core.new_project import new_project
 
     with sentences():
@@ -43,12 +43,12 @@ def add_dataset(
         if dry_run:
             return
         path = add_entry(guess)
-    print(f"Written to {path}. Look at the classes above, then:")
+    print(f"Written to {path}. Check the classes above, then run:")
     print(f"brainmri pipeline --dataset {dataset} --archive {archive}")
 
 
 def datasets() -> None:
-    """List the data sets of the catalogue, those that come with brainmri and your own."""
+    """List the data sets of the catalogue: the built-in ones and your own."""
     from brainmri_core.project.catalogue import load_catalogue
 
     with sentences():

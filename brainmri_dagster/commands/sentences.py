@@ -1,4 +1,4 @@
-"""How a command ends where something is wrong."""
+"""How a command ends after an error."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from brainmri_core.errors import BrainMRIError
 
 @contextlib.contextmanager
 def sentences(debug: bool = False) -> Iterator[None]:
-    """Turn an error into its sentence and exit code; with `debug`, let it pass with its traceback."""
+    """Print an error as one sentence and exit with its code; with `debug`, let it through with its traceback."""
     try:
         yield
     except BrainMRIError as error:

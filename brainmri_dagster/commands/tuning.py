@@ -1,4 +1,4 @@
-"""A study by Dagster's run queue: every trial a run of its own, as many at a time as the instance allows."""
+"""A study through Dagster's run queue: each trial is a run, and as many run at a time as the instance allows."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ASSET = "tuning_study"
 
 
 def tune_queued(request: Request) -> int:
-    """Submit a run for every trial that a study lacks, wait for all of them, and return the exit code.
+    """Submit a run for every missing trial of a study, wait for all of them, and return the exit code.
 
     Raises
     ------
@@ -28,7 +28,7 @@ def tune_queued(request: Request) -> int:
 
     if request.run_id is not None:
         raise ConfigError(
-            "--run-id names one run, and with --queue every trial is a run; leave one of them out."
+            "--run-id names one run, but with --queue every trial is a run; give only one of the two."
         )
     config, dataset = configure(request)
     read_space(find_study(config.tune.study))

@@ -1,4 +1,4 @@
-"""The six assets. Each is one stage of `brainmri_core` with its pointer recorded; the heavy imports wait for the body."""
+"""The six assets of the pipeline: each runs one stage of `brainmri_core`. Heavy imports are inside the bodies, so loading is quick."""
 
 # No postponed annotations here: Dagster reads the type of `context` from the function itself.
 
@@ -48,7 +48,7 @@ def stage_asset(
     partitions: dg.PartitionsDefinition[Any] | None = datasets,
     ins: Mapping[str, dg.AssetIn] | None = None,
 ) -> Callable[[Callable[..., Any]], dg.AssetsDefinition]:
-    """Return the decorator of one asset; its code version covers code and default config of its stage and of those before."""
+    """Return the decorator of an asset; its code version covers code and default config of its stage and all stages before."""
     item = ASSETS[name]
     schema: dict[str, dg.Field] | None = None
     if item.stage is not None:
@@ -75,7 +75,7 @@ def stage_asset(
 
 
 def _block(stage: Stage) -> StageConfig:
-    """Return a stage's block of the YAML's configuration."""
+    """Return a stage's block of the default configuration."""
     block: StageConfig = getattr(defaults(), "validate_" if stage == "validate" else stage)
     return block
 
@@ -96,7 +96,7 @@ def raw_dataset(context: dg.AssetExecutionContext) -> dg.MaterializeResult[Fetch
 def dataset_split(
     context: dg.AssetExecutionContext, raw_dataset: FetchPointer | None
 ) -> dg.MaterializeResult[MappingPointer]:
-    """Which image serves for training and which for testing; copies of one image stay on one side."""
+    """Which images are for training and which for testing; patients and copies stay on one side."""
     with stage_run(context) as run:
         fetched = require(raw_dataset, "raw_dataset", run.job)
         from brainmri_core.split import split
@@ -128,7 +128,7 @@ def resized_images(
 def validation_report(
     context: dg.AssetExecutionContext, resized_images: PackPointer | None
 ) -> Iterator[dg.MaterializeResult[ValidationPointer]]:
-    """What is wrong with the data, found before a model learns it. The report is kept when it stops the run, too."""
+    """What is wrong with the data, found before a model is trained on it. The report is kept even when it stops the run."""
     with stage_run(context) as run:
         pack = pack_for("validate", run.config, resized_images, run.job)
         from brainmri_core.validate import validate
@@ -146,7 +146,7 @@ def validation_report(
 def model_checkpoint(
     context: dg.AssetExecutionContext, resized_images: PackPointer | None
 ) -> dg.MaterializeResult[CheckpointPointer]:
-    """The best checkpoint of one training run by validation macro F1, with all that is needed to use it."""
+    """The best checkpoint of a training by validation macro F1, with everything needed to use it."""
     with stage_run(context) as run:
         pack = pack_for("train", run.config, resized_images, run.job)
         from brainmri_dagster.training.distributed import run_training
@@ -163,13 +163,13 @@ def evaluation(
     model_checkpoint: CheckpointPointer | None,
     resized_images: PackPointer | None,
 ) -> Iterator[dg.MaterializeResult[EvaluationPointer]]:
-    """How good a checkpoint is on the test split, with the report that shows it."""
+    """How well a checkpoint does on the test split, with a report."""
     with stage_run(context) as run:
         pack = pack_for("evaluate", run.config, resized_images, run.job)
         checkpoint = checkpoint_for(run.config, model_checkpoint, run.job)
         from brainmri_core.evaluate import evaluate
 
-        if checkpoint is not None:  # an evaluation by itself belongs to the experiment that trained the model
+        if checkpoint is not None:  # an evaluation run alone belongs to the experiment that trained the model
             run = replace(run, experiment=checkpoint.experiment)
         pointer = evaluate(run.config.evaluate, checkpoint, pack, run.job)
         previous = regression_of(context.instance, run, pointer)

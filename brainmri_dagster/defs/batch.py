@@ -25,12 +25,12 @@ DRIFT_CHECK = dg.AssetCheckSpec(
 )
 
 
-# after the champion where one run makes both: it is the model in use
+# After the champion if one run makes both, because the champion predicts.
 @stage_asset("batch_predictions", "incoming", {"pytorch", "parquet"}, ("champion",), [DRIFT_CHECK])
 def batch_predictions(
     context: dg.AssetExecutionContext, raw_dataset: FetchPointer | None
 ) -> Iterator[dg.MaterializeResult[BatchPredictionPointer]]:
-    """The predictions of every image of a data set, labelled or not, by a model in use; only new images are computed."""
+    """Predictions of every image of a data set, labelled or not, by the model in use; only new images are computed."""
     with stage_run(context) as run:
         fetched = require(raw_dataset, "raw_dataset", run.job)
         from brainmri_core.batch_predict import batch_predict
@@ -42,7 +42,7 @@ def batch_predictions(
 
 
 def shown(layout: Layout, pointer: BatchPredictionPointer, report: Mapping[str, Any]) -> dict[str, Any]:
-    """Return counts, what drift was measured, and where the predictions lie, for the UI."""
+    """Return counts, drift and the path of the predictions, for the UI."""
     shares = _shares(report)
     return {
         "images": pointer.images,
@@ -61,7 +61,7 @@ def shown(layout: Layout, pointer: BatchPredictionPointer, report: Mapping[str, 
 
 
 def _shares(report: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return for each class how many images are called so, and its estimated share among the newest."""
+    """Return for each class the number of images predicted as it, and its estimated share among the newest images."""
     labels = report["drift"]["labels"] or {}
     estimated, intervals = labels.get("estimated") or {}, labels.get("intervals") or {}
     rows: dict[str, dict[str, Any]] = {}
@@ -109,7 +109,7 @@ def _drift_tables(drift: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def drift_result(report: Mapping[str, Any]) -> dg.AssetCheckResult:
-    """Turn the drift of a batch into the result of its check: a warning where there is some, or none was measured."""
+    """Turn the drift of a batch into the result of its check: a warning if there is drift or it was not measured."""
     from brainmri_core.evaluation.drift import DriftReport
 
     found = DriftReport.model_validate(report["drift"])

@@ -19,7 +19,7 @@ def champion(
     model_checkpoint: CheckpointPointer | None,
     evaluation: EvaluationPointer | None,
 ) -> dg.MaterializeResult[ChampionPointer]:
-    """The checkpoint in use: replaced only by one that is better beyond noise on images neither was trained on."""
+    """The checkpoint in use. It is replaced only by one that is better beyond noise, on images that neither was trained on."""
     with stage_run(context) as run:
         if run.config.evaluate.challenger == "fold_ensemble":
             checkpoint, measured = _fold_ensemble(context.instance, run.job)
@@ -41,7 +41,7 @@ def champion(
 def _fold_ensemble(instance: dg.DagsterInstance, job: Job) -> tuple[CheckpointPointer, EvaluationPointer]:
     """Return the newest ensemble of folds and its newest evaluation.
 
-    They are no inputs of the asset: few data sets have them, and most champions are decided without.
+    They are not inputs of the asset, because few data sets have an ensemble.
     """
     ensemble = require(
         recorded_pointer(instance, job.layout, "fold_ensemble", job.dataset), "fold_ensemble", job

@@ -1,4 +1,4 @@
-"""Asset checks: what validation and evaluation found, as Dagster shows it and as it stops what comes after."""
+"""Asset checks: the findings of validation and evaluation as Dagster shows them, and the one that blocks later assets."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 _FILES_SHOWN = 20
 PASSED = "validation_passed"
 VALIDATION_CHECKS = [
-    # automation waits for every blocking check, one that only warns included: so none blocks that may merely warn
+    # Automation waits for every blocking check, even if it only warns. So no check that may only warn is blocking.
     dg.AssetCheckSpec(
         name, asset="validation_report", description=description, blocking=name in (PASSED, *BLOCKING_CHECKS)
     )
     for name, description in {
-        PASSED: "No finding blocks, nor is one as severe as validate.fail_on.",
+        PASSED: "No finding is blocking or as severe as validate.fail_on.",
         **{name: description for name, (description, _) in CHECKS.items()},
     }.items()
 ]
@@ -40,7 +40,7 @@ EVALUATION_CHECKS = [
 EXTERNAL_CHECKS = [
     dg.AssetCheckSpec(name, asset="external_evaluation", description=description)
     for name, description in {
-        "unseen_images": "The images that the model may have seen are known and taken out, and others are left to score.",
+        "unseen_images": "The images that the model may have seen are known and were taken out, and some are left to score.",
         "external_calibration": "The expected calibration error, with the temperature of the model's own data, is at most external.max_ece.",
         "generalises": "Macro F1 is not below that on the model's own test images beyond noise.",
     }.items()
@@ -48,10 +48,10 @@ EXTERNAL_CHECKS = [
 
 
 def validation_results(report: ValidationReport) -> list[dg.AssetCheckResult]:
-    """Turn a validation report into one result per check, and one for the whole; checks that did not run have none.
+    """Turn a validation report into one result per check, and one for the whole; checks that did not run get none.
 
-    A finding that fails validation (a blocking one, or one as severe as `fail_on`) is an ERROR, another a WARN, and a
-    finding of severity info passes with its message.
+    A finding that fails validation (blocking, or as severe as `fail_on`) is an ERROR, any other a WARN; a finding of
+    severity info passes, with its message.
     """
     from brainmri_core.validation.report import failure_sentence
 
@@ -103,7 +103,7 @@ def _result(
     severity: dg.AssetCheckSeverity | None,
     **metadata: float | str,
 ) -> dg.AssetCheckResult:
-    """Return a result that passes where it has no severity; `about` is metadata that all checks of an evaluation have."""
+    """Return a result that passes if it has no severity; `about` is the metadata that all checks of an evaluation share."""
     return dg.AssetCheckResult(
         check_name=name,
         passed=severity is None,
@@ -130,9 +130,7 @@ def _baselines(metrics: EvaluationMetrics, about: Mapping[str, Any]) -> dg.Asset
         names = [row.name for row in rows if row.beaten == verdict]
         if names:
             return _result("beats_baselines", about, f"{message} {', '.join(names)}.", severity, **figures)
-    message = (
-        f"It beats all {len(rows)} baselines, the best of which is {best.name} with {best.macro_f1:.3f}."
-    )
+    message = f"The model beats all {len(rows)} baselines; the best is {best.name} with {best.macro_f1:.3f}."
     return _result("beats_baselines", about, message, None, **figures)
 
 

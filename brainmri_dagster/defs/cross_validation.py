@@ -1,4 +1,4 @@
-"""Cross-validation: the same core functions, partitioned by data set and fold, and one report over all folds."""
+"""Cross-validation: training and evaluation partitioned by data set and fold, one report over all folds, and their ensemble."""
 
 # No postponed annotations here: Dagster reads the type of `context` from the function itself.
 
@@ -28,7 +28,7 @@ from brainmri_dagster.running.upstream import pack_for, require
 
 
 def _apart(config: TrainConfig) -> TrainConfig:
-    """Keep the folds' checkpoints in a folder of their own, so that the newest best stays the whole model's."""
+    """Put the folds' checkpoints into a folder of their own, so that ``models/best.pth`` is never a fold's."""
     io = config.io.model_copy(update={"out_models": f"{config.io.out_models}/cross_validation"})
     return config.model_copy(update={"io": io})
 
@@ -37,7 +37,7 @@ def _apart(config: TrainConfig) -> TrainConfig:
 def fold_checkpoint(
     context: dg.AssetExecutionContext, resized_images: PackPointer | None
 ) -> dg.MaterializeResult[FoldCheckpointPointer]:
-    """The best checkpoint of a training without one fold."""
+    """The best checkpoint of a training that leaves one fold out."""
     with stage_run(context) as run:
         pack = pack_for("train", run.config, resized_images, run.job)
         from brainmri_core.cross_validation import fold_pack
@@ -54,7 +54,7 @@ def fold_checkpoint(
 def fold_evaluation(
     context: dg.AssetExecutionContext, fold_checkpoint: FoldCheckpointPointer | None
 ) -> dg.MaterializeResult[FoldEvaluationPointer]:
-    """How good a fold's checkpoint is on the fold it never saw."""
+    """How well a fold's checkpoint does on the fold that was left out."""
     with stage_run(context) as run:
         checkpoint = require(fold_checkpoint, "fold_checkpoint", run.job)
         from brainmri_core.evaluate import evaluate
@@ -92,7 +92,7 @@ def fold_ensemble(
     fold_evaluation: dict[str, Any],
     resized_images: PackPointer | None,
 ) -> dg.MaterializeResult[FoldEnsemblePointer]:
-    """The models of all folds as one predictor that answers by their mean probability: a checkpoint like any other."""
+    """The models of all folds as one predictor, their mean probability: a checkpoint like any other."""
     with stage_run(context) as run:
         pack = require(resized_images, "resized_images", run.job)
         checkpoints = _complete("fold_checkpoint", fold_checkpoint, run.job.dataset)
@@ -110,7 +110,7 @@ def ensemble_evaluation(
     fold_ensemble: FoldEnsemblePointer | None,
     resized_images: PackPointer | None,
 ) -> dg.MaterializeResult[EvaluationPointer]:
-    """How good the ensemble of folds is on the test split, with the report that shows it."""
+    """How well the ensemble of folds does on the test split, with a report."""
     with stage_run(context) as run:
         pack = pack_for("evaluate", run.config, resized_images, run.job)
         ensemble = require(fold_ensemble, "fold_ensemble", run.job)

@@ -1,4 +1,4 @@
-"""What the Dagster UI shows of the data stages' results."""
+"""Metadata of the data stages' results, for the Dagster UI."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def of_split(layout: Layout, pointer: MappingPointer) -> Metadata:
 
 
 def _split_reasons(layout: Layout, pointer: MappingPointer) -> dict[str, int]:
-    """Count the images that a split excluded by reason, without the file that a reason names."""
+    """Count the images that a split excluded, by reason; a file that a reason names is removed from it."""
     record = read_json(layout.absolute(pointer.split_json))
     excluded: dict[str, str] = record.get("excluded", {})
     return dict(Counter(shared_reason(path, reason) for path, reason in excluded.items()).most_common())
@@ -130,7 +130,7 @@ def of_resize(layout: Layout, pointer: PackPointer) -> Metadata:
 
 
 def _resize_reasons(layout: Layout, pointer: PackPointer) -> dict[str, int]:
-    """Count by reason the images that a resize left out and the split before it did not."""
+    """Count, by reason, the images that resizing left out and the split had not."""
     from brainmri_core.project.sample_table import SPLIT_COLUMNS, read_samples
 
     mapping = follow(layout, MappingPointer, pointer.mapping_pointer)
@@ -142,7 +142,7 @@ def _resize_reasons(layout: Layout, pointer: PackPointer) -> dict[str, int]:
 
 
 def of_validate(layout: Layout, pointer: ValidationPointer) -> Metadata:
-    """Findings by severity, what each says, and what ways to divide the images leak."""
+    """Findings by severity, their messages, and how much several ways to split the images leak."""
     report = layout.absolute(pointer.report)
     stored = read_json(report)
     rows = {
@@ -165,7 +165,7 @@ def of_validate(layout: Layout, pointer: ValidationPointer) -> Metadata:
 
 
 def of_embeddings(layout: Layout, pointer: EmbeddingsPointer) -> Metadata:
-    """Shape and origin of the features, what the probe on them scores, and what they say of the images."""
+    """Shape and origin of the features, the score of the probe on them, outliers and drift."""
     metrics, folder = read_json(layout.absolute(pointer.metrics)), layout.absolute(pointer.folder)
     outliers, drift = metrics.get("outliers", {}), metrics.get("drift", [])
     pictures = {

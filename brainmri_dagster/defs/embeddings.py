@@ -1,4 +1,4 @@
-"""The embeddings: the features of every image by a frozen network."""
+"""The embeddings asset: the features of every image by a frozen network."""
 
 # No postponed annotations here: Dagster reads the type of `context` from the function itself.
 
@@ -15,7 +15,7 @@ from brainmri_dagster.running.upstream import require
 def embeddings(
     context: dg.AssetExecutionContext, resized_images: PackPointer | None
 ) -> dg.MaterializeResult[EmbeddingsPointer]:
-    """The features of every image by a frozen network, computed once, and what a linear probe on them scores over the folds."""
+    """The features of every image by a frozen network, computed once, and the score of a linear probe on them over the folds."""
     with stage_run(context) as run:
         pack = require(resized_images, "resized_images", run.job)
         from brainmri_core.embeddings import embeddings as compute

@@ -1,4 +1,4 @@
-"""The external evaluation: a model of one data set, measured on another."""
+"""The external evaluation asset: a model of one data set, measured on another."""
 
 # No postponed annotations here: Dagster reads the type of `context` from the function itself.
 
@@ -22,7 +22,8 @@ from brainmri_dagster.graph.partitions import of_measured, pairs
 from brainmri_dagster.running.stage_run import stage_run
 from brainmri_dagster.running.upstream import require
 
-# The IO manager loads the partition trained on; Dagster has no mapping that says so beside that of the other dimension.
+# Dagster cannot map one asset's partitions by one dimension and another's by the other. So the model's inputs are mapped to
+# all partitions, and the IO manager loads that of the data set trained on.
 _ANY_MODEL = dg.AllPartitionMapping()
 
 
@@ -45,7 +46,7 @@ def external_evaluation(
     model_checkpoint: CheckpointPointer | None,
     resized_images: PackPointer | None,
 ) -> Iterator[dg.MaterializeResult[ExternalEvaluationPointer]]:
-    """How good the model of one data set is on another, without what it may have seen of it. Kept where nothing is left, too."""
+    """How well the model of one data set does on another, without the images it may have seen. Kept even if no image is left."""
     with stage_run(context) as run:
         home, job, config = str(trained_on(context.partition_key)), run.job, run.config.external
         from brainmri_core.classifier.search import checkpoint_in_use

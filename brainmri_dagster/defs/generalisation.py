@@ -1,4 +1,4 @@
-"""The matrix: every model on every data set, one asset without partitions."""
+"""The matrix of every model on every data set, an asset without partitions."""
 
 # No postponed annotations here: Dagster reads the type of `context` from the function itself.
 
@@ -12,7 +12,7 @@ from brainmri_dagster.running.stage_run import stage_run
 
 @stage_asset("generalisation", "external", {"html"}, deps=("external_evaluation",), partitions=None)
 def generalisation(context: dg.AssetExecutionContext) -> dg.MaterializeResult[GeneralisationPointer]:
-    """How good every model is on every data set: the newest external evaluation of each pair, as heat map, table and page."""
+    """How well every model does on every data set: the newest external evaluation of each pair, as heat map, table and page."""
     with stage_run(context) as run:
         from brainmri_core.generalisation import generalise
 

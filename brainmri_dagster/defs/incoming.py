@@ -14,6 +14,7 @@ from brainmri_core.errors import BrainMRIError
 from brainmri_core.project.foreign_names import LEFT_OUT_FOLDERS, is_litter
 from brainmri_core.sources.local import local_archive
 from brainmri_core.system.clock import utc_now
+from brainmri_core.wording import counted
 from brainmri_dagster.defs.sensors import is_busy
 from brainmri_dagster.graph.partitions import catalogue
 from brainmri_dagster.graph.resources import defaults
@@ -32,7 +33,7 @@ incoming_job = dg.define_asset_job(
     description="Requests predictions of the files that are new in the folder of a data set without labels.",
 )
 def incoming_images(context: dg.SensorEvaluationContext) -> dg.SensorResult:
-    """Look at every such folder; a file is taken once two looks found it unchanged, and requested once."""
+    """Look at every such folder; a file is requested once, after two looks have found it unchanged."""
     before = json.loads(context.cursor) if context.cursor else {}
     after, requests, reasons = {}, [], []
     for key, entry in catalogue().items():
@@ -43,7 +44,7 @@ def incoming_images(context: dg.SensorEvaluationContext) -> dg.SensorResult:
         try:
             folder = local_archive(defaults().fetch, entry)
             if folder is None or not folder.is_dir():
-                reasons.append(f"{key}: its folder is not there")
+                reasons.append(f"{key}: its folder does not exist")
                 continue
             now = utc_now().timestamp()
             present = _marks(folder)
@@ -55,13 +56,15 @@ def incoming_images(context: dg.SensorEvaluationContext) -> dg.SensorResult:
         requested = set(seen.get("requested", ())) & set(present)
         new = complete - requested
         if new and is_busy(context.instance, key):
-            reasons.append(f"{key}: {len(new)} new files wait for the run at work")
+            reasons.append(f"{key}: {counted(len(new), 'new file')} waiting for the present run to end")
             new = set()
         elif new:
             requests.append(_request(key, complete, float(seen["looked_at"])))
         else:
-            waiting = len(set(present) - complete)
-            reasons.append(f"{key}: {f'{waiting} files are looked at again' if waiting else 'nothing new'}")
+            waiting = counted(len(set(present) - complete), "file")
+            reasons.append(
+                f"{key}: {'nothing new' if complete >= set(present) else f'{waiting} may still be changing'}"
+            )
         after[key] = {
             "looked_at": now,
             "incomplete": sorted(set(present) - complete),
@@ -72,7 +75,7 @@ def incoming_images(context: dg.SensorEvaluationContext) -> dg.SensorResult:
         run_requests=requests,
         skip_reason=None
         if requests
-        else dg.SkipReason("; ".join(reasons) or "No data set is without labels."),
+        else dg.SkipReason("; ".join(reasons) or "There is no data set without labels."),
         cursor=json.dumps(after, sort_keys=True),
     )
 
@@ -85,7 +88,7 @@ def _marks(folder: Path) -> dict[str, float]:
         for name in files:
             path = Path(here) / name
             relative = path.relative_to(folder).as_posix()
-            if is_litter(relative) or name[0] == ".":  # which fetch leaves out, too
+            if is_litter(relative) or name[0] == ".":  # fetch leaves these out, too
                 continue
             try:
                 status = path.stat()
@@ -97,14 +100,14 @@ def _marks(folder: Path) -> dict[str, float]:
 
 
 def _complete(present: dict[str, float], seen: dict[str, Any]) -> set[str]:
-    """Return the files that the last look found as they are now, and that had changed before it."""
+    """Return the files that are unchanged since the last look, and whose time of change lies before it."""
     known = {mark for name in ("incomplete", "complete", "requested") for mark in seen.get(name, ())}
     looked_at = float(seen.get("looked_at", 0.0))
     return {mark for mark, changed in present.items() if mark in known and changed <= looked_at}
 
 
 def _request(key: str, complete: set[str], looked_at: float) -> dg.RunRequest:
-    """Request one run for a set of files: fetch leaves out what changed after the look that found them."""
+    """Request one run for a set of files; fetch leaves out files that changed after the look that found these."""
     version = hashlib.sha256("".join(sorted(complete)).encode()).hexdigest()[:16]
     return dg.RunRequest(
         run_key=f"{key}@{version}",

@@ -6,7 +6,8 @@ import dagster as dg
 
 from brainmri_dagster.graph.asset_table import FOLD_ASSETS, PIPELINE
 
-# Where runs go to several machines, a run goes to one with a GPU unless its job says that it trains and predicts nothing.
+# With several machines, runs go to one with a GPU by default. These tags send a run that trains and predicts nothing to a
+# machine without one.
 WITHOUT_GPU = {
     "dagster-celery/queue": "cpu",
     "dagster-k8s/config": {"container_config": {"resources": {"limits": {"nvidia.com/gpu": "0"}}}},
@@ -35,6 +36,6 @@ retrain_job = dg.define_asset_job(
 folds_job = dg.define_asset_job(
     "folds",
     selection=dg.AssetSelection.assets(*FOLD_ASSETS),
-    description="Training without a fold and evaluation on it: launch it as a backfill over all folds of a data set.",
+    description="Train without a fold and evaluate on it; launch it as a backfill over all folds of a data set.",
 )
 JOBS = [pipeline_job, prepare_job, refresh_job, retrain_job]

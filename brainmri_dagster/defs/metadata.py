@@ -1,4 +1,4 @@
-"""Forms in which the Dagster UI shows a result: numbers, paths, tables and pictures, made from the stored files."""
+"""Numbers, paths, tables and pictures in the forms that the Dagster UI shows."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def path_of(layout: Layout, stored: str) -> dg.PathMetadataValue:
 
 
 def table(rows: Mapping[str, Mapping[str, Any]], corner: str) -> dg.MarkdownMetadataValue:
-    """Return a table of numbers as Markdown; a missing cell is a zero, an undefined one a dash."""
+    """Return a table of numbers as Markdown; a missing cell becomes 0, an undefined one a dash."""
     columns = list(dict.fromkeys(name for row in rows.values() for name in row))
     lines = [f"| {corner} | {' | '.join(map(_cell, columns))} |", f"|---|{'---:|' * len(columns)}"]
     lines += [

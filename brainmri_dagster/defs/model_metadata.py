@@ -1,4 +1,4 @@
-"""What the Dagster UI shows of trainings and evaluations."""
+"""Metadata of trainings and evaluations, for the Dagster UI."""
 
 from __future__ import annotations
 
@@ -41,7 +41,9 @@ def of_train(layout: Layout, pointer: CheckpointPointer) -> Metadata:
 
 def of_ensemble(layout: Layout, pointer: FoldEnsemblePointer) -> Metadata:
     """The members with their temperatures and validation scores, and what the ensemble costs."""
-    from brainmri_core.learning.checkpoint import load_checkpoint  # torch: loading the graph need not wait
+    from brainmri_core.learning.checkpoint import (
+        load_checkpoint,
+    )  # imports torch, which loading the graph must not
 
     record = load_checkpoint(layout.absolute(pointer.checkpoint))[0].ensemble
     assert record is not None
@@ -78,7 +80,7 @@ def of_evaluate(layout: Layout, pointer: EvaluationPointer) -> Metadata:
 
 
 def _standing(metrics: EvaluationMetrics) -> Metadata:
-    """How many independent units stand behind the numbers, and what is known of the patients."""
+    """How many independent units the numbers rest on, and what is known of the patients."""
     patients = metrics.patients
     return {
         "independent_units": metrics.n_units,
@@ -111,7 +113,7 @@ def _tables(metrics: EvaluationMetrics) -> Metadata:
 
 
 def of_external(layout: Layout, pointer: ExternalEvaluationPointer) -> Metadata:
-    """Headline numbers, what was taken out and why, the rows of scores, and the drop against the model's own test images."""
+    """Headline numbers, images taken out by reason, rows of scores, and the drop against the model's own test images."""
     folder = layout.absolute(pointer.folder)
     metrics = read_json(layout.absolute(pointer.metrics))
     scores = metrics["scores"]
@@ -141,7 +143,7 @@ def of_external(layout: Layout, pointer: ExternalEvaluationPointer) -> Metadata:
 
 
 def of_generalisation(layout: Layout, pointer: GeneralisationPointer) -> Metadata:
-    """The heat map, the numbers of every pair, and the model that is best where it is worst."""
+    """The heat map, the numbers of every pair, and the model whose worst score is the best."""
     with layout.absolute(pointer.table).open(newline="", encoding="utf-8") as handle:
         rows = {
             f"{row['trained_on']} on {row['evaluated_on']}": {
@@ -187,7 +189,7 @@ def _looks(looks: TestLooks | None) -> Metadata:
 
 def _confusion(matrix: Sequence[Sequence[int]], names: Sequence[str]) -> Metadata:
     rows = {
-        f"is {name}": {f"called {other}": n for other, n in zip(names, row, strict=True)}
+        f"true {name}": {f"predicted {other}": n for other, n in zip(names, row, strict=True)}
         for name, row in zip(names, matrix, strict=True)
     }
     return {"confusion_matrix": table(rows, "")}

@@ -1,5 +1,6 @@
-"""Sensors and the schedule: what starts runs by itself, and what is reported when a run ends. Those that start runs are off
-until switched on; those that record how a run ended are on.
+"""Sensors and the schedule: they start runs automatically, and record how runs ended.
+
+Those that start runs are off until switched on; those that record how a run ended are on.
 """
 
 from __future__ import annotations
@@ -49,11 +50,11 @@ Seen = dict[str, Any]
     description="Requests the whole graph when a data set has a new version: on Kaggle, or as a local archive.",
 )
 def new_dataset_version(context: dg.SensorEvaluationContext) -> dg.SensorResult:
-    """Look at every data set; one version triggers one run, ever, across restarts of the daemon."""
+    """Look at every data set; each version triggers one run, also across restarts of the daemon."""
     cursor: dict[str, Seen] = json.loads(context.cursor) if context.cursor else {}
     requests, reasons = [], []
     for key, entry in catalogue().items():
-        if not entry.labelled:  # it has no graph to refresh; `incoming_images` looks after it
+        if not entry.labelled:  # the sensor `incoming_images` is for these
             continue
         seen = cursor.get(key, {})
         try:
@@ -83,7 +84,7 @@ def new_dataset_version(context: dg.SensorEvaluationContext) -> dg.SensorResult:
 
 
 def _version(entry: DatasetEntry, seen: Seen) -> Seen:
-    """Return what is known of a data set's source now; cheap when nothing changed since `seen`."""
+    """Return the present version of a data set's source; cheap if nothing changed since `seen`."""
     archive = local_archive(defaults().fetch, entry)
     if archive is not None and archive.is_file():
         status = archive.stat()
@@ -137,9 +138,9 @@ def retrain(context: dg.SensorEvaluationContext) -> Iterator[dg.RunRequest | dg.
 
 
 def _untrained_data(instance: dg.DagsterInstance, layout: Layout, key: str) -> str | None:
-    """Name the validated images that the newest checkpoint was not trained on, and that checkpoint; None if it was.
+    """Return a key of the validated images and the newest checkpoint, None if that was trained on these images.
 
-    Images that come back after others were trained on are new again.
+    The key names both, so that images which come back after a training on others count as new again.
     """
     validation = recorded_pointer(instance, layout, "validation_report", key)
     checkpoint = recorded_pointer(instance, layout, "model_checkpoint", key)
@@ -155,7 +156,7 @@ def _untrained_data(instance: dg.DagsterInstance, layout: Layout, key: str) -> s
 
 
 def is_busy(instance: dg.DagsterInstance, key: str) -> bool:
-    """Say whether a run of a data set is queued or at work."""
+    """Say whether a run of a data set is queued or running."""
     filters = dg.RunsFilter(statuses=_UNFINISHED, tags={"dagster/partition": key})
     return bool(instance.get_runs(filters, limit=1))
 
@@ -163,15 +164,15 @@ def is_busy(instance: dg.DagsterInstance, key: str) -> bool:
 @dg.sensor(
     minimum_interval_seconds=30,
     default_status=dg.DefaultSensorStatus.RUNNING,
-    description="Closes runs whose process was killed or whose machine went down: status, manifest and pool slots.",
+    description="Closes runs whose process was killed or whose machine went down: sets status and manifest, frees pool slots.",
 )
 def dead_runs(context: dg.SensorEvaluationContext) -> dg.SkipReason:
-    """Look for runs that are started on record but not in the process table, or have given no sign of life for long."""
+    """Look for started runs whose process no longer exists, or whose heartbeat has stopped."""
     seen = {run: LastSign(**sign) for run, sign in json.loads(context.cursor or "{}").items()}
     signs = last_signs(context.instance, seen)
     context.update_cursor(json.dumps({run: sign.model_dump() for run, sign in signs.items()}))
     closed = close_dead_runs(context.instance, default_project().layout, signs)
-    return dg.SkipReason(f"Closed {', '.join(closed)}." if closed else "No run's process died.")
+    return dg.SkipReason(f"Closed {', '.join(closed)}." if closed else "No run has died.")
 
 
 @dg.run_status_sensor(
@@ -180,7 +181,7 @@ def dead_runs(context: dg.SensorEvaluationContext) -> dg.SkipReason:
     description="Closes the manifest of a run that was cancelled.",
 )
 def cancelled_manifest(context: dg.RunStatusSensorContext) -> None:
-    """Close stages that the end of the run left as running or planned."""
+    """Close stages that the manifest still has as running or planned."""
     layout = default_project().layout
     close_manifest(context.instance, layout, context.dagster_run, "The run was cancelled.", cancelled=True)
 
@@ -204,7 +205,7 @@ def failed_manifest(context: dg.RunFailureSensorContext) -> None:
 
 
 def failure_reason(context: dg.RunFailureSensorContext) -> str:
-    """Return the first failed step's sentence, else what the run's failure event says."""
+    """Return the error of the first failed step, else the message of the run's failure event."""
     for event in context.get_step_failure_events():
         data = event.step_failure_data.user_failure_data
         if data is not None and data.description:
@@ -235,7 +236,7 @@ def post_failure(url: str, run: dg.DagsterRun, reason: str) -> None:
     request = urllib.request.Request(
         url, data=json.dumps(body).encode(), headers={"Content-Type": "application/json"}, method="POST"
     )
-    # Not urlopen: its opener keeps the proxies of the first request this process ever made.
+    # Not urlopen: its global opener keeps the proxy settings of the first request of this process.
     with urllib.request.build_opener().open(request, timeout=10):
         pass
 
@@ -244,7 +245,7 @@ def post_failure(url: str, run: dg.DagsterRun, reason: str) -> None:
     job=refresh_job,
     cron_schedule="0 3 * * 1",
     execution_timezone="UTC",
-    description="Every Monday at 03:00 UTC: the whole graph for every data set of Kaggle.",
+    description="Every Monday at 03:00 UTC: the whole graph for every data set from Kaggle.",
 )
 def weekly(context: dg.ScheduleEvaluationContext) -> list[dg.RunRequest]:
     """Request one run per data set and week."""
@@ -260,7 +261,7 @@ automation = dg.AutomationConditionSensorDefinition(
     "automation",
     target=dg.AssetSelection.groups("model"),
     default_status=dg.DefaultSensorStatus.STOPPED,
-    description="Declarative alternative to the retrain sensor: materialise what has new, check-passing upstreams.",
+    description="Declarative alternative to the retrain sensor: materialises assets whose upstreams are new and passed their checks.",
 )
 SENSORS = [new_dataset_version, retrain, dead_runs, cancelled_manifest, failed_manifest, automation]
 SCHEDULES = [weekly]

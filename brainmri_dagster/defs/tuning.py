@@ -1,4 +1,4 @@
-"""The search for better training settings, partitioned by data set; any number of runs work on one study together."""
+"""The search for better training settings, partitioned by data set; several runs can work on one study together."""
 
 # No postponed annotations here: Dagster reads the type of `context` from the function itself.
 
@@ -23,7 +23,7 @@ from brainmri_dagster.running.upstream import pack_for
 def tuning_study(
     context: dg.AssetExecutionContext, resized_images: PackPointer | None
 ) -> dg.MaterializeResult[TuningPointer]:
-    """What a search over the folds of the training side has found: the best settings as an experiment, and what they are worth."""
+    """The result of a search over the folds of the training side: the best settings as an experiment, and their expected score."""
     with stage_run(context) as run:
         pack = pack_for("train", run.config, resized_images, run.job)
         from brainmri_core.tuning import tune
@@ -38,7 +38,7 @@ def tuning_study(
 
 
 def shown(layout: Layout, pointer: TuningPointer) -> metadata.Metadata:
-    """Return the best trial, what its score is worth, all trials and the two pictures for the UI."""
+    """Return the best trial, the note on its score, all trials and the two pictures for the UI."""
     folder = layout.absolute(pointer.folder)
     with layout.absolute(pointer.table).open(newline="", encoding="utf-8") as handle:
         rows = {row.pop("trial"): row for row in csv.DictReader(handle)}

@@ -1,4 +1,4 @@
-"""The assets as a table: which stage each runs, which pointer it leaves, and what it reads. Imports no Dagster."""
+"""The assets as a table: the stage each runs, the pointer it leaves, and its inputs. Imports no Dagster."""
 
 from __future__ import annotations
 
@@ -41,19 +41,19 @@ class StageAsset:
     Attributes
     ----------
     stage : str or None
-        The stage it runs, whose config block it takes; None: it has no settings.
+        The stage it runs, whose config block it takes; None if it has no settings.
     link : str or None
         Field of the pointer that refers to the pointer of the first input.
     code_version : str
-        Raised when the stage's code changes what it makes from the same inputs.
+        Raised when changed code of the stage gives another result from the same inputs.
     what : str
-        What the asset is, as error messages put it.
+        What the asset is called in error messages.
     label : str
-        Name of its entry in the manifest, where it is not the stage's.
+        Name of its entry in the manifest, if that is not its stage.
     also : tuple of str
-        Further stages whose config blocks it takes, each under the name of its stage.
+        Other stages whose config blocks it also takes, each under the stage's name.
     command : str
-        What makes it on the command line, where that is not its stage.
+        The command that makes it, if that is not named after its stage.
     """
 
     name: str
@@ -213,7 +213,7 @@ WITHOUT_LABELS = ("raw_dataset", "batch_predictions")
 """The assets that a data set without labels can have."""
 FOLD_ASSETS = ("fold_checkpoint", "fold_evaluation")
 WHOLE_ASSETS = ("generalisation",)
-"""Of all data sets together, without partitions; their pointers and logs name `catalogue.EVERY`."""
+"""Assets of all data sets together, without partitions; their pointers and logs name `catalogue.EVERY` as the data set."""
 ENSEMBLE_ASSETS = ("fold_ensemble", "ensemble_evaluation")
 APART = (
     *FOLD_ASSETS,
@@ -223,10 +223,10 @@ APART = (
     "external_evaluation",
     *WHOLE_ASSETS,
 )
-"""In `code_location` and not in `definitions`: nobody means them who asks for all that one data set can have."""
+"""Assets in `code_location` but not in `definitions`: a request for everything of one data set does not mean them."""
 MODEL_ASSETS = ("champion", "model_checkpoint", "evaluation")
-"""What an external evaluation reads of the data set that its model was trained on; the rest is of the other."""
-# Settings that say where and how, not what: changing them makes nothing out of date.
+"""Inputs of an external evaluation that belong to the data set trained on; the others belong to the one evaluated on."""
+# Settings that do not change the result, such as paths and worker counts: changing them makes nothing out of date.
 INCIDENTAL = frozenset(
     "fetch.archive fetch.cache_dir fetch.write_pointer fetch.offline fetch.modified_before fetch.retry fetch.limits split.dest split.clear_dest "
     "resize.in_dir resize.out_dir resize.export_tree validate.in_dir train.data.train_in train.data.num_workers train.io train.tracking "
@@ -242,7 +242,7 @@ ASSET_OF_STAGE: dict[Stage, StageAsset] = {
 
 
 def dataset_of(partition: str) -> str:
-    """Return the data set's key of a partition key; a fold's is ``owner/slug|fold``, that of a pair `pair_key`."""
+    """Return the data set of a partition key; a fold has the key ``owner/slug|fold``, a pair the one of `pair_key`."""
     return partition.partition("|")[0]
 
 
@@ -252,18 +252,18 @@ def is_fold(partition: str) -> bool:
 
 
 def pair_key(trained: str, evaluated: str) -> str:
-    """Return the partition key of a data set trained on and one evaluated on: Dagster sorts by the dimensions' names."""
+    """Return the partition key of a pair; Dagster sorts dimensions by name, so the data set evaluated on comes first."""
     return f"{evaluated}|{trained}"
 
 
 def trained_on(partition: str) -> str | None:
-    """Return the data set trained on of a pair's partition key, None of any other."""
+    """Return the data set trained on if the partition key is that of a pair, else None."""
     other = partition.partition("|")[2]
     return other if "/" in other else None
 
 
 def partition_read(upstream: str, partition: str) -> str:
-    """Return the partition of an asset that is read by another's of this partition key."""
+    """Return the partition of an upstream asset that an asset with this partition key reads."""
     trained = trained_on(partition)
     if trained is not None and upstream in MODEL_ASSETS:
         return trained
@@ -271,6 +271,6 @@ def partition_read(upstream: str, partition: str) -> str:
 
 
 def pointer_place(partition: str) -> str:
-    """Return the folder of a partition's pointers, below that of their kind."""
+    """Return the folder of a partition's pointers, below the folder of their kind."""
     trained = trained_on(partition)
     return partition if trained is None else pair_place(trained, dataset_of(partition))

@@ -1,4 +1,4 @@
-"""Core pydantic configs as Dagster config: every field is written once, in `brainmri_core.config`."""
+"""Turn the pydantic configs of the core into Dagster config, so that every field is declared once, in `brainmri_core.config`."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def config_schema(defaults: StageConfig) -> dict[str, dg.Field]:
 
 
 def to_core(model: type[C], value: Mapping[str, Any], where: str) -> C:
-    """Validate resolved run config as the core config it came from: bounds and cross-field rules included.
+    """Validate resolved run config as the core config that it came from, with bounds and cross-field rules.
 
     Raises
     ------
@@ -85,14 +85,14 @@ def _described(info: FieldInfo) -> str:
 
 
 def _options(annotation: Any) -> list[str]:
-    """Return the texts a Literal allows: the launchpad shows an enumeration by its name only."""
+    """Return the texts that a Literal allows, for the description: the launchpad shows only the name of an enumeration."""
     if get_origin(annotation) is not Literal:
         return []
     return [value for value in get_args(annotation) if isinstance(value, str)]
 
 
 def _config_type(name: str, annotation: Any) -> Any:
-    """Return the Dagster config type of an annotation; what Dagster cannot express is `Any`, checked by pydantic later."""
+    """Return the Dagster config type of an annotation; what Dagster cannot express becomes `Any`, and pydantic checks it later."""
     while get_origin(annotation) is Annotated:
         annotation = get_args(annotation)[0]
     origin, arguments = get_origin(annotation), get_args(annotation)

@@ -1,4 +1,4 @@
-"""The partitions: one per data set of the catalogue; for cross-validation one per data set and fold; and one per pair."""
+"""The partitions: one per data set of the catalogue, one per data set and fold, and one per pair of data sets."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ folds = dg.MultiPartitionsDefinition(
         "fold": dg.StaticPartitionsDefinition([str(fold) for fold in range(defaults().split.folds)]),
     }
 )
-# Dagster (1.13) tells by their keys which dimension an upstream asset goes with, and forgets the name it was given: so only
-# one dimension may have the keys of the other assets, and the other has them in another order.
+# Dagster (1.13) ignores the dimension name given in a mapping and finds the dimension by comparing partition keys. So the keys
+# of the two dimensions must differ: `trained_on` has them in reverse order.
 pairs = dg.MultiPartitionsDefinition(
     {"trained_on": dg.StaticPartitionsDefinition([*catalogue()][::-1]), "evaluated_on": datasets}
 )
-"""Which data set a model was trained on, and which it is measured on."""
+"""The data set that a model was trained on, and the one it is evaluated on."""
 
 
 def of_measured() -> dg.PartitionMapping:
-    """Return the way from a pair to the data set it is measured on."""
+    """Return the mapping from a pair to the data set evaluated on."""
     if len(catalogue()) == 1:
         return dg.AllPartitionMapping()
     with warnings.catch_warnings():

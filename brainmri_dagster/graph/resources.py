@@ -1,4 +1,4 @@
-"""The project as a resource: where it lies, its seeds and hardware choices, and how it logs."""
+"""The project as a resource: its paths, seeds, hardware and logging."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ class ProjectConfig(StageConfig):
 
 @cache
 def defaults() -> PipelineConfig:
-    """Return the YAML's configuration, which gives every run its defaults."""
+    """Return the configuration of the YAML file, which gives every run its defaults."""
     return load_config()
 
 
 def default_project() -> ProjectConfig:
-    """Return the YAML's paths, env and log blocks."""
+    """Return the paths, env and log blocks of `defaults`."""
     config = defaults()
     return ProjectConfig(paths=config.paths, env=config.env, log=config.log)
 

@@ -1,4 +1,4 @@
-"""Run config that carries a whole configuration to Dagster."""
+"""Turn a whole configuration into Dagster run config."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from brainmri_dagster.graph.asset_table import ASSETS
 
 
 def run_config_for(config: PipelineConfig, assets: list[str]) -> dict[str, Any]:
-    """Return the Dagster run config that carries a whole configuration."""
+    """Return the Dagster run config of some assets with the values of a whole configuration."""
     value = config.model_dump(mode="json", by_alias=True)
     ops: dict[str, Any] = {}
     for name in assets:

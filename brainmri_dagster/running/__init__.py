@@ -1,1 +1,1 @@
-"""How one stage runs: its plan, record, inputs and state, and the processes behind it."""
+"""How a stage runs: its plan, record, inputs and state, and its processes."""

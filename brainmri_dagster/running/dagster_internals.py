@@ -1,4 +1,4 @@
-"""All that is used of Dagster's private modules (1.13): the one file to read when a new Dagster comes."""
+"""Everything used of Dagster's private modules (1.13): the one file to check before upgrading Dagster."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs whose process or machine died without a word: found, closed, and their pool slots freed."""
+"""Find runs whose process or machine died, close them and free their pool slots."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from brainmri_dagster.running.heartbeat import LastSign
 from brainmri_dagster.running.processes import is_dead, this_process
 from brainmri_dagster.running.stage_run import run_id_of
 
-_REASON = "The process of the run died (killed, out of memory, or the machine went down); start it again."
+_REASON = (
+    "The process of the run died (killed, out of memory, or the machine went down); start the run again."
+)
 
 
 def close_dead_runs(
@@ -26,7 +28,7 @@ def close_dead_runs(
     Parameters
     ----------
     signs : mapping of str to LastSign, optional
-        What is known of the runs of other machines, by Dagster run id.
+        The last signs of life of runs on other machines, by Dagster run id.
 
     Returns
     -------
@@ -36,8 +38,8 @@ def close_dead_runs(
     Raises
     ------
     BrainMRIError
-        After all others were closed: the first that kept a manifest from being closed. Where the disk did, its run is
-        looked at again the next time.
+        The first error that kept a manifest from being closed, raised after all other runs were closed. After an error of
+        the disk the next call tries that run again.
     """
     closed: list[str] = []
     problems: list[BrainMRIError] = []
@@ -57,7 +59,8 @@ def close_dead_runs(
             instance.report_run_canceled(run, message=_REASON)
         else:
             if instance.run_retries_enabled:
-                # Dagster decides on this only after the run has failed. A backfill that looks in between ends, and nothing is retried.
+                # Dagster sets this tag only after the run has failed. A backfill that looked in between would end, and the run
+                # would not be retried.
                 instance.add_run_tags(run.run_id, {WILL_RETRY_TAG: "true"})
             instance.report_run_failed(run, message=_REASON)
         instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
@@ -68,17 +71,17 @@ def close_dead_runs(
 
 
 def _is_dead_here(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
-    """Say whether the run's process was one of this machine and is gone."""
+    """Say whether the run's process was on this machine and is gone."""
     process = run.tags.get(PROCESS_TAG)
     if process is None or not is_dead(process):
         return False
-    # A run started again has its parent's tags until its own process has begun its first stage.
+    # A retried run has its parent's tags until its own process begins its first stage.
     parent = instance.get_run_by_id(run.parent_run_id) if run.parent_run_id else None
     return parent is None or parent.tags.get(PROCESS_TAG) != process
 
 
 def close_own_runs(instance: dg.DagsterInstance, layout: Layout, reason: str, *, cancelled: bool) -> None:
-    """Close what this process started and was kept from ending properly: by an interruption, or by a full disk."""
+    """Close the runs of this process that an interruption or a full disk kept from ending properly."""
     for run in instance.get_runs(dg.RunsFilter(tags={PROCESS_TAG: this_process()})):
         if not run.is_finished:
             report = instance.report_run_canceled if cancelled else instance.report_run_failed

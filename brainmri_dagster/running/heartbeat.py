@@ -1,7 +1,7 @@
-"""Signs of life of runs on several machines: nobody can look up the process of another machine.
+"""Heartbeats of runs on several machines, because the process of another machine cannot be looked up.
 
-They lie in the storage of runs, not in tags: two writers of one run's tags can lose one another's. On one machine, whose
-storage is SQLite, `processes` knows what died, and no sign is given.
+They are stored as cursor values of the run storage, not as tags: two writers of one run's tags can overwrite each other. On
+one machine, whose run storage is SQLite, there are no heartbeats; `processes` can tell which run died.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from brainmri_dagster.running.dagster_internals import SqliteRunStorage
 
 BEAT_S = 10.0
 SILENCE_S = 120.0
-"""A run that has given no sign for so long is dead; by the clock of who looks, as two machines' clocks differ."""
+"""A run without a sign for this long counts as dead, by the clock of the observer, because machines' clocks differ."""
 LOOKS = 4
-"""How many looks must have found the same sign: after an outage of the storage the first look may come before the next sign."""
+"""How many looks must have found the same sign: after an outage of the storage, the observer may look before the run signs again."""
 _KEY = "brainmri/heartbeat/{}"
 
 
 class LastSign(BaseModel):
-    """The newest sign of life of a run as somebody has seen it."""
+    """The newest sign of life of a run, since when an observer has seen it, and in how many looks."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -65,24 +65,26 @@ class Heartbeat:
 
     def _beat(self) -> None:
         while True:
-            with suppress(Exception):  # the storage is away, however it says so: the next sign is the retry
+            with suppress(
+                Exception
+            ):  # the storage cannot be reached, with whatever error: the next sign is the retry
                 give_sign(self._instance, self._run_id)
             if self._ended.wait(BEAT_S):
                 return
 
 
 def give_sign(instance: dg.DagsterInstance, run_id: str) -> None:
-    """Put down that a run is alive."""
+    """Record that a run is alive."""
     instance.run_storage.set_cursor_values({_KEY.format(run_id): str(time.time_ns())})
 
 
 def last_signs(instance: dg.DagsterInstance, seen: Mapping[str, LastSign]) -> dict[str, LastSign]:
-    """Look at the signs of all runs at work, given what the look before has seen.
+    """Look at the signs of all started runs, given what the previous look has seen.
 
     Returns
     -------
     dict of str to LastSign
-        By Dagster run id. A run that never gave one, because its code gives none or has not begun, is left out.
+        By Dagster run id. A run that has given no sign yet is left out.
     """
     statuses = [dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
     keys = {

@@ -1,4 +1,4 @@
-"""The IO manager of the graph: what passes between assets is a pointer, written last and read from the record."""
+"""The IO manager of the graph: assets hand over pointers, written last and read from what materialisations recorded."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from brainmri_dagster.running.upstream import recorded_pointer
 
 
 class PointerIOManager(dg.IOManager):
-    """Writes each asset's pointer and loads the pointer an upstream's materialisation recorded."""
+    """Writes each asset's pointer, and loads the pointer that an upstream's materialisation recorded."""
 
     def __init__(self, project: ProjectConfig) -> None:
         self._layout = project.layout
@@ -44,7 +44,7 @@ class PointerIOManager(dg.IOManager):
     def load_input(self, context: dg.InputContext) -> Pointer | dict[str, Pointer | None] | None:
         """Return the upstream's pointer: this run's own, else its parent's, else the newest recorded, else None.
 
-        For a step that reads all folds of a data set it is a dict by partition key.
+        A step that reads all folds of a data set gets a dict by partition key.
         """
         step = context.step_context
         run = step.dagster_run

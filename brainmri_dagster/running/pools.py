@@ -1,9 +1,9 @@
-"""Steps that wait for a slot of their pool: woken when one is free or a signal comes, and asleep until then.
+"""Waiting for a slot of a pool, without losing a slot, using a core or missing a signal.
 
 Dagster (seen in 1.13) looks for a free slot and queues a step in two transactions. A slot given back between them is
-given to nobody, and the step waits for ever. Until then its executor takes the smallest of zero and the time until the
-next look for its pause, keeps a core busy with waiting, and does not look whether it was interrupted. `PatientClaims`
-corrects this in the process that waits.
+assigned to no step, and the step waits for ever. While it waits, its executor pauses for min(0, time until the next look),
+that is, not at all, so that it keeps a core busy; and it does not check for interrupts. `PatientClaims` corrects this in the
+process that waits.
 """
 
 from __future__ import annotations
@@ -23,30 +23,30 @@ from brainmri_dagster.running.dagster_internals import (
 from brainmri_dagster.running.heartbeat import Heartbeat
 
 LONGEST_PAUSE_S = 0.5
-"""A signal is noticed after a pause, so it is short."""
+"""A signal is noticed only after a pause, so the pause is short."""
 
 
 class PatientClaims(InstanceConcurrencyContext):
-    """The claims that a run's executor has on slots of pools; while it has any or waits for one, the run gives signs of life."""
+    """The slots of pools that a run's executor holds or waits for; while it exists, the run sends its heartbeat."""
 
     def __init__(self, instance: dg.DagsterInstance, dagster_run: dg.DagsterRun):
         super().__init__(instance, dagster_run)
         self._heartbeat = Heartbeat(instance, dagster_run.run_id)
 
     def __enter__(self) -> Self:
-        """Begin with the run's first step."""
+        """Start the heartbeat."""
         self._heartbeat.__enter__()
         return super().__enter__()
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """End with its last."""
+        """Stop the heartbeat, then give back the slots."""
         self._heartbeat.__exit__(kind, value, trace)
         super().__exit__(kind, value, trace)
 
     def claim(self, concurrency_key: str, step_key: str, step_priority: int = 0) -> bool:
-        """Claim a slot, or give a free one that no step was given to the step that has waited longest.
+        """Claim a slot; first assign free slots that Dagster has lost to the steps that have waited longest.
 
         Raises
         ------

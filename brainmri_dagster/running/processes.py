@@ -1,4 +1,4 @@
-"""Processes: names that no later process can be taken for, and children that do not outlive their parent."""
+"""Processes: names that no later process can have, and children that do not outlive their parent."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _SET_DEATH_SIGNAL = 1
 
 
 def this_process() -> str:
-    """Name this process so that no later one can be taken for it: host, process id and start time."""
+    """Return a name for this process that no later one can have: host, process id and start time."""
     return f"{socket.gethostname()}:{os.getpid()}:{_started(os.getpid())}"
 
 
@@ -28,7 +28,7 @@ def _started(pid: int) -> str:
 
 
 def is_dead(process: str) -> bool:
-    """Say whether a process named by `this_process` is gone; one of another host, or without ``/proc``, is not known to be."""
+    """Say whether a process named by `this_process` is gone; False if that cannot be known (another host, or no ``/proc``)."""
     named = re.fullmatch(r"(.*):([0-9]{1,10}):([0-9]+)", process)
     if named is None or named[1] != socket.gethostname() or not Path("/proc/self/stat").exists():
         return False
@@ -36,12 +36,13 @@ def is_dead(process: str) -> bool:
 
 
 def die_with_parent(parent: int) -> None:
-    """Let the kernel kill this process when its parent ends, however it ends, so that none is left behind.
+    """Let the kernel kill this process when its parent ends, however that ends.
 
     Parameters
     ----------
     parent : int
-        Process id the parent should have: one that ended before this call is noticed by it.
+        Process id that the parent should have. Another one means that the parent ended before this call: then this process
+        ends, too.
     """
     if sys.platform != "linux":
         return

@@ -1,4 +1,4 @@
-"""Recorded evaluations of a data set: each experiment's newest, and the one before the present."""
+"""Recorded evaluations of a data set: the newest of each experiment, and the one before the present one."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def newest_evaluations(
 
 
 def regression_of(instance: dg.DagsterInstance, run: StageRun, now: EvaluationPointer) -> Regression | None:
-    """Compare an evaluation with the newest one, of the same experiment, of another checkpoint on the same data."""
+    """Compare an evaluation with the experiment's newest earlier one of another checkpoint on the same data."""
     layout = run.job.layout
     ours = _compared(layout, now)
     if ours is None:
@@ -62,8 +62,8 @@ def regression_of(instance: dg.DagsterInstance, run: StageRun, now: EvaluationPo
 
 
 def _compared(layout: Layout, evaluation: EvaluationPointer) -> tuple[str, tuple[str, str]] | None:
-    """Return what was measured and on what: the hashes of the checkpoint and of the packs; None if that is gone."""
-    from brainmri_core.leaderboard import measured_on  # pandas, which loading the graph need not wait for
+    """Return the hash of the checkpoint that was evaluated, and the hashes of the packs; None if a file is gone."""
+    from brainmri_core.leaderboard import measured_on  # imports pandas, which loading the graph must not
 
     stored = evaluation.checkpoint_pointer
     if stored is None or not all(

@@ -1,7 +1,7 @@
-"""One sentence where Dagster's own command line refuses a partition, in place of its traceback.
+"""One sentence instead of a traceback when Dagster's own command line refuses a partition.
 
-``dagster asset materialize`` checks the partition before any code of this project runs, and ends in an error that names
-neither the data sets nor what to do. This module words that ending, in that program alone; every other error stays as it is.
+``dagster asset materialize`` checks the partition before any code of this project runs, and its error names neither the data
+sets nor what to do. This module replaces that error, in that program only; all other errors stay as they are.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _OPTION = "--partition"
 
 
 def word_refusals() -> None:
-    """Word the ending of this process if it is ``dagster asset materialize``."""
+    """Install the replacement if this process is ``dagster asset materialize``."""
     if Path(sys.argv[0]).name == "dagster" and tuple(sys.argv[1:3]) == _COMMAND:
         sys.excepthook = _end
 
@@ -51,14 +51,14 @@ def refusal(error: BaseException, options: list[str]) -> str | None:
         return None
     if "share the same PartitionsDefinition" in str(error):
         return (
-            "The selected assets have different partitions; materialize those of cross-validation, and the external evaluation, "
-            "by themselves."
+            "The selected assets have different partitions; materialise the assets of cross-validation, and the external "
+            "evaluation, each on their own."
         )
     partition = _partition(options)
     if partition is None:
         return (
-            f"No partition was given; choose a data set with {_OPTION}: {', '.join(catalogue())}; assets of "
-            f"cross-validation take one and a fold, such as {next(iter(catalogue()))}|0."
+            f"No partition was given; choose a data set with {_OPTION}: {', '.join(catalogue())}; folds of "
+            f"cross-validation take a data set and a fold, such as {next(iter(catalogue()))}|0."
         )
     try:
         find_entry(catalogue(), dataset_of(partition))
@@ -66,9 +66,9 @@ def refusal(error: BaseException, options: list[str]) -> str | None:
         return str(unknown)
     name = dataset_of(partition)
     return (
-        f"The partition {printable(partition)!r} is none of the selected assets; those of a data set take {_OPTION} {name}, "
-        f"those of cross-validation a fold of split.folds with it, such as {name}|0, and the external evaluation {name} and "
-        f"the data set trained on, such as {pair_key(next(iter(catalogue())), name)}."
+        f"The selected assets have no partition {printable(partition)!r}; assets of a data set take {_OPTION} {name}, those of "
+        f"a fold the data set and the fold, such as {name}|0, and the external evaluation the data set and the one trained on, "
+        f"such as {pair_key(next(iter(catalogue())), name)}."
     )
 
 

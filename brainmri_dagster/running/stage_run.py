@@ -1,4 +1,4 @@
-"""One stage inside one run, however it was launched: its plan, log, manifest entry, and errors people can read."""
+"""One stage inside a run, however that was launched: its plan, log, manifest entry, and errors as one sentence."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class StageRun:
 def run_id_of(instance: dg.DagsterInstance, run: dg.DagsterRun) -> str:
     """Return the project's run id: the one given as a tag, else one made from the run's creation time and Dagster id.
 
-    A re-execution copies its parent's tags, so there the tag does not count.
+    A re-execution copies its parent's tags, so its tag is ignored.
 
     Raises
     ------
@@ -99,7 +99,7 @@ def run_id_of(instance: dg.DagsterInstance, run: dg.DagsterRun) -> str:
 
 
 def config_of(step: Any, project: ProjectConfig) -> PipelineConfig:
-    """Return the whole configuration of a step's run, seeds filled in: the YAML's values with the run config's over them.
+    """Return the whole configuration of a step's run, with seeds: the default configuration, overridden by the run config.
 
     Raises
     ------
@@ -137,7 +137,7 @@ def stage_run(context: dg.AssetExecutionContext) -> Iterator[StageRun]:
 
 
 def fail_stage(step_context: Any, partition: str, error: BrainMRIError) -> NoReturn:
-    """Let an error of an IO manager fail the stage of the step it happened in, as an error of its body would."""
+    """Fail the stage with an error of its IO manager, just like an error of its body."""
     with _open(step_context, step_context.op.name, partition):
         raise error
     raise error
@@ -198,7 +198,7 @@ def _open(step: Any, asset: str, partition: str) -> Iterator[StageRun]:
 
 
 def failure(error: BrainMRIError) -> dg.Failure:
-    """Turn an error for people into Dagster's: the same sentence, never retried."""
+    """Turn one of our errors into Dagster's: the same sentence, never retried."""
     return dg.Failure(
         description=str(error),
         metadata={"error": type(error).__name__, "exit_code": error.exit_code},
@@ -222,7 +222,7 @@ def _check_dataset(config: PipelineConfig, partition: str) -> None:
 
 
 def _console_sink(project: ProjectConfig, reported: set[str]) -> Sink:
-    """Return a sink for the console that leaves out what the command line is going to say itself."""
+    """Return a sink for the console that leaves out errors which the command line prints itself."""
     show = stream_sink(json_lines=project.log.json_lines)
 
     def emit(record: Record) -> None:

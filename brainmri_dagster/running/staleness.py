@@ -20,7 +20,7 @@ _VERSION = "dagster/data_version"
 
 
 def recipe(asset: str, config: PipelineConfig) -> str:
-    """Return the hash of what, besides the inputs, decides an asset's content: its code version and resolved config."""
+    """Return the hash of everything but the inputs that decides an asset's content: its code version and resolved config."""
     item = ASSETS[asset]
     if item.stage is None:
         return sha256_json([item.code_version])
@@ -33,10 +33,10 @@ def recipe(asset: str, config: PipelineConfig) -> str:
 
 
 def lineage(asset: str, config: PipelineConfig) -> str:
-    """Return the hash of an asset's recipe and those of all assets it is made from.
+    """Return the hash of an asset's recipe and those of all assets upstream of it.
 
-    As the code version it lets the UI show everything downstream of a changed setting as out of date: Dagster itself
-    looks no further than an asset's own code version and its inputs' data.
+    Used as the code version, it lets the UI show everything downstream of a changed setting as out of date. Dagster itself
+    compares only an asset's own code version and its inputs' data versions.
     """
     return sha256_json([recipe(asset, config), *(lineage(name, config) for name in ASSETS[asset].inputs)])
 
@@ -54,7 +54,7 @@ def _decisive(value: Any, path: str) -> Any:
 def stale_assets(
     instance: dg.DagsterInstance, layout: Layout, config: PipelineConfig, partition: str, assets: list[str]
 ) -> dict[str, str]:
-    """Return the assets to make again, in order, each with the reason.
+    """Return the assets that are out of date, in order, each with the reason.
 
     Parameters
     ----------
@@ -63,7 +63,7 @@ def stale_assets(
     layout : Layout
         The project root that the recorded pointers lie under.
     config : PipelineConfig
-        What a run would be configured with now.
+        The configuration of a run started now.
     partition : str
         The data set's key.
     assets : list of str
@@ -99,7 +99,7 @@ def _reason(
     path = made.metadata.get("pointer_path")
     file = layout.absolute(str(path.value)) if path is not None else None
     if file is None or not file.is_file():
-        return "its pointer is gone"
+        return "its pointer file is gone"
     recorded = made.metadata.get("recipe")
     if recorded is None or recorded.value != recipe(name, config):
         return "its configuration or code changed"

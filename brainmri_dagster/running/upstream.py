@@ -1,4 +1,4 @@
-"""Which pointer a stage reads: what its upstream's materialisation recorded, before anything that lies on the disk."""
+"""Which pointer a stage reads: first the one that its upstream's materialisation recorded, then one on disk."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ def recorded_pointer(
     instance : dagster.DagsterInstance
         Where materialisations are recorded.
     layout : Layout
-        The project root; a record whose pointer file is not below it belongs to another project and is passed over.
+        The project root; a record whose pointer file is not below it belongs to another project and is ignored.
     asset, partition : str
         Asset name and partition key.
     run_ids : tuple of str
-        Dagster run ids whose own materialisation goes first, the nearest first.
+        Dagster run ids whose own materialisation is preferred, the nearest first.
 
     Returns
     -------
@@ -72,7 +72,7 @@ def recorded_pointer(
 
 
 def require(pointer: P | None, asset: str, job: Job, *, or_set: str | None = None) -> P:
-    """Return the pointer, or say what is missing and how to make it.
+    """Return the pointer, or raise an error that says how to make it.
 
     Raises
     ------
@@ -113,12 +113,12 @@ def pack_for(stage: Stage, config: PipelineConfig, pack: PackPointer | None, job
 
 
 def refuse_failed_validation(pack: PackPointer, job: Job) -> None:
-    """Refuse to train on images whose newest validation failed, also where it ran in another run than the training.
+    """Refuse to train on images whose newest validation failed, in this run or any other.
 
     Raises
     ------
     DataError
-        If it did; images that were never validated are taken.
+        If it failed; images that were never validated are accepted.
     """
     newest = latest_pointer(job.layout, ValidationPointer, job.dataset)
     if newest is None or newest.passed:
@@ -161,17 +161,15 @@ def checkpoint_for(
     """Return the checkpoint to evaluate; None stands for ``evaluate.model.weights_path``, used where no pointer exists."""
     weights = config.evaluate.model.weights_path
     if checkpoint is None and weights is not None and job.layout.configured(weights).is_file():
-        job.log.info("no pointer; reading the weights file", file=weights)
+        job.log.info("no checkpoint pointer; reading the weights file", file=weights)
         return None
     if checkpoint is not None and weights not in (None, EvaluateConfig().model.weights_path):
-        job.log.warning(
-            "evaluate.model.weights_path is not used: the data set has a checkpoint", file=weights
-        )
+        job.log.warning("evaluate.model.weights_path is ignored: the data set has a checkpoint", file=weights)
     return require(checkpoint, "model_checkpoint", job, or_set="evaluate.model.weights_path")
 
 
 def raw_folder(configured: str | None, job: Job) -> Path | None:
-    """Return a configured class-folder tree if it is there."""
+    """Return a configured class-folder tree if it exists."""
     folder = job.layout.configured(configured) if configured is not None else None
     return folder if folder is not None and folder.is_dir() else None
 
@@ -179,9 +177,9 @@ def raw_folder(configured: str | None, job: Job) -> Path | None:
 def packed_tree(
     folder: Path, split: Literal["train", "test"], config: PipelineConfig, job: Job
 ) -> PackPointer:
-    """Pack a class-folder tree that stands in for a missing pointer."""
+    """Pack a class-folder tree that replaces a missing pointer."""
     from brainmri_core.class_folders import pack_tree
 
-    job.log.info("no pointer; reading the raw folder", folder=str(folder))
+    job.log.info("no pointer of an earlier stage; reading the class folders", folder=str(folder))
     pointer = pack_tree(folder, split=split, size=config.resize.size, job=job)
     return pointer if pointer.pointer_path else write_pointer(job.layout, pointer, update_latest=False)

@@ -1,1 +1,1 @@
-"""One training in several processes."""
+"""Training in several processes, on one or several machines."""

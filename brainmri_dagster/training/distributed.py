@@ -1,4 +1,4 @@
-"""Training by several processes: torchrun under Dagster Pipes, with the metrics in the event log and no process left."""
+"""Training in several processes: torchrun under Dagster Pipes, with metrics in the event log and no process left behind."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ TERMINATION_S = 60.0
 def run_training(
     config: TrainConfig, pack: PackPointer, run: StageRun, context: dg.AssetExecutionContext
 ) -> CheckpointPointer:
-    """Train in this process, or in as many as ``train.distributed`` says, of which the first node's are started here.
+    """Train in this process, or in several if ``train.distributed`` says so; those of the first node are started here.
 
     Raises
     ------
     BrainMRIError
-        What the training raised, in whichever process.
+        What the training raised, in any process.
     ConfigError
-        If several nodes are to train anything but one whole data set's model.
+        If several nodes are to train a fold or a trial instead of a whole data set's model.
     ModelError
-        If a process of several died; its traceback is in the log.
+        If one of several processes died; its traceback is in the log.
     """
     shared = config.distributed
     if shared.processes == 1:
@@ -50,10 +50,12 @@ def run_training(
         return train(config, pack, run.job)
     if shared.nodes > 1 and run.asset != MODEL:
         raise ConfigError(
-            f"Several nodes train {MODEL} alone, and this is {run.asset}: set train.distributed.nodes to 1."
+            f"Several nodes can train only {MODEL}, not {run.asset}: set train.distributed.nodes to 1."
         )
     with tempfile.TemporaryDirectory(prefix="brainmri-train-") as folder, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*expected_writer_count")  # Dagster warns of its own use
+        warnings.filterwarnings(
+            "ignore", message=".*expected_writer_count"
+        )  # a deprecated use inside Dagster itself
         leave_request(Path(folder), _request(config, pack, run, context))
         client = dg.PipesSubprocessClient(termination_timeout_seconds=TERMINATION_S)
         try:
@@ -68,12 +70,12 @@ def run_training(
 
 
 def torchrun_command(folder: str) -> list[str]:
-    """Return the command that trains what the request in a folder says, as a child of this process."""
+    """Return the command that runs the training requested in a folder, as a child of this process."""
     return [sys.executable, "-m", "brainmri_dagster.training.torchrun", folder, str(os.getpid())]
 
 
 def torchrun_environment(nproc: int) -> dict[str, str]:
-    """Share the cores among the processes, unless the user has decided; torchrun would give each a single thread."""
+    """Share the cores among the processes, unless OMP_NUM_THREADS is set; torchrun would give each process one thread."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, cores // nproc)))}
 
@@ -91,7 +93,7 @@ def _request(
 def request_of(
     config: TrainConfig, pack: PackPointer, job: Job, log: LogConfig, *, node: int, console: bool
 ) -> dict[str, Any]:
-    """Return what a node's processes are told."""
+    """Return the request for a node's processes."""
     return {
         "node": node,
         "config": config.model_dump(mode="json", by_alias=True),
@@ -106,10 +108,10 @@ def request_of(
 
 
 def reason_of_end(folder: Path, shared: DistributedConfig, log: StageLog) -> BrainMRIError:
-    """Return why the processes ended: a sentence one of them had, else how the first one died.
+    """Return why the processes ended: an error of ours that one of them raised, else how the first one died.
 
-    The others fail as well, of the connection they lose; so a process that was killed goes before those that raised, of
-    these the first in time, and those that torchrun ended come last.
+    When one process dies, the others fail, too, because they lose the connection. So a killed process is the cause before
+    any that raised; of these the first in time; and those that torchrun terminated come last.
     """
     for word in read_words(folder, "sentence"):
         kind = getattr(errors, str(word["error"]), None)
@@ -125,7 +127,7 @@ def reason_of_end(folder: Path, shared: DistributedConfig, log: StageLog) -> Bra
     for word in read_words(folder, "lost") if not killed else []:
         return ModelError(
             f"Node {word['rank']} of {shared.nodes} (numbered from 0) is lost: its machine, its network or its training ended "
-            "without a word; the others were stopped, and the next run continues from the last saved state."
+            "without a message; the others were stopped, and the next run continues from the last saved state."
         )
     for word in (*killed, *read_words(folder, "crash"), *read_words(folder, "terminated")):
         for line in str(word.get("traceback", "")).strip().splitlines():
@@ -134,4 +136,4 @@ def reason_of_end(folder: Path, shared: DistributedConfig, log: StageLog) -> Bra
             f"Training process {word['rank']} of {shared.processes} (numbered from 0) died: {word['message']}; the others were "
             "stopped, and the next run continues from the last saved state."
         )
-    return ModelError("torchrun ended without leaving word of a failed process; its own output may say why.")
+    return ModelError("torchrun ended without reporting a failed process; its own output may say why.")

@@ -1,4 +1,4 @@
-"""The folder that the processes of a training share: what they are told, and the word they leave when they fail."""
+"""The folder that the processes of a training share: the request to train, and the messages they leave when they fail."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ Word = dict[str, Any]
 
 
 def leave_request(folder: Path, request: Request) -> None:
-    """Leave word for the processes of what to train."""
+    """Write the request for the processes."""
     (folder / "request.json").write_text(json.dumps(request))
 
 
 def read_request(folder: Path) -> Request:
-    """Return what to train."""
+    """Return the request."""
     return dict(json.loads((folder / "request.json").read_text()))
 
 
 def leave_word(folder: Path, kind: str, name: str | int, word: Word) -> None:
-    """Leave word of a failure for the process that waits for the training, under a name of its own.
+    """Leave a message about a failure, in a file of its own, for the process that waits for the training.
 
-    Another machine says some of them, so that a kind that is none of `KINDS` is not made a file's name.
+    Some messages come from other machines, so a kind that is not in `KINDS` never becomes part of a file name.
     """
     if kind not in KINDS:
         return
@@ -34,11 +34,11 @@ def leave_word(folder: Path, kind: str, name: str | int, word: Word) -> None:
 
 
 def read_words(folder: Path, kind: str) -> list[Word]:
-    """Return the words of a kind, the first in time at the front."""
+    """Return the messages of a kind, earliest first."""
     words = [json.loads(path.read_text()) for path in folder.glob(f"{kind}-*.json")]
     return sorted(words, key=lambda word: (word.get("time", 0), word["rank"]))
 
 
 def all_words(folder: Path) -> list[tuple[str, Word]]:
-    """Return all words, each with its kind."""
+    """Return all messages, each with its kind."""
     return [(path.name.partition("-")[0], json.loads(path.read_text())) for path in folder.glob("*-*.json")]

@@ -1,4 +1,4 @@
-"""Where the nodes of a training meet: one address, nothing else listens, and each hears why another ended. Imports no Dagster."""
+"""The rendezvous of a training's nodes: one address, no other listener, and each node learns why another ended. Imports no Dagster."""
 
 from __future__ import annotations
 
@@ -28,24 +28,24 @@ _LAST_WORDS_S = 30.0
 
 
 class Rendezvous(StaticTCPRendezvous):
-    """torchrun's static rendezvous, at a store that listens on one address instead of all."""
+    """torchrun's static rendezvous, with a store that listens on one address instead of all."""
 
     def __init__(self, place: DistributedConfig, node: int) -> None:
-        """Open the meeting place, or come to it.
+        """Open the rendezvous (first node), or join it.
 
         Parameters
         ----------
         place : DistributedConfig
-            Where, and of how many.
+            Address and number of nodes.
         node : int
             Number of this machine; the first, 0, listens.
 
         Raises
         ------
         ConfigError
-            If the address cannot be had, or the first node expects this one not.
+            If the address cannot be used, or this node does not fit what the first node expects.
         ModelError
-            If nobody is there in time.
+            If no first node answers in time.
         """
         host, port = place.endpoint if place.nodes > 1 else (_LOOPBACK, 0)
         limit = timedelta(seconds=place.timeout_s)
@@ -66,7 +66,7 @@ class Rendezvous(StaticTCPRendezvous):
                 store = TCPStore(host, port, is_master=False, timeout=limit, wait_for_workers=False)
             except DistError:
                 raise ConfigError(
-                    f"What answers at train.distributed.rendezvous {host}:{port} is no training; check the address."
+                    f"What answers at train.distributed.rendezvous {host}:{port} is not a training; check the address."
                 ) from None
         super().__init__(host, port, node, place.nodes, "brainmri", int(place.timeout_s))
         self.meeting: Store = store
@@ -75,7 +75,7 @@ class Rendezvous(StaticTCPRendezvous):
         self._enter(place)
 
     def get_backend(self) -> str:
-        """Return the name that torchrun is told."""
+        """Return the name under which torchrun knows this rendezvous."""
         return BACKEND
 
     def _enter(self, place: DistributedConfig) -> None:
@@ -84,41 +84,41 @@ class Rendezvous(StaticTCPRendezvous):
         expected = int(self.meeting.get("nodes"))
         if expected != place.nodes:
             raise ConfigError(
-                f"train.distributed.nodes is {place.nodes} here and {expected} on the first node; set it alike on all."
+                f"train.distributed.nodes is {place.nodes} here and {expected} on the first node; set the same number on all."
             )
         if self.meeting.add(f"came/{self.rank}", 1) > 1:
             raise ConfigError(
-                f"Another machine has come as node {self.rank} already; give every one its own --node, from 1 to "
+                f"Another machine has already joined as node {self.rank}; give each its own --node, from 1 to "
                 f"{place.nodes - 1}."
             )
 
     def await_all(self, place: DistributedConfig) -> None:
-        """Wait until every node has come.
+        """Wait until all nodes have joined.
 
         Raises
         ------
         ModelError
-            If one has not come in time.
+            If one has not joined in time.
         """
         until = time.monotonic() + place.timeout_s
         while missing := [n for n in range(place.nodes) if not self.meeting.check([f"came/{n}"])]:
             if self.meeting.check(["ended/0"]):
-                return  # the first has given up, and its last words say why
+                return  # the first node has given up, and its last message says why
             if time.monotonic() > until:
                 raise ModelError(
-                    f"Of {place.nodes} nodes (numbered from 0), {', '.join(map(str, missing))} did not come to "
+                    f"Of {place.nodes} nodes (numbered from 0), {', '.join(map(str, missing))} did not join at "
                     f"{self.master_addr}:{self.master_port} within {place.timeout_s:g} s; start them, or raise "
                     "train.distributed.timeout_s."
                 )
             time.sleep(0.1)
 
     def next_rendezvous(self) -> RendezvousInfo:
-        """Return the place that this node's processes meet the others at."""
+        """Return where this node's processes meet the others."""
         found = RendezvousStoreInfo(self.master_addr, self.master_port)
         return RendezvousInfo(PrefixStore("torchrun", self.meeting), self.rank, self.world_size, found)
 
     def exchange_last_words(self, folder: Path) -> None:
-        """Tell the other nodes why this one ended, and write into a folder what they say, or that one is lost."""
+        """Tell the other nodes why this one ended, and write into a folder their messages, or that one is lost."""
         own = [{"kind": kind, **word} for kind, word in all_words(folder)]
         others = [node for node in range(self.world_size) if node != self.rank]
         until = time.monotonic() + _LAST_WORDS_S
@@ -131,7 +131,9 @@ class Rendezvous(StaticTCPRendezvous):
                 word for n in others if n not in silent for word in json.loads(self.meeting.get(f"ended/{n}"))
             ]
             self.meeting.add("heard", 1)
-            while self.rank == 0 and time.monotonic() < until:  # the store ends with this process
+            while (
+                self.rank == 0 and time.monotonic() < until
+            ):  # the store lives in this process: let the others read first
                 if self.meeting.add("heard", 0) >= self.world_size - len(silent):
                     break
                 time.sleep(0.1)
@@ -151,8 +153,8 @@ def _listener(host: str, port: int) -> socket.socket:
         listener.close()
         reasons = {
             errno.EADDRINUSE: "is in use; choose another port, or end what uses it",
-            errno.EADDRNOTAVAIL: "is no address of this machine; take one of the first node's own",
-            errno.EACCES: "may not be listened on; choose a port from 1024",
+            errno.EADDRNOTAVAIL: "is not an address of this machine; use one of the first node's",
+            errno.EACCES: "may not be listened on; choose a port of 1024 or higher",
         }
         reason = reasons.get(error.errno or 0, f"cannot be listened on: {error.strerror}")
         raise ConfigError(f"train.distributed.rendezvous {host}:{port} {reason}.") from None
@@ -160,7 +162,7 @@ def _listener(host: str, port: int) -> socket.socket:
 
 
 def _await(place: DistributedConfig) -> None:
-    """Wait until somebody listens at the rendezvous; torch's own waiting fills the console with tracebacks."""
+    """Wait until the first node listens at the rendezvous; torch's own waiting fills the console with tracebacks."""
     until = time.monotonic() + place.timeout_s
     while True:
         try:
@@ -168,7 +170,7 @@ def _await(place: DistributedConfig) -> None:
         except OSError as error:
             if time.monotonic() > until:
                 raise ModelError(
-                    f"No training answers at train.distributed.rendezvous {place.rendezvous} within {place.timeout_s:g} s "
+                    f"No training answered at train.distributed.rendezvous {place.rendezvous} within {place.timeout_s:g} s "
                     f"({error.strerror or error}); start the first node, or check the address."
                 ) from None
             time.sleep(0.2)
@@ -177,7 +179,7 @@ def _await(place: DistributedConfig) -> None:
 
 
 def _keep_to_interface(host: str, port: int, node: int) -> None:
-    """Let the processes listen for each other where the rendezvous is, and on no other network of this machine."""
+    """Let the processes listen on the network interface of the rendezvous, and on no other of this machine."""
     if "GLOO_SOCKET_IFNAME" in os.environ:
         return
     if node == 0:
@@ -189,7 +191,7 @@ def _keep_to_interface(host: str, port: int, node: int) -> None:
     name = _interface(own)
     if name is None:
         raise ConfigError(
-            f"The network interface of {own} is not found; set GLOO_SOCKET_IFNAME (and NCCL_SOCKET_IFNAME) to its name."
+            f"The network interface of {own} was not found; set GLOO_SOCKET_IFNAME (and NCCL_SOCKET_IFNAME) to its name."
         )
     os.environ["GLOO_SOCKET_IFNAME"] = name
     os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={name}")
@@ -203,7 +205,7 @@ def _interface(own: str) -> str | None:
             try:
                 found = fcntl.ioctl(probe.fileno(), _ADDRESS_OF_INTERFACE, struct.pack("256s", name.encode()))
             except OSError:
-                continue  # it has none
+                continue  # it has no address
             address = ipaddress.ip_address(found[20:24])
             if address == wanted or (address.is_loopback and wanted.is_loopback):
                 return name

@@ -1,4 +1,4 @@
-"""torchrun's own process: starts the workers, and leaves word of the first that died. Imports no Dagster."""
+"""The process of torchrun: starts the workers, and reports the first that died. Imports no Dagster."""
 
 from __future__ import annotations
 
@@ -23,12 +23,14 @@ def main(folder: Path, parent: int) -> None:
     Parameters
     ----------
     folder : pathlib.Path
-        Where the request lies, and where this process and the workers leave word of failures, as JSON files.
+        Holds the request; this process and the workers leave messages about failures there, as JSON files.
     parent : int
-        Process whose end ends this one and its workers.
+        Process id of the parent; when it ends, this process and its workers end.
     """
     die_with_parent(parent)
-    os.setsid()  # Ctrl-C in a terminal comes once, passed on by the parent: a second one would cut the workers' saving short
+    # In a session of its own, so that Ctrl-C in a terminal reaches the workers only once, through the parent: a second signal
+    # would interrupt the saving of their state.
+    os.setsid()
     os.environ[FOLDER_VARIABLE], os.environ[PARENT_VARIABLE] = str(folder), str(os.getpid())
     request = read_request(folder)
     place, node = DistributedConfig.model_validate(request["config"]["distributed"]), request["node"]
@@ -56,8 +58,8 @@ def main(folder: Path, parent: int) -> None:
         leave_word(folder, "stopped", f"node{node}", {"rank": node, "signal": error.sigval})
         code = 128 + error.sigval
     except ChildFailedError as error:
-        # What raised has left its own word; that a signal ended a process is known here alone. With SIGTERM torchrun
-        # itself ends the others when one has failed.
+        # A worker that raised has left its own message; that a signal killed one is known only here. SIGTERM is what torchrun
+        # itself sends to the others after one has failed.
         for rank, failure in sorted(error.failures.items()):
             if failure.exitcode < 0:
                 kind = "terminated" if failure.exitcode == -signal.SIGTERM else "killed"

@@ -1,4 +1,4 @@
-"""One of several training processes: the same training, with its log sent through Dagster Pipes. Imports no Dagster."""
+"""One of several training processes: the same training, logged through Dagster Pipes. Imports no Dagster."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from brainmri_dagster.training.folder import FOLDER_VARIABLE, PARENT_VARIABLE, l
 
 
 def main() -> None:
-    """Train as the parent's request says; why that failed goes into the parent's folder."""
+    """Train as the parent requests; the reason of a failure goes into the parent's folder."""
     die_with_parent(int(os.environ[PARENT_VARIABLE]))
     request = read_request(Path(os.environ[FOLDER_VARIABLE]))
     try:
@@ -77,7 +77,7 @@ def _nodes(config: TrainConfig, pack: PackPointer, job: Job) -> Nodes | None:
 
 @contextlib.contextmanager
 def _log(request: dict[str, Any]) -> Iterator[tuple[StageLog, PipesContext | None]]:
-    """Let the first process log for all: to the run's file, the console where wanted, and Dagster's event log."""
+    """Let only the first process log: to the run's file, the console if wanted, and Dagster's event log."""
     run_id, dataset = request["run_id"], request["entry"]["key"]
     config = LogConfig.model_validate(request["log"])
     if int(os.environ["RANK"]) > 0:

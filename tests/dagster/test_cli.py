@@ -137,7 +137,7 @@ def test_class_folders_stand_in_where_there_is_no_pointer(root, monkeypatch):
     evaluated = run("evaluate", *(part for item in quick for part in ("-o", item)))
     assert evaluated.exit_code == 0, evaluated.output
     assert "macro_f1" in evaluated.stdout
-    assert "evaluate.model.weights_path is not used: the data set has a checkpoint" in evaluated.stderr
+    assert "evaluate.model.weights_path is ignored: the data set has a checkpoint" in evaluated.stderr
 
 
 def test_the_first_command_lays_out_the_whole_instance(root, monkeypatch):

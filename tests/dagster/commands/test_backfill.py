@@ -44,8 +44,8 @@ def test_a_daemon_silent_for_minutes_is_gone(tmp_path: Path) -> None:
     ("arguments", "code", "sentence"),
     [
         (["--select", "raw_dataset"], 9, "No Dagster daemon is running"),
-        (["--select", "row_dataset"], 2, "selects no asset; known: batch_predictions, champion"),
-        (["--select", "raw_dataset+("], 2, "is no selection of assets"),
+        (["--select", "row_dataset"], 2, "selects no asset; choose from batch_predictions, champion"),
+        (["--select", "raw_dataset+("], 2, "is not a valid asset selection"),
         (["--select", "raw_dataset", "--dataset", "brainmri/fantom"], 2, "did you mean 'brainmri/phantom'?"),
         (
             ["--select", "raw_dataset", "--experiment", "nothing"],

@@ -149,7 +149,7 @@ def test_a_file_is_requested_once_and_after_two_looks_that_found_it_unchanged(wa
         write(watched, "a.png")
         first = look(instance, empty)
         assert not first.run_requests
-        assert "1 files are looked at again" in first.skip_reason.skip_message
+        assert "1 file may still be changing" in first.skip_reason.skip_message
         second = look(instance, first)
         (request,) = second.run_requests
         assert request.partition_key == INBOX
@@ -195,7 +195,7 @@ def test_a_file_dated_in_the_future_is_not_taken_and_it_is_said(watched: Path) -
         os.utime(watched / "a.png", (4e9, 4e9))
         answer = look(instance, look(instance, look(instance)))
         assert not answer.run_requests
-        assert "1 files are looked at again" in answer.skip_reason.skip_message
+        assert "1 file may still be changing" in answer.skip_reason.skip_message
 
 
 def test_what_systems_leave_behind_starts_nothing(watched: Path) -> None:
@@ -216,7 +216,7 @@ def test_new_files_wait_for_a_run_at_work_on_the_folder(watched: Path) -> None:
         )
         busy = look(instance, first)
         assert not busy.run_requests
-        assert "1 new files wait for the run at work" in busy.skip_reason.skip_message
+        assert "1 new file waiting for the present run to end" in busy.skip_reason.skip_message
         instance.report_run_canceled(run)
         assert len(keys_of(look(instance, busy))) == 1
 
@@ -226,9 +226,9 @@ def test_a_missing_folder_is_said_and_the_sensor_is_off_until_switched_on(
 ) -> None:
     watched.rmdir()
     with dg.DagsterInstance.ephemeral() as instance:
-        assert look(instance).skip_reason.skip_message == f"{INBOX}: its folder is not there"
+        assert look(instance).skip_reason.skip_message == f"{INBOX}: its folder does not exist"
         monkeypatch.setattr(incoming, "catalogue", load_catalogue)
-        assert look(instance).skip_reason.skip_message == "No data set is without labels."
+        assert look(instance).skip_reason.skip_message == "There is no data set without labels."
     assert incoming_images.default_status == dg.DefaultSensorStatus.STOPPED
 
 

@@ -43,7 +43,7 @@ def metrics(*beaten: str, before: float = 0.3, after: float | None = 0.1) -> Eva
 @pytest.mark.parametrize(
     ("beaten", "passed", "severity", "message"),
     [
-        (("yes", "yes"), True, None, "It beats all 2 baselines, the best of which is rule 1 with 0.600."),
+        (("yes", "yes"), True, None, "The model beats all 2 baselines; the best is rule 1 with 0.600."),
         (("yes", "unclear"), False, WARN, "The model is not clearly better than rule 1."),
         (("no", "unclear"), False, ERROR, "The model does not beat rule 0."),
         ((), False, WARN, "There is no baseline to beat: there is no training image to fit them on."),

@@ -203,7 +203,7 @@ def test_a_backfill_takes_the_pairs_that_can_be_measured(
         f"without a checkpoint: {SECOND}, {figshare}; without resized images: {figshare}"
         in capsys.readouterr().err
     )
-    with pytest.raises(MissingUpstreamError, match="No pair of data sets can be measured"):
+    with pytest.raises(MissingUpstreamError, match="No pair of data sets can be evaluated"):
         chosen(PHANTOM)
 
 
@@ -220,7 +220,7 @@ def test_the_command_measures_a_file_and_says_what_it_found(
     assert done.exit_code == 0, done.output
     assert "macro_f1_difference" in done.stdout and "report: " in done.stdout
     for words, code, message in (
-        (["evaluate", "--checkpoint", weights], 2, "--checkpoint goes with --trained-on"),
+        (["evaluate", "--checkpoint", weights], 2, "--checkpoint needs --trained-on"),
         (
             ["evaluate", "--trained-on", "brainmri/fantom", "--dataset", SECOND],
             2,

@@ -52,7 +52,7 @@ def test_the_ui_shows_numbers_tables_pictures_and_warnings(tmp_path: Path) -> No
     assert "| whole test split | 90 |" in text["subsets"]
     assert "**red**: The model does not beat every simple rule" in text["warnings"]
     assert text["confusion_picture"].startswith("![confusion matrix](data:image/")
-    assert "called notumor" in text["confusion_matrix"]
+    assert "predicted notumor" in text["confusion_matrix"]
     assert (found["independent_units"], found["known_patients"], found["images_of_unknown_patient"]) == (
         25,
         10,

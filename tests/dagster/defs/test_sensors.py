@@ -247,7 +247,7 @@ def test_runs_whose_process_died_are_closed_and_others_left_alone(archives, tmp_
         assert (ended["status"], first, set(later)) == ("failed", "failed", {"skipped"})
         assert instance.get_run_by_id(here.run_id).status == dg.DagsterRunStatus.STARTED
         again = dead_runs(dg.build_sensor_context(instance=instance, definitions=defs))
-        assert again.skip_message == "No run's process died."
+        assert again.skip_message == "No run has died."
 
 
 def test_a_manifest_that_cannot_be_closed_keeps_no_other_run_from_being_closed(

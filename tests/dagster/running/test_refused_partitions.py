@@ -27,7 +27,7 @@ MATERIALIZE = [str(Path(sys.executable).with_name("dagster")), "asset", "materia
             (
                 "definitions",
                 ["--partition=brainmri/phantom|0"],
-                "'brainmri/phantom|0' is none of the selected",
+                "The selected assets have no partition 'brainmri/phantom|0';",
             ),
         ),
     ],

@@ -93,7 +93,7 @@ def test_a_lost_pointer_makes_its_asset_stale(evaluated: Workbench) -> None:
     path = evaluated.layout.absolute(str(pointer.pointer_path))
     content = path.read_bytes()
     path.unlink()
-    assert stale(evaluated) == {"evaluation": "its pointer is gone"}
+    assert stale(evaluated) == {"evaluation": "its pointer file is gone"}
     path.write_bytes(content)
 
 

@@ -112,7 +112,7 @@ def test_two_nodes_learn_the_bits_of_two_processes_and_the_second_writes_nothing
     before = content(copy)
     with helper(copy, *nodes(address)) as second:
         packed.done(TRAIN, *nodes(address))
-        assert "its results are with the first node" in said(second)
+        assert "the first node has the results" in said(second)
     assert second.returncode == 0 and content(copy) == before
     together = weights(packed)
     packed.done(TRAIN, *RECIPE, "train.distributed.nproc=2")
@@ -222,19 +222,19 @@ def refusal(kind: type[BrainMRIError], *arguments: Any) -> str:
 
 def test_nodes_that_cannot_meet_say_why(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
-    assert "No training answers at" in refusal(ModelError, place(address), 1)
-    assert "1, 2 did not come" in refusal(ModelError, place(free_address(), count=3), 0)
+    assert "No training answered at" in refusal(ModelError, place(address), 1)
+    assert "1, 2 did not join" in refusal(ModelError, place(free_address(), count=3), 0)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         busy = f"127.0.0.1:{taken.getsockname()[1]}"
         assert "is in use; choose another port" in refusal(ConfigError, place(busy), 0)
-    assert "is no address of this machine" in refusal(ConfigError, place("192.0.2.1:29500"), 0)
+    assert "is not an address of this machine" in refusal(ConfigError, place("192.0.2.1:29500"), 0)
     address = free_address()  # what was refused above may still be listening
     first = Rendezvous(place(address, count=3), 0)
     assert "nodes is 2 here and 3 on the first" in refusal(ConfigError, place(address), 1)
     second = Rendezvous(place(address, count=3), 1)
-    assert "has come as node 1 already" in refusal(ConfigError, place(address, count=3), 1)
+    assert "has already joined as node 1" in refusal(ConfigError, place(address, count=3), 1)
     third = Rendezvous(place(address, count=3), 2)
     for node in (first, second, third):
         node.await_all(place(address, count=3))
