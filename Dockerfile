@@ -10,11 +10,11 @@ ARG EXTRAS=export,medical
 SHELL ["/bin/bash", "-euo", "pipefail", "-c"]
 WORKDIR /source
 COPY requirements.lock ./
-# uv comes from the lock too, by pip in its hash-checking mode.
+# uv is in the lock, too; pip installs it and checks its hashes.
 RUN sed -n '/^uv==/,/[^\\]$/p' requirements.lock > uv.lock \
     && pip install --no-cache-dir --require-hashes --requirement uv.lock
 COPY . ./
-# The lock's torch is the one with CUDA. For the CPU its pin stays without the hashes, and PyTorch's own index has the wheel.
+# The lock has torch with CUDA. For the CPU the same version is installed from PyTorch's own index, without hashes.
 RUN case "$ACCELERATOR" in \
         cuda) cp requirements.lock pins.txt ;; \
         cpu) sed -E '/^(torch|torchvision)==/,/[^\\]$/{/--hash/d; s/ *\\$//}' requirements.lock > pins.txt ;; \

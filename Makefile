@@ -2,10 +2,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 export DAGSTER_HOME ?= $(CURDIR)/.dagster
-# Empty is unset: where an image sets it, every process would compile all of torch and Dagster anew, for ten seconds.
+# Empty counts as unset. If a container image sets it, every process compiles all of torch and Dagster again, for ten seconds.
 export PYTHONDONTWRITEBYTECODE :=
 
-# Two workers, one thread each: they and the programs they start do not fight for the cores. tests/conftest.py deals out.
+# Two workers with one thread each, so that they and the programs they start do not compete for the cores.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 .PHONY: help install demo static unit every check test test-rest test-all audit docs ui clean
 export NO_MKDOCS_2_WARNING = 1
@@ -26,7 +26,7 @@ $(DAGSTER_HOME)/dagster.yaml: | brainmri_dagster/dagster.yaml
 	@mkdir -p $(DAGSTER_HOME)
 	@cp brainmri_dagster/dagster.yaml $@
 
-# hadolint is under the GPL: a program of its own folder that `make static` calls, no package beside ours.
+# hadolint is under the GPL: a separate program in a folder of its own, not a package of the environment.
 .venv/hadolint: scripts/hadolint.lock | .venv/.installed
 	$(BIN)/uv pip install --quiet --no-deps --require-hashes --target $@ --requirement $<
 	@touch $@
@@ -47,23 +47,23 @@ static: .venv/.installed .venv/hadolint
 check: .venv/.installed .venv/hadolint  ## lint, types, import contracts and the unit tests that train nothing
 	@$(MAKE) --no-print-directory --jobs=2 unit static
 
-# The unit tests alone. Lint and types run beside them, where the tests' workers wait for each other.
+# The unit tests alone. `check` runs lint and types at the same time, because the tests leave cores idle while they start.
 unit: .venv/.installed
 	$(PYTEST) -m "not training and not e2e and not full and not slow" tests/core tests/dagster tests/repository
 
-test: .venv/.installed .venv/hadolint  ## the same, the documentation, and tests of every part, the real UI included
+test: .venv/.installed .venv/hadolint  ## check, the documentation, and tests of every part, the real UI included
 	@$(MAKE) --no-print-directory --jobs=3 every static docs
 
 every: .venv/.installed
 	$(PYTEST) -m "not full and not slow"
 
-test-rest: .venv/.installed  ## what test leaves out, with few trials of each fault
+test-rest: .venv/.installed  ## the tests that `test` leaves out, with few trials of each fault
 	$(PYTEST) -m "full or journey"
 
 test-all: .venv/.installed  ## all tests, with many trials of each fault
 	BRAINMRI_LONG_TESTS=1 $(PYTEST) --timeout=1400
 
-audit: .venv/.installed  ## ask for known vulnerabilities of the pinned packages
+audit: .venv/.installed  ## look up known vulnerabilities of the pinned packages
 	$(BIN)/python -m scripts.audit
 
 docs: .venv/.installed  ## build the documentation into site/

@@ -1,7 +1,7 @@
-"""Ask for known vulnerabilities of the packages of ``requirements.lock``; without a network, say so and let it pass.
+"""Look up known vulnerabilities of the packages of ``requirements.lock``; without a network, say so and pass.
 
-``python -m scripts.audit`` ends with 0 (none, or nobody could be asked), 1 (some) or, with ``--strict``, 2 (nobody could
-be asked).
+``python -m scripts.audit`` ends with 0 (none, or the service could not be asked), 1 (some) or, with ``--strict``, 2 (the
+service could not be asked).
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import Any
 
 from scripts.pins import LOCK, pins
 
-_PROBE = "pip==9.0.0"  # with vulnerabilities that everybody knows of: who finds none was not asked
+_PROBE = "pip==9.0.0"  # has known vulnerabilities: an answer without any means that the service was not reached
 
 
 def ask(requirements: Path) -> list[dict[str, Any]] | None:
-    """Return what pip-audit says of each pinned package; None if it could not ask."""
+    """Return pip-audit's answer for each pinned package; None if it could not ask."""
     command = [
         sys.executable,
         "-m",
@@ -44,7 +44,7 @@ def audit(text: str, strict: bool) -> int:
         requirements.write_text(f"{_PROBE}\n")
         probe = ask(requirements)
         if not probe or not probe[0].get("vulns"):
-            print("Not audited: no vulnerability service answers from here; run it again with a network.")
+            print("Not audited: the vulnerability service cannot be reached; run it again with a network.")
             return 2 if strict else 0
         requirements.write_text("\n".join(f"{name}=={version}" for name, (version, _) in pins(text).items()))
         answers = ask(requirements)

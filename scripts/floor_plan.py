@@ -1,9 +1,11 @@
 """Draw the floor plan in docs/architecture.md from the imports: every room, and an arc to each room that it imports.
 
+A room is a folder of a package, or the files of its root.
+
     python -m scripts.floor_plan [--check]
 
-Rooms stand in the order of the layers contracts in pyproject.toml, so every arc goes down. With ``--check`` nothing is
-written: the exit code is 1 where the stored picture is not that of the code.
+Rooms are drawn in the order of the layers contracts in pyproject.toml, so every arc goes down. With ``--check`` nothing is
+written; the exit code is 1 if the stored picture differs from the code.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ import grimp
 ROOT = Path(__file__).resolve().parents[1]
 PICTURE = ROOT / "docs" / "images" / "floor-plan.svg"
 PACKAGES = {"brainmri_dagster": "the Dagster side", "brainmri_core": "the core, a plain library"}
-# Files of the root that know nothing of a project: they stand at the bottom, each by itself.
+# Files of the root that know nothing of a project: each is a room of its own, at the bottom.
 GROUND = {"errors", "arrays", "escaping", "wording"}
 _ROW, _TOP, _LEFT, _BOX = 26, 34, 16, 560
 
@@ -98,7 +100,7 @@ def draw() -> str:
             )
         for (upper, lower), count in sorted(arcs(package, plan).items()):
             if row[lower] < row[upper]:
-                raise SystemExit(f"{upper} imports {lower}, which stands above it.")
+                raise SystemExit(f"{upper} imports {lower}, which is above it.")
             y, z, x = row[upper] + 11, row[lower] + 11, _LEFT + _BOX
             bulge = x + 14 + 0.42 * (z - y)
             width = min(3.0, 0.6 + count / 12)
@@ -131,7 +133,7 @@ def main() -> None:
         PICTURE.write_text(made)
     elif not PICTURE.is_file() or PICTURE.read_text() != made:
         raise SystemExit(
-            f"{PICTURE.relative_to(ROOT)} is not that of the code; run python -m scripts.floor_plan."
+            f"{PICTURE.relative_to(ROOT)} does not match the code; run python -m scripts.floor_plan."
         )
 
 

@@ -13,7 +13,7 @@ from packaging.utils import canonicalize_name
 from scripts.pins import LOCK, pins
 
 _LONG = 60
-# The page is the same whichever Python makes it.
+# Markers are evaluated for this system, so that the page is the same whichever Python makes it.
 _HERE = {
     "implementation_name": "cpython",
     "os_name": "posix",
@@ -48,7 +48,7 @@ def pinned(text: str) -> dict[str, str]:
 
 
 def licence(package: metadata.Distribution) -> str:
-    """Return a package's licence as its metadata tell it: the expression, else the classifiers, else the text's start."""
+    """Return a package's licence by its metadata: the licence expression, else a short text, else the classifiers."""
     about = package.metadata
     classifiers = [
         item.split(" :: ")[-1] for item in about.get_all("Classifier") or [] if item.startswith("License")
@@ -63,7 +63,7 @@ def licence(package: metadata.Distribution) -> str:
 
 
 def needed_to_run() -> set[str]:
-    """Return the packages that brainmri needs without its extras, direct and indirect, by canonical name."""
+    """Return the canonical names of the packages that brainmri needs without its extras, directly or indirectly."""
     found: set[tuple[str, str]] = set()
     todo = [("brainmri", "")]
     while todo:
@@ -71,7 +71,7 @@ def needed_to_run() -> set[str]:
         try:
             required = [Requirement(line) for line in metadata.requires(name) or []]
         except metadata.PackageNotFoundError:
-            continue  # of another platform
+            continue  # only for another platform
         for item in required:
             if item.marker is None or item.marker.evaluate({"extra": extra}):
                 asked = {(canonicalize_name(item.name), other) for other in ("", *item.extras)}

@@ -1,4 +1,4 @@
-"""The pins of ``requirements.lock``: every package that `make` installs, with version and hashes."""
+"""Read ``requirements.lock``: version and hashes of every package that `make` installs."""
 
 from __future__ import annotations
 

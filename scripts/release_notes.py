@@ -1,4 +1,4 @@
-"""Print what CHANGELOG.md says of a release: ``python -m scripts.release_notes v1.2.3``."""
+"""Print the section of CHANGELOG.md about a release: ``python -m scripts.release_notes v1.2.3``."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ CHANGELOG = ROOT / "CHANGELOG.md"
 
 
 def notes(tag: str, version: str, changelog: str) -> str:
-    """Return a version's part of the changelog, without its heading.
+    """Return a version's section of the changelog, without its heading.
 
     Parameters
     ----------
     tag : str
         Name of the release's tag, the version after a ``v``.
     version : str
-        Version that the package gives itself.
+        Version of the package.
     changelog : str
-        Text of the changelog, one second-level heading a version.
+        Text of the changelog, with one second-level heading per version.
 
     Raises
     ------
     SystemExit
-        If the tag names another version than the package, or the changelog has no part for it, or an empty one.
+        If the tag names another version than the package, or the changelog has no section for it, or an empty one.
     """
     if tag != f"v{version}":
         raise SystemExit(

@@ -8,12 +8,12 @@ from datetime import timedelta
 
 broker_url = os.environ["BRAINMRI_BROKER_URL"]
 result_backend = broker_url
-# One run at a time, each in a fresh process; none is held back behind one at work while another worker is idle.
+# One run at a time, each in a new process; a busy worker reserves no further run that an idle one could take.
 worker_concurrency = 1
 worker_max_tasks_per_child = 1
 worker_prefetch_multiplier = 1
 worker_disable_prefetch = True
-# Celery's one day would make a longer training look dead.
+# After Celery's default of one day a longer training would look dead.
 result_expires = timedelta(days=30)
-# What a run prints is for Dagster's compute logs; Celery would take it into its own.
+# The output of a run belongs into Dagster's compute logs; Celery would redirect it to its own log.
 worker_redirect_stdouts = False
