@@ -15,7 +15,9 @@ from typing import Any
 
 from scripts.pins import LOCK, pins
 
-_PROBE = "pip==9.0.0"  # has known vulnerabilities: an answer without any means that the service was not reached
+_PROBE = (
+    "pip==9.0.0"  # has known vulnerabilities: an answer without any means that the service was not reached
+)
 
 
 def ask(requirements: Path) -> list[dict[str, Any]] | None:
