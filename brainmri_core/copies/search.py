@@ -11,11 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 
 from brainmri_core.arrays import F32, F64, I64, U8, U64, Mask
 from brainmri_core.config.data import CopySearchConfig
+from brainmri_core.copies.components import connected
 from brainmri_core.copies.fingerprint import FingerprintTable
 from brainmri_core.copies.hamming import Pairs, candidate_pairs
 from brainmri_core.copies.likeness import (
@@ -218,6 +217,4 @@ def _between(first: list[int], second: list[int]) -> list[tuple[int, int]]:
 
 def group_copies(n: int, pairs: CopyPairs) -> I64:
     """Return the connected component of each of n images under the pairs: int64, ``(n,)``."""
-    graph = coo_matrix((np.ones(len(pairs.first), np.int8), (pairs.first, pairs.second)), (n, n))
-    labels: I64 = connected_components(graph, directed=False)[1].astype(np.int64)
-    return labels
+    return connected(n, (pairs.first, pairs.second))

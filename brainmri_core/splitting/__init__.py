@@ -1,1 +1,1 @@
-"""Which image goes where: groups that stay together, their assignment to sides, and a stored split opened again."""
+"""The split: groups that stay together, their assignment to training, test and folds, and the record of a split."""

@@ -1,7 +1,7 @@
-"""Groups onto sides: whole groups, class proportions as close as groups allow, and few moves when images are added.
+"""Assign whole groups to training, test, validation and folds, with class proportions as close as groups allow.
 
-Every group is placed by a keyed hash of its name, so the result depends on neither file order nor machine, and a group
-that is there before and after images are added has the same place in the order.
+A keyed hash of its name decides the order of each group. So the result depends neither on the order of files nor on the
+machine, and when images are added the old groups keep their order, and few of them move to another side.
 """
 
 from __future__ import annotations
@@ -11,10 +11,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 
 from brainmri_core.arrays import I64, U64, Indices, Mask, Objects
+from brainmri_core.copies.components import connected
 from brainmri_core.project.sample_table import known_patients
 from brainmri_core.system.checksums import sha256_json
 
@@ -43,10 +42,10 @@ def _strata(table: I64) -> Indices:
 
 
 def assign_side(groups: Sequence[str], labels: Labels, frac: float, seed: int, salt: str) -> Mask:
-    """Choose whole groups for one side, per class.
+    """Choose whole groups for one side, class by class.
 
-    Within each class the groups stand in the order of their keyed hash and are taken while that brings the class closer
-    to its share. So adding images moves only groups near the cut: for a share f, about f of the images added.
+    Within each class, groups are taken in the order of their keyed hash as long as that brings the class closer to its
+    share. So when images are added, only groups near the cut move: for a share f, about f times the number of new images.
 
     Parameters
     ----------
@@ -59,12 +58,12 @@ def assign_side(groups: Sequence[str], labels: Labels, frac: float, seed: int, s
     seed : int
         Seed of the hash.
     salt : str
-        What the choice is for, so that two choices with one seed are independent.
+        Purpose of the choice, so that two choices with the same seed are independent.
 
     Returns
     -------
     numpy.ndarray
-        bool, one value per image. A class with two groups or more has at least one on each side.
+        bool ``(N,)``. A class with two groups or more has at least one on each side.
     """
     names, number, table = _counts(groups, labels)
     order = np.argsort([keyed_hash(name, seed, salt) for name in names], kind="stable")
@@ -88,18 +87,29 @@ def assign_side(groups: Sequence[str], labels: Labels, frac: float, seed: int, s
 
 
 def assign_folds(groups: Sequence[str], labels: Labels, k: int, seed: int) -> I64:
-    """Spread whole groups over k folds, class proportions balanced.
+    """Distribute whole groups over k folds with balanced class proportions.
 
-    Within each class the groups of several images that fill a tenth of a fold come first, the largest first, each to the
-    fold with the fewest images of the class. The others stand in the order of their keyed hash and fill what room is
-    left, fold after fold. So adding images moves only groups near the k - 1 cuts: at most about (k - 1) / 2 images for
-    each image added, as long as no large group is among them.
+    Within each class, large groups (of several images, and a tenth of a fold or more) come first, the largest first, each
+    into the fold with the fewest images of the class. The other groups fill the remaining space in the order of their keyed
+    hash, fold after fold. So when images are added, only groups near the k - 1 cuts move: at most about (k - 1) / 2 images
+    for each new image, unless a large group is among them.
+
+    Parameters
+    ----------
+    groups : sequence of str
+        Group of each image.
+    labels : sequence of int
+        Class index of each image.
+    k : int
+        Number of folds.
+    seed : int
+        Seed of the hash.
 
     Returns
     -------
     numpy.ndarray
-        int64 fold of each image, 0 to k - 1. A class with k groups or more has at least one in every fold; one with fewer
-        has each in a fold of its own, and none in the others.
+        int64 ``(N,)``: fold of each image, 0 to k - 1. A class with k groups or more is in every fold; a class with fewer
+        groups has each of them in a fold of its own.
     """
     names, number, table = _counts(groups, labels)
     hashes = np.array([keyed_hash(name, seed, "fold") for name in names], np.uint64)
@@ -132,7 +142,7 @@ def _fill_empty(
     hashes: U64,
     k: int,
 ) -> None:
-    """Move the smallest groups of one class out of folds that hold several into those that hold none."""
+    """Move the smallest groups of one class from folds with several of its groups to folds without any."""
     smallest = members[np.lexsort((hashes[members], sizes[members]))]
     for empty in sorted(set(range(k)) - set(fold[members].tolist())):
         held = np.bincount(fold[members], minlength=k)
@@ -145,12 +155,12 @@ def joined(
     *namings: Sequence[str] | Objects,
     pairs: Sequence[tuple[I64, I64]] = (),
 ) -> I64:
-    """Number the images so that those which share a name in any of several namings, or are paired, share their number.
+    """Number the images so that images have the same number if they share a name in any naming, or are paired.
 
     Parameters
     ----------
     *namings : sequence of str
-        A name for each of N images; ``""`` joins nothing. At least one naming.
+        A name for each of N images; an empty name joins nothing. There must be at least one naming.
     pairs : sequence of tuple
         int64 arrays of first and of second images.
 
@@ -169,8 +179,7 @@ def joined(
         names.append(count + number)
         count += len(found)
     rows, columns = np.concatenate(images), np.concatenate(names)
-    graph = coo_matrix((np.ones(len(rows), np.int8), (rows, columns)), (count, count))
-    return np.asarray(connected_components(graph, directed=False)[1][:n], np.int64)
+    return connected(count, (rows, columns))[:n]
 
 
 def group_names(
@@ -178,7 +187,7 @@ def group_names(
     component: I64,
     patients: Objects | None = None,
 ) -> Objects:
-    """Name each image's group after its patient or its smallest member's pixels, so that the name survives added images.
+    """Name each image's group by its patient or its least pixel hash, so that added images rarely change the name.
 
     Parameters
     ----------
@@ -187,8 +196,8 @@ def group_names(
     component : numpy.ndarray
         int64 ``(N,)``: number of each image's group.
     patients : numpy.ndarray or None
-        object ``(N,)`` of str, ``""`` where unknown, if groups are to be named after patients. A keyed hash names none: it
-        is another one in each project.
+        object ``(N,)`` of str, ``""`` where unknown, to name groups by patients. Keyed hashes of patients are not used, as
+        they differ between projects.
 
     Returns
     -------
@@ -199,16 +208,16 @@ def group_names(
     own = np.where(digests == "", "unreadable:" + paths, digests)
     if patients is not None:
         running = [bool(name) and not name.startswith("hashed:") for name in patients]
-        own = np.where(running, " patient " + patients, own)  # the blank sorts before all digits
+        own = np.where(running, " patient " + patients, own)  # the blank sorts before all hexadecimal digits
     smallest = pd.Series(own).groupby(component).transform("min")
     return np.array([sha256_json(name)[:16] for name in smallest], object)
 
 
 def independent_units(table: pd.DataFrame) -> list[str]:
-    """Name the part of the data that each image belongs to and that is independent of all others.
+    """Name the independent unit of each image: its patient where known, joined with its group.
 
-    That is its patient where known, joined with its group: images of one patient share anatomy and scanner, those of one
-    group more than that. What is resampled for an interval, held out for validation or put into a fold are such units.
+    Images of one patient share anatomy and scanner, and images of one group share even more, so they are not independent.
+    Confidence intervals resample such units; validation and folds hold out whole units.
 
     Parameters
     ----------
@@ -218,7 +227,7 @@ def independent_units(table: pd.DataFrame) -> list[str]:
     Returns
     -------
     list of str
-        The name of the unit's least group, so that a unit of a single group is called as the group is.
+        The name of the unit's first group in alphabetical order; for a unit of a single group, that group's name.
     """
     groups = table["group"].astype(str)
     patients = known_patients(table)
@@ -229,15 +238,18 @@ def independent_units(table: pd.DataFrame) -> list[str]:
 
 
 def validation_mask(samples: pd.DataFrame, val_frac: float, seed: int) -> Mask:
-    """Choose the validation images among a sample table's training rows, in whole units (`independent_units`).
+    """Choose the validation images among the training rows of a sample table, in whole `independent_units`.
 
-    Where the split kept an official validation folder (its training rows have no fold), those are its images.
+    Where the split kept an official validation folder, whose rows have no fold, its images are the validation images.
 
     Parameters
     ----------
     samples : pandas.DataFrame
-        With columns ``split``, ``group``, ``class_index``, where patients are known ``patient``, and where official folders
-        are, ``origin`` and ``fold``.
+        N rows with ``split``, ``group`` and ``class_index``; optional: ``patient``, ``origin`` and ``fold``.
+    val_frac : float
+        Share of each class to choose, in (0, 1).
+    seed : int
+        Seed of the choice.
 
     Returns
     -------

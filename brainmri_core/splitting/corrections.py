@@ -1,4 +1,4 @@
-"""Labels that are known to be wrong, from the catalogue entry's table: left out, set right, or used as they are."""
+"""Known label errors from the catalogue entry's table: their images are excluded, relabelled or used unchanged."""
 
 from __future__ import annotations
 
@@ -12,17 +12,27 @@ WRONG_LABEL = "its label is known to be wrong"
 
 
 def correct_labels(config: SplitConfig, table: pd.DataFrame, job: Job) -> dict[str, dict[str, str]]:
-    """Treat the images whose label the catalogue entry's ``label_corrections`` says is wrong, as ``split.corrections`` says.
+    """Apply ``split.corrections`` to the images that the catalogue entry's ``label_corrections`` list.
 
     Parameters
     ----------
+    config : SplitConfig
+        ``corrections``: exclude, apply or ignore.
     table : pandas.DataFrame
-        With ``path``, ``label``, ``class_index``, ``split`` and ``reason``, which it changes.
+        With ``path``, ``label``, ``class_index``, ``split`` and ``reason``; it is changed in place.
+    job : Job
+        Its catalogue entry names the table of corrections.
 
     Returns
     -------
     dict
-        Path to ``found`` and ``right`` label and the ``source`` of the correction, under ``ignore`` too.
+        Path of each wrongly labelled image to its ``found`` label, its ``right`` label and the ``source`` of the
+        correction; also with ``ignore``.
+
+    Raises
+    ------
+    ConfigError
+        If the table cannot be read.
     """
     if job.entry.label_corrections is None:
         return {}

@@ -1,4 +1,4 @@
-"""Ways to divide the images of a data set: as it was split, as it comes, at random, by copies alone, by patients too."""
+"""Ways to divide the images of a data set: this split, official folders, at random, by copies, and by patients."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Division:
     train, test : numpy.ndarray
         bool ``(N,)``, disjoint.
     reason : str or None
-        Why it cannot be made, where it cannot.
+        Why this division is not possible; None if it is.
     """
 
     name: SplitName
@@ -48,17 +48,17 @@ def divisions(samples: pd.DataFrame, thumbs: U8, copies: pd.DataFrame, *, seed: 
     samples : pandas.DataFrame
         N rows: path, class_index, origin, pixel_sha256, split and, where known, patient.
     thumbs : numpy.ndarray
-        uint8 ``(N, 64, 64)``, row-aligned with `samples`.
+        uint8 ``(N, 64, 64)``, in the order of `samples`.
     copies : pandas.DataFrame
         Confirmed pairs: path_a, path_b.
     seed : int
-        Seed of the divisions that are made here.
+        Seed of the last three divisions.
 
     Returns
     -------
     list of Division
-        In the order of `SPLIT_NAMES`. All but the first are over every readable image with a known class; the last three
-        hold as many test images as the first.
+        In the order of `SPLIT_NAMES`. All but the first contain every readable image with a known class; the last three
+        have as many test images as the first.
     """
     side, origin = samples["split"].to_numpy(object), samples["origin"].to_numpy(object)
     classes = samples["class_index"].to_numpy(np.int64)
@@ -91,7 +91,18 @@ def divisions(samples: pd.DataFrame, thumbs: U8, copies: pd.DataFrame, *, seed: 
 
 
 def random_split(class_index: I64, usable: Mask, n_test: int, seed: int) -> tuple[Mask, Mask]:
-    """Divide images at random, stratified by class, each on its own: what most published pipelines do.
+    """Divide images at random, stratified by class and without groups, as most published pipelines do.
+
+    Parameters
+    ----------
+    class_index : numpy.ndarray
+        int64 ``(N,)``.
+    usable : numpy.ndarray
+        bool ``(N,)``: images to divide.
+    n_test : int
+        Number of test images.
+    seed : int
+        Seed of the draw.
 
     Returns
     -------
@@ -114,7 +125,7 @@ def groups_by(
     thumbs: U8,
     test_frac: float = 0.25,
 ) -> Objects:
-    """Return the group of each image as ``split.group_by`` makes it: object ``(N,)``."""
+    """Return the group of each image under a value of ``split.group_by``: object ``(N,)`` of str."""
     patients, pixels = known_patients(samples), samples["pixel_sha256"].to_numpy(object)
     if kind == "near_duplicate":
         return group_names(samples, joined(pixels, pairs=[_listed(samples, copies)]))
@@ -127,7 +138,7 @@ def groups_by(
 
 
 def _listed(samples: pd.DataFrame, copies: pd.DataFrame) -> tuple[I64, I64]:
-    """Return the rows of the confirmed copies that are in the table."""
+    """Return the rows of the table that confirmed copies pair: two int64 arrays."""
     index = pd.Index(samples["path"].to_numpy(object))
     first, second = (index.get_indexer(copies[name].to_numpy(object)) for name in ("path_a", "path_b"))
     known = (first >= 0) & (second >= 0)

@@ -1,4 +1,4 @@
-"""Export of a split as a class-folder tree, for people and for tools that want one."""
+"""Export of a split as a tree of class folders, for people and for other tools."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ _LONGEST_NAME = 250
 def export_split(table: pd.DataFrame, root: Path, dest: Path, config: SplitConfig, job: Job) -> None:
     """Write ``dest/{train,test}/<class>/`` with a copy of each image.
 
-    A file that carries EXIF, comments or a profile is written as PNG, with its pixels alone.
+    A file with EXIF, comments or a profile is written as PNG, with nothing but its pixels.
 
     Raises
     ------
     ConfigError
         If `dest` holds something that is not an earlier export, or an export and ``clear_dest`` is off.
     IntegrityError
-        If an image was changed after it was fetched; it is named.
+        If an image was changed after it was fetched; the message names it.
     """
     job.layout.relative(dest)
     if dest.exists() and any(dest.iterdir()):
@@ -74,7 +74,7 @@ def export_split(table: pd.DataFrame, root: Path, dest: Path, config: SplitConfi
 
 
 def _flat_names(paths: list[str]) -> list[str]:
-    """Return one file name for each path: its parts joined, or, where that is too long or not its alone, a hash of it."""
+    """Return a file name for each path: its parts joined or, where that is too long or not unique, a hash."""
     joined = [path.replace("/", "__") for path in paths]
     taken = Counter(name.casefold().removesuffix(".png") for name in joined)
     return [

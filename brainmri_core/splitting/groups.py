@@ -7,25 +7,33 @@ import pandas as pd
 
 from brainmri_core.arrays import I64, Objects
 from brainmri_core.config.data import SplitConfig
+from brainmri_core.copies.components import connected
 from brainmri_core.project.sample_table import known_scans
 from brainmri_core.splitting.assignment import group_names, joined
-from brainmri_core.splitting.neighbour_runs import Neighbours, connected
+from brainmri_core.splitting.neighbour_runs import Neighbours
 from brainmri_core.splitting.record import Found
 from brainmri_core.system.checksums import sha256_json
 
 
 def image_groups(config: SplitConfig, table: pd.DataFrame, found: Found) -> Objects:
-    """Name each image's group, as ``split.group_by`` says: object ``(N,)`` of 16 hexadecimal digits.
+    """Name each image's group by the rule of ``split.group_by``.
 
-    Slices of one file or study stay together, unless ``exact`` or ``none`` is asked for. A predefined split is not judged
-    by the neighbours of ``auto``, which are a guess.
+    Slices of one file or study stay together, except with ``exact`` or ``none``. For a predefined split the neighbours of
+    ``auto`` are not used, since they are a guess.
 
     Parameters
     ----------
+    config : SplitConfig
+        ``group_by``, ``strategy`` and ``test_frac``.
     table : pandas.DataFrame
         N rows with ``path``, ``pixel_sha256``, ``label``, ``class_index`` and ``split``.
     found : Found
-        What is known of the images; where neighbours say nothing about patients, a note on it is added.
+        Copies, neighbours and patients of the images. A note is added for each class whose neighbours are not used.
+
+    Returns
+    -------
+    numpy.ndarray
+        object ``(N,)`` of 16 hexadecimal digits.
     """
     digests, patients, scans = (
         table["pixel_sha256"].to_numpy(object),
@@ -57,11 +65,24 @@ def patient_components(
     neighbours: Neighbours,
     test_frac: float,
 ) -> tuple[I64, list[str]]:
-    """Join copies, the images of one patient, and, where the patient is unknown, neighbours that look alike.
+    """Join copies, the images of one patient and, where the patient is unknown, neighbours that look alike.
 
-    Neighbours are a guess, and a guess must not make a data set unusable: those of a class that would then have no image
-    for one of the sides are not joined. They say nothing about patients where all images of a class look alike, as in a
-    small or a synthetic set.
+    Neighbours are a guess, which must not make a data set unusable. Where all images of a class look alike, as in a small
+    or synthetic data set, joining neighbours would leave the class without images for one of the sides; there they are not
+    joined.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        N rows with ``pixel_sha256``, ``label``, ``class_index`` and ``split``.
+    patients : numpy.ndarray
+        object ``(N,)`` of str, ``""`` where unknown.
+    copies : tuple of numpy.ndarray
+        int64 rows of the confirmed copies.
+    neighbours : Neighbours
+        Pairs that may show the same patient.
+    test_frac : float
+        Share of the test side.
 
     Returns
     -------
@@ -82,7 +103,7 @@ def patient_components(
         left_out |= stuck
     notes = [
         f"Neighbouring images of the class {label!r} look so much alike that one group would hold all of them or more than "
-        "a side; there they were not taken for images of one patient."
+        "one side; so they were not taken for images of one patient."
         for label in sorted(set(table["label"][np.isin(classes, list(left_out))]))
     ]
     return component, notes
@@ -99,10 +120,10 @@ def _unsplittable(component: I64, table: pd.DataFrame, test_frac: float) -> set[
 
 
 def _with_neighbours(component: I64, patients: Objects, neighbours: Neighbours) -> I64:
-    """Join neighbours that look alike where the patient of at least one is unknown, and no two known patients.
+    """Join neighbours where the patient of at least one is unknown, but never two known patients.
 
-    Neighbours of unknown patient make up a run. A run that touches images of known patients is joined with the one it
-    resembles most: its images are of one of them, or of nobody known.
+    Neighbours with unknown patients form a run. A run that is next to images of known patients is joined with the most
+    similar one of these: it shows that patient, or an unknown one.
     """
     count = int(component.max(initial=-1)) + 1
     known = np.zeros(count, np.bool_)

@@ -1,7 +1,7 @@
-"""A proxy for patients where they are unknown: runs of neighbouring file numbers whose images look alike.
+"""A proxy for unknown patients: runs of images with consecutive file numbers that look alike.
 
-Slices of one patient mostly follow each other, and look alike within a plane. It stays a guess, so it never joins images
-of two known patients, and it is measured against the known ones wherever there are some.
+Slices of one patient mostly have consecutive numbers, and look alike within a plane. This is only a guess. So it never joins
+images of two known patients, and it is measured against the known patients wherever there are some.
 """
 
 from __future__ import annotations
@@ -12,10 +12,9 @@ from pathlib import PurePosixPath
 
 import numpy as np
 import pandas as pd
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 
 from brainmri_core.arrays import F64, I64, U8, Mask, Objects
+from brainmri_core.copies.components import connected
 from brainmri_core.copies.likeness import correlation
 
 LEAST_CORRELATION = 0.8
@@ -24,7 +23,7 @@ _NUMBER = re.compile(r"(\d+)(?!.*\d)")
 
 @dataclass(frozen=True)
 class Neighbours:
-    """Pairs of images of neighbouring numbers that look alike.
+    """Pairs of images with consecutive file numbers that look alike.
 
     Attributes
     ----------
@@ -39,20 +38,20 @@ class Neighbours:
     ncc: F64
 
     def among(self, rows: Mask) -> Neighbours:
-        """Return the pairs of which both images are among `rows`, bool ``(N,)``."""
+        """Return the pairs whose images are both in the mask `rows`, bool ``(N,)``."""
         kept = rows[self.first] & rows[self.second]
         return Neighbours(self.first[kept], self.second[kept], self.ncc[kept])
 
 
 def neighbour_pairs(table: pd.DataFrame, thumbs: U8) -> Neighbours:
-    """Return the pairs of rows whose file names differ by one in their last number and whose images correlate above .8.
+    """Return the pairs of rows with consecutive numbers in their file names and a correlation above .8.
 
-    A lower limit, or neighbours further apart, finds a few more pairs of one patient and joins many of two.
+    A lower limit, or a larger distance of the numbers, finds few more pairs of the same patient and many of two patients.
 
     Parameters
     ----------
     table : pandas.DataFrame
-        With column ``path``; row-aligned with `thumbs`.
+        N rows with ``path``, in the order of `thumbs`.
     thumbs : numpy.ndarray
         uint8, ``(N, 64, 64)``.
     """
@@ -80,14 +79,6 @@ def neighbour_pairs(table: pd.DataFrame, thumbs: U8) -> Neighbours:
     return Neighbours(first[alike], second[alike], ncc[alike])
 
 
-def connected(n: int, *pairs: tuple[I64, I64]) -> I64:
-    """Return the connected component of each of n images under pairs of rows: int64 ``(n,)``."""
-    first, second = (np.concatenate([pair[side] for pair in pairs]) for side in (0, 1))
-    graph = coo_matrix((np.ones(len(first), np.int8), (first, second)), (n, n))
-    labels: I64 = connected_components(graph, directed=False)[1].astype(np.int64)
-    return labels
-
-
 def proxy_quality(
     patients: Objects, neighbours: Neighbours, copies: tuple[I64, I64]
 ) -> dict[str, float] | None:
@@ -100,14 +91,14 @@ def proxy_quality(
     neighbours : Neighbours
         The proxy's pairs.
     copies : tuple of numpy.ndarray
-        Rows of the confirmed copies, which are joined with it.
+        int64 rows of the confirmed copies, which are joined, too.
 
     Returns
     -------
     dict or None
-        ``precision``: share of the proxy's pairs that are of one patient; ``recall``: share of all pairs of images of one
-        patient that the proxy, with the copies, puts into one group; ``purity``: share of images that belong to the most
-        frequent patient of their group. None where it made no pair of known patients.
+        ``precision``: share of the proxy's pairs that show the same patient; ``recall``: share of all pairs of images of
+        the same patient that proxy and copies put into one group; ``purity``: share of images that show the most frequent
+        patient of their group. None where the proxy has no pair of known patients.
     """
     known = patients != ""
     both = known[neighbours.first] & known[neighbours.second]

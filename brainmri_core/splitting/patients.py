@@ -1,4 +1,4 @@
-"""Whose image is it? From a CSV or the catalogue's table, from the path, or from the data set itself, in this order."""
+"""The patient of each image: from a CSV or the catalogue's table, the path, or the data itself, in this order."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ _SOURCES = {"pattern": "split.patient_pattern", "data": "The data set itself"}
 
 @dataclass(frozen=True)
 class KnownPatients:
-    """Who is on the images of a data set, as far as it is known.
+    """The known patients of a data set.
 
     Attributes
     ----------
     names : numpy.ndarray
         object ``(N,)`` of str: running numbers or keyed hashes, ``""`` where unknown.
     sources : dict
-        Where the names come from, to the number of images each gave.
+        Source to the number of images whose patient it named.
     notes : list of str
-        What was odd about a source, one sentence each.
+        Warnings about a source, one sentence each.
     """
 
     names: Objects
@@ -41,11 +41,10 @@ class KnownPatients:
 
 
 def find_patients(config: SplitConfig, table: pd.DataFrame, job: Job) -> KnownPatients:
-    """Find the patient of each image; where a source is silent about one, the next is asked.
+    """Find the patient of each image in the first source that names it.
 
-    The sources are ``split.patients_csv`` or, without it, the table of the catalogue entry; ``split.patient_pattern``; and
-    the column ``patient`` that fetch has found in the data. How the names of two sources go together, `_as_called_before`
-    says.
+    The sources are ``split.patients_csv`` or, without it, the table of the catalogue entry; then ``split.patient_pattern``;
+    then the column ``patient`` that fetch read from the data. `_as_called_before` reconciles the names of two sources.
 
     Raises
     ------
@@ -70,11 +69,12 @@ def find_patients(config: SplitConfig, table: pd.DataFrame, job: Job) -> KnownPa
 
 
 def _as_called_before(names: Objects, found: Objects, source: str, notes: list[str]) -> Objects:
-    """Return one source's names as the sources before it call the same patients, by the images that both name.
+    """Translate a source's names into those of the earlier sources, by the images that both name.
 
-    A name that stands for one patient of theirs becomes that patient's. A name that stands for several becomes nobody's, since
-    the sources before count: images that only this source names are one more patient, unless one of the several is called so.
-    The same name means the same patient, unless the images that both name show two ways of numbering; then it is kept apart.
+    A name whose images show one patient of the earlier sources becomes that patient's name. A name whose images show several
+    of their patients is not translated, since the earlier sources take precedence: images that only this source names are one
+    more patient, unless one of the several has this name. Equal names mean the same patient, unless the common images show
+    that the two sources number differently; then the name is made distinct.
     """
     both = (names != "") & (found != "")
     meant: dict[str, set[str]] = {}
@@ -95,20 +95,20 @@ def _as_called_before(names: Objects, found: Objects, source: str, notes: list[s
     if shared:
         several = sorted(meant[shared[0]])
         notes.append(
-            f"{_SOURCES[source]} calls several patients of an earlier source by one name ({len(shared)} such), the first "
-            f"{several[0]} and {several[1]} by {shared[0]}; the earlier source counts, and images that only the later one "
-            "names keep its name."
+            f"{_SOURCES[source]} gives several patients of an earlier source one name ({len(shared)} such), the first "
+            f"{several[0]} and {several[1]} the name {shared[0]}; the earlier source counts, and images that only the later "
+            "one names keep its name."
         )
     if apart:
         notes.append(
-            f"{_SOURCES[source]} numbers patients in another way than an earlier source, so that a name of both means two "
+            f"{_SOURCES[source]} numbers patients in another way than an earlier source, so that the same name means two "
             f"patients ({len(apart)} such, the first {apart[0]})."
         )
     return np.array([called.get(name, name) for name in found], object)
 
 
 def _from_table(config: SplitConfig, table: pd.DataFrame, job: Job, notes: list[str]) -> Objects:
-    """Read the user's CSV, where there is none the catalogue's table; of the latter an image may be missing silently."""
+    """Read the user's CSV or, without one, the catalogue's table, which may list images that the data set lacks."""
     names = np.full(len(table), "", object)
     given: ImageTable
     own = config.patients_csv is not None
@@ -165,13 +165,13 @@ def check_pattern(pattern: str) -> re.Pattern[str]:
     Raises
     ------
     ConfigError
-        If it is no regular expression, or has no group named patient.
+        If it is not a regular expression, or has no group named patient.
     """
     try:
         compiled = re.compile(pattern)
     except re.error as error:
         raise ConfigError(
-            f"split.patient_pattern {pattern!r} is no regular expression ({error}); correct it."
+            f"split.patient_pattern {pattern!r} is not a regular expression ({error}); correct it."
         ) from None
     if "patient" not in compiled.groupindex:
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""A split the user brings: a CSV of path, split and, where known, group (a patient id, say)."""
+"""A split from the user's CSV of path, split and, where known, group (such as a patient id)."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import pandas as pd
 
 from brainmri_core.arrays import Objects
 from brainmri_core.config.data import SplitConfig
+from brainmri_core.copies.components import connected
 from brainmri_core.errors import ConfigError, DataError
 from brainmri_core.project.foreign_names import stored_names
 from brainmri_core.project.image_tables import csv_rows
 from brainmri_core.project.job import Job
-from brainmri_core.splitting.neighbour_runs import connected
 from brainmri_core.system.checksums import sha256_json
 
 SIDES = ("train", "test", "excluded")
@@ -25,15 +25,28 @@ _GROUP = re.compile(r"[0-9a-f]{16}(?:-official-copy)?")
 def read_predefined(config: SplitConfig, table: pd.DataFrame, patients: Objects, job: Job) -> None:
     """Set split and group of a sample table from the CSV of ``split.predefined_csv``.
 
-    Paths are compared as `sources.names.compared` says. The CSV needs the columns ``path`` and ``split`` (train, test or excluded); with a column ``group`` its groups are
-    joined with the copies found, so that neither straddles; a blank group joins nothing.
+    The CSV needs the columns ``path`` and ``split`` (train, test or excluded). Paths are compared by
+    `foreign_names.compared`. Where it has a column ``group``, its groups are joined with those found, so that neither is on
+    two sides; an empty group joins nothing.
+
+    Parameters
+    ----------
+    config : SplitConfig
+        Names the CSV.
+    table : pandas.DataFrame
+        Sample table with ``path``, ``split``, ``reason`` and ``group``; it is changed in place.
+    patients : numpy.ndarray
+        object ``(N,)`` of str: known patients, ``""`` where unknown.
+    job : Job
+        The run.
 
     Raises
     ------
     ConfigError
         If no CSV is named or it cannot be read.
     DataError
-        If it names unknown images, leaves some out, uses another word for a side, or puts a group on two sides.
+        If it names unknown images, leaves some out, uses another word for a side, or puts a group or a known patient on
+        two sides.
     """
     if config.predefined_csv is None:
         raise ConfigError(
@@ -72,7 +85,7 @@ def read_predefined(config: SplitConfig, table: pd.DataFrame, patients: Objects,
 
 
 def _check_sides(path: Path, table: pd.DataFrame, patients: Objects) -> None:
-    """Refuse a group, or under whatever grouping a known patient, on two sides."""
+    """Refuse a group on two sides and, whatever the groups are, a known patient on two sides."""
     used = (table["split"] != "excluded").to_numpy()
     sides = table["split"].to_numpy(object)
     for names, among in (
@@ -118,9 +131,10 @@ def _read(path: Path) -> pd.DataFrame:
 
 
 def _joined(found: pd.Series, given: Objects) -> pd.Series:
-    """Join two groupings, so that rows which share a found or a given group are together; ``""`` joins nothing.
+    """Join two groupings: rows that share a found or a given group are together; an empty name joins nothing.
 
-    A group is called as the file calls it where that is a name this project gave, so that a split is replayed exactly.
+    A group keeps its name from the file if that has the form of this project's names, so that an exported split can be
+    replayed exactly.
     """
     named = np.where(given == "", "found " + found.to_numpy(object), "given " + given)
     ids = pd.factorize(np.concatenate([found.to_numpy(object), named]))[0].astype(np.int64)
@@ -129,6 +143,6 @@ def _joined(found: pd.Series, given: Objects) -> pd.Series:
     ]
     ours = [name if _GROUP.fullmatch(name) else sha256_json(f"given {name}")[:16] for name in given]
     own = pd.Series(np.where(given == "", found.to_numpy(object), np.array(ours, object)), index=found.index)
-    # a name from the file goes before one that was found
+    # Names from the file ("0") come before names that were found ("1").
     order = pd.Series(np.where(given == "", "1", "0"), index=found.index) + own
     return order.groupby(component).transform("min").str[1:]

@@ -1,4 +1,4 @@
-"""What is kept of a split besides the sample table: a summary for people, the copies found, and a CSV to replay it."""
+"""The files of a split besides the sample table: its summary, the copies found, and a CSV to replay it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,23 @@ from brainmri_core.system.storage import atomic_file
 
 @dataclass(frozen=True)
 class Found:
-    """What was found about the images, row by row of the sample table: copies, neighbours, patients, wrong labels."""
+    """What was found about the images, by row of the sample table.
+
+    Attributes
+    ----------
+    prints : FingerprintTable
+        Fingerprints.
+    pairs : CopyPairs
+        Confirmed copies.
+    components : numpy.ndarray
+        int64 ``(N,)``: the connected component of each image under the copies.
+    neighbours : Neighbours
+        Pairs of neighbours that look alike.
+    patients : KnownPatients
+        Known patients.
+    corrections : dict
+        Images whose label is known to be wrong, from `correct_labels`.
+    """
 
     prints: FingerprintTable
     pairs: CopyPairs
@@ -38,7 +54,7 @@ class Found:
 
 
 def previous_split(job: Job) -> pd.DataFrame | None:
-    """Return path, hash, side and fold of the images of the data set's newest split; None where there is none."""
+    """Return path, hash, side and fold of the images in the data set's newest split; None without a split."""
     pointer = latest_pointer(job.layout, MappingPointer, job.dataset)
     if pointer is None or not job.layout.absolute(pointer.samples).is_file():
         return None
@@ -49,7 +65,7 @@ def previous_split(job: Job) -> pd.DataFrame | None:
 
 
 def moved_images(table: pd.DataFrame, before: pd.DataFrame) -> dict[str, str]:
-    """Name the images that were there before, unchanged, and are elsewhere now.
+    """Name the unchanged images that are on another side or in another fold than before.
 
     Returns
     -------
@@ -87,7 +103,7 @@ def side_counts(table: pd.DataFrame, classes: list[str]) -> dict[str, dict[str, 
 def split_record(
     config: SplitConfig, table: pd.DataFrame, found: Found, conflicts: list[str], before: pd.DataFrame | None
 ) -> dict[str, Any]:
-    """Summarise a split: how it was made, how close it came, what was found, left out and moved."""
+    """Summarise a split for ``split.json``: settings, shares reached, copies, patients, exclusions and moved images."""
     included = table[table["split"] != "excluded"]
     sizes = included["group"].value_counts()
     share = (included["split"] == "test").groupby(included["label"]).mean()
@@ -132,7 +148,7 @@ def split_record(
 
 
 def _patients(table: pd.DataFrame, found: Found) -> dict[str, Any]:
-    """Say for how many images the patient is known, from where, what was odd, and how good the proxy for patients is."""
+    """Summarise the known patients: number, sources, notes, and the quality of the proxy for unknown patients."""
     used = (table["split"] != "excluded").to_numpy()
     names = found.patients.names
     known = used & (names != "")
@@ -148,7 +164,7 @@ def _patients(table: pd.DataFrame, found: Found) -> dict[str, Any]:
 
 
 def read_split_record(path: Path) -> dict[str, Any]:
-    """Read ``split.json``; a class-folder tree has none, for which an empty record is returned.
+    """Read ``split.json``; return an empty record for a class-folder tree, which has none.
 
     Raises
     ------
@@ -162,12 +178,12 @@ def read_split_record(path: Path) -> dict[str, Any]:
 
 
 def copy_limits(record: dict[str, Any]) -> CopySearchConfig:
-    """Return what confirmed a copy in a split, by its record; the defaults where it says nothing.
+    """Return the settings of a split's search for copies from its record; the defaults where it has none.
 
     Raises
     ------
     IntegrityError
-        If what it says is no such configuration.
+        If the settings are not valid.
     """
     try:
         return CopySearchConfig.model_validate(record.get("config", {}).get("copies", {}))

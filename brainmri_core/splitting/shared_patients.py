@@ -1,4 +1,4 @@
-"""Patients of two data sets who are one person, as far as their names can tell."""
+"""Patients who are in two data sets, as far as their names can tell."""
 
 from __future__ import annotations
 
@@ -17,17 +17,20 @@ from brainmri_core.system.json_files import read_json
 def shared_patients(
     one: MappingPointer, images: pd.DataFrame, other: MappingPointer, others: pd.DataFrame, layout: Layout
 ) -> set[str]:
-    """Return the names of the patients who are on images of two splits.
+    """Return the names of the patients who have images in two splits.
 
-    A keyed hash means one person in the whole project. A running number does so in one data set, and across those whose
-    numbers all come from the package's tables, which share them; elsewhere patient 1 of two sets are two people.
+    A keyed hash means the same person in the whole project. A running number means the same person within one data set, and
+    across the data sets whose patients all come from the package's tables, which use common numbers. In all other cases,
+    patient 1 of two data sets are two people.
 
     Parameters
     ----------
     one, other : MappingPointer
         The splits.
     images, others : pandas.DataFrame
-        Images of either, with ``patient`` where patients are known.
+        Images of each, with ``patient`` where patients are known.
+    layout : Layout
+        The project.
     """
     names = (set(known_patients(images)) & set(known_patients(others))) - {""}
     if one.dataset != other.dataset and not all(_shipped_numbers(split, layout) for split in (one, other)):

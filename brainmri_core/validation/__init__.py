@@ -1,1 +1,1 @@
-"""What can be wrong with the data: findings, leaks, shortcuts, and the account of every file."""
+"""The checks of the data: findings, leaks, shortcuts, and the account of every file."""

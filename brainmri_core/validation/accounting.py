@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 Stage = Literal["fetch", "split", "resize"]
 
-_EXPECTED_KINDS = QUIET_KINDS | {"other tree"}  # left aside by fetch.subset
+_EXPECTED_KINDS = QUIET_KINDS | {"other tree"}  # excluded by fetch.subset
 NOTICED_SHARE = 0.01
 _REMEDIES = {
     "extension not in split.exts": "set split.exts to all",
@@ -53,7 +53,19 @@ class LeftOut(BaseModel):
 
 @dataclass(frozen=True)
 class Fetched:
-    """What fetch recorded: files of the source, those left out, and the folder of the source that the images lie in."""
+    """The record of fetch.
+
+    Attributes
+    ----------
+    files : int
+        Number of files of the source.
+    left_out : pandas.DataFrame
+        Those left out, with the columns `index.LEFT_OUT_COLUMNS`.
+    root : str
+        Folder of the source that the images lie in.
+    gifs : int
+        Number of indexed GIFs.
+    """
 
     files: int
     left_out: pd.DataFrame
@@ -62,26 +74,26 @@ class Fetched:
 
 
 class Account(BaseModel):
-    """Where every file of a data set's source is.
+    """What became of every file of a data set's source.
 
     Attributes
     ----------
     source_files : int or None
-        Files of the archive or folder; None where fetch did not count them (a data set fetched by an earlier version).
+        Number of files of the archive or folder; None where an older version fetched the data set and did not count them.
     indexed_files : int or None
-        Of them, those that hold images of the sample table.
+        Number of files with images in the sample table.
     images : int
-        Rows of the sample table.
+        Number of rows of the sample table.
     left_out : list of LeftOut
-        In the order of the stages; what nobody misses, in one row each.
+        Files left out, by stage and reason.
     packed : int
-        Images that have pixels in the pack.
+        Number of images in the pack.
     surprises : list of str
-        What was lost that somebody may miss: a folder, an ending, a share.
+        Losses that are probably not intended: a whole folder, all files of an ending, a share of the images.
     gifs : int
-        Of the indexed files, GIFs: the first frame of each is used.
+        Number of indexed GIFs, of each of which the first frame is used.
     missed : list of str
-        The files that these speak of; not stored.
+        The files of these surprises; not stored.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -96,12 +108,12 @@ class Account(BaseModel):
     missed: list[str] = Field(default_factory=list, exclude=True)
 
     def lost(self, stage: Stage) -> int:
-        """Return how many files or images a stage left out."""
+        """Return the number of files or images that a stage left out."""
         return sum(row.files for row in self.left_out if row.stage == stage)
 
 
 def read_account(samples: pd.DataFrame, mapping: MappingPointer, job: Job) -> Account:
-    """Account for every file of a data set from its source to a pack, by what the stages recorded.
+    """Account for every file of a data set from its source to a pack, from the records of the stages.
 
     Raises
     ------
@@ -135,11 +147,11 @@ def account(
     samples : pandas.DataFrame
         The pack's sample table.
     dropped_by_split : numpy.ndarray
-        bool ``(len(samples),)``: images that the split excluded already.
+        bool ``(len(samples),)``: images that the split excluded.
     fetched : Fetched or None
         None where fetch did not count the files.
     is_class : callable
-        Whether the name of a folder is that of a class.
+        Says whether the name of a folder is that of a class.
 
     Raises
     ------
@@ -159,7 +171,7 @@ def account(
     missed: list[str] = []
     if fetched is not None:
         missed += fetched.left_out["path"][~fetched.left_out["kind"].isin(_EXPECTED_KINDS)].tolist()
-    # what cannot be decoded, and copies under two labels, have findings of their own
+    # Undecodable images, and copies with two labels, have findings of their own.
     missed += paths[~packed & samples["reason"].str.startswith("extension not in").to_numpy()].tolist()
     indexed = None if fetched is None else fetched.files - len(fetched.left_out)
     result = Account(
@@ -191,7 +203,7 @@ def _of_fetch(left_out: pd.DataFrame) -> list[LeftOut]:
 
 
 def _of_stage(stage: Stage, left_out: pd.DataFrame) -> list[LeftOut]:
-    """Put rows of one reason together, whatever file it names."""
+    """Group rows by reason, without the file names in it."""
     reasons: dict[str, list[str]] = {}
     for path, text in zip(left_out["path"], left_out["reason"], strict=True):
         reasons.setdefault(shared_reason(path, text), []).append(path)
@@ -208,7 +220,7 @@ def _remedy(reason: str) -> str:
 
 
 def _surprises(missed: list[str], packed: Iterable[str], is_class: Callable[[str], bool]) -> list[str]:
-    """Say which folders and endings were lost whole, and whether it is more than a hundredth of the images."""
+    """List the folders and endings that were lost completely, and the share of lost images if it is above 1%."""
     used_folders: set[str] = set()
     used_endings: set[str] = set()
     count = 0

@@ -1,4 +1,4 @@
-"""Checks of the classes: how many images each has, on which side, and what gives it away."""
+"""Checks of the classes: sizes, sides, folds, and shortcuts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checks of what ties images together: copies, groups and patients, within a side and across."""
+"""Checks of copies, groups and patients, within a side and across sides."""
 
 from __future__ import annotations
 
@@ -30,7 +30,9 @@ def duplicates(evidence: Evidence) -> Finding | None:
 
 def label_conflicts(evidence: Evidence) -> Finding | None:
     """No copies with different labels are in use."""
-    from brainmri_core.copies import leaks  # pandas: the names of the checks do not wait for it
+    from brainmri_core.copies import (
+        leaks,  # imported here, as pandas is slow to import and the list of checks is not
+    )
 
     samples, copies = evidence.samples, evidence.copies
     files = samples["path"][leaks.label_conflicts(samples, copies, np.ones(len(samples), np.bool_))]
@@ -49,7 +51,7 @@ def large_group(evidence: Evidence) -> Finding | None:
 
     used = evidence.samples[~evidence.excluded]
     patients = known_patients(used)
-    # the images of a known patient belong together, however many they are
+    # Images of a known patient count once: they belong together, however many they are.
     apart = used["path"].where(patients == "", patients).groupby(used["group"]).nunique()
     limit = max(LARGE_GROUP_LEAST, LARGE_GROUP_SHARE * len(used))
     if apart.empty or apart.max() <= limit:
@@ -95,7 +97,7 @@ def patient_leak(evidence: Evidence) -> Finding | None:
 
 
 def unlisted_copies(evidence: Evidence) -> Finding | None:
-    """No looked-up test image is a copy of a training image, in any orientation, that the search did not list."""
+    """No test image that was compared is a copy of a training image, in any orientation, that the search did not list."""
     pairs = evidence.leak.unlisted_pairs
     if not pairs:
         return None
@@ -114,7 +116,7 @@ def unlisted_copies(evidence: Evidence) -> Finding | None:
 
 
 def _remedy(evidence: Evidence) -> str:
-    """Say which settings of the search find the unlisted pairs: what was not looked for, and what was missed."""
+    """Name the settings with which the search would find the unlisted pairs."""
     searched = evidence.split_record.get("config", {}).get("copies", {}).get("orientations", "all")
     known = {ORIENTATIONS[turn] for turn in SEARCHED[searched]}
     remedies = []

@@ -1,4 +1,4 @@
-"""What the checks of validation look at."""
+"""The input of the validation checks."""
 
 from __future__ import annotations
 
@@ -22,7 +22,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Evidence:
-    """Everything the checks look at; `samples` has a row per image, `scan` one entry per row of the pack."""
+    """Everything that the checks use.
+
+    Attributes
+    ----------
+    samples : pandas.DataFrame
+        The pack's sample table, a row per image.
+    copies : pandas.DataFrame
+        Confirmed copies, with the columns `leaks.COPY_COLUMNS`.
+    scan : PackScan
+        Properties of the pixels, by row of the pack.
+    expected, expected_samples
+        The mapping that the pack must agree with, and its sample table.
+    leaks : pandas.DataFrame
+        Result of `leaks.find_leaks`.
+    """
 
     config: ValidateConfig
     samples: pd.DataFrame
@@ -45,5 +59,5 @@ class Evidence:
 
     @property
     def excluded(self) -> Mask:
-        """Images on neither side."""
+        """Mask of the images on neither side, bool ``(N,)``."""
         return np.asarray(self.samples["split"] == "excluded", np.bool_)

@@ -1,4 +1,4 @@
-"""What one check found: how bad it is, a sentence, and the images it names."""
+"""A finding: the result of one check, with severity, message and images."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class Finding(BaseModel):
     check : str
         Name of the check, a key of `CHECKS`.
     count : int
-        Images (or classes) concerned.
+        Number of images (or classes) concerned.
     files : list of str
         The images, as paths relative to the data set's root.
     blocking : bool
-        Fails validation whatever `fail_on` says.
+        Whether it fails validation whatever `fail_on` says.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -38,7 +38,7 @@ class Finding(BaseModel):
     blocking: bool = False
 
     def fails(self, fail_on: Literal["error", "warning", "never"]) -> bool:
-        """Say whether this fails validation: it is blocking, or at least as severe as `fail_on`."""
+        """Say whether this finding fails validation: it is blocking, or at least as severe as `fail_on`."""
         failing = {"error": ("error",), "warning": ("error", "warning"), "never": ()}[fail_on]
         return self.blocking or self.severity in failing
 
@@ -53,7 +53,19 @@ def about_images(
     count: int | None = None,
     noun: str = "image",
 ) -> Finding | None:
-    """Return a finding about images, or None without any; `wording.agreeing` fills the message with their number, or `count`."""
+    """Return a finding about images, or None without any.
+
+    Parameters
+    ----------
+    check, severity, files, blocking
+        As in `Finding`.
+    message : str
+        Template for `wording.agreeing`.
+    count : int or None
+        Number to report; None means that of the files.
+    noun : str
+        What is counted.
+    """
     named = [str(path) for path in files]
     if not named:
         return None

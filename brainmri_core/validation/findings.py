@@ -1,4 +1,4 @@
-"""The checks of validation: their names, what each holds where it finds nothing, and how they are run."""
+"""The list of validation checks, and how they are run."""
 
 from __future__ import annotations
 
@@ -37,18 +37,18 @@ _IN_ORDER: tuple[Check, ...] = (
     image_checks.embedded_metadata,
     class_checks.shortcuts,
 )
-# By name; what a check's docstring says holds where it finds nothing.
+# By name. The docstring of a check states what holds if it finds nothing; reports print it.
 CHECKS: dict[str, tuple[str, Check]] = {check.__name__: (check.__doc__ or "", check) for check in _IN_ORDER}
 BLOCKING_CHECKS = ("class_set_mismatch", "leak", "patient_leak", "unlisted_copies")
 
 
 def checks_run(config: ValidateConfig) -> list[str]:
-    """Name the checks that run: all, without the look for duplicates where `dup_check` is off."""
+    """List the checks to run: all, but without the check for duplicates where `dup_check` is off."""
     return [name for name in CHECKS if name != "duplicates" or config.dup_check]
 
 
 def run_checks(evidence: Evidence) -> list[Finding]:
-    """Run the checks; worst findings first."""
+    """Run the checks and return their findings, worst first."""
     results = [CHECKS[name][1](evidence) for name in checks_run(evidence.config)]
     found = [finding for finding in results if finding is not None]
     return sorted(found, key=lambda finding: (not finding.blocking, SEVERITIES.index(finding.severity)))

@@ -1,15 +1,12 @@
-"""The leak report: which test images have a copy in training, and what merely remembering the training set scores."""
+"""The leak report: test images with a copy in training, and the score of merely memorising the training images."""
 
 from __future__ import annotations
 
-import base64
-import io
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import pandas as pd
-from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
 from brainmri_core.arrays import I64, U8, Indices, Mask
@@ -18,6 +15,7 @@ from brainmri_core.copies.leaks import find_leaks, find_twins, patient_twins
 from brainmri_core.copies.likeness import ORIENTATIONS
 from brainmri_core.copies.lookup import nearest_neighbours
 from brainmri_core.copies.unlisted import best_copies
+from brainmri_core.pictures.thumbnails import data_uri, resized
 from brainmri_core.project.sample_table import known_patients
 from brainmri_core.splitting.divisions import Division, SplitName, divisions
 
@@ -26,24 +24,25 @@ SEARCH = CopySearchConfig()
 
 
 class SplitLeak(BaseModel):
-    """Copies and patients across one way to divide the images, and the score of a 1-nearest-neighbour look-up on it.
+    """Leaks across one division of the images, and the score of a 1-nearest-neighbour look-up on it.
 
     Attributes
     ----------
     exact_copies, copies : int or None
-        Test images with a pixel-identical, and with any confirmed, copy in training (the second includes the first).
+        Number of test images with a pixel-identical copy, and with any confirmed copy, in training.
     patients, known_patients : int or None
-        Test images whose patient is known to be in training, and those whose patient is known; None where no image's is.
+        Number of test images whose patient is in training, and of those whose patient is known; None where no patient is
+        known.
     accuracy, macro_f1 : float or None
-        Of giving each test image the class of the most similar training image.
+        Scores of the look-up: each test image gets the class of the most similar training image.
     accuracy_with_copy, accuracy_without_copy : float or None
-        The same on the test images with and without a copy in training; None where there are none.
+        Its accuracy on the test images with and without a copy in training; None where there are none.
     accuracy_tied, accuracy_untied : float or None
-        The same on the test images with a copy or their known patient in training, and on all others.
+        Its accuracy on the test images with a copy or their patient in training, and on all others.
     n_looked_up : int
-        Test images looked up: all of them, or a random 4,000.
+        Number of test images looked up: all, or a random sample of 4,000.
     reason : str or None
-        Why there are no figures, where there are none.
+        Why there are no figures; None if there are.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -83,12 +82,12 @@ class LeakPair(BaseModel):
 
 
 class UnlistedCopy(BaseModel):
-    """A test image and a training image of the same picture that the search for copies did not pair.
+    """A test image and a training image that show the same picture but were not paired by the search for copies.
 
     Attributes
     ----------
     orientation : str
-        One of `likeness.ORIENTATIONS`: brought into it, the test image looks like the training image.
+        One of `likeness.ORIENTATIONS`, in which the test image looks like the training image.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -100,19 +99,19 @@ class UnlistedCopy(BaseModel):
 
 
 class LeakReport(BaseModel):
-    """Leaks of this split beside those of other ways to divide the same images.
+    """Leaks of this split beside those of other divisions of the same images.
 
     Attributes
     ----------
     rows : list of SplitLeak
-        One for each of `divisions.SPLIT_NAMES`; a report of an earlier version has fewer.
+        One for each of `divisions.SPLIT_NAMES`; fewer in a report of an older version.
     unlisted : list of str
-        Test images of this split that show what a training image shows, in any orientation and by the measure that
-        confirms copies, though the search by fingerprint listed no pair: found by a look-up among all training images.
+        Test images of this split with a copy among the training images that the search by fingerprint did not list. An
+        exhaustive comparison with all training images, in all orientations, found them.
     unlisted_pairs : list of UnlistedCopy
-        The same with the training image of highest correlation; empty in a report of an earlier version.
+        The same with the training image of highest correlation; empty in a report of an older version.
     gallery : list of LeakPair
-        Some pairs of each split.
+        Some pairs of each division.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -137,30 +136,30 @@ def leak_report(
     search: CopySearchConfig = SEARCH,
     pairs_per_split: int = 6,
 ) -> LeakReport:
-    """Compare this split with other ways to divide the images.
+    """Compare this split with other divisions of the images.
 
     Parameters
     ----------
     samples : pandas.DataFrame
         N rows: path, label, class_index, origin, group, pixel_sha256, split, row and, where known, patient.
     thumbs : numpy.ndarray
-        uint8 ``(N, 64, 64)``, row-aligned with `samples`; may be a memory map.
+        uint8 ``(N, 64, 64)``, in the order of `samples`; may be a memory map.
     copies : pandas.DataFrame
         Confirmed pairs: path_a, path_b, ncc.
     seed : int
-        Seed of the divisions made here and of the sample of look-ups in large sets.
+        Seed of the divisions, and of the sample of test images in large data sets.
     pack : numpy.ndarray or None
-        Pixels for the gallery; thumbnails are shown where an image is not packed.
+        Pixels for the gallery; images that are not in the pack are shown as thumbnails.
     search : CopySearchConfig
-        What confirms a copy; the look-up for unlisted copies is made in all eight orientations, whichever it names.
+        What confirms a copy. Unlisted copies are searched in all eight orientations, whichever it names.
     pairs_per_split : int
-        Pairs shown of each split.
+        Number of pairs of each division in the gallery.
 
     Returns
     -------
     LeakReport
-        All divisions but this split are over all readable images with a known class, so that their figures are those
-        anyone would get who divides the data set in that way.
+        All divisions except this split contain all readable images with a known class, so that their figures are those
+        that anyone would get who divides the data set in that way.
     """
     rows: list[SplitLeak] = []
     gallery: list[LeakPair] = []
@@ -185,7 +184,7 @@ def leak_report(
 
 @dataclass(frozen=True)
 class _Lookup:
-    """Test rows looked up, their class, and the class of their most similar training image."""
+    """The test rows that were looked up, their class, and the class of the most similar training image."""
 
     rows: Indices
     truth: I64
@@ -265,7 +264,7 @@ def _gallery(
     limit: int,
 ) -> list[LeakPair]:
     paths, labels = samples["path"].to_numpy(object), samples["label"].to_numpy(object)
-    # near copies say more than exact ones, so they come first; every class has its turn
+    # Near copies are more informative than exact ones, so they come first, with the classes in turn.
     ranked = twins.assign(label=labels[twins["test"]], near=twins["kind"].ne("near copy")).sort_values(
         ["near", "test"], kind="stable"
     )
@@ -295,16 +294,7 @@ def _gallery(
 
 
 def thumbnail(samples: pd.DataFrame, thumbs: U8, pack: U8 | None, position: int, *, side: int = 112) -> str:
-    """Return a small picture of an image, from the pack or else from its 64x64 thumbnail, as a JPEG data URI."""
+    """Return a small picture of an image as a JPEG data URI, from the pack or else from its 64x64 thumbnail."""
     row = int(samples["row"].to_numpy()[position])
     pixels = pack[row] if pack is not None and row >= 0 else thumbs[position]
-    return jpeg_uri(np.asarray(pixels), side)
-
-
-def jpeg_uri(pixels: U8, side: int) -> str:
-    """Encode uint8 ``(H, W)`` or ``(H, W, 3)`` pixels as a JPEG of at most `side` pixels, as a data URI."""
-    image = Image.fromarray(pixels)
-    image.thumbnail((side, side), Image.Resampling.BILINEAR)
-    buffer = io.BytesIO()
-    image.save(buffer, format="JPEG", quality=80)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return data_uri(resized(np.asarray(pixels), side), quality=80)

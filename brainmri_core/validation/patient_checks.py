@@ -1,4 +1,4 @@
-"""Checks of patients and of labels known to be wrong."""
+"""Checks of patients, and of labels known to be wrong."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def large_patient(evidence: Evidence) -> Finding | None:
     patient, label = shares.idxmax()
     text = (
         f"One patient, {patient}, holds {counts[patient, label]} of the images of {label}, {shares.max():.0%}, more than the "
-        f"test split's share of {share:.0%}: the score of the class says much of that one person; add images of other "
+        f"test split's share of {share:.0%}: the score of the class depends heavily on that one person; add images of other "
         "patients."
     )
     theirs = (patients == patient) & (used["label"] == label).to_numpy(np.bool_)
@@ -71,7 +71,7 @@ def large_patient(evidence: Evidence) -> Finding | None:
 
 
 def patient_source(evidence: Evidence) -> Finding | None:
-    """What names the patients fits the data set."""
+    """The sources of patients fit the data set."""
     notes = (evidence.split_record.get("patients") or {}).get("notes") or []
     if not notes:
         return None

@@ -1,4 +1,4 @@
-"""The validation report: its model, how it is read back, and its verdict in one sentence."""
+"""The validation report: its schema, how it is read, and its verdict in one sentence."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class ValidationReport(BaseModel):
     passed : bool
         False where a finding is blocking, or at least as severe as `fail_on`.
     counts : dict
-        Side to class to number of images, excluded ones too.
+        Side to class to number of images, including excluded ones.
     excluded : dict
         Reason to number of images left out.
     checks : list of str
@@ -32,13 +32,13 @@ class ValidationReport(BaseModel):
     findings : list of Finding
         Worst first.
     gray_ranges, scaled_by : dict
-        Of the pack: what turned values of more than 8 bits into gray levels.
+        How values of more than 8 bits became gray levels, as in the pack's pointer.
     split : dict
-        How the split was made and what came of it, as far as it was recorded.
+        Settings and result of the split, as far as recorded.
     leak : LeakReport
-        Without the gallery, which lies in ``leak.json``.
+        Without the gallery, which is in ``leak.json``.
     account : Account or None
-        Where every file of the source is; None in a report of an earlier version.
+        What became of every file of the source; None in a report of an older version.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -90,7 +90,7 @@ def load_report(layout: Layout, pointer: ValidationPointer) -> ValidationReport:
 
 
 def failure_sentence(report: ValidationReport, page: Path = Path("report.html")) -> str:
-    """Say in one sentence why validation failed and where its page lies, or that it passed."""
+    """Say in one sentence why validation failed and where its page is, or that it passed."""
     if report.passed:
         return f"The validation of {report.dataset} passed."
     grave = [item for item in report.findings if item.fails(report.fail_on)]

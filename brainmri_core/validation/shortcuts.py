@@ -1,7 +1,7 @@
 """Shortcuts: how well the class can be predicted without looking at the brain.
 
-A model trained on a data set whose classes differ in file size or overall brightness can score well and have learned
-nothing about tumours (Geirhos et al., Shortcut learning in deep neural networks, Nature Machine Intelligence 2020).
+If the classes of a data set differ in file size or overall brightness, a model can score well without having learned
+anything about tumours (Geirhos et al., Shortcut learning in deep neural networks, Nature Machine Intelligence 2020).
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ _TREES = 20
 
 
 class ShortcutScore(BaseModel):
-    """How well a tiny model tells the classes apart from one kind of feature, on groups it was not trained on.
+    """How well a tiny model predicts the class from one kind of features, on groups that it was not trained on.
 
     Attributes
     ----------
     features : str
         ``file metadata`` or ``intensity statistics``.
     balanced_accuracy : float or None
-        Mean recall of the classes; `chance` is what guessing gives.
+        Mean recall of the classes; `chance` is that of guessing.
     auroc : dict
-        Class to area under the ROC curve of that class against the rest; None where it is undefined.
+        Class to the area under its one-vs-rest ROC curve; None where it is undefined.
     reason : str or None
-        Why there is no score, where there is none.
+        Why there is no score; None if there is one.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -49,7 +49,7 @@ class ShortcutScore(BaseModel):
 
 
 def metadata_features(samples: pd.DataFrame) -> F64:
-    """Return what the file alone says about an image, its pixels unseen.
+    """Return features of the image file without its pixels.
 
     Parameters
     ----------
@@ -59,7 +59,7 @@ def metadata_features(samples: pd.DataFrame) -> F64:
     Returns
     -------
     numpy.ndarray
-        float64 ``(N, 6)``, columns as in `METADATA_FEATURES`; the mode is coded by a fixed order of its name.
+        float64 ``(N, 6)``, columns as in `METADATA_FEATURES`; the mode is coded as a number.
     """
     width, height, size = (samples[name].to_numpy(np.float64) for name in ("width", "height", "bytes"))
     pixels = np.maximum(width * height, 1.0)
@@ -71,7 +71,7 @@ def metadata_features(samples: pd.DataFrame) -> F64:
 
 
 def shortcut_baseline(train_features: F64, train_labels: I64, test_features: F64, *, num_classes: int) -> F64:
-    """Train the tiny model (20 extremely randomised trees, Geurts et al. 2006) and apply it.
+    """Train the tiny model (20 extremely randomised trees; Geurts et al., Machine Learning 2006) and apply it.
 
     Parameters
     ----------
@@ -93,7 +93,7 @@ def shortcut_baseline(train_features: F64, train_labels: I64, test_features: F64
 
     model = ExtraTreesClassifier(_TREES, min_samples_leaf=3, random_state=0)
     probabilities = np.zeros((len(test_features), num_classes))
-    # checking every tree's settings costs more than growing it
+    # Validating the settings of every tree would take longer than growing it.
     with config_context(skip_parameter_validation=True, assume_finite=True):
         model.fit(train_features, train_labels)
         probabilities[:, model.classes_] = model.predict_proba(test_features)
@@ -103,7 +103,7 @@ def shortcut_baseline(train_features: F64, train_labels: I64, test_features: F64
 def shortcut_scores(
     samples: pd.DataFrame, statistics: F64, classes: Sequence[str], *, seed: int, folds: int = 5
 ) -> list[ShortcutScore]:
-    """Score file metadata and intensity statistics as predictors of the class, under group k-fold.
+    """Score file metadata and intensity statistics as predictors of the class, by group k-fold cross-validation.
 
     Parameters
     ----------
@@ -116,13 +116,13 @@ def shortcut_scores(
     seed : int
         Seed of the folds, and of the sample of groups where there are more than 20,000 images.
     folds : int
-        Wanted folds; fewer where a class has fewer groups.
+        Number of folds; it is lowered where a class has fewer groups.
 
     Returns
     -------
     list of ShortcutScore
-        File metadata first, then intensity statistics. Every probability comes from a model that saw no image of
-        that group.
+        For file metadata, then for intensity statistics. Every probability comes from a model that was not trained on the
+        image's group.
     """
     numbers, group_names = pd.factorize(np.asarray(independent_units(samples), object))
     chosen = _limit(numbers, seed)

@@ -180,7 +180,7 @@ def test_a_patient_that_fetch_has_found_is_kept_and_named_as_a_csv_names_it(job:
         (
             {"P000 a": "7", "P000 b": "8"},
             {"P000 a": "7", "P000 b": "8", "P000 c": "P000"},
-            ["calls several patients of an earlier source by one name (1 such), the first 7 and 8 by P000"],
+            ["gives several patients of an earlier source one name (1 such), the first 7 and 8 the name P000"],
         ),
         # one of the two has the pattern's name: the third image is that patient's
         (
@@ -192,7 +192,7 @@ def test_a_patient_that_fetch_has_found_is_kept_and_named_as_a_csv_names_it(job:
         (
             {"P000 a": "P001"},
             {"P000": "P001", "P001": "P001 (pattern)"},
-            ["a name of both means two patients (1 such, the first P001)"],
+            ["the same name means two patients (1 such, the first P001)"],
         ),
         # nothing contradicts that P002 is the same patient in both
         ({"P001 a": "P001", "P002 a": "P002"}, {"P001": "P001", "P002": "P002"}, []),
@@ -341,7 +341,7 @@ def test_rows_that_say_nothing_are_counted_and_named(job: Job, records: list[Rec
     ("pattern", "error", "sentence"),
     [
         (r"P\d+", ConfigError, "has no group named patient"),
-        (r"(?P<patient>P\d+", ConfigError, "is no regular expression"),
+        (r"(?P<patient>P\d+", ConfigError, "is not a regular expression"),
         (r"(?P<person>P\d+)", ConfigError, "has no group named patient"),
         (
             r"/(?P<patient>Q\d+)",
