@@ -1,4 +1,4 @@
-"""Baselines: what simpler rules score on the same test images, and by how much the model beats them."""
+"""Baselines: the scores of simpler rules on the same test images, and the model's gain over them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,17 @@ _CHUNK = 256
 
 @dataclass(frozen=True)
 class Baseline:
-    """One rule's class probabilities ``(N, K)`` for the test images; `ranks` says whether they are more than votes."""
+    """One rule's class probabilities for the test images.
+
+    Attributes
+    ----------
+    name, meaning : str
+        The rule, and its description.
+    probabilities : numpy.ndarray
+        float64 ``(N, K)``.
+    ranks : bool
+        Whether the probabilities rank images; False for rules that only vote for a class.
+    """
 
     name: str
     meaning: str
@@ -42,11 +52,11 @@ def make_baselines(
     thumbs : numpy.ndarray
         uint8 ``(len(samples), 64, 64)``.
     pack : numpy.ndarray
-        The packed pixels.
+        The packed pixels, uint8 ``(M, S, S)`` or ``(M, S, S, 3)``.
     train, test : numpy.ndarray
         int64 positions in `samples`.
     num_classes : int
-        K.
+        Number of classes K.
 
     Returns
     -------
@@ -97,14 +107,14 @@ def score_baselines(
     weights: F32,
     classes: Sequence[str],
 ) -> list[dict[str, Any]]:
-    """Score baselines beside the model, in pairs on the same resamples.
+    """Score baselines and compare each with the model on the same bootstrap resamples.
 
     Parameters
     ----------
     baselines : sequence of Baseline
         From `make_baselines`.
     labels, predicted : numpy.ndarray
-        int64 ``(N,)``: the truth and the model's calls.
+        int64 ``(N,)``: the true classes and the model's predictions.
     number, weights : numpy.ndarray
         From `bootstrap.group_weights`.
     classes : sequence of str
@@ -113,9 +123,9 @@ def score_baselines(
     Returns
     -------
     list of dict
-        name, meaning, the `SCORES`, ``macro_f1_interval``, ``macro_f1_gain`` (the model's less the baseline's), its
-        interval, ``beaten``: yes, no, or unclear where the interval of the gain includes zero, and ``reasons`` of what
-        is null.
+        name, meaning, the `SCORES`, ``macro_f1_interval``, ``macro_f1_gain`` (the model's macro F1 minus the baseline's)
+        and its interval, ``beaten`` (yes, no, or unclear where that interval includes zero), and the ``reasons`` of null
+        values.
     """
     own = weighted_metrics(labels, predicted, number, weights, classes)["macro_f1"]
     own_f1 = brief_metrics(labels, np.eye(len(classes))[predicted], classes)["macro_f1"]

@@ -1,6 +1,7 @@
-"""95% intervals by resampling patients or groups, not images: images of one are not independent (Field and Welsh, JRSS B 2007).
+"""95% intervals by a cluster bootstrap: patients or groups are resampled, not images.
 
-All resamples are computed at once as weighted sums over groups, so that 2,000 of them take seconds.
+Images of one patient or group are not independent (Field and Welsh, JRSS B 2007). All resamples are computed at once as
+weighted sums over groups, so that 2,000 of them take seconds.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ def group_weights(groups: Sequence[str], resamples: int, seed: int) -> tuple[I64
     Parameters
     ----------
     groups : sequence of str
-        Independent unit of each of N images (`grouping.independent_units`), called a group here.
+        Independent unit of each of N images (`assignment.independent_units`), here called a group.
     resamples : int
         Number of resamples R.
     seed : int
-        Seed of the draw; the same groups and seed give the same draw, so that two models can be compared in pairs.
+        Seed of the draw. The same groups and seed give the same draw, so that two models can be compared on it.
 
     Returns
     -------
@@ -102,7 +103,22 @@ def weighted_metrics(
 
 
 def confusion_metrics(confusion: F64, classes: Sequence[str], present: Mask) -> dict[str, F64]:
-    """Compute what follows from confusion matrices ``(R, K, K)`` (rows truth), for all of them at once."""
+    """Compute the metrics that follow from R confusion matrices.
+
+    Parameters
+    ----------
+    confusion : numpy.ndarray
+        float64 ``(R, K, K)``, rows truth.
+    classes : sequence of str
+        K class names.
+    present : numpy.ndarray
+        bool ``(K,)``: classes that occur; macro averages are over these.
+
+    Returns
+    -------
+    dict
+        Dotted metric name to float64 ``(R,)``.
+    """
     with np.errstate(divide="ignore", invalid="ignore"):
         total = confusion.sum(axis=(1, 2))
         truth, called = confusion.sum(axis=2), confusion.sum(axis=1)
@@ -150,8 +166,10 @@ def proper_scores(labels: I64, logits: Floats, predicted: F64, number: I64, weig
 
     Parameters
     ----------
+    labels, logits, number, weights
+        As in `bootstrap_metrics`.
     predicted : numpy.ndarray
-        float64 ``(N, K)``: the probabilities of the logits. The others are as `bootstrap_metrics` has them.
+        float64 ``(N, K)``: the probabilities of the logits.
     """
     confidence, correct = predicted.max(axis=1), predicted.argmax(axis=1) == labels
     shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
@@ -207,7 +225,7 @@ def weighted_ranking(truth: Mask, score: Floats, number: I64, weights: F32) -> t
     Returns
     -------
     auroc, average_precision : numpy.ndarray
-        float64 ``(R,)``; NaN where a resample holds one side only.
+        float64 ``(R,)``; NaN where a resample has only positives or only negatives.
     """
     order = np.argsort(-score, kind="stable")
     starts = np.flatnonzero(np.r_[True, np.diff(score[order]) != 0])

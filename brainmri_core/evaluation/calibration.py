@@ -1,6 +1,6 @@
-"""Calibration: do the probabilities mean what they say, and the one temperature that corrects most of it.
+"""Calibration of the predicted probabilities, and temperature scaling.
 
-Guo et al., On calibration of modern neural networks, ICML 2017; adaptive bins after Nguyen and O'Connor, EMNLP 2015.
+Guo et al., On calibration of modern neural networks, ICML 2017; adaptive bins from Nguyen and O'Connor, EMNLP 2015.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def probabilities(logits: Floats, temperature: float = 1.0) -> F64:
 
 
 def nll(logits: Floats, labels: I64, temperature: float = 1.0) -> float:
-    """Return the mean negative log-likelihood in nats, from the logits: scikit-learn's ``log_loss`` clips at 36 nats."""
+    """Return the mean negative log-likelihood in nats; scikit-learn's ``log_loss`` would clip it at 36 nats."""
     log = log_softmax(logits.astype(np.float64) / temperature, axis=1)
     return float(-log[np.arange(len(labels)), labels].mean())
 
@@ -35,7 +35,7 @@ def fit_temperature(logits: Floats, labels: I64) -> float:
     Parameters
     ----------
     logits : numpy.ndarray
-        Floating ``(N, K)``, of images the model was not fitted on.
+        Floating ``(N, K)``, of images that the model was not trained on.
     labels : numpy.ndarray
         int64 ``(N,)``, N of at least 1.
     """
@@ -71,7 +71,7 @@ def adaptive_bins(confidence: Floats, bins: int = BINS) -> Indices:
 
 
 def expected_calibration_error(confidence: Floats, correct: Mask, bins: Indices) -> float:
-    """Return the mean gap between confidence and accuracy, bins weighted by their images."""
+    """Return the expected calibration error: the mean gap between confidence and accuracy, weighted by images."""
     gaps = np.bincount(bins, weights=correct.astype(np.float64) - confidence)
     return float(np.abs(gaps).sum() / len(confidence))
 

@@ -1,4 +1,4 @@
-"""Two evaluations side by side: each measure, its difference, and whether it is beyond noise."""
+"""Two evaluations side by side: each measure, its difference, and whether the difference is significant."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class Difference:
     Attributes
     ----------
     key, name : str
-        As in ``metrics.json``, and for people.
+        Name in ``metrics.json``, and name for people.
     a, b : float
-        Of either evaluation.
+        Its values in the two evaluations.
     interval : list of float or None
         95% interval of ``b - a``; None where fewer than half of the resamples define it.
     """
@@ -37,7 +37,7 @@ class Difference:
 
     @property
     def verdict(self) -> str:
-        """Which one is better beyond noise."""
+        """Which evaluation is better, if the interval excludes zero."""
         if self.interval is None or self.interval[0] <= 0 <= self.interval[1]:
             return "no difference beyond noise"
         return "B is better" if (self.interval[0] > 0) != (self.key in LOWER_IS_BETTER) else "A is better"
@@ -50,19 +50,19 @@ class Comparison:
     Attributes
     ----------
     name_a, name_b : str
-        What they were called.
+        Names of the two evaluations.
     images, groups : int
-        Of the test split they share; the groups are independent units (`grouping.independent_units`).
+        Size of the common test split in images and in independent units (`assignment.independent_units`).
     resamples : int
-        Of the bootstrap.
+        Number of bootstrap resamples.
     differences : list of Difference
-        Of the whole test split, then the sensitivity of each class.
+        Measures of the whole test split, then the sensitivity of each class.
     both, only_a, only_b, neither : int
-        Images called right.
+        Number of images predicted correctly by both, by one, and by neither.
     p_value : float or None
-        McNemar's exact two-sided test; None where the two never differ in being right.
+        Of McNemar's exact two-sided test; None where no image is correct in only one evaluation.
     changed : pandas.DataFrame
-        path, truth, a, b, prob_a, prob_b of the images they call differently; the surest first.
+        path, truth, a, b, prob_a, prob_b of the images with different predictions, most confident first.
     """
 
     name_a: str

@@ -1,4 +1,4 @@
-"""A contender for the champion's title: a checkpoint that predicts any image of its data set the way it was trained to see it."""
+"""A contender: the model of a checkpoint, which predicts any images of a data set with its own preprocessing."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _CHUNK_BYTES = 256 << 20
 
 @dataclass(frozen=True)
 class Contender:
-    """A checkpoint's model, and the arithmetic that both sides of a comparison share."""
+    """A checkpoint's model, and the arithmetic that is the same for both models of a comparison."""
 
     model: nn.Module
     meta: CheckpointMeta
@@ -51,7 +51,13 @@ class Contender:
 
     @classmethod
     def load(cls, checkpoint: CheckpointPointer, file: Path, config: EvaluateConfig, job: Job) -> Contender:
-        """Load a checkpoint from a file, which must be the one that was recorded."""
+        """Load a checkpoint from a file.
+
+        Raises
+        ------
+        IntegrityError
+            If the file is not the recorded one.
+        """
         check_sha256(file, checkpoint.checkpoint_sha256, "checkpoint")
         device = choose_device(job.env)
         model, meta = load_model(file, device)
@@ -59,7 +65,7 @@ class Contender:
         return cls(model, meta, device, precision, config.mirror, config.data.batch_size, job)
 
     def calls(self, table: pd.DataFrame, pack: PackPointer, classes: list[str]) -> I64:
-        """Predict images of a pack, from its pixels where they were prepared as this model wants them, else from their files.
+        """Predict images of a pack: from its pixels if their preprocessing is the model's, else from their files.
 
         Parameters
         ----------
@@ -68,7 +74,7 @@ class Contender:
         pack : PackPointer
             The pack.
         classes : list of str
-            The model's classes, in the order that the result counts them by.
+            Class names by index of the result, a permutation of the model's.
 
         Returns
         -------
@@ -78,7 +84,7 @@ class Contender:
         Raises
         ------
         StorageError, IntegrityError
-            If a file is gone or was changed.
+            If a file is missing or was changed.
         """
         called = np.full(len(table), -1, np.int64)
         for positions, _, found in self.outputs(table, pack):
@@ -87,12 +93,12 @@ class Contender:
         return np.asarray(order[called], np.int64)
 
     def outputs(self, table: pd.DataFrame, pack: PackPointer) -> Iterator[tuple[I64, U8, Predictions]]:
-        """Yield positions in the table with the pixels this model sees there and what it makes of them, some at a time.
+        """Yield, in chunks, positions in the table, the model's input pixels and its predictions.
 
         Parameters
         ----------
         table, pack
-            As `calls`. Images whose file cannot be decoded are left out.
+            As in `calls`. Images whose file cannot be decoded are left out.
         """
         how = self.meta.preprocessing
         wanted = (how.pack_size, how.fit, how.colour, how.gray_ranges)
@@ -118,12 +124,12 @@ class Contender:
             yield np.arange(start, start + len(part)), np.asarray(pixels[part])
 
     def _most(self) -> int:
-        """Return how many images are held in memory at once."""
+        """Return the number of images per chunk, which are in memory at once."""
         how = self.meta.preprocessing
         return max(1, _CHUNK_BYTES // (how.pack_size**2 * (3 if how.colour else 1)))
 
     def _prepared(self, table: pd.DataFrame, pack: PackPointer) -> Iterator[tuple[I64, U8]]:
-        """Yield positions in the table and their images, prepared as the model was trained, some at a time."""
+        """Yield, in chunks, positions in the table and the images with the model's preprocessing."""
         how = self.meta.preprocessing
         mapping = follow(self.job.layout, MappingPointer, pack.mapping_pointer)
         images = prepared_images(
@@ -153,21 +159,28 @@ def trained_on(
     meta: CheckpointMeta,
     job: Job,
 ) -> Mask:
-    """Mark images that a checkpoint was trained on, or a group member or another image of the patient of which it was.
+    """Mark the images that a checkpoint was trained on, or whose group or patient it was trained on.
 
     Parameters
     ----------
     table, packed : pandas.DataFrame
-        Some rows, and all rows, of the sample table with the groups that count.
+        Rows to mark, and all packed rows, of the sample table whose groups count.
     pack : PackPointer
         The pack of that table.
     checkpoint, meta
-        The checkpoint, which may have been trained on another split or version of the data set, and its record.
+        The checkpoint, which may have been trained on another split or version of the data set, and its metadata.
+    job : Job
+        The run.
+
+    Returns
+    -------
+    numpy.ndarray
+        bool ``(N,)`` for the rows of `table`.
 
     Raises
     ------
     IntegrityError
-        If nothing on record says which images it was trained on.
+        If it is not recorded which images the checkpoint was trained on.
     """
     own = (
         packed
@@ -175,7 +188,7 @@ def trained_on(
         else packed_samples(_pack_of(checkpoint, meta, job), job)
     )
     trained = own[(own["split"] == "train") & ~validation_of(own, meta)]
-    # by the file too: the hash of a JPEG's pixels is of a reduced scale, which another version may choose otherwise
+    # Compare files, too: the pixel hash of a JPEG is that of a reduced scale, which another version may have chosen differently.
     seen = packed["file_sha256"].isin(set(trained["file_sha256"]))
     seen |= packed["pixel_sha256"].isin(set(trained["pixel_sha256"]) - {""})
     patients = known_patients(table)
@@ -188,6 +201,6 @@ def _pack_of(checkpoint: CheckpointPointer, meta: CheckpointMeta, job: Job) -> P
         if job.layout.absolute(pack.samples).is_file():
             return pack
     raise IntegrityError(
-        f"The record of the data that the checkpoint {checkpoint.checkpoint} was trained on is gone, so which images it has "
-        "seen is unknown; split and resize again with the settings of then."
+        f"The record of the data that the checkpoint {checkpoint.checkpoint} was trained on is missing, so it is unknown which "
+        "images it has seen; split and resize again with the same settings as then."
     )

@@ -1,4 +1,4 @@
-"""What the ``metrics.json`` of a cross-validation holds, as frozen models. Fields stand in the order in which they are written."""
+"""The schema of a cross-validation's ``metrics.json``; the fields are in the order in which they are written."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class FoldScores(Part):
 
 
 class PooledScores(Scores):
-    """Scores of the images of all folds, or of the test split by all folds' models together.
+    """Scores on the images of all folds, or of the ensemble of all folds on the test split.
 
-    `n_units` and `intervals` are written only where resamples were asked for.
+    `n_units` and `intervals` are written only if there are bootstrap resamples.
     """
 
     left_out_if_none: ClassVar[tuple[str, ...]] = ("n_units", "intervals")

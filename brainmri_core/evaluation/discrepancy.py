@@ -1,8 +1,8 @@
-"""Maximum mean discrepancy: how unlike two sets of points are, and how unlike two parts of one set would be by chance.
+"""Maximum mean discrepancy (MMD) between two sets of points, and between random parts of one set.
 
 Gretton et al., A kernel two-sample test, JMLR 2012, with an RBF kernel. Points of one group are not independent, so pairs
-within a group do not count, and what is drawn or permuted are whole groups: then all that is needed of the points is the
-sum of the kernel between each two groups.
+within a group are left out, and whole groups are drawn or permuted. Then the sums of the kernel between each two groups are
+all that is needed of the points.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Kernel:
     scale : numpy.ndarray
         float64 ``(D,)``.
     width : float
-        Standard deviation of the bell, in scaled units.
+        Standard deviation of the RBF kernel, in scaled units.
     """
 
     scale: F64
@@ -42,18 +42,18 @@ class Kernel:
         points : numpy.ndarray
             float64 ``(N, D)``.
         standardise : bool
-            Divide each column by its standard deviation first: for columns of different units. One that is constant here
-            counts in its own unit, so that points elsewhere that differ in it are far away.
+            Divide each column by its standard deviation first, for columns with different units. A column that is constant
+            here keeps its own unit, so that points of the other set that differ in it are far away.
         """
         deviation = points.std(axis=0) if standardise else np.ones(points.shape[1])
-        # rounding leaves a constant column a deviation of about 1e-16 of its values
+        # Rounding gives a constant column a standard deviation of about 1e-16 of its values.
         constant = deviation <= 1e-9 * np.maximum(np.abs(points).max(axis=0, initial=0.0), 1e-300)
         scale = np.where(constant, 1.0, deviation)
         step = -(-len(points) // _MEDIAN_OF)
         few = points[:: max(step, 1)] / scale
         distance = np.sqrt(_squared(few, few))[np.triu_indices(len(few), 1)]
         middle = float(np.median(distance)) if len(distance) else 0.0
-        if middle == 0 and (distance > 0).any():  # more than half of the points are one and the same
+        if middle == 0 and (distance > 0).any():  # most points are identical
             middle = float(distance[distance > 0].mean())
         return cls(scale, middle or 1.0)
 
@@ -70,11 +70,11 @@ class GroupSums:
     Attributes
     ----------
     sums : numpy.ndarray
-        float64 ``(G, G)``, zero on the diagonal: a group says nothing about itself.
+        float64 ``(G, G)``, zero on the diagonal, since pairs within a group are left out.
     sizes : numpy.ndarray
-        float64 ``(G,)``: points of each group.
+        float64 ``(G,)``: number of points of each group.
     own : numpy.ndarray
-        float64 ``(G,)``: the kernel summed over the pairs of two points of a group.
+        float64 ``(G,)``: the kernel summed over the pairs of different points within each group.
     """
 
     sums: F64
@@ -86,7 +86,9 @@ class GroupSums:
         """Sum the kernel of points ``(N, D)`` over groups, numbered from 0 without gaps in `number`."""
         order = np.argsort(number, kind="stable")
         numbers, scaled = number[order], points[order] / kernel.scale
-        scaled = scaled - scaled.mean(axis=0)  # smaller numbers lose less in the difference of squares
+        scaled = scaled - scaled.mean(
+            axis=0
+        )  # smaller numbers lose less precision in the difference of squares
         sizes = np.bincount(numbers).astype(np.float64)
         starts = np.r_[0, np.cumsum(sizes[:-1])].astype(np.int64)
         sums = np.zeros((len(sizes), len(sizes)))
@@ -94,25 +96,25 @@ class GroupSums:
         for start in range(0, len(points), rows):
             alike = np.exp(_squared(scaled[start : start + rows], scaled) / (-2 * kernel.width**2))
             np.add.at(sums, numbers[start : start + rows], np.add.reduceat(alike, starts, axis=1))
-        own = sums.diagonal() - sizes  # each point is like itself
+        own = sums.diagonal() - sizes  # without the pairs of a point with itself, whose kernel is 1
         np.fill_diagonal(sums, 0.0)
         return cls(sums, sizes, own)
 
     def discrepancy(self, sides: Mask, *, ungrouped: bool = False) -> F64:
-        """Return the squared discrepancy of each division of the groups, without bias: about 0 where nothing differs.
+        """Return the unbiased squared MMD of each division of the groups: about 0 if the two sides do not differ.
 
         Parameters
         ----------
         sides : numpy.ndarray
-            bool ``(R, G)``, with two groups or more on either side.
+            bool ``(R, G)``, with two groups or more on each side.
         ungrouped : bool
-            Count the pairs within a group on the chosen side, as in a set whose groups nobody knows. Then that side may
-            be a single group of two points or more; the result is greater by what points of a group are alike.
+            Also count the pairs within a group on the chosen side, as for a set with unknown groups. Then that side may be
+            a single group of two points or more. The result is larger, since points of a group are alike.
 
         Returns
         -------
         numpy.ndarray
-            float64 ``(R,)``, at most 2; chance can make it slightly negative.
+            float64 ``(R,)``, at most 2; it can be slightly negative by chance.
         """
         chosen = sides.astype(np.float64)
         towards = chosen @ self.sums
@@ -129,33 +131,37 @@ class GroupSums:
 
 
 def permutation_test(sums: GroupSums, first: Mask, permutations: int, seed: int) -> tuple[float, float]:
-    """Test whether two sets of groups are from one distribution, by permuting which group is in which set.
+    """Test whether two sets of groups come from the same distribution, by permuting the groups between the sets.
 
     Parameters
     ----------
+    sums : GroupSums
+        Of the groups of both sets.
     first : numpy.ndarray
         bool ``(G,)``: the groups of the first set.
     permutations : int
         Number of permutations n.
+    seed : int
+        Seed of the permutations.
 
     Returns
     -------
     discrepancy : float
-        Squared, without bias.
+        Unbiased squared MMD.
     p_value : float
-        (1 + k) / (1 + n), where k permutations are at least as discrepant.
+        (1 + k) / (1 + n), where k permutations have at least this discrepancy.
     """
     rng = np.random.default_rng([seed, 0x5417])
     observed = float(sums.discrepancy(first[None])[0])
     drawn = sums.discrepancy(_drawn(len(first), int(first.sum()), permutations, rng))
-    # the same division, drawn again, may come out different in the last digit
+    # The tolerance covers rounding where a permutation gives the same division again.
     return observed, float((1 + (drawn >= observed - 1e-12).sum()) / (1 + permutations))
 
 
 def chance_discrepancies(sums: GroupSums, part: int, draws: int, seed: int) -> F64:
-    """Return the squared discrepancies ``(draws,)`` between `part` random groups of one set, as if ungrouped, and the rest.
+    """Return the squared MMDs ``(draws,)`` between `part` random groups of one set, taken as ungrouped, and the rest.
 
-    The parts must hold two points or more.
+    Each part must hold two points or more.
     """
     rng = np.random.default_rng([seed, 0x5418])
     return sums.discrepancy(_drawn(len(sums.sizes), part, draws, rng), ungrouped=True)

@@ -1,7 +1,7 @@
-"""Drift: whether the images a model is asked about still look like those it was validated on.
+"""Drift: whether new images still look like the images that a model was validated on.
 
-The validation images themselves set the limit: parts of them, drawn at random in whole groups, are
-compared with the rest of them, and what hardly any part reaches is the threshold.
+The threshold comes from the validation images themselves: random parts of them, in whole groups, are compared with the rest,
+and the threshold is a value that few of these parts exceed.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from brainmri_core.evaluation.shift import KINDS, ImageSet, ShiftReport
 
 DRAWS = 1000
 MIN_GROUPS = 10
-"""Independent groups of validation images from which on a threshold is drawn from them."""
+"""Least number of independent groups of validation images for a threshold."""
 
 LEAST = 1e-3
-"""Squared discrepancy below which nothing is called drift, however large the sets: about that of 3 images in 100 that are
-from somewhere else."""
+"""Squared discrepancy below which nothing counts as drift, however large the sets; about that of a set with 3% images from
+another source."""
 
 
 class DriftMeasure(BaseModel):
-    """One kind of features.
+    """The drift in one kind of features.
 
     Attributes
     ----------
     squared, threshold : float or None
-        Squared maximum mean discrepancy from the validation images, and what it may be.
+        Squared maximum mean discrepancy from the validation images, and its upper limit.
     reason : str or None
-        Why there is none.
+        Why it was not measured; None if it was.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -44,17 +44,19 @@ class DriftMeasure(BaseModel):
 
     @property
     def exceeded(self) -> bool:
-        """Whether it lies above its threshold."""
+        """Whether the discrepancy is above its threshold."""
         return self.squared is not None and self.threshold is not None and self.squared > self.threshold
 
 
 class DriftReport(BaseModel):
-    """What became of the images since the model was validated.
+    """The drift of images from the model's validation images.
 
     Attributes
     ----------
+    measures : tuple of DriftMeasure
+        One for each kind of features.
     shift : ShiftReport or None
-        The same images described further: p values, features, a model that tells the sets apart.
+        A further description: p values, features, and a model that distinguishes the two sets.
     labels : LabelShift or None
         Estimated shares of the classes.
     reason : str or None
@@ -80,13 +82,13 @@ class DriftReport(BaseModel):
 
     @property
     def unmeasured(self) -> dict[str, str]:
-        """What was not measured, and why."""
+        """The kinds of features that were not measured, each with the reason."""
         if self.reason is not None:
             return dict.fromkeys(KINDS, self.reason)
         return {item.kind: item.reason for item in self.measures if item.reason is not None}
 
     def sentence(self) -> str:
-        """Say what was found, and what could not be measured."""
+        """Summarise the result, and what could not be measured."""
         sentences = []
         if self.drifted:
             sentences.append(
@@ -112,21 +114,22 @@ def measure_drift(
     seed: int,
     named: str = "the validation images",
 ) -> tuple[DriftMeasure, ...]:
-    """Compare images with others, such as the validation images of a model.
+    """Measure the drift of images from a reference, such as the validation images of a model.
 
     Parameters
     ----------
     reference : ImageSet
-        The others, with their groups.
+        The reference, with its groups.
     other : ImageSet
-        What the model is asked about. The threshold is drawn for as many images of as many groups, but never more than half
-        of the others. Where its groups are not known, its images count as those of patients like theirs.
+        The new images. The threshold is computed for parts of the reference with as many images from as many groups, at
+        most half of the reference. Where the groups of the new images are unknown, they are assumed to be like the
+        reference's.
     false_alarms : float
-        Share of such parts of the others that exceed a threshold, all kinds together.
+        Share of such parts of the reference that may exceed a threshold, for all kinds of features together.
     seed : int
-        Seed of the draws, and of the sample where a set is large.
+        Seed of the draws, and of the sample of a large set.
     named : str
-        What the others are called in a reason.
+        Name of the reference in a reason.
 
     Returns
     -------
@@ -151,7 +154,7 @@ def _measure(
         return DriftMeasure(kind=kind, squared=None, threshold=None, reason=reason)
     here, there = first.points(kind), second.points(kind)
     assert here is not None and there is not None
-    # that of the validation images alone, so that the measure of one day can be compared with that of another
+    # The kernel depends only on the reference, so that the results of different days can be compared.
     kernel = Kernel.fit(here, standardise=kind != "embedding")
     own = GroupSums.of(here, number_groups(first.groups), kernel)
     chance = chance_discrepancies(own, part, DRAWS, seed)
@@ -176,9 +179,10 @@ def _not_measurable(kind: str, first: ImageSet, second: ImageSet, named: str) ->
 
 
 def _part_groups(reference: ImageSet, other: ImageSet) -> int:
-    """Return how many groups hold about as many images as are compared, at most as many as those are of, and half of all.
+    """Return how many groups of the reference hold about as many images as `other` has.
 
-    One group is a part only where all have two images or more: a single image is not compared with itself.
+    It is at most the number of groups of `other` and half of those of the reference. It is at least 2, or 1 where every group
+    has two images or more, since a discrepancy needs two images.
     """
     share = min(len(other) / len(reference), 0.5)
     groups = min(round(share * reference.n_groups), other.n_groups, reference.n_groups // 2)

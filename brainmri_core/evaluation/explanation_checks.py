@@ -1,4 +1,4 @@
-"""Do the maps mean something: do they change when the model's parameters do, and do they find a known tumour?"""
+"""Checks of explanation maps: whether they depend on the model's parameters, and whether they find a known tumour."""
 
 from __future__ import annotations
 
@@ -22,7 +22,19 @@ _CONSTANT = "the maps of one of the two models are constant"
 
 
 def randomised(model: nn.Module, name: str, stage: str, seed: int) -> nn.Module:
-    """Return a copy of a model with fresh random parameters in its ``head``, ``last block`` and head, or ``all`` layers."""
+    """Return a copy of a model with new random parameters.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        The model.
+    name : str
+        Its architecture.
+    stage : str
+        What to randomise: ``head``, ``last block`` (and head), or ``all`` layers.
+    seed : int
+        Seed of the parameters.
+    """
     fresh = copy.deepcopy(model)
     networks = networks_of(fresh)
     heads: list[nn.Module] = [head(network) for network in networks]
@@ -39,7 +51,9 @@ def randomised(model: nn.Module, name: str, stage: str, seed: int) -> nn.Module:
             if callable(reset):
                 reset()
                 continue
-            for parameter in module.parameters(recurse=False):  # such as the positions of a transformer
+            for parameter in module.parameters(
+                recurse=False
+            ):  # such as the position embeddings of a transformer
                 values = parameter.detach()
                 nn.init.normal_(parameter, float(values.mean()), float(values.std(correction=0)))
     finally:
@@ -59,19 +73,26 @@ def randomisation_check(
     batch_size: int,
     seed: int,
 ) -> tuple[dict[str, Any], dict[str, F32]]:
-    """Compare the maps with those of models whose parameters were randomised from the head backwards.
+    """Compare the Grad-CAM maps of a model with those of copies with randomised parameters.
 
-    Adebayo et al., Sanity checks for saliency maps, NeurIPS 2018: a map that stays the same explains the image, not
-    the model. These maps are never negative, so that the sign of a correlation counts.
+    Adebayo et al., Sanity checks for saliency maps, NeurIPS 2018: maps that stay the same explain the image, not the
+    model. The maps are never negative, so the sign of the correlation is meaningful.
+
+    Parameters
+    ----------
+    model, name, pack, rows, targets, preprocessing, device, batch_size
+        As in `gradcam.maps_of_rows`.
+    seed : int
+        Seed of the random parameters.
 
     Returns
     -------
     scores : dict
-        For each stage the mean Spearman correlation of the maps with the model's own, over the images whose two maps
-        both vary (None without any), ``passed``: whether it is below 0.5 with all parameters randomised, and
-        ``reasons`` of what is None.
+        ``spearman``: for each stage the mean Spearman correlation with the model's own maps, over images whose two maps
+        both vary (None without any); ``passed``: whether it is below 0.5 with all parameters randomised; and the
+        ``reasons`` of None values.
     maps : dict
-        Stage to Grad-CAM maps, ``own`` among them.
+        Stage to Grad-CAM maps, float32 ``(M, S, S)``; ``own`` are those of the model.
     """
 
     def compute(candidate: nn.Module) -> F32:
@@ -99,7 +120,7 @@ def randomisation_check(
 def _mean_correlation(one: F32, other: F32) -> float | None:
     step = max(
         1, one.shape[-1] // 28
-    )  # the maps were interpolated from a coarse grid: more samples say no more
+    )  # the maps are interpolated from a coarse grid: some samples are enough
     found = []
     for first, second in zip(one[:, ::step, ::step], other[:, ::step, ::step], strict=True):
         if first.std() > 0 and second.std() > 0:
@@ -120,9 +141,9 @@ def localisation_scores(maps: F32, masks: Mask) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``pointing_game``: share of maps whose peak lies in the mask (Zhang et al., IJCV 2018); ``iou``: mean overlap
-        of the mask with the map above half its peak; ``energy_inside``: mean share of the map inside the mask; and the
-        same by chance: ``mask_share``, the mean share of the image that the mask covers.
+        ``pointing_game``: share of maps whose peak is in the mask (Zhang et al., IJCV 2018); ``iou``: mean intersection
+        over union of the mask and the map above half its peak; ``energy_inside``: mean share of the map inside the mask;
+        ``mask_share``: mean share of the image that the mask covers, the value of these scores by chance.
     """
     if not len(maps):
         return {"images": 0, "reason": "no evaluated image has a known tumour mask"}
@@ -143,6 +164,6 @@ def localisation_scores(maps: F32, masks: Mask) -> dict[str, Any]:
 
 
 def shrink_mask(mask: U8, size: int) -> Mask:
-    """Bring a fitted mask ``(P, P)`` to the model's input size; any tumour pixel keeps a small tumour from vanishing."""
+    """Resize a fitted mask ``(P, P)`` to ``size x size``; a cell with any tumour pixel counts, so that none vanishes."""
     image = Image.fromarray(np.where(mask > 127, 255, 0).astype(np.uint8))
     return np.asarray(image.resize((size, size), Image.Resampling.BOX)) > 0

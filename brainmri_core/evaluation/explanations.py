@@ -1,4 +1,4 @@
-"""Explanations of an evaluation: maps of the gallery's images, and the checks of what the maps are worth."""
+"""Explanations of an evaluation: maps of the gallery's images, and checks of the maps."""
 
 from __future__ import annotations
 
@@ -32,16 +32,18 @@ MAX_MASKED = 256
 
 @dataclass(frozen=True)
 class Explained:
-    """Maps and what they are worth.
+    """Maps and the results of their checks.
 
     Attributes
     ----------
     rows : numpy.ndarray
-        int64 ``(M,)``: pack rows that `maps` explain, each for its predicted class.
+        int64 ``(M,)``: pack rows of the maps, each for its predicted class.
+    maps : Maps
+        The maps.
     scores : Explanations
-        What the checks found.
+        Results of the checks.
     check_rows, check_maps
-        Some of the images of the randomisation check, and their maps by stage.
+        Some images of the randomisation check, and their maps by stage.
     """
 
     rows: I64
@@ -140,7 +142,7 @@ def _localisation(subject: Subject, test: pd.DataFrame, evidence: Evidence) -> L
 
 
 def _others(labels: I64) -> I64:
-    """Return for each image the position of another one of its class, far away in the order, where its class has one."""
+    """Return for each image the position of another image of its class, half of the class away; itself if it is alone."""
     other = np.arange(len(labels))
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)

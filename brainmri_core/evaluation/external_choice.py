@@ -1,4 +1,4 @@
-"""A choice between models by what they score on other data sets: by the worst of them, or by their mean."""
+"""Comparison of models by their external evaluations: by the worst score over data sets, or by the mean."""
 
 from __future__ import annotations
 
@@ -25,7 +25,17 @@ Evaluations = dict[str, ExternalEvaluationPointer]
 
 @dataclass(frozen=True)
 class ExternalComparison:
-    """Two models on the images of the data sets both were measured on, and the interval of ours less theirs."""
+    """Two models on the images of the data sets on which both were evaluated.
+
+    Attributes
+    ----------
+    images : int
+        Number of images.
+    ours, theirs : float
+        Worst or mean macro F1 over the data sets.
+    interval : list of float or None
+        95% interval of ours minus theirs.
+    """
 
     images: int
     ours: float
@@ -36,7 +46,7 @@ class ExternalComparison:
 def external_evaluations(checkpoint: CheckpointPointer, layout: Layout) -> Evaluations:
     """Return the newest external evaluation of a checkpoint on each data set.
 
-    Those without a score do not count, nor those from which what the model has seen could not be taken out.
+    Evaluations without a score are left out, as are those in which the images that the model has seen are unknown.
     """
     found: Evaluations = {}
     for pointer in history(layout, ExternalEvaluationPointer):
@@ -66,25 +76,25 @@ def compare_elsewhere(
     resamples: int,
     seed: int,
 ) -> ExternalComparison | str:
-    """Compare two models on the data sets that both were measured on, image by image.
+    """Compare two models on the same images of the data sets on which both were evaluated.
 
     Parameters
     ----------
     ours, theirs : mapping
-        Of `external_evaluations`.
+        From `external_evaluations`.
     basis : str
-        ``external_worst`` compares each model's worst macro F1, which need not be of the same data set, ``external_mean``
-        their means, in which each data set counts the same.
+        ``external_worst`` compares each model's worst macro F1, possibly on different data sets; ``external_mean``
+        compares the means, with the same weight for each data set.
     layout : Layout
         The project.
     resamples, seed : int
-        Of the bootstrap; patients or groups of each data set are drawn by themselves, and both models are scored on the
-        same draws.
+        Of the bootstrap. Patients or groups are drawn separately in each data set, and both models are scored on the same
+        draws.
 
     Returns
     -------
     ExternalComparison or str
-        Or why they cannot be compared.
+        The comparison, or the reason why there is none.
     """
     common = sorted(ours.keys() & theirs.keys())
     images, drawn = 0, []

@@ -1,4 +1,4 @@
-"""What a model scores on images from elsewhere, beside what it scores on test images of its own data set."""
+"""The scores of a model on another data set, compared with those on the test images of its own."""
 
 from __future__ import annotations
 
@@ -38,18 +38,18 @@ LOWER_IS_BETTER = frozenset(name for name in COMPARED if name.startswith("calibr
 
 @dataclass(frozen=True)
 class Carried:
-    """What a model brings from the evaluation on its own data: nothing of it is fitted anew.
+    """What is carried over from the evaluation on the model's own data; nothing is fitted to the other data set.
 
     Attributes
     ----------
     temperature : float or None
-        Divides the logits.
+        The fitted temperature.
     threshold : float or None
         Outlier score above which an image is flagged as unlike the training images.
     own : pandas.DataFrame or None
         The prediction table of that evaluation.
     reason : str or None
-        Why there is no evaluation.
+        Why there is no such evaluation; None if there is.
     """
 
     temperature: float | None = None
@@ -61,24 +61,24 @@ class Carried:
 def full_scores(
     scored: pd.DataFrame, classes: Sequence[str], carried: Carried, config: ExternalConfig
 ) -> dict[str, Any]:
-    """Score images of classes the model knows, without those it may have seen.
+    """Score the images of classes that the model knows, without those that it may have seen.
 
     Parameters
     ----------
     scored : pandas.DataFrame
         Rows of the prediction table, at least one.
     classes : sequence of str
-        The model's classes by index; those without an image keep their probabilities, and a call of one is wrong.
+        The model's classes by index. Classes without an image keep their probabilities; predicting one is an error.
     carried : Carried
-        Temperature.
+        Holds the temperature.
     config : ExternalConfig
         Resamples and seed.
 
     Returns
     -------
     dict
-        As `metrics.classification_metrics`, with ``intervals``, ``bootstrap``, ``patients``, ``calibration`` before and after
-        the carried temperature, and ``tumour_vs_none``.
+        The result of `metrics.classification_metrics` with ``intervals``, ``bootstrap``, ``patients``, ``calibration``
+        before and after the carried temperature, and ``tumour_vs_none``.
     """
     labels, logits = labels_of(scored), logits_of(scored, classes)
     shares = probabilities(logits)
@@ -118,21 +118,25 @@ def full_scores(
 def score_rows(
     known: pd.DataFrame, unseen: Mask, classes: Sequence[str], common: Sequence[str], config: ExternalConfig
 ) -> list[dict[str, Any]]:
-    """Score the unseen images in two ways, and all images, which is no external score.
+    """Score the unseen images in two ways and, for comparison, all images, which is not an external score.
 
     Parameters
     ----------
     known : pandas.DataFrame
-        Rows of the prediction table of classes the model knows.
+        N rows of the prediction table, of classes that the model knows.
     unseen : numpy.ndarray
-        bool: those that were not taken out as possibly seen.
+        bool ``(N,)``: images that were not taken out as possibly seen.
+    classes : sequence of str
+        The model's classes by index.
     common : sequence of str
-        The classes of both sets: the second way takes the model's probabilities of the others away.
+        Classes that both data sets have. In the second way the model's probabilities are renormalised over these.
+    config : ExternalConfig
+        Resamples and seed.
 
     Returns
     -------
     list of dict
-        As `subsets.score_subsets`; the kinds are ``unseen``, ``common`` and ``all``.
+        The result of `subsets.score_subsets` for the kinds ``unseen``, ``common`` and ``all``.
     """
     seed, resamples = config.resolved_seed, config.bootstrap_resamples
     logits = logits_of(known, classes)
@@ -156,15 +160,16 @@ def score_rows(
 def compare_with_own(
     scored: pd.DataFrame, classes: Sequence[str], carried: Carried, config: ExternalConfig
 ) -> dict[str, Any]:
-    """Set the score on images from elsewhere beside that on the model's own test images of the same classes.
+    """Compare the external scores with those on the model's own test images of the same classes.
 
-    Each of the two sets is resampled by itself.
+    The two sets are resampled independently.
 
     Returns
     -------
     dict
-        ``classes`` that both sets hold, ``images`` and ``n_units`` of the own test images, and ``measures``, those that both define:
-        own, external, their difference (external less own) and its 95% interval; or ``reason``.
+        ``classes`` that both sets have, ``images`` and ``n_units`` of the own test images, and ``measures``: for each measure
+        that both define, ``own``, ``external``, their ``difference`` (external minus own) and its 95% ``interval``. Or only
+        ``reason``.
     """
     if carried.own is None:
         return {"reason": carried.reason}
@@ -196,7 +201,7 @@ def compare_with_own(
 def _resampled(
     table: pd.DataFrame, classes: Sequence[str], temperature: float | None, resamples: int, seed: int
 ) -> Resampled:
-    """Return each measure of all images, then of every resample: float64 ``(1 + R,)``."""
+    """Return each measure on all images, then on every resample: float64 ``(1 + R,)``."""
     number, drawn = group_weights(independent_units(table), resamples, seed)
     weights = np.concatenate([np.ones((1, drawn.shape[1]), np.float32), drawn])
     labels, logits = labels_of(table), logits_of(table, classes)
@@ -211,22 +216,24 @@ def _resampled(
 def flag_rates(
     table: pd.DataFrame, scored: Mask, carried: Carried, classes: Sequence[str], config: ExternalConfig
 ) -> dict[str, Any]:
-    """Say what share of the images is flagged as unlike the training images, and how right the model is on either part.
+    """Return the share of images flagged as unlike the training images, and the accuracy on both parts.
 
     Parameters
     ----------
     table : pandas.DataFrame
-        The prediction table with what was taken out left out, images of classes the model never learnt included.
+        The prediction table without the images taken out, including images of classes that the model never learnt.
     scored : numpy.ndarray
-        bool: the images of classes it knows.
+        bool ``(N,)``: the images of classes that it knows.
+    carried, classes, config
+        As in `full_scores`.
 
     Returns
     -------
     dict
-        ``threshold``; of the scored images ``flagged_share`` with ``interval``, and images and accuracy of the ``flagged`` and the
-        ``unflagged``; ``own_flagged_share`` of the own test images; ``never_learnt``: for each class the model never
-        learnt its images, what they were called and the share flagged. Shares are null where there is no threshold, with
-        a ``reason``.
+        ``threshold``; for the scored images ``flagged_share`` with ``interval``, and number and accuracy of the ``flagged``
+        and the ``unflagged`` images; ``own_flagged_share`` of the own test images; ``never_learnt``: for each class that
+        the model never learnt, the number of images, their predictions and the share flagged. Without a threshold the
+        shares are null, with a ``reason``.
     """
     threshold = carried.threshold
     flagged = np.zeros(len(table), np.bool_)

@@ -1,4 +1,4 @@
-"""How unlike images from elsewhere are to those a model was selected by, and what its calls say of the share of each class."""
+"""The shift of another data set from a model's validation images, and the estimated class shares in it."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from brainmri_core.splitting.assignment import independent_units
 
 @dataclass(frozen=True)
 class Seen:
-    """Images as a model sees them, and what it makes of them.
+    """Images and a model's output for them.
 
     Attributes
     ----------
     table : pandas.DataFrame
-        N rows of the sample table: those whose file could be prepared.
+        N rows of the sample table, those whose file could be decoded.
     logits, embeddings : numpy.ndarray
         float32 ``(N, K)`` and ``(N, D)``.
     features : numpy.ndarray
@@ -47,7 +47,7 @@ class Seen:
 
 
 def see(model: Contender, table: pd.DataFrame, pack: PackPointer) -> Seen:
-    """Let a model see images of a pack, prepared as it was trained to see them."""
+    """Run a model on images of a pack, with its own preprocessing."""
     width, height = (table[name].to_numpy(np.int64) for name in ("width", "height"))
     places, logits, embeddings, features = [], [], [], []
     for positions, pixels, found in model.outputs(table, pack):
@@ -74,13 +74,13 @@ def describe_shift(
     scored: Mask,
     job: Job,
 ) -> dict[str, Any]:
-    """Set the scored images beside the validation images of the model.
+    """Compare the scored images with the validation images of the model.
 
     Returns
     -------
     dict
-        ``shift``: what `shift.measure_shift` finds, and ``prevalence``: the estimate of `label_shift` with the ``true`` share of
-        each class; each a mapping with a ``reason`` where there is nothing to compare.
+        ``shift``: the result of `shift.measure_shift`; ``prevalence``: the estimate of `label_shift` with the ``true`` share
+        of each class. Each has only a ``reason`` where there is nothing to compare.
     """
     reason = learnt if isinstance(learnt, str) else None
     if reason is None and not scored.any():

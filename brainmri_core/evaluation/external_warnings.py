@@ -1,4 +1,4 @@
-"""What a reader must know before believing the numbers of an external evaluation."""
+"""The warnings of an external evaluation: what a reader must know before trusting its numbers."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ Warnings = list[dict[str, str]]
 
 
 def no_score(table: pd.DataFrame, taken: TakenOut, scored: int) -> str | None:
-    """Say in one sentence why there is no image to score, with how many were taken out by reason; None where there is one.
+    """Say in one sentence why there is no image to score; None if there is one.
 
     Parameters
     ----------
     table : pandas.DataFrame
         The prediction table.
     taken : TakenOut
-        What the model may have seen.
+        The images that the model may have seen.
     scored : int
-        Images left that are of a class the model knows.
+        Number of remaining images of a class that the model knows.
     """
     if scored:
         return None
@@ -42,7 +42,7 @@ def no_score(table: pd.DataFrame, taken: TakenOut, scored: int) -> str | None:
 
 
 def text(reason: str, count: int) -> str:
-    """Return a reason of `taken_out.REASONS` in words that fit a number of images."""
+    """Return a reason of `taken_out.REASONS` in the singular or plural."""
     words = REASONS[reason]
     if count == 1:
         return words
@@ -50,7 +50,7 @@ def text(reason: str, count: int) -> str:
 
 
 def external_warnings(metrics: Mapping[str, Any], meta: CheckpointMeta, taken: TakenOut) -> Warnings:
-    """Say what puts the result in doubt (``red``) and what limits it (``amber``)."""
+    """Return the warnings: ``red`` puts the result in doubt, ``amber`` limits it."""
     found: Warnings = []
 
     def add(level: Literal["red", "amber"], sentence: str) -> None:
@@ -95,7 +95,7 @@ def external_warnings(metrics: Mapping[str, Any], meta: CheckpointMeta, taken: T
     if scores["n_units"] < FEW_UNITS:
         add(
             "amber",
-            f"{scores['n_units']} independent patients or groups only are left; the intervals are rough.",
+            f"Only {scores['n_units']} independent patients or groups are left; the intervals are rough.",
         )
     if reason := metrics["comparison"].get("reason"):
         add("amber", f"There is no comparison with the model's own test images: {reason}.")

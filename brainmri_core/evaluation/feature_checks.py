@@ -1,6 +1,6 @@
-"""What the features of a data set say of its images: which look wrong, what they are near to, and whether the test images differ.
+"""Checks of images by their features: outliers, nearest training images, and drift of the test images.
 
-Labels of test images are not looked at.
+Labels of test images are not used.
 """
 
 from __future__ import annotations
@@ -33,11 +33,13 @@ class FeaturedImages:
     table : pandas.DataFrame
         N rows of the sample table.
     features : numpy.ndarray
-        float32 ``(N, D)``, in its order.
+        float32 ``(N, D)``, in the order of the table.
     pixels : numpy.ndarray
-        The pack, in which the table's ``row`` counts.
+        The pack, to whose rows the table's ``row`` refers.
+    units : tuple of str
+        Independent unit of each image.
     space : FeatureSpace
-        The training images, in the order of the table.
+        The features of the training images, in the order of the table.
     """
 
     table: pd.DataFrame
@@ -48,7 +50,7 @@ class FeaturedImages:
 
     @classmethod
     def of(cls, features: F32, samples: pd.DataFrame, pixels: U8) -> FeaturedImages:
-        """Take the images of a sample table that are in the pack, whose features are by row of the pack."""
+        """Take the packed training and test images of a sample table; `features` are by row of the pack."""
         used = samples[(samples["row"] >= 0) & samples["split"].isin(["train", "test"])]
         table = used.sort_values("row", ignore_index=True)
         own = features[table["row"].to_numpy(np.int64)]
@@ -56,11 +58,11 @@ class FeaturedImages:
         return cls(table, own, pixels, tuple(independent_units(table)), space)
 
     def positions(self, split: str) -> I64:
-        """Return where the table has the images of a side."""
+        """Return the positions in the table of the images of a side."""
         return np.flatnonzero((self.table["split"] == split).to_numpy())
 
     def nearest(self, position: int) -> list[tuple[int, float]]:
-        """Return where the table has the training images nearest to an image, none of its own patient or group, and the cosines."""
+        """Return positions and cosines of the training images nearest to an image, without its own patient and group."""
         training = self.positions("train")
         likeness = self.space.likeness(self.features[position : position + 1])[0]
         order = [
@@ -77,8 +79,9 @@ class FeaturedImages:
         Returns
         -------
         tuple of pandas.DataFrame and float, or None
-            Columns `OUTLIER_COLUMNS`, ``nearest`` the labels of the nearest training images, and the score from which on an
-            image is flagged. Training images are scored by a fit without their group. None where too few train.
+            A table with `OUTLIER_COLUMNS`, where ``nearest`` are the labels of the nearest training images, and the score
+            above which an image is flagged. Training images are scored by a fit without their group. None if there are too
+            few training images.
         """
         training, test = self.positions("train"), self.positions("test")
         labels = self.table["class_index"].to_numpy(np.int64)[training]
@@ -109,7 +112,7 @@ class FeaturedImages:
         return measure_drift(*sides, false_alarms=false_alarms, seed=seed, named="the training images")
 
     def sheet(self, title: str, paths: list[str]) -> Image.Image:
-        """Draw images, each beside the training images that are nearest to it; labels of test images are not shown."""
+        """Draw images, each beside its nearest training images; labels of test images are not shown."""
         places = pd.Series(self.table.index, self.table["path"])[paths[:_ROWS]].tolist()
         sheet = Sheet(title, 1 + _NEAREST, len(places))
         for line, position in enumerate(places):

@@ -1,4 +1,4 @@
-"""Scores of images that were each predicted by a model which never saw their group: of one fold, and of all together."""
+"""Scores of out-of-fold predictions: of one fold, and of all folds together."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ HEADLINE = ("accuracy", "balanced_accuracy", "macro_f1", "macro_auroc")
 
 
 def probabilities_of(table: pd.DataFrame, classes: Sequence[str]) -> F64:
-    """Return the probabilities ``(N, K)`` that a table of predictions holds."""
+    """Return the probabilities of a table of predictions: float64 ``(N, K)``."""
     return np.asarray(table[[f"prob_{name}" for name in classes]], np.float64)
 
 
@@ -30,7 +30,7 @@ def scores_of(table: pd.DataFrame, classes: Sequence[str]) -> FoldScores:
 
 
 def pooled_scores(table: pd.DataFrame, classes: Sequence[str], resamples: int, seed: int) -> PooledScores:
-    """Score predictions together, with 95% intervals over independent units where resamples are asked for.
+    """Score pooled predictions, with 95% intervals over independent units.
 
     Parameters
     ----------

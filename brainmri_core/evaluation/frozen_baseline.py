@@ -1,4 +1,4 @@
-"""The baseline that a trained network has to beat: a linear model on features of a pretrained network as it is."""
+"""The baseline of frozen features: a linear model on the features of a pretrained network without training."""
 
 from __future__ import annotations
 
@@ -31,13 +31,15 @@ def frozen_baseline(
     trained_by : str
         ``train.method`` of the model that is evaluated.
     seed : int
-        Of the validation groups that choose the probe's penalty.
+        Seed of the validation groups that choose the probe's penalty.
+    job : Job
+        The run.
 
     Returns
     -------
     Baseline or str
-        Why there is none: no embeddings of these pixels by a pretrained network are on record, they are gone or do not do for
-        these training images, or the model is a probe itself.
+        The baseline, or the reason why there is none: there are no embeddings of these pixels by a pretrained network, they
+        are missing or do not fit these training images, or the evaluated model is a probe itself.
     """
     if trained_by == "probe":
         return "the model is a linear model on frozen features itself"

@@ -1,4 +1,4 @@
-"""Galleries: the predictions worth looking at, chosen and captioned from the prediction table alone."""
+"""Galleries: selected predictions with captions, from the prediction table."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def select_galleries(table: pd.DataFrame, classes: Sequence[str], top: int) -> p
     classes : sequence of str
         Class names.
     top : int
-        Images per class and gallery at most.
+        Most images per class and gallery.
 
     Returns
     -------
     pandas.DataFrame
-        Columns `GALLERY_COLUMNS`; ``probability`` is that of the predicted class, uncalibrated, as in the table. Equal
-        probabilities are ordered by path.
+        Columns `GALLERY_COLUMNS`; ``probability`` is the uncalibrated one of the predicted class, as in the table. Ties are
+        ordered by path.
     """
     shares = table[[f"prob_{name}" for name in classes]].to_numpy(np.float64)
     number = np.arange(len(table))
@@ -84,12 +84,12 @@ def write_sheets(folder: Path, galleries: pd.DataFrame, classes: Sequence[str], 
     galleries : pandas.DataFrame
         From `select_galleries`.
     pack : numpy.ndarray
-        The packed pixels that ``row`` counts in.
+        The pack, to whose rows ``row`` refers.
 
     Returns
     -------
     list of pathlib.Path
-        The pictures; a gallery without images has none.
+        The pictures written; none for a gallery without images.
     """
     galleries.to_csv(folder / "galleries.csv", index=False)
     written = []
@@ -131,14 +131,18 @@ def write_overlays(
     rows: I64,
     maps: Maps,
 ) -> bool:
-    """Write a sheet with image, Grad-CAM and Grad-CAM++ of the surest right and wrong prediction of each class.
+    """Write a sheet with image, Grad-CAM and Grad-CAM++ of each class's most confident right and wrong prediction.
 
     Parameters
     ----------
     path : pathlib.Path
         The PNG to write.
+    galleries, classes, pack
+        As in `write_sheets`.
     rows : numpy.ndarray
-        int64: pack rows that `maps` are of.
+        int64 ``(M,)``: pack rows of the maps.
+    maps : Maps
+        The maps of these rows.
 
     Returns
     -------

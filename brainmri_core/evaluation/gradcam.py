@@ -1,8 +1,8 @@
 """Grad-CAM (Selvaraju et al., ICCV 2017) and Grad-CAM++ (Chattopadhyay et al., WACV 2018), in batches.
 
-Written here rather than taken from the `grad-cam` package: that one brings opencv-python and ttach for two formulas, and
-runs a full backward pass, whereas cutting the graph at the last feature map leaves only pooling and head to go back
-through, so a map costs no more than a prediction.
+The package `grad-cam` is not used: it depends on opencv-python and ttach for two formulas, and runs a full backward pass.
+Here the graph is cut at the last feature map, so that the backward pass goes only through pooling and head, and a map takes
+no longer than a prediction.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from brainmri_core.learning.timm_models import map_of
 
 
 class MapError(ModelError):
-    """A model's last feature map has one cell only: its map would colour the whole image alike and show nothing."""
+    """A model's last feature map has a single cell, so its map would be the same everywhere in the image."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Maps:
     gradcam, gradcam_plus_plus : numpy.ndarray
         float32 ``(N, S, S)`` in [0, 1] at the model's input size; all zero where nothing supports the class.
     grid : int
-        Cells along each side of the feature map that they were interpolated from; 0 without an image.
+        Side of the feature map that they were interpolated from, in cells; 0 without an image.
     """
 
     gradcam: F32
@@ -51,13 +51,13 @@ def activation_maps(model: nn.Module, name: str, batch: torch.Tensor, targets: t
     Parameters
     ----------
     model : torch.nn.Module
-        In evaluation mode. The maps of an ensemble are the mean of its members'.
+        In evaluation mode. The maps of an ensemble are the mean of its members' maps.
     name : str
-        Its architecture, which says where the last feature map is.
+        Its architecture, which determines the layer of the last feature map.
     batch : torch.Tensor
         Model input, float ``(B, C, S, S)``.
     targets : torch.Tensor
-        int64 ``(B,)``: the class each map is to explain.
+        int64 ``(B,)``: the class to explain in each image.
 
     Raises
     ------
@@ -104,7 +104,7 @@ def activation_maps(model: nn.Module, name: str, batch: torch.Tensor, targets: t
 
 
 def _mean_of(found: Sequence[Maps]) -> Maps:
-    """Average maps of the same images, each with a peak of 1 or nowhere above 0, and bring the peak to 1 again."""
+    """Average maps of the same images, and scale each to a peak of 1 again; maps of zeros stay."""
 
     def mean(maps: list[F32]) -> F32:
         total: F32 = np.mean(maps, axis=0, dtype=np.float32)
@@ -141,10 +141,16 @@ def maps_of_rows(
 
     Parameters
     ----------
+    model, name
+        As in `activation_maps`.
     pack : numpy.ndarray
         uint8 ``(N, P, P)`` or ``(N, P, P, 3)``.
     rows, targets : numpy.ndarray
-        int64 ``(M,)``: rows of the pack and the class to explain in each.
+        int64 ``(M,)``: rows of the pack, and the class to explain in each.
+    preprocessing : Preprocessing
+        Of the model.
+    device, batch_size
+        Where the model is, and images per forward pass.
 
     Raises
     ------

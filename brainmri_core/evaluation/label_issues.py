@@ -1,4 +1,4 @@
-"""Label-issue candidates by confident learning (Northcutt, Jiang and Chuang, JAIR 2021): a list for a person to review."""
+"""Possible label errors by confident learning (Northcutt, Jiang and Chuang, JAIR 2021), for a person to review."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ ISSUE_COLUMNS = (
 def label_issues(table: pd.DataFrame, probabilities: F64, classes: Sequence[str]) -> pd.DataFrame:
     """Rank images whose label the model confidently disputes.
 
-    An image is a candidate when, among the classes whose probability reaches the mean probability that images with
-    that label get (the confident joint), another one than its label is the likeliest.
+    The threshold of a class is its mean probability on the images with that label (the confident joint). An image is a
+    candidate if the most probable of the classes above their threshold is not its label.
 
     Parameters
     ----------
     table : pandas.DataFrame
-        N rows with path, group, split, label, class_index, of images the model was not fitted on.
+        N rows with path, group, split, label, class_index, of images that the model was not trained on.
     probabilities : numpy.ndarray
         float64 ``(N, K)`` of the same rows.
     classes : sequence of str
@@ -46,7 +46,7 @@ def label_issues(table: pd.DataFrame, probabilities: F64, classes: Sequence[str]
     Returns
     -------
     pandas.DataFrame
-        Columns `ISSUE_COLUMNS`, the most disputed first (by prob_label - prob_suggested).
+        Columns `ISSUE_COLUMNS`, most disputed first (by ``margin``, prob_label - prob_suggested).
     """
     labels = table["class_index"].to_numpy(np.int64)
     own = probabilities[np.arange(len(labels)), labels]
@@ -67,19 +67,19 @@ def label_issues(table: pd.DataFrame, probabilities: F64, classes: Sequence[str]
 
 
 def known_error_ranks(issues: pd.DataFrame, known: Mapping[str, str]) -> pd.DataFrame:
-    """Return where a list of candidates has the images whose label is known to be wrong.
+    """Return the ranks of known label errors in a list of candidates.
 
     Parameters
     ----------
     issues : pandas.DataFrame
         From `label_issues`.
     known : mapping
-        Path to the right label, of images that were among those judged.
+        Path to the right label, for images that were in the table of `label_issues`.
 
     Returns
     -------
     pandas.DataFrame
-        A row per known error, the highest first: ``path``, ``right``, ``rank`` (missing where it is no candidate) and
+        A row per known error, best rank first: ``path``, ``right`` label, ``rank`` (missing if it is not a candidate) and
         ``suggested`` label.
     """
     table = pd.DataFrame({"path": list(known), "right": list(known.values())})
@@ -90,7 +90,7 @@ def known_error_ranks(issues: pd.DataFrame, known: Mapping[str, str]) -> pd.Data
 
 
 def issue_sheet(issues: pd.DataFrame, samples: pd.DataFrame, pack: U8) -> Image.Image:
-    """Draw the thumbnails of the candidates, the most disputed first: file, label, and what the model says.
+    """Draw the candidates as thumbnails with file, label and suggested class, most disputed first.
 
     Parameters
     ----------
@@ -99,7 +99,7 @@ def issue_sheet(issues: pd.DataFrame, samples: pd.DataFrame, pack: U8) -> Image.
     samples : pandas.DataFrame
         path and row.
     pack : numpy.ndarray
-        uint8 ``(N, S, S)`` or ``(N, S, S, 3)``, the pixels that ``row`` counts in.
+        uint8 ``(N, S, S)`` or ``(N, S, S, 3)``, the pack to whose rows ``row`` refers.
     """
     shown = issues.head(_COLUMNS * _ROWS).to_dict("records")
     rows = samples.set_index("path")["row"]
@@ -119,14 +119,14 @@ def issue_sheet(issues: pd.DataFrame, samples: pd.DataFrame, pack: U8) -> Image.
 
 
 def split_without(samples: pd.DataFrame, issues: pd.DataFrame) -> pd.DataFrame:
-    """Return the split as ``split.strategy: predefined`` reads it, the candidates marked as excluded.
+    """Return the split, with the candidates excluded, in the form that ``split.strategy: predefined`` reads.
 
     Parameters
     ----------
     samples : pandas.DataFrame
         The whole sample table, or a fold's: path, split, group, reason.
     issues : pandas.DataFrame
-        What to exclude: path.
+        With the column path: the images to exclude.
 
     Returns
     -------
@@ -135,7 +135,7 @@ def split_without(samples: pd.DataFrame, issues: pd.DataFrame) -> pd.DataFrame:
     """
     result = samples[["path", "split", "group"]].copy()
     held_back = samples["reason"] == FOLD_REASON
-    if held_back.any():  # the table of a fold: its test images are training images of the whole split
+    if held_back.any():  # this is the table of a fold, whose test images are training images of the split
         result.loc[result["split"] == "test", "split"] = "train"
         result.loc[held_back, "split"] = "test"
     result.loc[result["path"].isin(issues["path"]), "split"] = "excluded"

@@ -1,8 +1,8 @@
-"""Label shift: which share of unlabelled images each class has, estimated from a model's predictions and its known confusions.
+"""Label shift: the class shares of unlabelled images, estimated from a model's predictions and its known confusions.
 
 Black-box shift estimation (Lipton et al., Detecting and correcting for label shift with black box predictors, ICML 2018).
-It holds where the images of a class look the same in both sets and only their number differs; beside other shift it is
-no more than a hint.
+It assumes that the images of a class look the same in both sets and only their number differs. With other kinds of shift the
+estimate is only a hint.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from brainmri_core.evaluation.discrepancy import number_groups
 
 RESAMPLES = 1000
 MAX_CONDITION = 30.0
-"""Condition number of the confusion shares above which the estimate is refused: that is how much they can magnify errors."""
+"""Condition number of the matrix of mean predictions above which there is no estimate, as errors would be magnified by it."""
 
 
 class LabelShift(BaseModel):
@@ -33,12 +33,12 @@ class LabelShift(BaseModel):
     estimated : dict or None
         Class to its estimated share.
     intervals : dict
-        Class to the 95% interval of its share, by a bootstrap over the groups of both sets; empty where fewer than half of
-        the resamples can be solved, or one of the sets is of a single group.
-    condition : float
-        Condition number of the mean predictions by class.
+        Class to the 95% interval of its share, by a bootstrap over the groups of both sets; empty if fewer than half of
+        the resamples can be solved, or one of the sets has a single group.
+    condition : float or None
+        Condition number of the matrix of mean predictions by class.
     reason : str or None
-        Why there is no estimate.
+        Why there is no estimate; None if there is one.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -65,8 +65,8 @@ def estimate_label_shift(
 ) -> LabelShift:
     """Estimate the class shares of unlabelled images.
 
-    The mean prediction on the images of each class is known from the validation images; sought are the shares of the
-    classes that mix these to the mean prediction on the unlabelled images, in least squares, none of them negative.
+    The validation images give the mean prediction on the images of each class. The estimated shares are those whose mixture
+    of these means is closest to the mean prediction on the unlabelled images (non-negative least squares).
 
     Parameters
     ----------
@@ -80,12 +80,14 @@ def estimate_label_shift(
         K class names by index.
     seed : int
         Seed of the resamples.
+    resamples : int
+        Number of bootstrap resamples.
 
     Returns
     -------
     LabelShift
-        With a reason in place of the estimate where a class has no validation image, or the model confuses classes so
-        much that their shares cannot be separated.
+        With a reason instead of an estimate where a class has no validation image, or the model confuses classes so much
+        that their shares cannot be separated.
     """
     k = len(classes)
     counts = np.bincount(labels, minlength=k).astype(np.float64)
@@ -155,12 +157,12 @@ def _resampled(values: F64, groups: Sequence[str], resamples: int, seed: int) ->
     by_group = np.zeros((int(number.max()) + 1, values.shape[1]))
     np.add.at(by_group, number, values)
     rng, count = np.random.default_rng([seed, 0x1AB5]), len(by_group)
-    # one at a time: of an archive of 100,000 images all draws at once would fill the memory
+    # One resample at a time: for 100,000 images all resamples together would fill the memory.
     return np.stack([by_group[rng.integers(0, count, count)].sum(axis=0) for _ in range(resamples)])
 
 
 def _shares(means: F64, target: F64) -> F64:
-    """Return the shares that mix the class means ``(K, K)`` to a mean prediction ``(K,)``."""
+    """Return the shares whose mixture of the class means ``(K, K)`` is closest to a mean prediction ``(K,)``."""
     from scipy.optimize import nnls
 
     found = np.asarray(nnls(means, target)[0], np.float64)

@@ -1,7 +1,7 @@
-"""Metrics of a classification with class probabilities, as one JSON-ready mapping: what is undefined is null with a reason.
+"""Metrics of a classification with class probabilities, as a JSON-ready mapping; undefined values are null with a reason.
 
-What a library has comes from scikit-learn. The choice follows Metrics Reloaded (Maier-Hein et al., Nature Methods
-2024) and CLAIM 2024 (Tejani et al., Radiology: AI 2024).
+The implementations are scikit-learn's where it has them. The selection follows Metrics Reloaded (Maier-Hein et al., Nature
+Methods 2024) and CLAIM 2024 (Tejani et al., Radiology: AI 2024).
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ _NO_TUMOUR = ("notumor", "no_tumor", "normal", "healthy")
 
 
 def brief_metrics(labels: I64, probabilities: Floats, classes: Sequence[str]) -> dict[str, Any]:
-    """Score predicted class probabilities in few numbers, for the many subsets and baselines of an evaluation.
+    """Score predicted class probabilities by a few metrics, for the many subsets and baselines of an evaluation.
 
     Returns
     -------
     dict
-        accuracy, balanced_accuracy, macro_f1, macro_auroc, ``support`` by class and ``reasons``, as
-        `classification_metrics` has them.
+        accuracy, balanced_accuracy, macro_f1, macro_auroc, ``support`` by class and ``reasons``, as in
+        `classification_metrics`.
     """
     predicted, present = probabilities.argmax(axis=1), np.unique(labels)
     reasons: dict[str, str] = {}
@@ -78,7 +78,7 @@ def classification_metrics(labels: I64, probabilities: Floats, classes: Sequence
     labels : numpy.ndarray
         int64 ``(N,)`` true class indices, N of at least 1.
     probabilities : numpy.ndarray
-        Floating ``(N, K)``, rows summing to one; the prediction is the first largest.
+        Floating ``(N, K)``, rows summing to one; the class with the largest value is predicted, the first of equal ones.
     classes : sequence of str
         K class names by index.
 
@@ -87,8 +87,8 @@ def classification_metrics(labels: I64, probabilities: Floats, classes: Sequence
     dict
         ``n_images``, accuracy, balanced_accuracy, macro_f1, weighted_f1, mcc, cohen_kappa, macro_auroc,
         macro_average_precision, ``per_class`` (precision, recall, f1, support, sensitivity, specificity, ppv, npv,
-        auroc, average_precision), ``confusion_matrix`` (rows truth, columns prediction) and ``reasons``: the dotted
-        name of each null value and why it is null. Macro averages are over the classes that occur in `labels`.
+        auroc, average_precision), ``confusion_matrix`` (rows truth, columns prediction) and ``reasons`` (dotted name of
+        each null value to why it is null). Macro averages are over the classes that occur in `labels`.
 
     Raises
     ------
@@ -133,7 +133,7 @@ def _correlation(
     name: str,
     reasons: dict[str, str],
 ) -> float | None:
-    """Return a chance-corrected agreement, which a constant truth or prediction leaves undefined."""
+    """Return a chance-corrected agreement; None where a constant truth or prediction leaves it undefined."""
     if len(np.unique(labels)) < 2 or (name == "mcc" and len(np.unique(predicted)) < 2):
         reasons[name] = "undefined where the truth or the prediction is a single class"
         return None
@@ -204,21 +204,21 @@ def no_tumour_index(classes: Sequence[str]) -> int | None:
 def tumour_versus_none(
     labels: I64, probabilities: Floats, classes: Sequence[str], specificities: Sequence[float] = SPECIFICITIES
 ) -> dict[str, Any]:
-    """Summarise any tumour against none, by the summed probability of the tumour classes.
+    """Score the detection of any tumour, by the summed probability of the tumour classes.
 
     Parameters
     ----------
     labels, probabilities, classes
-        As `classification_metrics`.
+        As in `classification_metrics`.
     specificities : sequence of float
-        Where sensitivity is read off the ROC curve: the largest one at a specificity of at least this.
+        Specificities at which the sensitivity is read from the ROC curve.
 
     Returns
     -------
     dict
-        Numbers at the model's own decision (the likeliest class), AUROC, average precision,
-        ``sensitivity_at_specificity``, and ``reasons`` of what is null; or ``reason`` alone where there is nothing to
-        tell apart.
+        Scores of the model's own decision (the most probable class), AUROC, average precision,
+        ``sensitivity_at_specificity``, and the ``reasons`` of null values; or only ``reason`` where there is nothing to
+        distinguish.
     """
     none = no_tumour_index(classes)
     if none is None:
@@ -257,7 +257,7 @@ def tumour_versus_none(
 def _operating_point(
     false_rate: Floats, true_rate: Floats, thresholds: Floats, wanted: float
 ) -> dict[str, Any]:
-    """Return the most sensitive operating point whose specificity is at least `wanted`."""
+    """Return the operating point of largest sensitivity at a specificity of at least `wanted`."""
     allowed = np.flatnonzero(false_rate <= 1.0 - wanted + 1e-12)
     best = int(allowed[true_rate[allowed].argmax()])
     threshold = float(thresholds[best])

@@ -1,4 +1,4 @@
-"""``metrics.json`` is made here: everything measured, from the prediction table without another forward pass.
+"""The content of ``metrics.json``, computed from the prediction table without another forward pass.
 
 `metrics_schema` and ``docs/metrics.md`` describe the document.
 """
@@ -49,18 +49,20 @@ HEADLINE = ("accuracy", "balanced_accuracy", "macro_f1", "macro_auroc", "mcc")
 
 @dataclass(frozen=True)
 class Context:
-    """What the metrics need besides the prediction table.
+    """The input of the metrics besides the prediction table.
 
     Attributes
     ----------
+    resamples, seed : int
+        Of the bootstrap.
     subsets : iterator
         Names and masks over the test rows, from `subsets.subset_masks`.
     baselines : list of Baseline
         Probabilities for the test rows.
     known_copies, known_patients_in_training : int
-        Test images with a copy, and with another image of their patient, in the training split.
+        Number of test images with a copy, and with another image of their patient, in the training split.
     seen_in_training : int
-        Test images among those the checkpoint was trained on, or whose known patient is; 0 on its own data.
+        Number of test images that the checkpoint was trained on, or whose patient it was; 0 on its own split.
     """
 
     resamples: int
@@ -73,7 +75,7 @@ class Context:
 
 
 def evaluation_metrics(table: pd.DataFrame, classes: Sequence[str], context: Context) -> Measured:
-    """Compute what follows from the prediction table.
+    """Compute everything that follows from the prediction table.
 
     Parameters
     ----------
@@ -145,18 +147,18 @@ def whole_document(
     label_issues: int,
     looks: TestLooks | None,
 ) -> EvaluationMetrics:
-    """Put what was measured together with what needs the model itself, and with the looks at the test split.
+    """Assemble the document from the metrics, the results that need the model, and the looks at the test split.
 
     Parameters
     ----------
     measured : Measured
         From `evaluation_metrics`.
     dataset, run_id, written_at_utc : str
-        Which evaluation this is.
+        Identify the evaluation.
     outliers, explanations, label_issues
-        What was found with the model.
+        Results that need the model.
     looks : TestLooks or None
-        None where a fold was measured, and not the test split.
+        None if a fold was measured instead of the test split.
     """
     used_up = looks_warning(looks) if looks is not None else None
     no_looks = {"test_looks": "a fold is measured, not the test split"} if looks is None else {}
@@ -174,7 +176,7 @@ def whole_document(
 
 
 def content_hash(document: EvaluationMetrics, measured: Measured, weights: str, pack: str) -> str:
-    """Return the hash of what was found, without the run and the looks at the test split, which tell of other runs."""
+    """Return the hash of the results, without the run's identity and the looks at the test split by other runs."""
     found = document.model_dump(mode="json", exclude={*Identity.model_fields, "test_looks"})
     found |= {
         "reasons": measured.reasons,
@@ -184,12 +186,12 @@ def content_hash(document: EvaluationMetrics, measured: Measured, weights: str, 
 
 
 def calibrate(table: pd.DataFrame, classes: Sequence[str]) -> Calibration:
-    """Fit the temperature on validation rows and score calibration of the test rows before and after it."""
+    """Fit the temperature on the validation rows, and score the calibration of the test rows before and after."""
     test, validation = (table[table["split"] == side] for side in ("test", "validation"))
     labels, logits = labels_of(test), logits_of(test, classes)
     temperature, reason = None, None
     if len(validation) < MIN_VALIDATION:
-        reason = f"{len(validation)} validation images of this checkpoint are here; {MIN_VALIDATION} are needed to fit a temperature"
+        reason = f"there are {len(validation)} validation images of this checkpoint; {MIN_VALIDATION} are needed to fit a temperature"
     else:
         temperature = fit_temperature(logits_of(validation, classes), labels_of(validation))
     return Calibration(
@@ -204,7 +206,7 @@ def calibrate(table: pd.DataFrame, classes: Sequence[str]) -> Calibration:
 
 
 def warnings_of(metrics: Measured) -> list[ReaderWarning]:
-    """Say what a reader must know before believing the numbers: ``red`` puts the result in doubt, ``amber`` limits it."""
+    """Return the warnings for a reader of the numbers: ``red`` puts the result in doubt, ``amber`` limits it."""
     found: list[ReaderWarning] = []
 
     def add(level: Literal["red", "amber"], text: str) -> None:
@@ -250,7 +252,7 @@ def warnings_of(metrics: Measured) -> list[ReaderWarning]:
         what = "patients or groups" if metrics.patients.known else "groups"
         add(
             "amber",
-            f"The test split has {metrics.n_units} independent {what} only; the intervals are rough.",
+            f"The test split has only {metrics.n_units} independent {what}; the intervals are rough.",
         )
     return found
 
@@ -262,7 +264,7 @@ def _named(baselines: Sequence[BaselineScores], beaten: str) -> str:
 
 
 def headline(metrics: Measured) -> dict[str, float | None]:
-    """Return the numbers that stand for the whole evaluation."""
+    """Return the headline metrics of an evaluation."""
     binary = metrics.tumour_vs_none if isinstance(metrics.tumour_vs_none, TumourVersusNone) else None
     return {
         **{name: getattr(metrics, name) for name in HEADLINE},

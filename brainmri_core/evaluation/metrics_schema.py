@@ -1,7 +1,7 @@
-"""What ``metrics.json`` holds, as frozen models; ``docs/metrics.md`` describes every field.
+"""The schema of ``metrics.json``; ``docs/metrics.md`` describes every field.
 
-No number is NaN or infinite. What is undefined is None, and its reason stands in the ``reason`` or ``reasons`` of the same
-mapping or, under its dotted name, of the whole document. Fields stand in the order in which they are written.
+No number is NaN or infinite. An undefined value is None, and its reason is in the ``reason`` or ``reasons`` of the same
+mapping or, under its dotted name, of the whole document. The fields are in the order in which they are written.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Reasons = dict[str, str]
 
 
 class Part(BaseModel):
-    """Base of the document and of its parts; the fields in `left_out_if_none` are written only where they have a value."""
+    """Base of the document and of its parts; fields in `left_out_if_none` are written only if they have a value."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
     left_out_if_none: ClassVar[tuple[str, ...]] = ("reason",)
@@ -34,20 +34,20 @@ class Part(BaseModel):
 
 
 class Unavailable(Part):
-    """Stands in place of figures that could not be computed."""
+    """Replaces figures that could not be computed."""
 
     reason: str
 
 
 class ReaderWarning(Part):
-    """What a reader must know first: ``red`` puts the result in doubt, ``amber`` limits it."""
+    """A warning for readers: ``red`` puts the result in doubt, ``amber`` limits it."""
 
     level: Literal["red", "amber"]
     text: str
 
 
 class Patients(Part):
-    """How many patients are known, and of how many images."""
+    """Number of known patients, and of images with and without a known patient."""
 
     known: int
     images: int
@@ -57,7 +57,7 @@ class Patients(Part):
 class TestPatients(Patients):
     """The patients of a test split; `in_training` counts images whose patient is in the training split, too."""
 
-    __test__ = False  # pytest takes any class named Test... for tests
+    __test__ = False  # pytest would collect any class named Test...
 
     in_training: int
 
@@ -95,7 +95,7 @@ class ReliabilityBin(Part):
 
 
 class CalibrationScores(Part):
-    """How well the probabilities fit what happens."""
+    """How well the probabilities agree with the observed accuracy."""
 
     brier: float
     nll: float
@@ -159,7 +159,7 @@ class Subset(Part):
 
 
 class BaselineScores(Part):
-    """The scores of a simple rule, and how far the model is ahead of it."""
+    """The scores of a simple rule, and the model's gain over it."""
 
     name: str
     meaning: str
@@ -199,7 +199,7 @@ class Randomisation(Part):
 
 
 class MapScores(Part):
-    """Maps beside known tumour masks."""
+    """Scores of maps against known tumour masks."""
 
     images: int
     pointing_game: float
@@ -219,14 +219,14 @@ class Localisation(Part):
 
 
 class NoLocalisation(Part):
-    """Why the maps could not be set beside tumour masks."""
+    """Why the maps could not be compared with tumour masks."""
 
     images: Literal[0] = 0
     reason: str
 
 
 class Explanations(Part):
-    """What the explanation maps are worth."""
+    """The checks of the explanation maps."""
 
     methods: list[str]
     grid: int
@@ -248,7 +248,7 @@ class TestLooks(Part):
 
 
 class Identity(Part):
-    """Which evaluation this is."""
+    """The identity of an evaluation."""
 
     dataset: str
     run_id: str
@@ -263,7 +263,7 @@ class Version(Part):
 
 
 class Scores(Part):
-    """What `metrics.classification_metrics` computes."""
+    """The result of `metrics.classification_metrics`."""
 
     n_images: int
     accuracy: float
@@ -279,7 +279,7 @@ class Scores(Part):
 
 
 class Measured(Scores, Version):
-    """What follows from the prediction table and the split it was measured on."""
+    """Everything that follows from the prediction table and its split."""
 
     n_groups: int
     n_units: int
@@ -296,7 +296,7 @@ class Measured(Scores, Version):
 
 
 class EvaluationMetrics(Measured, Identity):
-    """The whole of ``metrics.json``; pydantic puts the fields of the last base first."""
+    """The whole ``metrics.json``; pydantic puts the fields of the last base class first."""
 
     warnings: list[ReaderWarning]
     out_of_distribution: OutlierShare | NoOutlierScore

@@ -1,4 +1,4 @@
-"""The images that are nearest to another one by the features of a network."""
+"""Search for the nearest images by the features of a network."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ import numpy as np
 from brainmri_core.arrays import F32
 
 _LEAST_SPREAD = 1e-4
-"""Standard deviation of a feature by its mean, below which it is taken as constant: that of fp32 is some 1e-6."""
+"""A feature is constant if its standard deviation, relative to its mean, is below this; rounding in fp32 is about 1e-6."""
 
 
 @dataclass(frozen=True)
 class FeatureSpace:
-    """The features of N images, each standardised on all of them, ready to be searched.
+    """The standardised features of N images, for searching.
 
     Attributes
     ----------
     mean, scale : numpy.ndarray
-        float32 ``(D,)``; the scale of a feature that hardly varies is infinite, so that its rounding says nothing.
+        float32 ``(D,)``; the scale of a constant feature is infinite, so that its rounding errors do not count.
     unit : numpy.ndarray
-        float32 ``(N, D)``, of length one.
+        float32 ``(N, D)``: the standardised features, scaled to length one.
     """
 
     mean: F32
@@ -30,18 +30,18 @@ class FeatureSpace:
 
     @classmethod
     def of(cls, features: F32) -> FeatureSpace:
-        """Standardise features ``(N, D)``, N of at least 1."""
+        """Standardise features ``(N, D)``, with N at least 1."""
         mean, scale = features.mean(axis=0, dtype=np.float64), features.std(axis=0, dtype=np.float64)
         known = np.where(scale > _LEAST_SPREAD * np.abs(mean), scale, np.inf).astype(np.float32)
         return cls(mean.astype(np.float32), known, _unit((features - mean.astype(np.float32)) / known))
 
     @property
     def tells(self) -> bool:
-        """Whether any feature varies; those of a network that has collapsed do not."""
+        """Whether any feature varies; those of a collapsed network do not."""
         return bool(np.isfinite(self.scale).any())
 
     def likeness(self, features: F32) -> F32:
-        """Return the cosine ``(M, N)`` of the angle between each of M images, features ``(M, D)``, and each of the N."""
+        """Return the cosine similarity ``(M, N)`` of M images, by features ``(M, D)``, to each of the N images."""
         result: F32 = _unit((features - self.mean) / self.scale) @ self.unit.T
         return result
 

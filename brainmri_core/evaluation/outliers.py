@@ -1,7 +1,7 @@
-"""Outliers: how unlike the validation images an image looks to the model.
+"""Outliers: how unlike the validation images an image is, by the model's embeddings.
 
-Mahalanobis distance to the nearest class mean of the embeddings (Lee et al., A simple unified framework for detecting
-out-of-distribution samples, NeurIPS 2018), with a shrunk covariance (Ledoit and Wolf 2004).
+The score is the Mahalanobis distance to the nearest class mean of the embeddings (Lee et al., A simple unified framework for
+detecting out-of-distribution samples, NeurIPS 2018), with a shrunk covariance (Ledoit and Wolf, JMVA 2004).
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ _FOLDS = 5
 
 @dataclass(frozen=True)
 class OutlierModel:
-    """Class means and a whitening of embeddings, with the score above which an image is flagged.
+    """Class means and whitening of the embeddings, and the score above which an image is flagged.
 
     Attributes
     ----------
     means : numpy.ndarray
-        float32 ``(C, D)``: whitened means of the classes that had images.
+        float32 ``(C, D)``: whitened means of the classes that have images.
     whitening : numpy.ndarray
-        float32 ``(D, D)``.
+        float32 ``(D, D)``: whitening matrix.
     threshold : float
-        Exceeded by `FLAGGED_SHARE` of the images it was fitted on, each scored by a fit without its group.
+        The share `FLAGGED_SHARE` of the images it was fitted on exceed it, each scored by a fit without its group.
     """
 
     means: F32
@@ -51,7 +51,7 @@ def fit_outliers(embeddings: F32, labels: I64, groups: Sequence[str], seed: int)
 def fit_with_scores(
     embeddings: F32, labels: I64, groups: Sequence[str], seed: int
 ) -> tuple[OutlierModel, F64] | None:
-    """Fit the outlier score on images, and score each of them by a fit without its group.
+    """Fit the outlier score, and score each image by a fit without its group.
 
     Parameters
     ----------
@@ -60,7 +60,7 @@ def fit_with_scores(
     labels : numpy.ndarray
         int64 ``(N,)``.
     groups : sequence of str
-        Independent unit of each image: a fold never holds part of one.
+        Independent unit of each image; a unit is never divided between folds.
     seed : int
         Seed of the folds.
 
@@ -91,7 +91,7 @@ def _fit(embeddings: F32, labels: I64) -> tuple[F32, F32]:
     centred = values - means[np.searchsorted(present, labels)]
     covariance, _ = ledoit_wolf(centred, assume_centered=True)
     variance, directions = np.linalg.eigh(covariance)
-    # a direction in which no image varies would make every rounding difference an outlier
+    # In a direction without variance every rounding error would be an outlier.
     floor = max(float(variance.max()) * 1e-6, 1e-12)
     whitening = directions / np.sqrt(np.maximum(variance, floor))
     return (means @ whitening).astype(np.float32), whitening.astype(np.float32)

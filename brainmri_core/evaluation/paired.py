@@ -1,4 +1,4 @@
-"""Two models on the same test images: their macro F1, and the interval of the difference over resampled patients or groups."""
+"""Paired comparison of two models on the same images: macro F1, and the interval of the difference over resamples."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def paired_macro_f1(
     resamples: int,
     seed: int,
 ) -> tuple[float, float, list[float] | None]:
-    """Compare two models' calls on the same images.
+    """Compare two models' predictions on the same images.
 
     Parameters
     ----------
     labels, ours, theirs : numpy.ndarray
-        int64 ``(N,)``: the truth and the class index each model calls.
+        int64 ``(N,)``: true class index, and the class index that each model predicts.
     groups : sequence of str
-        Independent unit of each image (`grouping.independent_units`); these are resampled, not images.
+        Independent unit of each image (`assignment.independent_units`); units are resampled, not images.
     classes : sequence of str
         Class names by index.
     resamples, seed : int
@@ -38,7 +38,7 @@ def paired_macro_f1(
     ours, theirs : float
         Macro F1 over the classes that occur.
     difference : list of float or None
-        95% interval of ours less theirs; None where fewer than half of the resamples define it.
+        95% interval of ours minus theirs; None where fewer than half of the resamples define it.
     """
     one, other = macro_f1_draws(labels, (ours, theirs), groups, classes, resamples=resamples, seed=seed)
     return float(one[0]), float(other[0]), interval(one[1:] - other[1:])
@@ -53,7 +53,7 @@ def macro_f1_draws(
     resamples: int,
     seed: int,
 ) -> list[F64]:
-    """Return, for each model's calls, macro F1 on all images, then on every resample: float64 ``(1 + R,)``."""
+    """Return, for each model's predictions, macro F1 on all images, then on every resample: float64 ``(1 + R,)``."""
     number, drawn = group_weights(groups, resamples, seed)
     weights = np.concatenate([np.ones((1, drawn.shape[1]), np.float32), drawn])
     return [weighted_metrics(labels, called, number, weights, classes)["macro_f1"] for called in calls]

@@ -1,4 +1,4 @@
-"""The prediction table, ``predictions.parquet``: one row per image, from which all numbers and galleries are made."""
+"""The prediction table, ``predictions.parquet``: one row per image, the source of all metrics and galleries."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ PREDICTION_COLUMNS = {
     "correct": "bool",
     "outlier_score": "float64",
 }
-"""Besides ``patient``, which older tables lack, and ``prob_<class>`` (softmax of the logits, uncalibrated) and
-``logit_<class>``, float32, for each class."""
+"""Required columns. There are also ``patient``, which older tables lack, and for each class ``prob_<class>`` (uncalibrated
+softmax) and ``logit_<class>``, float32."""
 
 
 def prediction_table(
@@ -65,7 +65,7 @@ def read_predictions(path: Path) -> tuple[pd.DataFrame, list[str]]:
     Raises
     ------
     IntegrityError
-        If the file is missing, damaged or no prediction table.
+        If the file is missing, damaged or not a prediction table.
     """
     table = read_samples(path, PREDICTION_COLUMNS)
     classes = [name.removeprefix("logit_") for name in table.columns if name.startswith("logit_")]

@@ -1,4 +1,4 @@
-"""The probe over folds and against the test split: what frozen features are worth, without another forward pass."""
+"""Probes on frozen features over the folds, and on the training images, without another forward pass."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def fold_predictions(
     seed: int,
     balanced: bool,
 ) -> pd.DataFrame:
-    """Predict every training image by a probe that saw no image of its fold; the test split is not looked at.
+    """Predict every training image by a probe that was not fitted on its fold; the test split is not used.
 
     Parameters
     ----------
@@ -35,14 +35,15 @@ def fold_predictions(
     classes : sequence of str
         K class names.
     val_frac, seed : float, int
-        Of the validation groups that choose the penalty, as a training without the fold has them.
+        Share and seed of the validation groups that choose the penalty, the same as in a training without the fold.
     balanced : bool
         Weigh images by inverse class frequency.
 
     Returns
     -------
     pandas.DataFrame
-        ``row``, ``path``, ``group``, ``patient``, ``label``, ``class_index``, ``split``, ``fold`` and ``prob_<class>``, in pack order.
+        ``row``, ``path``, ``group``, ``patient``, ``label``, ``class_index``, ``split``, ``fold`` and ``prob_<class>``, in the
+        order of the pack.
 
     Raises
     ------
@@ -89,7 +90,12 @@ def fit_on_training(
     seed: int,
     balanced: bool,
 ) -> Probe:
-    """Fit a probe on the training images of a table, its penalty chosen by the validation groups among them.
+    """Fit a probe on the training images of a table; the validation groups among them choose its penalty.
+
+    Parameters
+    ----------
+    features, samples, classes, val_frac, seed, balanced
+        As in `fold_predictions`.
 
     Raises
     ------

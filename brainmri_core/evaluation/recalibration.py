@@ -1,4 +1,4 @@
-"""What a temperature fitted on a few labelled images from elsewhere would give: a help for deciding how many to label."""
+"""The expected gain of fitting the temperature on a few labelled images of another data set, to decide how many to label."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from brainmri_core.evaluation.calibration import (
     nll,
     probabilities,
 )
+from brainmri_core.evaluation.discrepancy import number_groups
 
 
 def plan_recalibration(
@@ -28,10 +29,10 @@ def plan_recalibration(
     resamples: int,
     seed: int,
 ) -> list[dict[str, Any]]:
-    """Fit the temperature on some of the images, chosen at random again and again, and score it on the rest.
+    """Fit the temperature on random parts of the images, and score it on the rest of each.
 
-    Whole groups are drawn until they hold as many images as wanted; a group of which an image was drawn is not in the
-    rest, as images of one patient are alike.
+    Whole groups are drawn until they hold enough images. The rest has no image of a drawn group, since images of one
+    patient are alike.
 
     Parameters
     ----------
@@ -42,18 +43,18 @@ def plan_recalibration(
     groups : sequence of str
         Independent unit of each image.
     sizes : sequence of int
-        How many images are labelled.
+        Numbers of labelled images.
     temperature : float
-        The one in use, to compare with.
+        The temperature in use, for comparison.
     resamples, seed : int
-        How often is drawn, and the seed of that.
+        Number of draws, and their seed.
 
     Returns
     -------
     list of dict
-        For each size ``images``, ``draws`` that left a rest, and mean and 95% interval over the draws of ``temperature``,
-        of ``ece`` and ``nll`` on the rest, and of ``nll_gain``, the NLL at the temperature in use less that at the new
-        one; or ``images`` and ``reason``.
+        For each size: ``images``, ``draws`` (those with a large enough rest), and mean and 95% interval over the draws of
+        ``temperature``, of ``ece`` and ``nll`` on the rest, and of ``nll_gain`` (the NLL at the temperature in use minus
+        that at the new one); or ``images`` and ``reason``.
     """
     return [
         _planned(size, list(_draws(logits, labels, groups, size, temperature, resamples, seed)), resamples)
@@ -88,7 +89,7 @@ def _draws(
     resamples: int,
     seed: int,
 ) -> Iterator[dict[str, float]]:
-    number = np.unique(np.asarray(groups, object).astype(str), return_inverse=True)[1]
+    number = number_groups(groups)
     rng = np.random.default_rng([seed, 0xCA1, size])
     for _ in range(resamples):
         chosen, rest = labelled_part(number, size, rng)
@@ -112,7 +113,7 @@ def labelled_part(number: I64, size: int, rng: np.random.Generator) -> tuple[I64
     number : numpy.ndarray
         int64 ``(N,)``: each image's group, from 0.
     size : int
-        How many images are wanted.
+        Number of images.
     rng : numpy.random.Generator
         Source of the draw.
 

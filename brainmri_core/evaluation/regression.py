@@ -1,4 +1,4 @@
-"""Regression: is a checkpoint worse than the one before it, beyond noise, on images that neither was trained on?"""
+"""Regression: whether a checkpoint is significantly worse than its predecessor on images that neither was trained on."""
 
 from __future__ import annotations
 
@@ -17,7 +17,19 @@ from brainmri_core.splitting.assignment import independent_units
 
 @dataclass(frozen=True)
 class Regression:
-    """Macro F1 now and before on the same images, the 95% interval of the difference, and whether all of it is below zero."""
+    """Macro F1 of a checkpoint and of its predecessor on the same images.
+
+    Attributes
+    ----------
+    now, before : float
+        Macro F1.
+    interval : list of float or None
+        95% interval of now minus before.
+    images : int
+        Number of images.
+    basis : str
+        Which predictions were compared.
+    """
 
     now: float
     before: float
@@ -27,7 +39,7 @@ class Regression:
 
     @property
     def worse(self) -> bool:
-        """Whether the whole interval lies below zero."""
+        """Whether the whole interval is below zero."""
         return self.interval is not None and self.interval[1] < 0
 
     @property
@@ -39,7 +51,7 @@ class Regression:
 def regression(
     config: EvaluateConfig, before: EvaluationPointer, now: EvaluationPointer, layout: Layout
 ) -> Regression | None:
-    """Compare two evaluated checkpoints of the same data, without the test split.
+    """Compare two evaluated checkpoints of the same data without using the test split.
 
     Parameters
     ----------
@@ -53,8 +65,8 @@ def regression(
     Returns
     -------
     Regression or None
-        By out-of-fold predictions where both trainings have folds, else on the validation images they share. None where
-        they share none, were predicted otherwise, or know other classes.
+        On out-of-fold predictions if both trainings have them, else on the common validation images. None if there are
+        none, or if inference or classes differ.
     """
     folds = None
     if now.checkpoint_pointer is not None and before.checkpoint_pointer is not None:

@@ -40,7 +40,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a size that is cut by no whole patch": (
         {"name": VIT, "image_size": 100},
-        r"patches of 16 px, and 100 is no multiple .*image_size to 96 or 112\.",
+        r"patches of 16 px, and 100 is not a multiple .*image_size to 96 or 112\.",
     ),
     "a size smaller than a patch": (
         {"name": "timm/vit_small_patch14_dinov2.lvd142m", "image_size": 8},

@@ -264,8 +264,8 @@ def test_a_champion_is_compared_as_long_as_something_says_what_it_was_trained_on
     if kept == "nothing":
         assert pointer.reason == (
             "It was not compared with the champion, which keeps its title: The record of the data that the checkpoint "
-            f"{champion[0].checkpoint} was trained on is gone, so which images it has seen is unknown; split and resize "
-            "again with the settings of then."
+            f"{champion[0].checkpoint} was trained on is missing, so it is unknown which images it has seen; split and resize "
+            "again with the same settings as then."
         )
     else:
         assert record["comparison"]["images"] > 0  # type: ignore[index]
