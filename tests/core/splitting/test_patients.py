@@ -180,7 +180,9 @@ def test_a_patient_that_fetch_has_found_is_kept_and_named_as_a_csv_names_it(job:
         (
             {"P000 a": "7", "P000 b": "8"},
             {"P000 a": "7", "P000 b": "8", "P000 c": "P000"},
-            ["gives several patients of an earlier source one name (1 such), the first 7 and 8 the name P000"],
+            [
+                "gives several patients of an earlier source one name (1 such), the first 7 and 8 the name P000"
+            ],
         ),
         # one of the two has the pattern's name: the third image is that patient's
         (
