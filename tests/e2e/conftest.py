@@ -174,19 +174,18 @@ class Server:
         text = "{runsOrError {... on Runs {results {runId status assetSelection {path} tags {key value}}}}}"
         return list(self.query(text)["runsOrError"]["results"])
 
-    def wait_for_runs(
-        self, count: int, ended: bool = True, timeout: float = PATIENCE_S
-    ) -> list[dict[str, Any]]:
-        """Wait until there are `count` runs, and until all have ended."""
-        deadline = time.monotonic() + timeout
+    def wait_for_runs(self, count: int) -> list[dict[str, Any]]:
+        """Wait until there are `count` runs and all have ended."""
+        deadline = time.monotonic() + PATIENCE_S
         while time.monotonic() < deadline:
             runs = self.runs()
-            if len(runs) >= count and (
-                not ended or all(run["status"] in ("SUCCESS", "FAILURE", "CANCELED") for run in runs)
+            if len(runs) >= count and all(
+                run["status"] in ("SUCCESS", "FAILURE", "CANCELED") for run in runs
             ):
                 return runs
             time.sleep(1)
-        raise AssertionError(f"the runs did not end within {timeout} s: {self.runs()}")
+        log = self.project.root.with_name("server.log").read_text()[-3000:]
+        raise AssertionError(f"the runs did not end within {PATIENCE_S:.0f} s: {self.runs()}\n{log}")
 
 
 def serve(project: Project) -> Iterator[Server]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +56,22 @@ def click(browser: Any, xpath: str, timeout: float = PATIENCE_S) -> None:
             if time.monotonic() > deadline:
                 raise
             time.sleep(0.2)
+
+
+def launch_by_clicking(browser: Any, xpath: str, launched: Callable[[], Any]) -> None:
+    """Click what launches until something is launched: the dialog closes with it, and a busy page can lose a click."""
+    from selenium.common.exceptions import TimeoutException
+
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        with suppress(TimeoutException):
+            click(browser, xpath, 20)
+        looked_until = time.monotonic() + 20
+        while time.monotonic() < looked_until:
+            if launched():
+                return
+            time.sleep(0.5)
+        assert time.monotonic() < deadline, page_text(browser)
 
 
 def close_list(browser: Any) -> None:
@@ -155,8 +173,7 @@ def test_a_partition_is_materialised_by_clicking(server: Server, browser: Any) -
     click(browser, f"//span[text()='{PHANTOM}']")
     close_list(browser)
     screenshot(browser, "launch")
-    click(browser, "//button[contains(., 'Launch 1 run')]")
-    server.wait_for_runs(1, ended=False)
+    launch_by_clicking(browser, "//button[contains(., 'Launch 1 run')]", server.runs)
     look_away(browser)
     (run,) = server.wait_for_runs(1)
     assert run["status"] == "SUCCESS", (server.project.root.parent / "server.log").read_text()[-5000:]
@@ -177,11 +194,7 @@ def test_a_backfill_of_folds_is_launched_by_clicking(server: Server, browser: An
     close_list(browser)
     click(browser, "(//button[normalize-space()='All'])[2]")
     screenshot(browser, "backfill-folds")
-    click(browser, "//button[contains(., 'Launch')]")
-    deadline = time.monotonic() + PATIENCE_S
-    while not backfills(server):
-        assert time.monotonic() < deadline
-        time.sleep(0.5)
+    launch_by_clicking(browser, "//button[contains(., 'Launch')]", lambda: backfills(server))
     assert [item["numPartitions"] for item in backfills(server)] == [2]
     look_away(browser)
 
