@@ -18,16 +18,16 @@ from tests.counts import LONG
 from tests.once import once
 
 REAL = "sartajbhuvaji/brain-tumor-classification-mri"
-# A test must not fail because the machine is busy.
+# No deadline: a test must not fail because the machine is busy.
 settings.register_profile("brainmri", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("brainmri")
-# What stays on one of several workers, because it shares a warm process or a browser; any other file is a part by itself.
+# Tests that stay on one worker, because they share a warm process or a browser; every other file is a part of its own.
 PARTS = {
     "tests/faults/": "the warm process",
     "tests/e2e/test_app.py": "the browser",
     "tests/e2e/test_ui.py": "the browser",
 }
-# What begins first, in this order, so that no worker is left with a long part at the end.
+# These start first, in this order, so that no worker is left with a long part at the end.
 FIRST = (
     *("tests/e2e/test_docs.py", "tests/e2e/test_daemon.py", "tests/faults/", "tests/e2e/test_app.py"),
     *("tests/e2e/test_ui.py", "tests/e2e/test_wheel.py", "tests/security/test_canary.py", "tests/e2e/"),
@@ -37,7 +37,7 @@ _ARCHIVES = os.environ.get(ARCHIVES_VARIABLE)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave the long tests to ``make test-all``; begin with what takes long."""
+    """Skip the long tests unless ``make test-all`` runs; start with the files that take longest."""
     for item in items:
         if not LONG and item.get_closest_marker("slow"):
             item.add_marker(pytest.mark.skip(reason="a long test: make test-all runs it"))
@@ -47,7 +47,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Hand the workers whole parts, the long ones first."""
+    """Give the workers whole parts, the long ones first."""
     from xdist.scheduler import LoadScopeScheduling
 
     class Parts(LoadScopeScheduling):
@@ -60,7 +60,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 def pytest_configure() -> None:
-    """Let SIGINT reach the programs that tests start: a shell's background jobs inherit that it is ignored."""
+    """Let SIGINT reach the programs that tests start: background jobs of a shell inherit that it is ignored."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 

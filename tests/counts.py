@@ -1,4 +1,4 @@
-"""How much a test tries and how long it waits: little in ``make test``, much in ``make test-all``. No other file decides that."""
+"""How much each test tries and how long it waits: few trials in ``make test``, many in ``make test-all``."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from typing import Any, TypeVar
 
 import pytest
 
-# Less than a test may take (pyproject.toml): what did not come in this time is then named, with what came instead.
+# Shorter than the time limit of a test (pyproject.toml), so that a wait which fails can say what it waited for.
 PATIENCE_S = 300.0
 LONG = bool(os.environ.get("BRAINMRI_LONG_TESTS"))
 T = TypeVar("T")
 
 
 def trials(few: T, many: T) -> T:
-    """Return what holds for this session."""
+    """Return the value for this session."""
     return many if LONG else few
 
 
 def rest(*values: Any) -> list[Any]:
-    """Return further values of a parameter, or tuples of values, each one more of a kind: ``make test`` leaves them out."""
+    """Return values of a parameter, or tuples of values, marked `full`: more of a kind, which ``make test`` leaves out."""
     return [
         pytest.param(*(value if isinstance(value, tuple) else (value,)), marks=pytest.mark.full)
         for value in values

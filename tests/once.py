@@ -1,4 +1,4 @@
-"""Projects that the whole session shares: made once, whatever process of it asks first, and then copied by who needs one."""
+"""Projects that the whole session shares: the first process that asks makes one, and every test copies it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from brainmri_core.system.locks import exclusive
 
 
 def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
-    """Return the folder that `make` filled once in this session. Copy it before you change anything in it."""
+    """Return the folder that `make` filled once in this session; copy it before changing anything."""
     base = factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         base = base.parent  # the workers' folders lie beside each other

@@ -103,7 +103,7 @@ def external_config(**fields: Any) -> ExternalConfig:
 
 
 def two_sites(root: Path) -> TwoSites:
-    """Train on the synthetic data set, then draw the second one around what was trained on."""
+    """Train on the synthetic data set, then make a second one that shares images and patients with it."""
     torch.set_num_threads(1)
     records: list[Record] = []
     layout = Layout(root=root)

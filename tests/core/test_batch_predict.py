@@ -189,7 +189,7 @@ def test_work_done_before_a_kill_is_not_done_again(case: Case, inbox: Path) -> N
     assert anew.content_hash == found.content_hash
 
 
-def test_of_a_grown_folder_only_what_is_new_is_predicted(case: Case, inbox: Path) -> None:
+def test_only_the_new_images_of_a_grown_folder_are_predicted(case: Case, inbox: Path) -> None:
     predicted(case, inbox, "first")
     shutil.copyfile(inbox / "00.jpg", inbox / "zz.jpg")
     (inbox / "01.jpg").write_bytes((inbox / "02.jpg").read_bytes())
@@ -305,7 +305,7 @@ def test_a_checkpoint_without_evaluation_or_training_data_says_what_cannot_be_to
     assert found.model_sha256 == sha256_file(file)
 
 
-def test_no_model_a_gone_one_and_several_are_said_with_the_way_out(
+def test_no_model_a_missing_one_and_several_are_refused_with_what_to_do(
     case: Case, inbox: Path, tmp_path: Path
 ) -> None:
     empty = replace(
@@ -369,7 +369,9 @@ def test_the_stored_numbers_are_finite_where_there_are_any(case: Case, inbox: Pa
     assert not [name for name in table if name.startswith("feature_") or name == "embedding"]
 
 
-def test_of_scans_the_table_says_which_are_of_one_patient_and_names_none(case: Case, tmp_path: Path) -> None:
+def test_the_table_says_which_scans_are_of_one_patient_and_names_no_patient(
+    case: Case, tmp_path: Path
+) -> None:
     folder = tmp_path / "scans"
     folder.mkdir()
     rng = np.random.default_rng(3)

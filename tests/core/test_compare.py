@@ -27,7 +27,7 @@ def make_folder(
     groups: int = 1,
     patients: int | None = None,
 ) -> Path:
-    """An evaluation of images that are called right or wrong as asked.
+    """Write an evaluation whose images are predicted right or wrong as `right` says.
 
     Every `groups` images form one group, and every `patients` are of one known patient.
     """

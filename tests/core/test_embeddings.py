@@ -151,7 +151,7 @@ def test_without_images_of_a_class_in_every_fold_there_are_features_and_no_score
         ),
     ],
 )  # fmt: skip
-def test_an_encoder_that_does_not_do_is_told_by_the_keys_of_the_embeddings(
+def test_an_unusable_encoder_is_refused_with_the_keys_of_the_embeddings(
     job: Job, blocks: dict[str, Any], told: str
 ) -> None:
     with pytest.raises(ModelError) as caught:

@@ -14,7 +14,6 @@ from brainmri_core.errors import ConfigError, ModelError
 from brainmri_core.export import RECORD_NAME, SUFFIXES, Format, export_checkpoint
 from brainmri_core.learning.batches import to_input
 from brainmri_core.learning.checkpoint import (
-    CheckpointMeta,
     Preprocessing,
     known_hashes,
     load_model,
@@ -22,6 +21,7 @@ from brainmri_core.learning.checkpoint import (
 )
 from brainmri_core.learning.models import build_model
 from brainmri_dagster.cli import app
+from tests.core.learning.models_case import META
 from tests.counts import rest
 
 pytestmark = pytest.mark.training
@@ -41,27 +41,17 @@ def checkpoint_of(name: str, channels: int, folder: Path) -> Path:
     with torch.no_grad():
         for _ in range(3):
             model(torch.randn(8, channels, 64, 64) * 2 + 1)
-    meta = CheckpointMeta(
-        model_name=name,
-        classes=["glioma", "meningioma", "notumor", "pituitary"],
-        preprocessing=Preprocessing(
-            pack_size=64,
-            image_size=64,
-            channels=channels,
-            colour=channels == 3,
-            fit="letterbox",
-            mean=[0.2, 0.3, 0.4][:channels],
-            std=[0.2, 0.25, 0.3][:channels],
-        ),
-        train_config={},
-        env_config={},
-        data_hash="0" * 64,
-        pack_pointer=None,
-        dataset="brainmri/phantom",
-        run_id="r1",
-        epoch=1,
-        val_macro_f1=0.5,
+    pixels = Preprocessing(
+        pack_size=64,
+        image_size=64,
+        channels=channels,
+        colour=channels == 3,
+        fit="letterbox",
+        mean=[0.2, 0.3, 0.4][:channels],
+        std=[0.2, 0.25, 0.3][:channels],
     )
+    classes = ["glioma", "meningioma", "notumor", "pituitary"]
+    meta = META.model_copy(update={"model_name": name, "classes": classes, "preprocessing": pixels})
     path = folder / "best.pth"
     save_checkpoint(path, model.state_dict(), meta)
     return path

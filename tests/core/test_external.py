@@ -76,7 +76,7 @@ def rewritten(sites: TwoSites, path: Path, **changes: Any) -> Path:
     return path
 
 
-def test_what_was_planted_is_taken_out_by_its_reason_and_nothing_else_is(
+def test_planted_images_are_taken_out_with_their_reason_and_no_others_are(
     sites: TwoSites, found: ExternalEvaluationPointer, metrics: dict[str, Any]
 ) -> None:
     assert metrics["taken_out"]["by_reason"] == PLANTED

@@ -175,7 +175,9 @@ def test_what_crashed_folds_left_goes(layout: Layout) -> None:
     assert sorted(collect_garbage(layout, dry_run=False).results) == sorted(left)
 
 
-def test_of_a_study_goes_what_nobody_refers_to_and_its_trials_only_without_their_data(layout: Layout) -> None:
+def test_outcomes_of_a_study_go_when_nothing_refers_to_them_and_trials_only_without_their_data(
+    layout: Layout,
+) -> None:
     pack = latest_pointer(layout, PackPointer, PHANTOM)
     assert pack is not None
     study = layout.study_dir(DATASET, "s")

@@ -55,7 +55,7 @@ def test_models_are_ranked_by_their_worst_then_by_the_mean(matrix: Matrix) -> No
     assert page.count("<b>") > 6 and "two/&lt;b&gt;" in page and "<b></" not in page
 
 
-def test_a_score_on_images_that_may_have_been_seen_ranks_nobody(matrix: Matrix) -> None:
+def test_a_score_on_images_that_may_have_been_seen_is_not_ranked(matrix: Matrix) -> None:
     matrix.pair(A, B, 0.99, obstacle="its pack is gone")
     matrix.pair(B, A, 0.4)
     pointer, table, page = matrix.generalise()

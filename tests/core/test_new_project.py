@@ -41,7 +41,7 @@ def test_a_new_project_holds_what_the_programs_look_for_and_changes_nothing(proj
     assert list(load_catalogue()) == list(load_catalogue(SHIPPED / "datasets.yaml"))
 
 
-def test_what_is_there_already_is_kept(project: Path) -> None:
+def test_existing_files_are_kept(project: Path) -> None:
     (project / "README.md").write_text("mine")
     (project / "workspace.yaml").unlink()
     made = new_project(project)

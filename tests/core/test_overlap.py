@@ -102,7 +102,7 @@ def search(layout: Layout, a: DatasetEntry = A, b: DatasetEntry = B) -> Overlap:
 
 @pytest.fixture
 def layout(tmp_path: Path) -> Layout:
-    """A: image 0 trained on, 1 for validation, 2 for testing, 3 left out, 4 trained on and in nobody's else set."""
+    """A: image 0 trained on, 1 for validation, 2 for testing, 3 left out, 4 trained on and not in B."""
     ours = heads(5)
     layout = Layout(root=tmp_path)
     store(

@@ -339,7 +339,7 @@ def test_the_evaluation_is_found_by_any_way_to_its_checkpoint(model: Model, tmp_
         Classifier.load(tmp_path)
 
 
-def test_a_checkpoint_that_is_none_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.pth").write_bytes(b"not a checkpoint")
     for name, words in (("x.pth", "cannot be read safely"), ("absent.pth", "does not exist")):
         with pytest.raises(ModelError, match=words):
@@ -369,7 +369,7 @@ def test_the_model_in_use_is_the_champion_else_the_newest_best(model: Model, tmp
     assert default_checkpoint(Layout(root=tmp_path), "models", "owner/b") == tmp_path / "models/b.pth"
 
 
-def test_bad_files_are_reported_and_the_others_done(
+def test_bad_files_are_reported_and_the_others_predicted(
     model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "in"

@@ -288,7 +288,7 @@ def test_a_gradient_that_is_not_finite_is_found_before_it_is_in_the_weights(
 
 
 @pytest.mark.full
-def test_a_rate_that_is_too_high_is_said_to_be(job: Job) -> None:
+def test_a_learning_rate_that_is_too_high_is_named_as_the_cause(job: Job) -> None:
     blown = config(model={"name": "resnet18"}, optim={"lr": 10.0, "schedule": "step", "weight_decay": 1.0})
     with pytest.raises(ModelError, match=r"loss is (nan|inf).*learning rate 10; lower train\.optim\.lr"):
         train(blown.model_copy(update={"loop": LoopConfig(epochs=40)}), make_pack(job, per_class=8), job)
@@ -341,7 +341,7 @@ def test_a_folder_without_write_permission_is_found_before_training(
 
 @contextlib.contextmanager
 def no_privileges() -> Iterator[None]:
-    """Be nobody for a while: permissions do not bind root."""
+    """Become the user nobody for a while, because permissions do not bind root."""
     if os.geteuid() != 0:
         yield
         return
@@ -472,7 +472,7 @@ def test_no_part_of_a_batch_is_a_single_image() -> None:
     assert seen == [3, 2, 2]
 
 
-def test_memory_for_two_images_there_must_be(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_must_hold_at_least_two_images(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     from torchvision.models import ResNet
 
     forward = ResNet.forward
@@ -513,7 +513,7 @@ def test_validation_takes_smaller_batches_where_memory_runs_out(
 
 
 @pytest.mark.full
-def test_compiled_each_shape_has_kernels_of_its_own() -> None:
+def test_when_compiled_each_shape_has_kernels_of_its_own() -> None:
     """Kernels for any shape would come into use at other batches after an interruption than without one."""
     shapes: list[tuple[int, ...]] = []
 

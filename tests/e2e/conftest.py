@@ -1,4 +1,4 @@
-"""The real thing: a project folder of its own, a real webserver with its daemon, and a real browser."""
+"""A project folder, a real webserver with its daemon, and a real browser for end-to-end tests."""
 
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ class Server:
         request = urllib.request.Request(
             f"{self.url}/graphql", data=body, headers={"Content-Type": "application/json"}
         )
-        # Not urlopen: its opener keeps the proxies of the first request this process ever made.
+        # Not urlopen: its global opener keeps the proxy settings of the first request of this process.
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         with opener.open(request, timeout=PATIENCE_S) as answer:
             value = json.load(answer)

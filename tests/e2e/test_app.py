@@ -118,7 +118,9 @@ def test_a_training_image_is_classified_and_recognised(site: Site, browser: Any)
     browser.set_window_size(1600, 1000)
 
 
-def test_what_is_unlike_or_no_image_is_said(site: Site, browser: Any, tmp_path: Path) -> None:
+def test_an_image_unlike_the_training_images_and_a_file_that_is_no_image_are_named(
+    site: Site, browser: Any, tmp_path: Path
+) -> None:
     noise = np.random.default_rng(0).integers(0, 255, (200, 200), np.uint8)
     hostile = tmp_path / "<img src=x onerror=alert(1)>.png"
     Image.fromarray(noise).save(hostile)

@@ -95,19 +95,19 @@ def test_our_command_line_runs_the_graph_then_finds_nothing_to_do(project: Proje
     assert len(project.manifests()) == 2, "the first run and the dry run"
 
 
-def test_a_killed_run_is_closed_and_does_not_hold_up_the_next(project: Project) -> None:
+def started_until(text: str, project: Project, *arguments: str) -> subprocess.Popen[str]:
+    """Start our command line in a session of its own, and wait until its log says something."""
+    program = [sys.executable, "-m", "brainmri_dagster.cli", *arguments]
     started = subprocess.Popen(
-        [sys.executable, "-m", "brainmri_dagster.cli", "fetch", "--run-id", "killed"],
-        cwd=ROOT,
-        env=project.env,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
+        program, cwd=ROOT, env=project.env, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
     assert started.stderr is not None
-    for line in started.stderr:
-        if "started" in line:
-            break
+    next(line for line in started.stderr if text in line)
+    return started
+
+
+def test_a_killed_run_is_closed_and_does_not_hold_up_the_next(project: Project) -> None:
+    started = started_until("started", project, "fetch", "--run-id", "killed")
     os.killpg(started.pid, signal.SIGKILL)
     started.wait()
     manifest = project.manifests()[0]
@@ -123,27 +123,7 @@ def test_a_killed_run_is_closed_and_does_not_hold_up_the_next(project: Project) 
 def test_an_interrupted_training_ends_soon_and_says_so(project: Project) -> None:
     prepared = project.brainmri("pipeline", "--skip", "train", "--skip", "evaluate")
     assert prepared.returncode == 0, prepared.stderr
-    started = subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "brainmri_dagster.cli",
-            "train",
-            "--run-id",
-            "stop",
-            "-o",
-            "train.loop.epochs=1000",
-        ],
-        cwd=ROOT,
-        env=project.env,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    assert started.stderr is not None
-    for line in started.stderr:
-        if "epoch=3" in line:
-            break
+    started = started_until("epoch=3", project, "train", "--run-id", "stop", "-o", "train.loop.epochs=1000")
     os.kill(started.pid, signal.SIGINT)
     started.wait(PATIENCE_S)
     assert started.returncode == 130

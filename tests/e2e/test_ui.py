@@ -103,7 +103,7 @@ def screenshot(browser: Any, name: str) -> None:
 
 
 def look_away(browser: Any) -> None:
-    """Leave a page before a run is waited for: the UI draws its bars anew many times a second, which costs as much."""
+    """Leave the page before waiting for a run: the UI redraws its bars many times a second, which slows the run down."""
     browser.get("about:blank")
 
 

@@ -1,4 +1,4 @@
-"""The trials of a fault: what they left behind, and the note of them for the reliability table."""
+"""Count the trials of a fault and their losses, for the reliability table."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def tally(name: str, stage: str, results: list[dict[str, Any]]) -> None:
-    """Note the trials for the reliability table's figures."""
+    """Record the trials for the figures of the reliability table."""
     target = os.environ.get("BRAINMRI_TALLY")
     if target:
         with Path(target).open("a") as handle:

@@ -1,4 +1,4 @@
-"""The command line's launches in children of the warm process, on a project and Dagster instance of their own."""
+"""Runs of the command line in children of the warm process, on a project and Dagster instance of their own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What happens in the children of the warm process: one stage disturbed, what a reader then sees, and the stage run again."""
+"""Trials in children of the warm process: disturb one stage, check what a reader then sees, and run the stage again."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.faults.tiny import PHANTOM, POINTERS, configuration, run_stage
 
 
 def prepare(finished: str, folder: str) -> dict[str, tuple[int, list[str]]]:
-    """Lay down, for each stage, a project in which all ran once and everything before the stage ran anew.
+    """Prepare, for each stage, a project in which all stages ran once and those before it ran again with other data.
 
     Returns, by stage, how many file operations it takes, and the content hashes before and after it runs undisturbed.
     """

@@ -1,4 +1,4 @@
-"""What people expect around a project: workflows, forms, hooks, a citation and a release that say what is so."""
+"""The files around the code: workflows, forms, hooks, citation and release notes match the project."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def checked(path: Path, schema: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize(("path", "schema"), CHECKED, ids=lambda value: getattr(value, "name", value))
-def test_a_file_for_others_programs_is_as_its_schema_says(path: Path, schema: str) -> None:
+def test_files_for_other_programs_match_their_schema(path: Path, schema: str) -> None:
     done = checked(path, schema)
     assert done.returncode == 0, done.stdout + done.stderr
 

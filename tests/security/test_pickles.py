@@ -69,7 +69,7 @@ def test_program_in_a_weights_file_never_runs(tmp_path: Path, loader: str, form:
 
 
 @pytest.mark.parametrize("form", FORMATS)
-def test_the_exploit_works_where_it_is_let(tmp_path: Path, form: str) -> None:
+def test_the_exploit_works_where_unpickling_is_allowed(tmp_path: Path, form: str) -> None:
     data = FORMATS[form]({"model": Exploit(tmp_path / "ran")})
     if form.startswith("pickle"):
         pickle.loads(data)

@@ -1,4 +1,4 @@
-"""The packages this project stands on: their licences are listed, their versions audited, known holes kept out."""
+"""The packages that this project uses: licences are listed, versions audited, vulnerable versions excluded."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_list_of_licences_is_that_of_the_pinned_packages() -> None:
 
 
 def test_no_package_forces_its_licence_on_this_project() -> None:
-    # The LGPL leaves alone who only imports the library. Dagster's Postgres storage, an extra, does.
+    # The LGPL asks nothing of a program that only imports the library, as Dagster's Postgres storage, an extra, does.
     allowed = "| psycopg2-binary | "
     for line in (ROOT / "docs/licences.md").read_text().splitlines():
         assert "GPL" not in line or (
@@ -53,7 +53,7 @@ def test_no_package_forces_its_licence_on_this_project() -> None:
         ("jinja2", "3.1.6", "CVE-2025-27516"),
     ],
 )  # fmt: skip
-def test_versions_with_known_holes_are_kept_out(name: str, least: str, hole: str) -> None:
+def test_versions_with_known_vulnerabilities_are_excluded(name: str, least: str, hole: str) -> None:
     assert Version(licences.pinned(LOCK)[name]) >= Version(least), hole
     required = {item.name: item.specifier for item in map(Requirement, metadata.requires("brainmri") or [])}
     if name in required and name in ("pillow", "torch", "pyarrow"):

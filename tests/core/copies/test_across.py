@@ -142,7 +142,7 @@ def test_a_kind_is_named_by_what_is_the_same() -> None:
 
 
 @pytest.mark.parametrize("most", [65_536, 20])
-def test_of_many_identical_images_none_is_lost(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_none_of_many_identical_images_is_lost(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(across, "_ALL_PAIRS", most)
     thumbs_a, thumbs_b = np.repeat(heads(1), 6, axis=0), np.repeat(heads(1)[:, ::-1], 5, axis=0)
     found = find_copies_across(files(["p"] * 6), thumbs_a, files(["q"] * 5), thumbs_b, SEARCH)

@@ -73,7 +73,7 @@ def test_a_near_copy_of_an_exact_copy_is_a_twin() -> None:
     assert found[["test", "train"]].to_numpy().tolist() == [[2, 0]]
 
 
-def test_unreadable_images_are_nobodys_copy() -> None:
+def test_unreadable_images_are_not_copies() -> None:
     samples = table([("a", "train", "", "1"), ("b", "test", "", "2")])
     assert find_leaks(samples, pairs(("gone", "b", 1.0)), *sides(samples)).empty
 
@@ -249,7 +249,7 @@ def test_without_official_folders_the_row_says_why() -> None:
 
 
 def patient_set() -> tuple[pd.DataFrame, np.ndarray, pd.DataFrame]:
-    """240 images of 60 patients, four each: two are copies of each other; of every sixth patient nothing is known."""
+    """240 images of 60 patients, four each, two of them copies of each other; every sixth patient is unknown."""
     n = 240
     rng = np.random.default_rng(4)
     of = np.arange(n) // 4
@@ -264,7 +264,7 @@ def patient_set() -> tuple[pd.DataFrame, np.ndarray, pd.DataFrame]:
     return samples, thumbs, pairs()
 
 
-def test_a_division_by_copies_keeps_copies_together_and_one_by_patients_also_patients() -> None:
+def test_a_split_by_copies_keeps_copies_together_and_one_by_patients_also_patients() -> None:
     samples, thumbs, copies = patient_set()
     report = leak_report(samples, thumbs, copies, seed=3)
     rows = {row.split: row for row in report.rows}
@@ -282,7 +282,7 @@ def test_a_division_by_copies_keeps_copies_together_and_one_by_patients_also_pat
     assert rows["by patients"].accuracy_tied is None
 
 
-def test_the_division_by_patients_is_the_split_that_auto_makes() -> None:
+def test_the_split_by_patients_is_the_one_that_auto_makes() -> None:
     samples, thumbs, copies = patient_set()
     division = {item.name: item for item in divisions(samples, thumbs, copies, seed=9)}["by patients"]
     for patient in set(samples["patient"].dropna()):

@@ -242,7 +242,7 @@ def test_groups_are_the_connected_components(n: int, edges: list[tuple[int, int]
     ],
     ids=["darker gamma", "brighter gamma", "contrast", "noise", "writing"],
 )
-def test_what_a_copy_went_through_is_no_difference(
+def test_what_happened_to_a_copy_does_not_count_as_a_difference(
     change: Callable[[np.ndarray, np.random.Generator], np.ndarray],
 ) -> None:
     rng = np.random.default_rng(2)

@@ -33,7 +33,7 @@ def measured(
     reason: str | None = None,
     run_id: str = "r1",
 ) -> None:
-    """Store an external evaluation: images in turn of both classes, two of a patient, called wrong where asked."""
+    """Store an external evaluation: images alternate between two classes, two per patient; those in `wrong` are predicted wrong."""
     truth = np.arange(images) % 2
     calls = truth.copy()
     calls[wrong] = 1 - truth[wrong]

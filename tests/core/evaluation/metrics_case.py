@@ -14,7 +14,7 @@ CLASSES = ["glioma", "notumor", "pituitary"]
 
 
 def votes(called: list[int], k: int = 3, sure: float = 0.8) -> np.ndarray:
-    """Probabilities that give `sure` to the called class and the rest in equal parts to the others."""
+    """Probabilities that give `sure` to the predicted class and the rest in equal parts to the others."""
     shares = np.full((len(called), k), (1 - sure) / (k - 1))
     shares[np.arange(len(called)), called] = sure
     return shares

@@ -9,7 +9,7 @@ CLASSES = ["glioma", "meningioma", "notumor"]
 
 
 def predictions(labels: np.ndarray, seed: int, confusion: float = 0.15) -> np.ndarray:
-    """Predictions of a model that puts class k on the next one in a share of the cases, with soft probabilities."""
+    """Predictions of a model that takes class k for the next one in a share of the cases, with soft probabilities."""
     rng = np.random.default_rng(seed)
     called = np.where(rng.random(len(labels)) < confusion, (labels + 1) % 3, labels)
     logits = rng.normal(0, 1, (len(labels), 3)) + 3 * np.eye(3)[called]

@@ -31,8 +31,8 @@ def context(
 
 
 def test_a_case_small_enough_for_paper() -> None:
-    # truth    g g g g n n n p p p      right: 3 of 4, 2 of 3, 1 of 3
-    # called   g g g n n n p p g n
+    # truth     g g g g n n n p p p      right: 3 of 4, 2 of 3, 1 of 3
+    # predicted g g g n n n p p g n
     labels = np.array([0, 0, 0, 0, 1, 1, 1, 2, 2, 2])
     found = classification_metrics(labels, votes([0, 0, 0, 1, 1, 1, 2, 2, 0, 1]), CLASSES)
     assert found["confusion_matrix"] == [[3, 1, 0], [0, 2, 1], [1, 1, 1]]
@@ -57,7 +57,7 @@ def test_a_case_small_enough_for_paper() -> None:
     assert found["reasons"] == {}
 
 
-def test_a_model_that_always_says_the_same() -> None:
+def test_a_model_that_always_predicts_the_same_class() -> None:
     found = classification_metrics(np.array([0, 0, 1, 1, 2]), votes([0, 0, 0, 0, 0]), CLASSES)
     assert found["mcc"] is None and "single class" in found["reasons"]["mcc"]
     assert found["cohen_kappa"] == 0.0, "no better than chance, which is a number"
@@ -67,8 +67,8 @@ def test_a_model_that_always_says_the_same() -> None:
         assert f"per_class.{name}.ppv" in found["reasons"]
 
 
-def test_a_class_without_images_has_no_numbers_though_it_was_called() -> None:
-    # truth g g n n, called g n g p: as many right as wrong on either side of glioma
+def test_a_class_without_images_has_no_numbers_though_it_was_predicted() -> None:
+    # truth g g n n, predicted g n g p: as many right as wrong for glioma and for the rest
     found = classification_metrics(np.array([0, 0, 1, 1]), votes([0, 1, 0, 2]), CLASSES)
     absent = found["per_class"]["pituitary"]
     numbers = ("precision", "recall", "f1", "sensitivity", "ppv", "auroc", "average_precision")
@@ -102,7 +102,7 @@ def test_tumour_or_none_is_counted_by_hand(called: list[int], ppv: float, npv: f
     ("always", "undefined", "reason"),
     [(0, "npv", "nothing but tumours was ever called"), (1, "ppv", "no tumour was ever called")],
 )
-def test_a_predictive_value_of_what_was_never_called_has_its_reason(
+def test_a_predictive_value_of_a_class_never_predicted_has_its_reason(
     always: int, undefined: str, reason: str
 ) -> None:
     found = tumour_versus_none(np.array([0, 0, 2, 1]), votes([always] * 4), CLASSES)
@@ -189,7 +189,9 @@ def test_an_operating_point_out_of_reach_has_a_reason_instead_of_a_threshold() -
         ([1, 1], ["glioma", "no_tumor"], "all with, or all without"),
     ],
 )
-def test_nothing_to_tell_apart_is_said(labels: list[int], classes: list[str], reason: str) -> None:
+def test_images_all_with_or_all_without_a_tumour_give_a_reason_and_no_score(
+    labels: list[int], classes: list[str], reason: str
+) -> None:
     found = tumour_versus_none(np.array(labels), votes([0, 1], 2), classes)
     assert list(found) == ["reason"]
     assert reason in found["reason"]

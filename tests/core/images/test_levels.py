@@ -91,7 +91,7 @@ def test_one_step_more_in_the_brightest_pixel_changes_nothing_a_person_sees(
 
 
 @pytest.mark.parametrize("kind", list(kinds(slice_of(4095))))
-def test_fingerprints_do_not_hang_on_the_brightest_pixel(kind: str) -> None:
+def test_fingerprints_do_not_depend_on_the_brightest_pixel(kind: str) -> None:
     first, second = (fingerprint(kinds(slice_of(top))[kind], "x") for top in (4095, 4096))
     assert np.abs(first.thumb.astype(int) - second.thumb).max() <= 1
     assert first.thumb.std() > 20
@@ -225,7 +225,7 @@ def test_evaluation_says_when_other_data_was_scaled_otherwise(deep: Case) -> Non
     assert any("another gray range" in str(record) for record in deep.records)
 
 
-def test_a_range_that_is_none_is_refused() -> None:
+def test_an_impossible_gray_range_is_refused() -> None:
     for value in ({"16-bit": (9, 3)}, {"8-bit": (0, 255)}):
         with pytest.raises((ConfigError, ValueError), match="black below white"):
             ResizeConfig(gray_ranges=value)

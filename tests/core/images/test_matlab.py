@@ -90,7 +90,7 @@ def test_the_whole_set_shares_one_gray_range_and_predict_takes_it(tmp_path: Path
     assert answer.endswith(pixels[packed.loc[path, "row"]].tobytes())
 
 
-def test_no_id_of_a_patient_is_written(tmp_path: Path, figshare: Job) -> None:
+def test_no_patient_id_is_written(tmp_path: Path, figshare: Job) -> None:
     pointer = fetch(FetchConfig(archive=str(figshare_zip(tmp_path / "set.zip"))), figshare)
     for path in figshare.layout.root.rglob("*"):
         if path.is_file() and path.suffix != ".mat":

@@ -41,7 +41,7 @@ def test_nifti_is_shown_radiologically_however_it_is_stored(codes: str) -> None:
     assert (found[3][:4] == 255).all(), "the front is up"
 
 
-def test_nifti_compressed_flat_and_serial() -> None:
+def test_nifti_of_one_slice_of_a_series_and_compressed() -> None:
     rng = np.random.default_rng(0)
     flat = rng.normal(size=(16, 12)).astype(np.float32)
     assert [item.shape for item in slices(nifti(flat[..., None], (1, 1, 1)))] == [(12, 16)]

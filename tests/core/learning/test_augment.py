@@ -41,7 +41,7 @@ def draw(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def test_nothing_asked_for_changes_nothing() -> None:
+def test_without_augmentation_images_stay_the_same() -> None:
     batch = picture()
     assert torch.allclose(augment(batch, NOTHING, draw()), batch, atol=1e-6)
 

@@ -21,6 +21,7 @@ from brainmri_core.learning.checkpoint import (
 from brainmri_core.learning.ensemble import Ensemble, Member, networks_of
 from brainmri_core.learning.inference import predict
 from brainmri_core.learning.models import build_model, head
+from tests.core.learning.models_case import META
 
 CPU = torch.device("cpu")
 NAME = "resnet18"
@@ -51,21 +52,9 @@ def joined(found: list[torch.nn.Module]) -> Ensemble:
 def record(count: int = 3, name: str = NAME, depths: int = 1) -> CheckpointMeta:
     member = {"checkpoint_pointer": "p", "checkpoint_sha256": "0" * 64, "temperature": 1.0}
     members = [MemberRecord(fold=fold, **member) for fold in range(count)]
-    return CheckpointMeta(
-        model_name=name,
-        classes=["a", "b", "c"],
-        preprocessing=PIXELS,
-        train_config={},
-        env_config={},
-        data_hash="0" * 64,
-        pack_pointer=None,
-        dataset="a/b",
-        run_id="r",
-        epoch=1,
-        val_macro_f1=0.5,
-        depths=depths,
-        ensemble=EnsembleRecord(members=members, parameters=1, weights_bytes=4, forward_passes=count),
-    )
+    ensemble = EnsembleRecord(members=members, parameters=1, weights_bytes=4, forward_passes=count)
+    changes = {"model_name": name, "preprocessing": PIXELS, "depths": depths, "ensemble": ensemble}
+    return META.model_copy(update=changes)
 
 
 def test_an_ensemble_answers_by_the_mean_probability_of_members_that_see_images_as_they_were_trained(

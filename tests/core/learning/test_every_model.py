@@ -1,4 +1,4 @@
-"""Every encoder of the table in docs/training.md goes through a life: trained, kept, explained, exported and used."""
+"""Every encoder of the table in docs/training.md is trained, stored, explained, exported and used."""
 
 from __future__ import annotations
 

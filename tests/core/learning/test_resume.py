@@ -32,7 +32,7 @@ from brainmri_core.project.pointers import PackPointer
 from brainmri_core.system.json_files import read_json
 from brainmri_core.system.locks import exclusive
 from brainmri_core.train import train
-from tests.core.learning.training_pack import config, make_pack
+from tests.core.learning.training_pack import by_signal, config, make_pack, train_until
 from tests.counts import PATIENCE_S, rest, trials
 
 pytestmark = pytest.mark.training
@@ -120,7 +120,7 @@ def finished(root: Path) -> Path:
     return root / "models" / "brainmri" / "phantom" / "r1" / "last.pth"
 
 
-def test_killed_at_random_moments_it_ends_with_the_same_bits(
+def test_a_training_killed_at_random_moments_ends_with_the_same_bits(
     job: Job, tmp_path: Path, start: Callable[[Path, PackPointer], ForkServerProcess]
 ) -> None:
     root = job.layout.root
@@ -161,7 +161,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_bits(
 
 
 @pytest.mark.full
-def test_terminated_it_saves_the_batch_it_stopped_at_and_continues(
+def test_a_terminated_training_saves_the_batch_it_stopped_at_and_continues(
     job: Job, tmp_path: Path, start: Callable[[Path, PackPointer], ForkServerProcess]
 ) -> None:
     root = job.layout.root
@@ -188,25 +188,13 @@ def test_terminated_it_saves_the_batch_it_stopped_at_and_continues(
     ("step", "threads"),
     [(3, 1), *rest((1, 1), (3, 2), (8, 1))],
 )
-def test_interrupted_at_any_batch_it_continues_to_the_bit(
-    job: Job, records: list[Record], monkeypatch: pytest.MonkeyPatch, step: int, threads: int
+def test_a_training_interrupted_at_any_batch_continues_to_the_bit(
+    job: Job, records: list[Record], step: int, threads: int
 ) -> None:
     wanted = undisturbed(threads)
     torch.set_num_threads(threads)
     pack = make_pack(job, per_class=12)
-    augment, calls = loop_module.augment, 0
-
-    def interrupting(*arguments: Any) -> torch.Tensor:
-        nonlocal calls
-        calls += 1
-        if calls == step:
-            os.kill(os.getpid(), signal.SIGINT)
-        return augment(*arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(loop_module, "augment", interrupting)
-        with pytest.raises(KeyboardInterrupt):
-            train(config(**RECIPE), pack, job)
+    train_until(config(**RECIPE), pack, job, step, by_signal)
     assert train(config(**RECIPE), pack, job).content_hash == wanted
     (resumed,) = [record for record in records if record["event"] == "resumed"]
     steps_per_epoch = next(r["steps_per_epoch"] for r in records if r["event"] == "training")
@@ -424,7 +412,7 @@ def test_patience_counts_on_after_an_interruption(job: Job, monkeypatch: pytest.
 
 
 @pytest.mark.full
-def test_asked_for_explicitly_a_state_of_another_config_is_refused(
+def test_a_state_of_another_config_that_is_asked_for_is_refused(
     job: Job, interrupted: tuple[PackPointer, Path]
 ) -> None:
     pack, state = interrupted
@@ -446,7 +434,9 @@ def test_a_damaged_state_is_named(job: Job, interrupted: tuple[PackPointer, Path
         train(config(**RECIPE), pack, job)
 
 
-def test_two_runs_of_one_training_do_not_meet(job: Job, interrupted: tuple[PackPointer, Path]) -> None:
+def test_a_training_that_is_already_running_is_not_started_again(
+    job: Job, interrupted: tuple[PackPointer, Path]
+) -> None:
     pack, state = interrupted
     with (
         exclusive(job.layout.lock("train", state.parent.name)),

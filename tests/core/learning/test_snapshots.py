@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import os
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +21,7 @@ from brainmri_core.project.job import Job
 from brainmri_core.project.layout import Layout
 from brainmri_core.project.logs import Record, StageLog
 from brainmri_core.train import train
-from tests.core.learning.training_pack import config, make_pack
+from tests.core.learning.training_pack import by_signal, config, make_pack, train_until
 
 pytestmark = pytest.mark.training
 RECIPE: dict[str, dict[str, Any]] = {
@@ -115,7 +113,7 @@ def test_an_average_that_is_no_better_leaves_the_best_epoch(
 
 @pytest.mark.full
 @pytest.mark.parametrize("step", [2, 7, 12])
-def test_interrupted_it_averages_to_the_same_bits(
+def test_an_interrupted_training_averages_to_the_same_bits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
     torch.set_num_threads(1)
@@ -126,19 +124,7 @@ def test_interrupted_it_averages_to_the_same_bits(
     again: list[Record] = []
     job = job_in(tmp_path / "stopped", again)
     pack = make_pack(job)
-    augment, calls = loop_module.augment, 0
-
-    def interrupting(*arguments: Any) -> torch.Tensor:
-        nonlocal calls
-        calls += 1
-        if calls == step:
-            os.kill(os.getpid(), signal.SIGINT)
-        return augment(*arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(loop_module, "augment", interrupting)
-        with pytest.raises(KeyboardInterrupt):
-            train(config(**RECIPE), pack, job)
+    train_until(config(**RECIPE), pack, job, step, by_signal)
     counted.stop = True
     with pytest.raises(KeyboardInterrupt):
         train(config(**RECIPE), pack, job)

@@ -14,7 +14,7 @@ from brainmri_core.learning import loop as loop_module
 from brainmri_core.project.job import Job
 from brainmri_core.project.logs import Record
 from brainmri_core.train import train
-from tests.core.learning.training_pack import config, make_pack
+from tests.core.learning.training_pack import at_once, config, make_pack, train_until
 from tests.counts import rest
 
 pytestmark = pytest.mark.training
@@ -58,19 +58,7 @@ def test_an_interrupted_run_is_marked_and_its_continuation_has_the_whole_curve(
 ) -> None:
     client = client_of(job, monkeypatch)
     pack, recipe = make_pack(job, per_class=8), config(loop={"epochs": 3}, tracking={"backend": "mlflow"})
-    augment, calls = loop_module.augment, 0
-
-    def interrupting(*arguments: Any) -> torch.Tensor:
-        nonlocal calls
-        calls += 1
-        if calls == 4:
-            raise KeyboardInterrupt
-        return augment(*arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(loop_module, "augment", interrupting)
-        with pytest.raises(KeyboardInterrupt):
-            train(recipe, pack, job)
+    train_until(recipe, pack, job, 4, at_once)
     train(recipe, pack, job)
     experiment = client.get_experiment_by_name("brainmri")
     last, first = client.search_runs([experiment.experiment_id], order_by=["attributes.start_time DESC"])
@@ -156,7 +144,7 @@ def test_a_tracker_that_fails_in_the_middle_is_said_and_ends_no_training(
 
 
 @pytest.mark.full
-def test_a_run_retried_under_its_id_shows_no_epoch_twice(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_retried_under_its_id_shows_no_epoch_twice(job: Job) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -164,19 +152,7 @@ def test_a_run_retried_under_its_id_shows_no_epoch_twice(job: Job, monkeypatch: 
         make_pack(job, per_class=8),
         config(loop={"epochs": 3}, tracking={"backend": "tensorboard"}),
     )
-    augment, calls = loop_module.augment, 0
-
-    def interrupting(*arguments: Any) -> torch.Tensor:
-        nonlocal calls
-        calls += 1
-        if calls == 5:
-            raise KeyboardInterrupt
-        return augment(*arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(loop_module, "augment", interrupting)
-        with pytest.raises(KeyboardInterrupt):
-            train(recipe, pack, job)
+    train_until(recipe, pack, job, 5, at_once)
     time.sleep(1.1)  # event files are named, and read, by the second they were begun in
     pointer = train(recipe, pack, job)
     events = EventAccumulator(str(job.layout.absolute(str(pointer.tracking))))

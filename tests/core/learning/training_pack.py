@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+import signal
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pytest
+import torch
 
 from brainmri_core.config import with_seed
 from brainmri_core.config.training import TrainConfig
+from brainmri_core.learning import loop as loop_module
 from brainmri_core.project.job import Job
 from brainmri_core.project.pointer_store import write_pointer
 from brainmri_core.project.pointers import MappingPointer, PackPointer
 from brainmri_core.project.sample_table import write_samples
 from brainmri_core.system.checksums import sha256_file
+from brainmri_core.train import train
 
 CLASSES = ["glioma", "meningioma", "notumor", "pituitary"]
 
@@ -115,3 +121,29 @@ def config(**blocks: dict[str, Any]) -> TrainConfig:
     filled = with_seed(TrainConfig.model_validate(value), 42)
     assert isinstance(filled, TrainConfig)
     return filled
+
+
+def train_until(
+    options: TrainConfig, pack: PackPointer, job: Job, step: int, stop: Callable[[], None]
+) -> None:
+    """Train until `stop`, called when the `step`-th batch is augmented, interrupts the training."""
+    augment, calls = loop_module.augment, itertools.count(1)
+
+    def interrupting(*arguments: Any) -> torch.Tensor:
+        if next(calls) == step:
+            stop()
+        return augment(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(loop_module, "augment", interrupting)
+        train(options, pack, job)
+
+
+def by_signal() -> None:
+    """Interrupt as Ctrl-C does: the training ends after the batch it is in."""
+    signal.raise_signal(signal.SIGINT)
+
+
+def at_once() -> None:
+    """Interrupt in the middle of a batch."""
+    raise KeyboardInterrupt

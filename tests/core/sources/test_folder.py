@@ -63,7 +63,7 @@ def test_every_image_counts_whatever_folder_it_lies_in(
     assert (pointer.training_dir, pointer.testing_dir) == (None, None)
 
 
-def test_what_is_no_image_is_left_out_by_name(tmp_path: Path, inbox: Job) -> None:
+def test_files_that_are_no_images_are_left_out_and_named(tmp_path: Path, inbox: Job) -> None:
     folder = folder_of(tmp_path / "inbox", "a.png")
     (folder / "b.raw").write_bytes(b"\x01\x02\x03\x04" * 99)
     pointer = get(inbox, folder)

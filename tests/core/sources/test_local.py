@@ -44,7 +44,7 @@ def test_an_archive_folder_without_a_match_is_said_with_the_names_looked_for(
     )
 
 
-def test_what_a_browser_saved_serves_one_data_set_only(
+def test_an_archive_as_a_browser_saves_it_serves_one_data_set_only(
     tmp_path: Path, job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("BRAINMRI_ARCHIVES", str(tmp_path))

@@ -1,4 +1,4 @@
-"""A study that is scored at once, without a training, and processes that work on it, some to be killed.
+"""A study whose trials are scored without a training, and processes that work on it, some of which get killed.
 
 python -m tests.core.studies.study_case ROOT RUN_ID TRIALS FATE
 """

@@ -59,7 +59,9 @@ def test_the_account_leads_from_the_archive_to_the_pack(tmp_path: Path, job: Job
     assert "lies in no class folder" in page
 
 
-def test_what_resize_left_out_and_that_a_gif_gives_its_first_frame_is_said(tmp_path: Path, job: Job) -> None:
+def test_the_account_names_what_resize_left_out_and_that_a_gif_gives_its_first_frame(
+    tmp_path: Path, job: Job
+) -> None:
     case = Case(class_tree() | tree("glioma", "notumor", ending=".gif", kind="GIF", seed=5))
     account = validated(case, tmp_path, job).account
     assert account is not None

@@ -106,7 +106,7 @@ def run(*arguments: str) -> Result:
 
 
 def state(root: Path) -> dict[str, bytes]:
-    """Everything a reader goes by: pointers, and the data and results they name."""
+    """Return everything that later stages read: pointers, and the data and results that they name."""
     folders = ("outputs/pointers", "outputs/mappings", "data")
     return {
         str(path): path.read_bytes()

@@ -1,4 +1,4 @@
-"""Trainings with known answers, stored as the stages store them, for tests of who holds the title."""
+"""Trainings with known predictions, stored as the stages store them, for tests of the champion."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def pack_of(bench: Workbench) -> PackPointer:
 
 
 def teach(model: nn.Module, pixels: np.ndarray, how: Preprocessing, calls: np.ndarray) -> None:
-    """Set the last layer so that the model calls each image as asked: more features than images allow any answer."""
+    """Set the last layer so that the model predicts the given classes; with more features than images that is possible."""
     device = torch.device("cpu")
     found = predict(
         model,
@@ -80,8 +80,8 @@ def contender(
 ) -> tuple[CheckpointPointer, EvaluationPointer]:
     """Store a model's checkpoint and its evaluation.
 
-    Where it `knows`, it calls all images right but those of the side `wrong_on`; else it is untrained. `how` says how
-    its images are prepared where not as the pack's, `training` how its validation images were chosen.
+    If it `knows`, it predicts all images right except those of the side `wrong_on`; else it is untrained. `how` says how
+    its images are prepared if not like the pack's, `training` how its validation images were chosen.
     """
     layout, names = bench.layout, classes or pack.classes
     torch.manual_seed(seed)
@@ -160,7 +160,7 @@ def contender(
 
 
 def images_of(bench: Workbench, pack: PackPointer, packed: pd.DataFrame, how: Preprocessing) -> np.ndarray:
-    """Return the pack's images as a model wants them, row by row."""
+    """Return the pack's images as a model takes them, row by row."""
     if (how.pack_size, how.fit, how.colour) == (pack.size, pack.fit, pack.channels == 3):
         return open_pack(bench.layout, pack)
     root = bench.layout.absolute(follow(bench.layout, MappingPointer, pack.mapping_pointer).dataset_root)
@@ -210,7 +210,7 @@ def cross_validated(
 def store_fold(
     bench: Workbench, number: int, wrong: int, **how: Any
 ) -> tuple[CheckpointPointer, EvaluationPointer]:
-    """Store a fold's checkpoint, and an evaluation whose first `wrong` calls are wrong; `how` as `contender`."""
+    """Store a fold's checkpoint, and an evaluation whose first `wrong` predictions are wrong; `how` as in `contender`."""
     pack = pack_of(bench)
     seen = fold_pack(pack, number, bench.job(f"cv-{wrong}-{number}"))
     checkpoint, evaluation = contender(bench, f"cv-{wrong}-{number}", number, knows=True, pack=seen, **how)

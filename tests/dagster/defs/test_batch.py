@@ -83,7 +83,9 @@ def test_an_unlabelled_folder_is_fetched_predicted_and_checked(evaluated: Workbe
 @pytest.mark.parametrize(
     "asset", ["dataset_split", "resized_images", "model_checkpoint", "evaluation", "champion"]
 )
-def test_what_needs_labels_refuses_it_in_one_sentence(evaluated: Workbench, inbox: Path, asset: str) -> None:
+def test_assets_that_need_labels_refuse_such_a_data_set_in_one_sentence(
+    evaluated: Workbench, inbox: Path, asset: str
+) -> None:
     said = failure_of(evaluated.run([asset], partition=INBOX))
     assert said.startswith(
         f"The data set {INBOX} is not labelled, and the asset {asset} needs labels; predict its"

@@ -44,7 +44,7 @@ def throne(packed: Workbench) -> Workbench:
     return packed
 
 
-def test_a_champion_falls_only_to_one_that_is_better_beyond_noise(throne: Workbench) -> None:
+def test_a_champion_is_replaced_only_by_one_that_is_better_beyond_noise(throne: Workbench) -> None:
     pack = pack_of(throne)
     first = contender(throne, "first", 1, knows=False, pack=pack)
     weights = throne.layout.root / "models" / PHANTOM / "champion.pth"
@@ -81,7 +81,7 @@ def test_a_champion_falls_only_to_one_that_is_better_beyond_noise(throne: Workbe
     assert stored.champion_checkpoint == better[0].pointer_path
 
 
-def test_the_test_split_crowns_nobody(throne: Workbench) -> None:
+def test_the_test_split_does_not_choose_the_champion(throne: Workbench) -> None:
     pack = pack_of(throne)
     decide(throne, "test1", contender(throne, "plain", 21, knows=False, pack=pack))
     flattered = contender(throne, "flattered", 22, knows=True, pack=pack, wrong_on="validation")
@@ -293,7 +293,7 @@ def test_a_champion_whose_checkpoint_is_lost_is_compared_by_the_copy_in_use(
     assert f"its checkpoint {champion.checkpoint} is gone or was changed" in pointer.reason
 
 
-def test_who_follows_a_champion_that_is_gone_is_not_called_the_first(throne: Workbench) -> None:
+def test_the_successor_of_a_lost_champion_is_not_called_the_first(throne: Workbench) -> None:
     pack = pack_of(throne)
     champion, _ = first = contender(throne, "lost", 45, knows=True, pack=pack)
     decide(throne, "lost1", first)

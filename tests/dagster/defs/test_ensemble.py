@@ -80,7 +80,7 @@ def test_folds_become_one_checkpoint_that_is_evaluated_and_predicts_as_any_other
     assert not collect_garbage(layout).results
 
 
-def test_what_judges_an_ensemble_beside_the_test_split_was_trained_on_by_no_member(packed: Workbench) -> None:
+def test_no_member_of_an_ensemble_was_trained_on_its_validation_images(packed: Workbench) -> None:
     pack = pack_of(packed)
     checkpoints, evaluations = zip(store_fold(packed, 0, 5), store_fold(packed, 1, 6), strict=True)
     pointer = fold_ensemble("models", pack, checkpoints, evaluations, packed.job("unseen"))

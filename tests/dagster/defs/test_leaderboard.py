@@ -76,7 +76,7 @@ def test_two_experiments_that_would_share_a_job_are_refused(tmp_path: Path) -> N
         experiment_files(tmp_path)
 
 
-def test_what_runs_a_model_takes_the_accelerator_and_nothing_else_does() -> None:
+def test_assets_that_run_a_model_use_the_accelerator_and_no_others_do() -> None:
     pools = {key.to_user_string(): defs.get_assets_def(key).op.pool for key in defs.resolve_all_asset_keys()}
     # the report of the folds lets their models vote on the test split
     models = {"model_checkpoint", "evaluation", "champion"}

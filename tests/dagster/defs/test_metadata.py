@@ -60,7 +60,7 @@ def test_the_ui_shows_numbers_tables_pictures_and_warnings(tmp_path: Path) -> No
     )
 
 
-def test_the_ui_shows_what_ways_to_divide_the_images_leak(tmp_path: Path) -> None:
+def test_the_ui_shows_how_much_each_way_to_split_leaks(tmp_path: Path) -> None:
     made = {"n_test": 9, "copies": 0, "patients": 3, "known_patients": 8, "accuracy": 0.5, "reason": None}
     rows = [{"split": "this split", **made}, {"split": "official folders", "reason": "there are none"}]
     write_json(tmp_path / "report.json", {"findings": [], "leak": {"rows": rows}})

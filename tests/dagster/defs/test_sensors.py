@@ -136,7 +136,9 @@ def test_without_credentials_that_kaggle_wants_the_sensor_says_so(kaggle):
     assert "kaggle.json" in answer.skip_reason.skip_message
 
 
-def test_it_is_quiet_when_kaggle_cannot_be_asked_and_does_not_ask_again_at_once(archives, monkeypatch):
+def test_the_sensor_is_quiet_when_kaggle_cannot_be_asked_and_does_not_ask_again_at_once(
+    archives, monkeypatch
+):
     for key in (REAL, OTHER):
         (archives / f"{key.replace('/', '__')}.zip").unlink()
     monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
