@@ -1,4 +1,4 @@
-"""Which training recipe: every variant over several seeds on the leak-free split, judged by validation macro F1 alone.
+"""Compare training recipes: every variant over several seeds on the default split, by validation macro F1 alone.
 
     BRAINMRI_ARCHIVES=FOLDER python benchmarks/ablation.py run --root ROOT [--image-size 64] [--epochs 12] [--seeds 42 43 44]
     python benchmarks/ablation.py table --root ROOT
@@ -54,7 +54,7 @@ def join(*parts: Blocks) -> Blocks:
 
 
 def variants(epochs: int, image_size: int) -> dict[str, Blocks]:
-    """Name every variant, the most telling first; StepLR drops in the middle, as pipeline.yaml's 10 of 20 epochs."""
+    """Return every variant by name, the most informative first; StepLR drops after half of the epochs, as in pipeline.yaml."""
     base = join(ONE_CYCLE, EMA)
     return {
         "StepLR (pipeline.yaml)": {"optim": {"step_size": max(1, epochs // 2)}},
@@ -85,7 +85,7 @@ def variants(epochs: int, image_size: int) -> dict[str, Blocks]:
 
 
 def recipe(blocks: Blocks, *, image_size: int, epochs: int, seed: int) -> TrainConfig:
-    """Return pipeline.yaml's training from scratch with some blocks changed."""
+    """Return the default training from scratch with some blocks changed."""
     fixed: Blocks = {
         "data": {"image_size": image_size, "seed": seed},
         "model": {"pretrained": False},
@@ -211,9 +211,12 @@ def main() -> None:
         command.add_argument("--image-size", type=int, default=size)
         command.add_argument("--epochs", type=int, default=epochs)
         command.add_argument("--seeds", type=int, nargs="+", default=seeds)
-        command.add_argument("--variants", nargs="*", help="parts of names; all where none is given")
+        command.add_argument("--variants", nargs="*", help="parts of names of variants; default: all")
         command.add_argument(
-            "--override", action="append", default=[], help="confirm: key=value over the recipe"
+            "--override",
+            action="append",
+            default=[],
+            help="for confirm: change a setting of the recipe, as key=value",
         )
         command.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()

@@ -6,7 +6,7 @@ Without --archive the zip is looked for in the folder that BRAINMRI_ARCHIVES nam
 the files lie in the page cache. The floor decodes every file as libjpeg does by default (to the file's own colours) and
 throws the pixels away, with a thread per core; the gray floor leaves out the colours. Beside the wall time stands the
 processor time, worker processes included: on a machine that others use too, only that can be compared. What is imported
-once per process (scikit-learn, say) is paid in a warm-up round that does not count.
+once per process (scikit-learn, say) is paid in a warm-up round that is not counted.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Clock:
         self.processor: dict[str, list[float]] = {}
 
     def time(self, name: str, work: Callable[[], T]) -> T:
-        """Do `work` and keep what it took under `name`."""
+        """Do `work` and keep its seconds under `name`."""
         wall, processor = time.perf_counter(), processor_seconds()
         result = work()
         self.processor.setdefault(name, []).append(processor_seconds() - processor)
@@ -142,7 +142,7 @@ def speed(archive: Path, rounds: int) -> None:
 
 
 def watched(work: Callable[[], object]) -> float:
-    """Return the largest anonymous memory of this process during `work`, in MiB: maps of files do not count."""
+    """Return the largest anonymous memory of this process during `work`, in MiB; mapped files do not count."""
     most, done = 0, threading.Event()
 
     def watch() -> None:

@@ -1,4 +1,4 @@
-"""What training by several processes costs before its first step: imports, torchrun, rendezvous, in seconds.
+"""Seconds that training in several processes costs before its first step: imports, torchrun, rendezvous.
 
     python benchmarks/bench_distributed.py [--rounds 5] [--nproc 2]
 

@@ -1,4 +1,4 @@
-"""Evaluation of the real test split: its forward pass against a bare one, and all the rest against 2,000 images.
+"""Evaluation of the real test split: its forward pass against a bare one, and the rest against a bare pass of 2,000 images.
 
     python benchmarks/bench_evaluate.py --root FOLDER [--rounds 3] [--precision fp32] [--profile]
 

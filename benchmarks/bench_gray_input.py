@@ -1,4 +1,4 @@
-"""Gray images into a network of colour weights: as three equal channels, or with the first convolution's weights summed.
+"""Gray images in a network with weights for colour: as three equal channels, or with the first convolution's weights summed.
 
     python benchmarks/bench_gray_input.py [--models resnet18 ...] [--size 128] [--batch 16] [--rounds 5]
 

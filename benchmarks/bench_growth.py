@@ -1,4 +1,4 @@
-"""Growth of the duplicate search: seconds and pairs at 3, 30 and 300 thousand synthetic fingerprints.
+"""Growth of the search for copies: seconds and pairs for 3, 30 and 300 thousand synthetic fingerprints.
 
     OMP_NUM_THREADS=1 python benchmarks/bench_growth.py
 

@@ -59,7 +59,7 @@ FOLDS, NEIGHBOURS, COMPONENTS = 5, 15, 150
 
 
 def prepare(root: Path, size: int) -> tuple[Job, PackPointer, pd.DataFrame, U8, dict[str, str]]:
-    """Fetch, split with the wrong labels in place, and resize; return what is needed of each and the right labels."""
+    """Fetch, split with the wrong labels in place, and resize; return the data and the right labels."""
     archive = Path(os.environ.get(ARCHIVES_VARIABLE, "/nonexistent")) / ARCHIVE
     if not archive.is_file():
         raise SystemExit(f"set {ARCHIVES_VARIABLE} to the folder that holds {ARCHIVE}")
@@ -121,7 +121,7 @@ def network(job: Job, pack: PackPointer, table: pd.DataFrame, held: Mask, given:
 
 
 def probe(job: Job, pack: PackPointer, table: pd.DataFrame, fold: I64) -> F64:
-    """Return the probabilities by a linear model on frozen features, each image by one that saw nothing of its fold."""
+    """Return probabilities by linear models on frozen features; each image is predicted by one that saw nothing of its fold."""
     recipe = load_config(config_file("experiments/quick.yaml")).train
     encoder = load_encoder(
         recipe.model, recipe.probe.depths, image_size=pack.size, precision="auto", seed=42, pack=pack, job=job
@@ -148,8 +148,8 @@ def main() -> None:
     parser.add_argument(
         "--model", nargs="+", default=["look-up", "linear"], choices=["look-up", "linear", "probe", "network"]
     )
-    parser.add_argument("--epochs", type=int, default=20, help="of the network")
-    parser.add_argument("--size", type=int, default=128, help="side of the images of probe and network")
+    parser.add_argument("--epochs", type=int, default=20, help="epochs of the network")
+    parser.add_argument("--size", type=int, default=128, help="image side of probe and network, in pixels")
     given = parser.parse_args()
     job, pack, table, thumbs, right = prepare(given.root.resolve(), given.size)
     labels, k = table["class_index"].to_numpy(np.int64), len(job.entry.classes)

@@ -1,4 +1,4 @@
-"""What Dagster adds: the whole graph by ``brainmri pipeline`` beside the six core functions called directly.
+"""The overhead of Dagster: the whole graph by ``brainmri pipeline`` against the six core functions called directly.
 
     python benchmarks/bench_overhead.py --rounds 3
 

@@ -97,7 +97,7 @@ def measure(n: int, seed: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--images", type=int, nargs="+", default=[3_000, 30_000], help="of either set")
+    parser.add_argument("--images", type=int, nargs="+", default=[3_000, 30_000], help="images of each set")
     parser.add_argument("--seed", type=int, default=7)
     options = parser.parse_args()
     taken = [(n, measure(n, options.seed)) for n in options.images]

@@ -1,4 +1,4 @@
-"""What it is worth to have seen the patient: scores of the same images divided in several ways.
+"""How much a model gains from having seen the patient: scores of the same images, split in several ways.
 
     BRAINMRI_ARCHIVES=FOLDER python benchmarks/bench_patients.py --root ROOT [--quick] [--sets figshare kaggle]
 
@@ -67,7 +67,7 @@ RESAMPLES = 1000
 
 @dataclass(frozen=True)
 class Images:
-    """The images of one set that are divided: their table, its copies, thumbnails and pack, all row by row alike."""
+    """The images of one set: their table, copies, thumbnails and pack, all in the same order of rows."""
 
     name: str
     table: pd.DataFrame
@@ -90,7 +90,7 @@ class Images:
 
 @dataclass(frozen=True)
 class Predicted:
-    """One prediction of some images: their positions, and the class called."""
+    """Predictions of some images: their positions, and the predicted classes."""
 
     rows: I64
     called: I64
@@ -125,7 +125,7 @@ def prepare(name: str, root: Path, size: int) -> Images:
 
 
 def groups_of(images: Images, row: str) -> list[str]:
-    """Return the groups that one way to divide keeps whole."""
+    """Return the groups that one way to split keeps whole."""
     kinds = {"copies": "near_duplicate", "subject": "subject", "patients": "auto"}
     if row not in kinds:
         return list(images.table["path"])
@@ -158,7 +158,7 @@ def looked_up(images: Images, train: Mask, test: Mask) -> I64:
 
 
 def linear(images: Images, train: Mask, test: Mask) -> I64:
-    """Call the class by logistic regression on principal components of the 32 x 32 pixels, fitted on the training side."""
+    """Predict by logistic regression on principal components of the 32 x 32 pixels, fitted on the training side."""
     vectors = unit_vectors(half_size(images.thumbs).astype(np.uint8))
     reduced = PCA(min(COMPONENTS, int(train.sum()) - 1), whiten=True, random_state=0).fit(vectors[train])
     model = LogisticRegression(C=0.01, max_iter=500, class_weight="balanced")
@@ -331,10 +331,10 @@ def main() -> None:
     parser.add_argument("--sets", nargs="+", choices=SETS, default=["figshare", "kaggle"])
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
-    parser.add_argument("--quick", action="store_true", help="leave out the network")
-    parser.add_argument("--folds", type=int, default=4, help="of the look-up and the linear model")
+    parser.add_argument("--quick", action="store_true", help="skip the network")
+    parser.add_argument("--folds", type=int, default=4, help="folds of the look-up and the linear model")
     parser.add_argument(
-        "--seeds", type=int, nargs="+", default=[42, 43], help="of the look-up and the linear model"
+        "--seeds", type=int, nargs="+", default=[42, 43], help="seeds of the look-up and the linear model"
     )
     parser.add_argument("--network-seeds", type=int, nargs="+", default=[42])
     parser.add_argument("--size", type=int, default=96, help="pixels of the network's images")

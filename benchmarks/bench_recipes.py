@@ -1,4 +1,4 @@
-"""Which recipe holds: every recipe over folds by patient, scored out of fold, with paired intervals against a base.
+"""Compare recipes over folds by patient: out-of-fold scores, with paired intervals against a base recipe.
 
     BRAINMRI_ARCHIVES=FOLDER python benchmarks/bench_recipes.py run --root ROOT [--sets kaggle figshare] [--recipes NAME...]
         [--seeds 42] [--folds 0 1 2 3 4]
@@ -97,7 +97,7 @@ def recipe_of(name: str, seed: int) -> TrainConfig:
 
 
 def train_fold(config: TrainConfig, pack: PackPointer, fold: int, job: Job) -> pd.DataFrame:
-    """Train on the other folds and return what the model says of this one, plain and with mirror images."""
+    """Train on the other folds and return the predictions of this one, plain and averaged with mirror images."""
     seen = fold_pack(pack, fold, job)
     started = time.perf_counter()
     pointer = train(config, seen, job)
@@ -149,14 +149,14 @@ def run(options: argparse.Namespace) -> None:
 
 
 def table_path(root: Path, key: str, name: str, seed: int, fold: int) -> Path:
-    """Return where one training's calls lie."""
+    """Return the path of one training's predictions."""
     return Path(root) / "recipes" / f"{key}-{name.replace(' ', '_')}-{seed}-{fold}.parquet"
 
 
 def read_seed(
     root: Path, key: str, name: str, seed: int, folds: Sequence[int], *, mirror: bool
 ) -> pd.DataFrame | None:
-    """Return the calls of these folds of a recipe and a seed, by path; nothing where a fold is missing."""
+    """Return the predictions of these folds of a recipe and a seed, by path; nothing if a fold is missing."""
     paths = [table_path(root, key, name, seed, fold) for fold in folds]
     if not all(path.is_file() for path in paths):
         return None

@@ -1,4 +1,4 @@
-"""Is a self-supervised warm-up on the unlabelled images worth its time? From scratch against contrastive first weights.
+"""Is a self-supervised warm-up worth its time? Training from random weights against training from contrastive ones.
 
     BRAINMRI_ARCHIVES=FOLDER python benchmarks/bench_self_supervised.py run --root ROOT [--size 64] [--epochs 6] [--warmup-epochs 10]
         [--folds 2] [--seeds 42] [--longer]
@@ -143,7 +143,7 @@ def trained(
     seed: int,
     weights: Path | None,
 ) -> Line:
-    """Train one recipe without a fold, and call the fold; the checkpoint is deleted."""
+    """Train one recipe without a fold, and predict the fold; the checkpoint is deleted."""
     overrides = [f"train.loop.epochs={epochs}", f"train.data.image_size={options.size}"]
     if weights is not None:
         overrides.append(f"train.model.weights_file={weights}")
@@ -184,7 +184,7 @@ def add_line(root: Path, line: Line) -> None:
 
 
 def warm_weights(options: argparse.Namespace, seen: FoldPackPointer, job: Job, key: Line) -> Path:
-    """Return the file of the warm-up's weights, made now or by an earlier run."""
+    """Return the file of the warm-up's weights, from an earlier run or made now."""
     name = "-".join(str(key[part]) for part in ("size", "warmup_epochs", "fold", "seed"))
     path: Path = options.root.resolve() / "self_supervised" / f"{name}.pth"
     if not path.is_file():
@@ -226,7 +226,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def table(options: argparse.Namespace) -> None:
-    """Print what there is, for every size and length that was run."""
+    """Print a table for every size and length that was run."""
     lines = [line for line in read_lines(options.root) if "called" in line]
     for size, epochs, warmup in dict.fromkeys((x["size"], x["epochs"], x["warmup_epochs"]) for x in lines):
         part = [x for x in lines if (x["size"], x["epochs"], x["warmup_epochs"]) == (size, epochs, warmup)]
@@ -293,9 +293,13 @@ def main() -> None:
         command.add_argument("--size", type=int, default=64)
         command.add_argument("--epochs", type=int, default=6)
         command.add_argument("--warmup-epochs", type=int, default=10)
-        command.add_argument("--folds", type=int, default=2, help="the first so many of the split's")
+        command.add_argument(
+            "--folds", type=int, default=2, help="use this many of the split's folds, from the first"
+        )
         command.add_argument("--seeds", type=int, nargs="+", default=[42])
-        command.add_argument("--longer", action="store_true", help="spend the warm-up's time on labels, too")
+        command.add_argument(
+            "--longer", action="store_true", help="also train from random weights for the time of the warm-up"
+        )
     options = parser.parse_args()
     options.work(options)
 

@@ -1,4 +1,4 @@
-"""Start-up: what our code location costs beside an empty one, in interleaved rounds, and what its import loads.
+"""Start-up of our code location against an empty one, in interleaved rounds, and the heavy modules that its import loads.
 
     python benchmarks/bench_startup.py --rounds 5
 

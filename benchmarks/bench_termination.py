@@ -1,4 +1,4 @@
-"""How long a training goes on after the UI's "Terminate": from the request until the run's process is gone.
+"""How long a training continues after "Terminate" in the UI: seconds from the request until the run's process is gone.
 
     python -m benchmarks.bench_termination --rounds 3
 
@@ -25,7 +25,7 @@ mutation($run: String!) {
 
 
 def runs(process: Path) -> bool:
-    """Say whether a process has not ended; one that waits to be noticed by its parent has."""
+    """Say whether a process is still running; a zombie is not."""
     try:
         return (process / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:

@@ -107,7 +107,7 @@ def probe(options: argparse.Namespace, seed: int) -> tuple[float, float]:
 
 
 def probe_over_folds(options: argparse.Namespace) -> str:
-    """Return what the probe scores over the folds, and how long that takes from the pack on."""
+    """Return the probe's score over the folds, and the seconds from the pack to it."""
     recipe = load_config(config_file("experiments/quick.yaml")).train
     config = with_seed(EmbeddingsConfig(model=recipe.model, probe=recipe.probe), options.seeds[0])
     assert isinstance(config, EmbeddingsConfig)
@@ -121,7 +121,7 @@ def probe_over_folds(options: argparse.Namespace) -> str:
 
 
 def probe_pack(options: argparse.Namespace) -> tuple[Job, PackPointer]:
-    """Return the pack for the probe, with no features of it kept from before."""
+    """Return the pack for the probe, without stored features."""
     pack = real_pack(options.root, options.probe_size)
     job = make_job(options.root, f"probe-{time.time_ns()}", [])
     kept = job.layout.features_dir(job.dataset, "").parent
@@ -131,7 +131,7 @@ def probe_pack(options: argparse.Namespace) -> tuple[Job, PackPointer]:
 
 
 def timed(scores: Iterator[float]) -> Iterator[tuple[float, float]]:
-    """Yield the seconds each score took to come, and the score."""
+    """Yield each score with the seconds until it came."""
     start = time.perf_counter()
     for score in scores:
         yield time.perf_counter() - start, score
@@ -157,8 +157,12 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--classic-epochs", type=int, default=8)
     parser.add_argument("--seeds", type=int, nargs="+", default=[42])
-    parser.add_argument("--override", action="append", default=[], help="key=value over from-scratch.yaml")
-    parser.add_argument("--probe-size", type=int, default=128, help="side of the probe's images; 0: no probe")
+    parser.add_argument(
+        "--override", action="append", default=[], help="change a setting of from-scratch.yaml, as key=value"
+    )
+    parser.add_argument(
+        "--probe-size", type=int, default=128, help="image side of the probe, in pixels; 0: no probe"
+    )
     options = parser.parse_args()
     print(
         f"resnet18 from scratch, {options.size} px, ours {options.epochs} epochs, classic {options.classic_epochs}"

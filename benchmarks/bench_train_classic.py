@@ -114,13 +114,13 @@ def main() -> None:
     add_options(parser)
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--batches", type=int, default=4, help="steps a round")
+    parser.add_argument("--batches", type=int, default=4, help="steps per round")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--precision", choices=["auto", "fp32", "bf16", "fp16"], default="auto")
     parser.add_argument(
         "--processor-time",
         action="store_true",
-        help="count processor seconds, for a busy machine; one thread",
+        help="count processor seconds of one thread, for a busy machine",
     )
     options = parser.parse_args()
     if options.processor_time:

@@ -190,7 +190,7 @@ def measure(options: argparse.Namespace) -> None:
 def other_parts(
     options: argparse.Namespace, loop: Loop, facts: dict[str, int]
 ) -> dict[str, tuple[Callable[[], object], int]]:
-    """Return what the loop is compared with, and how often a round calls it; operations go into `facts`."""
+    """Return the parts that the loop is compared with, and how often a round calls each; operation counts go into `facts`."""
     batch = torch.randn(options.batch, 1, options.size, options.size, device=loop.device)
     name = loop.config.model.name
     bare = BareStep(name, batch, loop.precision, torch.channels_last, options.compile)
@@ -251,16 +251,16 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--size", type=int, default=224)
-    parser.add_argument("--batch", type=int, default=32, help="images a step")
-    parser.add_argument("--batches", type=int, default=4, help="steps a round")
+    parser.add_argument("--batch", type=int, default=32, help="images per step")
+    parser.add_argument("--batches", type=int, default=4, help="steps per round")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--precision", choices=["auto", "fp32", "bf16", "fp16"], default="auto")
     parser.add_argument("--compile", action="store_true")
-    parser.add_argument("--layouts", action="store_true", help="also NCHW and fp32")
+    parser.add_argument("--layouts", action="store_true", help="also measure NCHW and fp32")
     parser.add_argument(
         "--processor-time",
         action="store_true",
-        help="count processor seconds, for a busy machine; one thread",
+        help="count processor seconds of one thread, for a busy machine",
     )
     options = parser.parse_args()
     if options.processor_time:

@@ -25,7 +25,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def processor_seconds() -> float:
-    """Return the processor time of this process and of its children that live, or are done and waited for."""
+    """Return the processor time of this process and its children, living or ended."""
     own = sum(os.times()[:4])
     tick = os.sysconf("SC_CLK_TCK")
     for children in Path("/proc/self/task").glob("*/children"):
@@ -36,7 +36,7 @@ def processor_seconds() -> float:
 
 
 def write_folders(pack: U8, rows: I64, labels: I64, folder: Path) -> None:
-    """Write gray images of a pack as ``<class>/<row>.jpg`` in RGB: what a resize stage that writes files leaves."""
+    """Write gray images of a pack as ``<class>/<row>.jpg`` in RGB, like a resize stage that writes files."""
     for row in rows.tolist():
         target = folder / f"{labels[row]:02d}" / f"{row:06d}.jpg"
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -6,7 +6,7 @@ Two images of one slice are copies; two slices of one patient are neighbours, ho
 image is which slice are CSV files (path, patient, figshare_slice) in the folder of `--patients`, by default `patients`
 beside the archives. Pairs in which an image has no known slice are counted, not judged.
 
-The second table plants what may happen to a copy on 200 images and says how many are found in all eight orientations.
+The second table applies changes that a copy may undergo to 200 images, in all eight orientations, and says how many are found.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def known_slices(folder: Path, name: str, paths: list[str]) -> pd.DataFrame:
 
 
 def joined(tables: list[FingerprintTable]) -> FingerprintTable:
-    """Put fingerprints one behind the other."""
+    """Concatenate fingerprints."""
     arrays = ("colourfulness", "hashes", "trimmed_hashes", "thumbs", "trimmed_thumbs")
     return FingerprintTable(
         pixel_sha256=[digest for table in tables for digest in table.pixel_sha256],

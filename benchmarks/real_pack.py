@@ -1,4 +1,4 @@
-"""The real data sets, brought to a pack by the project's own stages: what the training benchmarks and the ablations use."""
+"""The real data sets as packs, made by the project's own stages, for the training benchmarks and the ablation."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ARCHIVES = {DATASET: "brain-tumor-classification-mri.zip", "figshare/1512427": "
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--root", type=Path, required=True, help="folder for the project files; kept and used again"
+        "--root", type=Path, required=True, help="folder for the project files; kept and reused"
     )
 
 

@@ -3,7 +3,7 @@
     BRAINMRI_LONG_TESTS=1 BRAINMRI_TALLY=tally.jsonl .venv/bin/pytest tests/faults
     python benchmarks/reliability_table.py tally.jsonl
 
-Each test notes its trials and losses in the tally; rows whose test is not in it stay as they are.
+Each test records its trials and losses in the tally; rows whose test is not in it stay as they are.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
     python -m benchmarks.soak --runs 200
 
-Prints a line a run and, at the end, the growth between the run after the warm-up and the last one, process by process.
+Prints a line per run and, at the end, the growth of each process between the run after the warm-up and the last one.
 """
 
 from __future__ import annotations
