@@ -11,6 +11,7 @@ import pandas as pd
 from PIL import Image
 
 from brainmri_core.arrays import U8, Indices
+from brainmri_core.cluster.workers import workers_of
 from brainmri_core.config.data import ResizeConfig, has_extension
 from brainmri_core.config.formats import FORMATS
 from brainmri_core.errors import DataError
@@ -18,7 +19,8 @@ from brainmri_core.images.isolation import read_below
 from brainmri_core.images.levels import PLAIN_DEPTH, GrayRange
 from brainmri_core.images.measure import measure_ranges
 from brainmri_core.images.pack import write_pack
-from brainmri_core.images.preparation import COLOUR_THRESHOLD, _stream, _unchanged
+from brainmri_core.images.preparation import COLOUR_THRESHOLD, NO_FACTS, Resized, unchanged
+from brainmri_core.images.preparation_shards import resized_on
 from brainmri_core.project.job import Job
 from brainmri_core.project.pointers import MappingPointer, PackPointer
 from brainmri_core.project.sample_table import RESIZE_COLUMNS, SPLIT_COLUMNS, read_samples, write_samples
@@ -58,8 +60,10 @@ def resize(config: ResizeConfig, mapping: MappingPointer, job: Job) -> PackPoint
     channels = 3 if config.color == "rgb" or (config.color == "auto" and colour) else 1
     ranges = config.gray_ranges or _measured(root, table, todo)
     config = config.model_copy(update={"gray_ranges": ranges})
-    with job.staged(target) as staging:
-        table, pack_hash = _fill(staging / "pack.npy", root, table, todo, config, channels)
+    with job.staged(target) as staging, workers_of(job) as workers:
+        paths, hashes = (table[name].to_numpy(object)[todo].tolist() for name in ("path", "file_sha256"))
+        images = resized_on(workers, root, paths, hashes, config, channels)
+        table, pack_hash = _fill(staging / "pack.npy", table, todo, images, config.size, channels)
         write_samples(staging / "samples.parquet", table)
         if config.export_tree is not None:
             _export(staging / "pack.npy", table, job.layout.configured(config.export_tree))
@@ -107,7 +111,7 @@ def _measured(root: Path, table: pd.DataFrame, todo: Indices) -> dict[str, GrayR
         else table["path"].str.lower().str.endswith(_MAYBE_DEEP)
     )
     return measure_ranges(
-        lambda index: _unchanged(read(index), paths[index], hashes[index]),
+        lambda index: unchanged(read(index), paths[index], hashes[index]),
         paths,
         todo[deep.to_numpy(np.bool_)[todo]].tolist(),
     )
@@ -115,10 +119,10 @@ def _measured(root: Path, table: pd.DataFrame, todo: Indices) -> dict[str, GrayR
 
 def _fill(
     path: Path,
-    root: Path,
     table: pd.DataFrame,
     todo: Indices,
-    config: ResizeConfig,
+    prepared: Generator[Resized, None, None],
+    size: int,
     channels: int,
 ) -> tuple[pd.DataFrame, str]:
     """Fill the pack in table order; images that fail are excluded with the reason and take no row.
@@ -136,7 +140,7 @@ def _fill(
 
     def images() -> Generator[U8, None, None]:
         row = 0
-        for index, result in _stream(root, table, todo, config, channels):
+        for index, result in zip(todo.tolist(), prepared, strict=True):
             if result.pixels is None:
                 failures[index] = result.reason
                 continue
@@ -146,8 +150,8 @@ def _fill(
                 facts[name][index] = value
             row += 1
 
-    with contextlib.closing(images()) as written:
-        pack_hash = write_pack(path, written, most=len(todo), size=config.size, channels=channels)
+    with contextlib.closing(prepared), contextlib.closing(images()) as written:
+        pack_hash = write_pack(path, written, most=len(todo), size=size, channels=channels)
     for name, values in facts.items():
         table[name] = pd.array(values, dtype=RESIZE_COLUMNS.get(name)) if name in RESIZE_COLUMNS else values
     for index, reason in failures.items():
@@ -155,16 +159,7 @@ def _fill(
     return table, pack_hash
 
 
-_EMPTY: dict[str, object] = {
-    "row": -1,
-    "width": 0,
-    "height": 0,
-    "mode": "",
-    "mean": 0.0,
-    "std": 0.0,
-    "has_metadata": False,
-    "scaled_by": "",
-}
+_EMPTY: dict[str, object] = {"row": -1, **NO_FACTS}
 _MAYBE_DEEP = (*FORMATS["PNG"], *FORMATS["TIFF"])
 
 

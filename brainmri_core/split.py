@@ -9,8 +9,9 @@ import pandas as pd
 from tqdm import tqdm
 
 from brainmri_core.arrays import Mask, Objects
+from brainmri_core.cluster.workers import workers_of
 from brainmri_core.config.data import SplitConfig, has_extension
-from brainmri_core.copies.fingerprint import fingerprint_files
+from brainmri_core.copies.fingerprint_shards import fingerprint_on
 from brainmri_core.copies.leaks import label_conflicts
 from brainmri_core.copies.search import find_copies, group_copies
 from brainmri_core.errors import DataError
@@ -74,8 +75,8 @@ def split(config: SplitConfig, fetched: FetchPointer, job: Job) -> MappingPointe
     table["patient"] = pd.Series(patients.names).replace("", None).astype("str")
     corrections = correct_labels(config, table, job)
     root = job.layout.absolute(fetched.dataset_root)
-    with tqdm(total=len(table), desc="fingerprints", unit="image", disable=None) as bar:
-        prints = fingerprint_files(root, table["path"].tolist(), progress=bar.update)
+    with workers_of(job) as workers, tqdm(total=len(table), desc="fingerprints", disable=None) as bar:
+        prints = fingerprint_on(workers, root, table["path"].tolist(), progress=bar.update)
     table["pixel_sha256"], table["colourfulness"] = prints.pixel_sha256, prints.colourfulness
     table["depth"] = prints.depths
     table["phash"], table["phash_mirrored"] = prints.hashes[:, 0], prints.hashes[:, 1]

@@ -16,6 +16,7 @@ from brainmri_core.config.base import (
     validate_config,
 )
 from brainmri_core.config.batch import BatchPredictConfig
+from brainmri_core.config.cluster import ClusterConfig
 from brainmri_core.config.data import FetchConfig, ResizeConfig, SplitConfig, ValidateConfig
 from brainmri_core.config.embeddings import EmbeddingsConfig
 from brainmri_core.config.evaluation import EvaluateConfig
@@ -73,6 +74,7 @@ class PipelineConfig(StageConfig):
     env: EnvConfig = EnvConfig()
     log: LogConfig = LogConfig()
     paths: PathsConfig = PathsConfig()
+    cluster: ClusterConfig = ClusterConfig()
     fetch: FetchConfig = FetchConfig()
     split: SplitConfig = SplitConfig()
     resize: ResizeConfig = ResizeConfig()

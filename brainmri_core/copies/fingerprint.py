@@ -93,6 +93,12 @@ class FingerprintTable:
     failures: dict[int, str]
     depths: list[str]
 
+    @classmethod
+    def empty(cls, n: int) -> FingerprintTable:
+        """Return a table of n rows to be filled; its thumbnails, from 16,384 on, lie in an unnamed temporary file."""
+        hashes, trimmed = np.zeros((2, n, len(ORIENTATIONS)), np.uint64)
+        return cls([""] * n, np.zeros(n), hashes, trimmed, _thumbs_array(n), _thumbs_array(n), {}, [""] * n)
+
 
 @cache
 def _dct_matrix() -> F32:
@@ -285,16 +291,7 @@ def fingerprint_files(
         If a file cannot be read from disk or the worker processes cannot be started.
     """
     n = len(paths)
-    table = FingerprintTable(
-        [""] * n,
-        np.zeros(n),
-        np.zeros((n, len(ORIENTATIONS)), np.uint64),
-        np.zeros((n, len(ORIENTATIONS)), np.uint64),
-        _thumbs_array(n),
-        _thumbs_array(n),
-        {},
-        [""] * n,
-    )
+    table = FingerprintTable.empty(n)
     most = max(1, -(-n // _LEAST_SHARE))
     answers = stream_answers(
         read_below(root, paths),

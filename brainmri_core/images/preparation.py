@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from brainmri_core.arrays import U8, Indices
+from brainmri_core.arrays import U8
 from brainmri_core.config.data import ResizeConfig
 from brainmri_core.errors import IntegrityError
 from brainmri_core.images.decode import DecodeError
@@ -23,47 +23,96 @@ from brainmri_core.images.levels import GrayRange
 from brainmri_core.system.threads import cores, threads
 
 COLOUR_THRESHOLD = 12.0
+NO_FACTS: dict[str, float | int | str | bool] = {
+    "width": 0,
+    "height": 0,
+    "mode": "",
+    "mean": 0.0,
+    "std": 0.0,
+    "has_metadata": False,
+    "scaled_by": "",
+}
+"""What is known of an image besides its pixels, with the values of one that cannot be decoded."""
+
+
 _CHUNK = 16
 
 
 @dataclass(frozen=True)
-class _Resized:
+class Resized:
+    """One image at the size of a pack.
+
+    Attributes
+    ----------
+    pixels : numpy.ndarray or None
+        uint8, ``(size, size)`` or ``(size, size, 3)``; None where it could not be decoded, for `reason`.
+    reason : str
+        Empty where there are pixels.
+    facts : dict
+        A value for each of `NO_FACTS`; empty where there are no pixels.
+    """
+
     pixels: U8 | None
     reason: str
     facts: dict[str, float | int | str | bool]
 
 
-def _unchanged(data: bytes, path: str, expected: str) -> bytes:
+def unchanged(data: bytes, path: str, expected: str) -> bytes:
     """Return the bytes of a file if they are unchanged since a worker process of the split decoded them."""
     if hashlib.sha256(data).hexdigest() != expected:
         raise IntegrityError(f"The image {path} was changed after it was fetched; fetch and split again.")
     return data
 
 
-def _stream(
-    root: Path, table: pd.DataFrame, todo: Indices, config: ResizeConfig, channels: int
-) -> Iterator[tuple[int, _Resized]]:
-    """Yield results in order, with all cores busy and at most a few chunks in memory."""
-    paths, hashes = table["path"].tolist(), table["file_sha256"].tolist()
-    read = read_below(root, paths)
-    workers = cores()
+def resized_images(
+    root: Path,
+    paths: Sequence[str],
+    hashes: Sequence[str],
+    config: ResizeConfig,
+    channels: int,
+    *,
+    workers: int | None = None,
+) -> Iterator[Resized]:
+    """Yield images in order, with all cores busy and at most a few chunks in memory.
 
-    def work(chunk: list[int]) -> list[_Resized]:
+    Parameters
+    ----------
+    root : pathlib.Path
+        Folder the paths are relative to.
+    paths, hashes : sequence of str
+        Files, POSIX, and the SHA-256 that each had when it was fetched.
+    config, channels
+        How the images are prepared.
+    workers : int or None
+        Threads; None takes one per core.
+
+    Raises
+    ------
+    IntegrityError
+        If a file was changed since it was fetched.
+    StorageError
+        If a file cannot be read.
+    """
+    read = read_below(root, paths)
+    workers = workers or cores()
+
+    def work(chunk: range) -> list[Resized]:
         return [
-            _resize_one(_unchanged(read(i), paths[i], hashes[i]), paths[i], config, channels) for i in chunk
+            resize_one(unchanged(read(i), paths[i], hashes[i]), paths[i], config, channels) for i in chunk
         ]
 
+    every = range(len(paths))
     with (
         threads(workers) as pool,
-        tqdm(total=len(todo), desc="resizing", unit="image", disable=None) as bar,
+        tqdm(total=len(paths), desc="resizing", unit="image", disable=None) as bar,
     ):
-        chunks = (todo[start : start + _CHUNK].tolist() for start in range(0, len(todo), _CHUNK))
+        chunks = (every[start : start + _CHUNK] for start in every[::_CHUNK])
         running = deque((chunk, pool.submit(work, chunk)) for chunk in islice(chunks, 2 * workers))
         while running:
             chunk, results = running.popleft()
             done = results.result()
             running.extend((chunk, pool.submit(work, chunk)) for chunk in islice(chunks, 1))
-            yield from zip(chunk, done, strict=True)
+            yield from done
             bar.update(len(chunk))
 
 
@@ -96,12 +145,14 @@ def prepared_images(
         If a file cannot be read.
     """
     config = ResizeConfig(size=size, fit=fit, gray_ranges=gray_ranges)
-    for position, result in _stream(root, table, np.arange(len(table)), config, channels):
+    paths, hashes = table["path"].tolist(), table["file_sha256"].tolist()
+    for position, result in enumerate(resized_images(root, paths, hashes, config, channels)):
         if result.pixels is not None:
             yield position, result.pixels
 
 
-def _resize_one(data: bytes, path: str, config: ResizeConfig, channels: int) -> _Resized:
+def resize_one(data: bytes, path: str, config: ResizeConfig, channels: int) -> Resized:
+    """Decode one image and fit it; one that cannot be decoded has a reason instead of pixels."""
     try:
         decoded, pixels = decode_fitted(
             data,
@@ -113,11 +164,11 @@ def _resize_one(data: bytes, path: str, config: ResizeConfig, channels: int) -> 
             gray_ranges=config.gray_ranges,
         )
     except DecodeError as error:
-        return _Resized(None, str(error), {})
+        return Resized(None, str(error), {})
     height, width = decoded.pixels.shape[:2]
     rows, columns = image_part(height, width, config.size, config.fit)
     mean, std = _mean_and_std(pixels[rows, columns])
-    return _Resized(
+    return Resized(
         pixels,
         "",
         {

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from brainmri_core.config import EnvConfig
+from brainmri_core.config.cluster import ClusterConfig
 from brainmri_core.project.catalogue import DatasetEntry
 from brainmri_core.project.layout import Layout
 from brainmri_core.project.logs import StageLog
@@ -37,6 +38,7 @@ class Job:
     entry: DatasetEntry
     log: StageLog
     env: EnvConfig = field(default_factory=EnvConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
     @property
     def dataset(self) -> str:

@@ -172,6 +172,11 @@ class Layout(BaseModel):
         return self.features / dataset / key
 
     @property
+    def shards(self) -> Path:
+        """Folder of what the workers of a cluster have done and nobody has taken yet."""
+        return self.outputs / "shards"
+
+    @property
     def studies(self) -> Path:
         """Folder of the studies of all data sets."""
         return self.outputs / "studies"

@@ -9,6 +9,7 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import hashlib
 import os
 import re
 import secrets
@@ -160,6 +161,37 @@ def write_new(path: Path, data: bytes) -> bool:
         finally:
             temporary.unlink(missing_ok=True)
     return True
+
+
+def write_by_content(folder: Path, prefix: str, data: bytes | memoryview) -> str:
+    """Write a file named after the SHA-256 of its bytes, whole or not at all, and return the name.
+
+    It is not made durable: it is for what is made again after a crash. Several writers of the same content do no harm.
+
+    Parameters
+    ----------
+    folder : pathlib.Path
+        Where; it must be there.
+    prefix : str
+        Beginning of the name.
+    data : bytes
+        The content.
+
+    Raises
+    ------
+    StorageError
+        If it cannot be written, or the folder is not there.
+    """
+    name = prefix + hashlib.sha256(data).hexdigest()
+    temporary = _temporary(folder)
+    with as_storage_errors(folder):
+        try:
+            temporary.write_bytes(data)
+            os.replace(temporary, folder / name)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+    return name
 
 
 @contextlib.contextmanager

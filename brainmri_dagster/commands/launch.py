@@ -53,7 +53,7 @@ from brainmri_dagster.graph.asset_table import (
     pair_key,
 )
 from brainmri_dagster.graph.partitions import catalogue
-from brainmri_dagster.graph.resources import ProjectConfig
+from brainmri_dagster.graph.resources import ProjectConfig, project_of
 from brainmri_dagster.graph.run_config import run_config_for
 from brainmri_dagster.running.dagster_internals import ErrorSource, RunFailureReason
 from brainmri_dagster.running.dead_runs import close_dead_runs, close_own_runs
@@ -107,7 +107,7 @@ def select_stages(skip: list[str], resume_from: str | None) -> list[str]:
 def launch(request: Request) -> int:
     """Run the requested stages and return the exit code; errors before the run starts are raised."""
     config, dataset = configure(request)
-    project = ProjectConfig(paths=config.paths, env=config.env, log=config.log)
+    project = project_of(config)
     if config.run_id is not None:
         _release_dry_run(project.layout, config.run_id)
         refuse_existing(project.layout, config.run_id)

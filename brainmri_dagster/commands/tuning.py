@@ -8,7 +8,7 @@ from brainmri_core.studies.space import find_study, read_space
 from brainmri_core.tuning import lacking_trials
 from brainmri_dagster.commands.backfill import launch_and_wait, require_daemon
 from brainmri_dagster.commands.launch import Request, configure, open_instance
-from brainmri_dagster.graph.resources import ProjectConfig
+from brainmri_dagster.graph.resources import project_of
 from brainmri_dagster.graph.run_config import run_config_for
 
 ASSET = "tuning_study"
@@ -32,7 +32,7 @@ def tune_queued(request: Request) -> int:
         )
     config, dataset = configure(request)
     read_space(find_study(config.tune.study))
-    project = ProjectConfig(paths=config.paths, env=config.env, log=config.log)
+    project = project_of(config)
     count = lacking_trials(config.tune, project.layout, dataset)
     if not count:
         print(

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from brainmri_core.config import EnvConfig, LogConfig, PathsConfig, PipelineConfig, load_config
 from brainmri_core.config.base import StageConfig
+from brainmri_core.config.cluster import ClusterConfig
 from brainmri_core.project.layout import Layout
 from brainmri_dagster.graph.config_types import config_schema, to_core
 
@@ -19,6 +20,7 @@ class ProjectConfig(StageConfig):
     paths: PathsConfig = Field(PathsConfig(), description="Where the project lies.")
     env: EnvConfig = Field(EnvConfig(), description="Seeds and hardware.")
     log: LogConfig = Field(LogConfig(), description="Logging.")
+    cluster: ClusterConfig = Field(ClusterConfig(), description="Other machines for the work on many images.")
 
     @property
     def layout(self) -> Layout:
@@ -33,9 +35,13 @@ def defaults() -> PipelineConfig:
 
 
 def default_project() -> ProjectConfig:
-    """Return the paths, env and log blocks of `defaults`."""
-    config = defaults()
-    return ProjectConfig(paths=config.paths, env=config.env, log=config.log)
+    """Return the blocks of `defaults` that all stages share."""
+    return project_of(defaults())
+
+
+def project_of(config: PipelineConfig) -> ProjectConfig:
+    """Return the blocks of a configuration that all stages share."""
+    return ProjectConfig(paths=config.paths, env=config.env, log=config.log, cluster=config.cluster)
 
 
 def _project(context: dg.InitResourceContext) -> ProjectConfig:

@@ -6,6 +6,7 @@ from typing import Any
 
 from brainmri_core.config import PipelineConfig
 from brainmri_dagster.graph.asset_table import ASSETS
+from brainmri_dagster.graph.resources import ProjectConfig
 
 
 def run_config_for(config: PipelineConfig, assets: list[str]) -> dict[str, Any]:
@@ -17,5 +18,5 @@ def run_config_for(config: PipelineConfig, assets: list[str]) -> dict[str, Any]:
             ops[name] = {"config": value[stage] | {other: value[other] for other in ASSETS[name].also}}
     return {
         "ops": ops,
-        "resources": {"project": {"config": {key: value[key] for key in ("paths", "env", "log")}}},
+        "resources": {"project": {"config": {key: value[key] for key in ProjectConfig.model_fields}}},
     }

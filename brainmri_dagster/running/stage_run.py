@@ -182,7 +182,9 @@ def _open(step: Any, asset: str, partition: str) -> Iterator[StageRun]:
                     entry.require_labels(f"the asset {asset}")
                 if entry is not EVERY:
                     _check_dataset(config, dataset)
-                job = Job(layout=layout, run_id=run_id, entry=entry, log=log, env=config.env)
+                job = Job(
+                    layout=layout, run_id=run_id, entry=entry, log=log, env=config.env, cluster=config.cluster
+                )
                 log.info("started", asset=asset)
                 yield StageRun(
                     config, job, record, asset, step.dagster_run.tags.get(EXPERIMENT_TAG, "default")

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from pydantic import ValidationError
 
-import brainmri_core.split as split_module
 from brainmri_core.config.data import FetchConfig, PhantomConfig, SplitConfig
+from brainmri_core.copies import fingerprint_shards
 from brainmri_core.copies.fingerprint import FingerprintTable, fingerprint_files
 from brainmri_core.copies.leaks import find_leaks
 from brainmri_core.errors import BrainMRIError, ConfigError, DataError, IntegrityError
@@ -117,7 +117,7 @@ def phantom(tmp_path_factory: pytest.TempPathFactory) -> Project:
 @pytest.fixture
 def project(phantom: Project, monkeypatch: pytest.MonkeyPatch) -> Iterator[Project]:
     """The project; each image is decoded once for the module, not once for every split."""
-    monkeypatch.setattr(split_module, "fingerprint_files", phantom.look_up)
+    monkeypatch.setattr(fingerprint_shards, "fingerprint_files", phantom.look_up)
     yield phantom
 
 

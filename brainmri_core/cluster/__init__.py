@@ -1,0 +1,1 @@
+"""Work on many images that the workers of a Dask cluster share."""

@@ -1,0 +1,69 @@
+"""What a Dask worker does with one piece of work. Its answer is a few words; the result is a file."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from brainmri_core.cluster.shard_files import Arrays, write_arrays
+from brainmri_core.cluster.software import software
+from brainmri_core.errors import BrainMRIError, ConfigError, StorageError
+
+
+def work_on(
+    work: Callable[..., Arrays],
+    arguments: tuple[Any, ...],
+    folder: str,
+    number: int,
+    wanted: Mapping[str, str],
+) -> dict[str, Any]:
+    """Do a piece of work and leave its result in the shared folder.
+
+    Parameters
+    ----------
+    work : callable
+        A function of a module of this package.
+    arguments : tuple
+        What it is given.
+    folder : str
+        The shared folder.
+    number : int
+        Of the piece, for the name of its result.
+    wanted : mapping
+        The `software.software` of who asks.
+
+    Returns
+    -------
+    dict
+        ``file``: the name of the result, and the ``seconds`` it took; or ``error`` and ``text``: an error that would come again.
+
+    Raises
+    ------
+    StorageError
+        Where another worker, or a second try, may do better.
+    """
+    from distributed import get_worker
+
+    begun = time.monotonic()
+    me = str(get_worker().name)
+    other = [
+        f"{name} {mine} instead of {wanted[name]}"
+        for name, mine in software().items()
+        if name in wanted and mine != wanted[name]
+    ]
+    if other:
+        sentence = f"The Dask worker {me} has {', '.join(other)}; install the same there, or stop it."
+        return {"error": ConfigError.__name__, "text": sentence}
+    if not Path(folder).is_dir():
+        raise StorageError(
+            f"The Dask worker {me} does not see the folder {folder}; mount the project's folder there at the same path, or stop it."
+        )
+    try:
+        file = write_arrays(Path(folder), number, work(*arguments))
+        return {"file": file, "seconds": time.monotonic() - begun}
+    except StorageError:
+        raise
+    except BrainMRIError as error:
+        return {"error": type(error).__name__, "text": str(error)}

@@ -1,0 +1,73 @@
+"""Prepared pixels of very many images: the files in shards, each done by a worker of a cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from brainmri_core.cluster.shard_files import Arrays
+from brainmri_core.cluster.shards import evenly
+from brainmri_core.cluster.workers import Workers
+from brainmri_core.config.data import ResizeConfig
+from brainmri_core.images.preparation import NO_FACTS, Resized, resized_images
+
+_MOST_BYTES = 64 << 20  # of the pixels in a shard
+
+
+def resized_on(
+    workers: Workers | None,
+    root: Path,
+    paths: Sequence[str],
+    hashes: Sequence[str],
+    config: ResizeConfig,
+    channels: int,
+) -> Generator[Resized, None, None]:
+    """Yield images in order, from the workers of a cluster or, without one, from threads of this process.
+
+    Parameters, errors and the result, to the bit, are those of `preparation.resized_images`; what `Workers.map` raises
+    comes too.
+    """
+    if workers is None:
+        yield from resized_images(root, paths, hashes, config, channels)
+        return
+    shards = evenly(len(paths), workers.threads, max(1, _MOST_BYTES // (config.size**2 * channels)))
+    settings = config.model_dump()
+    pieces = [(str(root), paths[shard], hashes[shard], settings, channels) for shard in shards]
+    with (
+        closing(workers.map("resizing", resize_shard, pieces)) as results,
+        tqdm(total=len(paths), desc="resizing", unit="image", disable=None) as bar,
+    ):
+        for found in results:
+            rows = iter(found["pixels"])
+            columns = [found[name].tolist() for name in ("reason", *NO_FACTS)]
+            for reason, *facts in zip(*columns, strict=True):
+                known = dict(zip(NO_FACTS, facts, strict=True))
+                yield Resized(None, reason, {}) if reason else Resized(next(rows), "", known)
+            bar.update(len(columns[0]))
+
+
+def resize_shard(
+    root: str, paths: Sequence[str], hashes: Sequence[str], settings: dict[str, Any], channels: int
+) -> Arrays:
+    """Resize the images of one shard: what a worker does in each of its threads.
+
+    Returns
+    -------
+    dict
+        ``reason`` and each of `NO_FACTS`, a row per image; ``pixels``, a row per image without a reason.
+    """
+    config = ResizeConfig(**settings)
+    shape = (config.size, config.size, 3)[: 3 if channels > 1 else 2]
+    images = list(resized_images(Path(root), paths, hashes, config, channels, workers=1))
+    pixels = [image.pixels for image in images if image.pixels is not None]
+    facts = {name: np.array([(image.facts or NO_FACTS)[name] for image in images]) for name in NO_FACTS}
+    return {
+        **facts,
+        "reason": np.array([image.reason for image in images]),
+        "pixels": np.stack(pixels) if pixels else np.zeros((0, *shape), np.uint8),
+    }
