@@ -1,1 +1,1 @@
-"""What the commands do: runs in this process, backfills, and the use of a trained model."""
+"""The commands: runs in this process, backfills, and the use of a trained model."""

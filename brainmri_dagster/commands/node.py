@@ -32,7 +32,7 @@ from brainmri_dagster.training.folder import leave_request
 
 
 def take_part(request: Request) -> int:
-    """Train as one of the nodes after the first until the training ends, and return the exit code.
+    """Take part in a training as one of the nodes after the first, and return the exit code when it ends.
 
     Raises
     ------
@@ -46,9 +46,10 @@ def take_part(request: Request) -> int:
     shared, node = config.train.distributed, request.node
     assert node is not None
     if not 0 < node < shared.nodes:
+        others = "there are none" if shared.nodes == 1 else f"they are 1 to {shared.nodes - 1}"
         raise ConfigError(
-            f"There is no helping node --node {node}: with train.distributed.nodes={shared.nodes} they are numbered "
-            f"{'not at all' if shared.nodes == 1 else f'1 to {shared.nodes - 1}'}; the first node, 0, is started without --node."
+            f"--node {node} is not one of the nodes after the first: with train.distributed.nodes={shared.nodes} {others}; "
+            "the first node, 0, is started without --node."
         )
     log = StageLog(
         "train", f"node-{node}", dataset, [stream_sink(json_lines=config.log.json_lines)], config.log.level

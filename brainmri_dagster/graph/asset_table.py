@@ -45,7 +45,7 @@ class StageAsset:
     link : str or None
         Field of the pointer that refers to the pointer of the first input.
     code_version : str
-        Raised when changed code of the stage gives another result from the same inputs.
+        Increased when changed code of the stage gives another result from the same inputs.
     what : str
         What the asset is called in error messages.
     label : str

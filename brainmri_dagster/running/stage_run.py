@@ -54,7 +54,7 @@ from brainmri_dagster.running.upstream import recorded_pointer
 
 @dataclass(frozen=True)
 class StageRun:
-    """What an asset's body works with."""
+    """What the body of an asset is given."""
 
     config: PipelineConfig
     job: Job
