@@ -259,7 +259,7 @@ def _wait(instance: dg.DagsterInstance, identifier: str, count: int) -> int:
     while True:
         found = instance.get_backfill(identifier)
         every = instance.get_runs(dg.RunsFilter(tags={BACKFILL_ID_TAG: identifier}))
-        # A run that was retried counts as its retry does.
+        # A retried run counts by its retry.
         again = {run.parent_run_id for run in every}
         runs = [run for run in every if run.run_id not in again]
         ended = [run for run in runs if run.is_finished]
