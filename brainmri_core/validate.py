@@ -179,6 +179,7 @@ def _gather(config: ValidateConfig, pack: PackPointer, job: Job) -> tuple[Eviden
 def _expected_mapping(config: ValidateConfig, mapping: MappingPointer, job: Job) -> MappingPointer:
     if config.mapping_pointer is None:
         return mapping
+    job.layout.require_folder("validate.mapping_pointer")
     path = job.layout.configured(config.mapping_pointer)
     if not (path / "latest.json" if path.is_dir() else path).is_file():
         raise MissingUpstreamError(

@@ -248,7 +248,7 @@ def verify(config: Config = None) -> None:
     from brainmri_core.verify import verify as check
 
     with sentences(), tqdm(desc="verifying", unit="record", disable=None) as bar:
-        found = check(opened(config)[0], bar.update)
+        found = check(opened(config, "brainmri verify")[0], bar.update)
     for problem in found.problems:
         print(f"{problem.path}: {problem.message}")
     looked_at = f"{found.pointers} pointers, {found.runs} runs and {found.files} files"
@@ -271,7 +271,7 @@ def gc(
         from brainmri_dagster.commands.launch import open_instance
         from brainmri_dagster.running.dead_runs import close_dead_runs
 
-        layout, settings = opened(config)
+        layout, settings = opened(config, "brainmri gc")
         with open_instance(layout) as instance:
             close_dead_runs(instance, layout)
         found = collect_garbage(layout, settings, dry_run=dry_run)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from brainmri_core.project.job import Job
 from brainmri_core.project.layout import ARCHIVES_VARIABLE, ROOT_VARIABLE, Layout
 from brainmri_core.project.logs import Record, StageLog
 from tests.counts import LONG
+from tests.object_store import BUCKET, OWNER, StoreServer, environment, running_store
 from tests.once import once
 
 REAL = "sartajbhuvaji/brain-tumor-classification-mri"
@@ -24,6 +26,10 @@ settings.load_profile("brainmri")
 # Tests that stay on one worker, because they share a warm process or a browser; every other file is a part of its own.
 PARTS = {
     "tests/faults/": "the warm process",
+    "tests/core/system/test_object_store.py": "the object store",
+    "tests/core/system/test_store.py": "the object store",
+    "tests/core/project/test_run_sharing.py": "the object store",
+    "tests/core/project/test_shared_project.py": "the object store",
     "tests/e2e/test_app.py": "the browser",
     "tests/e2e/test_ui.py": "the browser",
 }
@@ -100,6 +106,23 @@ def finished_project(factory: pytest.TempPathFactory) -> Path:
     from tests.faults.tiny import run_all
 
     return once(factory, "finished", lambda folder: run_all(folder / "project", "old", "old")) / "project"
+
+
+@pytest.fixture(scope="session")
+def object_store() -> Iterator[StoreServer]:
+    """A real object store on loopback, the same for the whole session."""
+    with running_store() as server:
+        yield server
+
+
+@pytest.fixture
+def store_url(object_store: StoreServer, monkeypatch: pytest.MonkeyPatch) -> str:
+    """An empty place in the object store, which the environment leads to."""
+    for name in OWNER | environment(0):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in object_store.environment.items():
+        monkeypatch.setenv(name, value)
+    return f"s3://{BUCKET}/{uuid.uuid4().hex}"
 
 
 @pytest.fixture

@@ -94,6 +94,8 @@ def default_checkpoint(layout: Layout, out_models: str, dataset: str | None = No
     MissingUpstreamError
         If there is no model.
     """
+    if layout.url is not None:
+        return model_in_use(layout, dataset, "--dataset")
     holders = [name for name in places(layout, ChampionPointer) if dataset in (None, name)]
     if len(holders) > 1:
         raise ConfigError(
@@ -170,7 +172,7 @@ def _only_dataset(layout: Layout, setting: str) -> str:
         if names:
             return names[0]
     raise MissingUpstreamError(
-        f"There is no model in {layout.root} yet; make one with `brainmri pipeline`, or name a file with --checkpoint."
+        f"There is no model in {layout.where} yet; make one with `brainmri pipeline`, or name a file with --checkpoint."
     )
 
 

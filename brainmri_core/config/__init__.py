@@ -64,7 +64,14 @@ class LogConfig(StageConfig):
 class PathsConfig(StageConfig):
     """Where the project lies."""
 
-    root: str | None = Field(None, description="Project root; empty: BRAINMRI_HOME, else the current folder.")
+    root: str | None = Field(
+        None,
+        description="Project root: a folder, or s3://, gs:// or az:// with bucket and prefix; empty: BRAINMRI_HOME, else the current folder.",
+    )
+    cache: str | None = Field(
+        None,
+        description="Folder for this machine's copies of a project in an object store; empty: ~/.cache/brainmri.",
+    )
 
 
 class PipelineConfig(StageConfig):

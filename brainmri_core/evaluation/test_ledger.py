@@ -23,7 +23,7 @@ from brainmri_core.project.pointers import CheckpointPointer, EvaluationPointer
 from brainmri_core.system.checksums import sha256_json
 from brainmri_core.system.clock import timestamp, utc_now
 from brainmri_core.system.locks import exclusive
-from brainmri_core.system.storage import storage_error, write_bytes
+from brainmri_core.system.storage import storage_error
 from brainmri_core.wording import counted
 
 TOLERANCE = 0.01
@@ -96,11 +96,17 @@ def record_look(
         images=len(paths),
         at_utc=timestamp(utc_now()),
     )
+    known: list[Look] = []
+
+    def entered(present: bytes | None) -> bytes | None:
+        known[:] = _earlier(layout, dataset) if present is None else parse_looks(present, path)
+        if identity(look) in map(identity, known):
+            return None
+        known.append(look)
+        return "".join(f"{item.model_dump_json()}\n" for item in known).encode()
+
     with exclusive(layout.lock("test_ledger", dataset)):
-        known = read_looks(path) if path.is_file() else _earlier(layout, dataset)
-        if identity(look) not in map(identity, known):
-            known.append(look)
-            write_bytes(path, "".join(f"{item.model_dump_json()}\n" for item in known).encode())
+        layout.store.update(layout.relative(path), entered)
     return count_looks(known, look.split)
 
 
@@ -126,11 +132,16 @@ def read_looks(path: Path) -> list[Look]:
         If it cannot be read.
     """
     try:
-        lines = path.read_bytes().split(b"\n")
+        data = path.read_bytes()
     except OSError as error:
         raise storage_error(error, path, "read") from error
+    return parse_looks(data, path)
+
+
+def parse_looks(data: bytes, path: Path) -> list[Look]:
+    """Read the content of a ledger, as `read_looks` does; the path is for the message."""
     looks = []
-    for number, line in enumerate(lines[:-1], 1):
+    for number, line in enumerate(data.split(b"\n")[:-1], 1):
         try:
             looks.append(Look.model_validate_json(line))
         except ValidationError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections.abc import Iterator
@@ -11,11 +12,20 @@ from pydantic import BaseModel, ConfigDict
 
 from brainmri_core.config.base import RUN_ID_PATTERN
 from brainmri_core.errors import ConfigError
+from brainmri_core.system.object_store import checked_url, is_url
+from brainmri_core.system.storage import write_bytes
+from brainmri_core.system.store import Store, open_store
 
 ROOT_VARIABLE = "BRAINMRI_HOME"
 ARCHIVES_VARIABLE = "BRAINMRI_ARCHIVES"
 RESUME_FOLDER, FOLDS_FOLDER, CHAMPION_FILE = "resume", "folds", "champion.pth"
 ENSEMBLE_FOLDER = "ensemble"
+URL_FILE = ".project-url"
+"""In the folder of copies of a project in an object store: where the project is."""
+_OUTPUTS = "outputs"
+_PLAIN = tuple(
+    f"{_OUTPUTS}/{name}" for name in ("pointers/", "orchestrator/", "test_ledger/", ".patient_key")
+)
 RESERVED_NAMES = {RESUME_FOLDER, FOLDS_FOLDER, CHAMPION_FILE}
 
 
@@ -58,16 +68,66 @@ class Layout(BaseModel):
     """Path layout of one project root.
 
     Every method returns an absolute path; `relative` turns it into what pointers and manifests store.
+
+    Attributes
+    ----------
+    root : pathlib.Path
+        The project's folder; of a project in an object store, that of its copies on this machine.
+    url : str or None
+        Where the project is in an object store.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     root: Path
+    url: str | None = None
 
     @classmethod
-    def at(cls, configured: str | None = None) -> Layout:
-        """Return the layout of the root that `resolve_root` finds."""
-        return cls(root=resolve_root(configured))
+    def at(cls, configured: str | None = None, cache: str | None = None) -> Layout:
+        """Return the layout of the root that `resolve_root` finds, or of a URL in its place.
+
+        Parameters
+        ----------
+        configured, cache : str or None
+            ``paths.root`` and ``paths.cache`` of the configuration.
+
+        Raises
+        ------
+        ConfigError
+            If a URL is of another kind than those of object stores.
+        """
+        named = configured or os.environ.get(ROOT_VARIABLE)
+        if named is None or not is_url(named):
+            return cls(root=resolve_root(configured))
+        url = checked_url(named)
+        base = Path(cache).expanduser() if cache else Path("~/.cache/brainmri").expanduser()
+        layout = cls(root=base.resolve() / hashlib.sha256(url.encode()).hexdigest()[:16], url=url)
+        if not (layout.root / URL_FILE).is_file():
+            write_bytes(layout.root / URL_FILE, url.encode())
+        return layout
+
+    @property
+    def store(self) -> Store:
+        """The store that the project's files are kept in."""
+        return open_store(self.root, self.url, _PLAIN)
+
+    @property
+    def where(self) -> str:
+        """The project's place as messages name it."""
+        return self.url or str(self.root)
+
+    def require_folder(self, what: str) -> None:
+        """Refuse what works on a project in a folder only.
+
+        Raises
+        ------
+        ConfigError
+            If the project is in an object store.
+        """
+        if self.url:
+            raise ConfigError(
+                f"{what} needs a project in a folder, and this one is {self.url}; set paths.root to a folder for that."
+            )
 
     def relative(self, path: Path) -> str:
         """Return `path` relative to the root, as POSIX text.
@@ -88,11 +148,18 @@ class Layout(BaseModel):
     def absolute(self, stored: str) -> Path:
         """Return the absolute path of a stored relative path.
 
+        Of a project in an object store, the file is brought with those beside it, or the folder with all that is in it.
+
         Raises
         ------
         ConfigError
             If `stored` is absolute or leaves the root, by `..` or through a symbolic link.
         """
+        path = self.inside(stored)
+        return self.store.fetch_to_cache(PurePosixPath(stored).as_posix()) if self.url else path
+
+    def inside(self, stored: str) -> Path:
+        """Do as `absolute` does, and bring nothing."""
         path = PurePosixPath(stored)
         candidate = self.root / path
         try:
@@ -121,7 +188,7 @@ class Layout(BaseModel):
     @property
     def outputs(self) -> Path:
         """Folder of all small files of the project: pointers, runs, splits, reports, locks."""
-        return self.root / "outputs"
+        return self.root / _OUTPUTS
 
     @property
     def runs(self) -> Path:
@@ -217,5 +284,6 @@ class Layout(BaseModel):
 def projects_above(path: Path) -> Iterator[Layout]:
     """Yield the projects that a file lies in, innermost first: the folders above it that hold pointers."""
     for folder in path.parents:
-        if (folder / "outputs" / "pointers").is_dir():
-            yield Layout(root=folder)
+        if (folder / _OUTPUTS / "pointers").is_dir():
+            named = folder / URL_FILE
+            yield Layout(root=folder, url=checked_url(named.read_text()) if named.is_file() else None)

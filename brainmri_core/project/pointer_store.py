@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,9 +16,11 @@ from brainmri_core.system.clock import timestamp, utc_now
 from brainmri_core.system.json_files import json_text
 from brainmri_core.system.json_models import read_model
 from brainmri_core.system.locks import exclusive
-from brainmri_core.system.storage import TEMPORARY_PREFIX, write_bytes, write_new
+from brainmri_core.system.storage import TEMPORARY_PREFIX
 
 P = TypeVar("P", bound=Pointer)
+_LATEST = "latest.json"
+_MOMENT = "%Y-%m-%dT%H%M%S.%fZ"
 
 PATH_FIELDS = frozenset(
     "dataset_root training_dir testing_dir validation_dir samples path split_json pack report checkpoint history curves folder "
@@ -53,25 +58,53 @@ def read_mapping(layout: Layout, path: Path) -> MappingPointer:
 def write_pointer(layout: Layout, pointer: P, *, update_latest: bool = True) -> P:
     """Write a pointer: first its history copy, under a unique name, then ``latest.json``.
 
+    What it names is published before. In an object store ``latest.json`` is left alone where somebody else has written a
+    newer pointer in between.
+
     Returns
     -------
     Pointer
         The pointer with `pointer_path` set.
     """
-    folder = layout.pointer_dir(pointer.kind, pointer.place)
+    store = layout.store
+    for folder in _result_folders(layout, pointer):
+        store.publish_folder(folder)
+    place = layout.relative(layout.pointer_dir(pointer.kind, pointer.place))
+    latest = f"{place}/{_LATEST}"
     with exclusive(layout.lock("pointer", pointer.kind, pointer.place)):
-        stem = f"{timestamp(utc_now()).replace(':', '')}-{pointer.run_id}"
+        stem = f"{_later_than(store.newest(latest))}-{pointer.run_id}"
         attempt = 0
         while True:
-            path = folder / "history" / f"{stem}{f'-{attempt}' if attempt else ''}.json"
-            stored = pointer.model_copy(update={"pointer_path": layout.relative(path)})
+            path = f"{place}/history/{stem}{f'-{attempt}' if attempt else ''}.json"
+            stored = pointer.model_copy(update={"pointer_path": path})
             text = json_text(stored.model_dump(mode="json")).encode()
-            if write_new(path, text):
+            if store.put_new(path, text):
                 break
             attempt += 1
         if update_latest:
-            write_bytes(folder / "latest.json", text)
+            store.update(latest, lambda present: None if _history_name(present) > path else text)
     return stored
+
+
+def _later_than(latest: Path) -> str:
+    """Return the time for a pointer's name: now, or just after the newest one where a clock is behind."""
+    newest = _history_name(latest.read_bytes() if latest.is_file() else None).rpartition("/")[2]
+    now = utc_now()
+    with suppress(ValueError):
+        before = datetime.strptime(newest[: len(_moment(now))], _MOMENT).replace(tzinfo=UTC)
+        now = max(now, before + timedelta(microseconds=1))
+    return _moment(now)
+
+
+def _moment(time: datetime) -> str:
+    return timestamp(time).replace(":", "")
+
+
+def _history_name(latest: bytes | None) -> str:
+    """Return the name of the history copy that a ``latest.json`` was made from; empty where it does not say."""
+    with suppress(ValueError, AttributeError):
+        return str(json.loads(latest or b"{}").get("pointer_path") or "")
+    return ""
 
 
 def read_pointer(layout: Layout, pointer_type: type[P], path: Path) -> P:
@@ -82,17 +115,21 @@ def read_pointer(layout: Layout, pointer_type: type[P], path: Path) -> P:
     IntegrityError
         If the file is no such pointer, or names a path outside the project root.
     """
-    file = path / "latest.json" if path.is_dir() else path
+    file = path / _LATEST if path.is_dir() or (layout.url and not path.suffix) else path
+    if layout.url and file.is_relative_to(layout.outputs):
+        bring = layout.store.newest if file.name == _LATEST else layout.store.fetch_to_cache
+        file = bring(layout.relative(file))
     problem = f"is not a {pointer_type.kind} pointer"
     pointer = read_model(file, pointer_type, problem, "restore it or run its stage again")
     for value in _paths(pointer):
-        layout.absolute(value)
+        layout.inside(value)
     return pointer
 
 
 def latest_pointer(layout: Layout, pointer_type: type[P], place: str) -> P | None:
     """Return a data set's newest pointer of a kind (for a pair of data sets see `pair_place`), or None."""
-    path = layout.pointer_dir(pointer_type.kind, place) / "latest.json"
+    latest = layout.pointer_dir(pointer_type.kind, place) / _LATEST
+    path = layout.store.newest(layout.relative(latest)) if layout.url else latest
     return read_pointer(layout, pointer_type, path) if path.is_file() else None
 
 
@@ -112,25 +149,32 @@ def follow(layout: Layout, pointer_type: type[P], stored: str) -> P:
 
 def history(layout: Layout, pointer_type: type[P], place: str = "*/*") -> Iterator[P]:
     """Yield every pointer of a kind, of one data set or of all, newest first."""
-    files = layout.pointers(pointer_type.kind).glob(f"{place}/history/*.json")
+    files = _files(layout, f"{pointer_type.kind}/{place}/history/*.json")
     for file in sorted(files, key=lambda file: file.name, reverse=True):
         yield read_pointer(layout, pointer_type, file)
+
+
+def _files(layout: Layout, pattern: str) -> list[Path]:
+    pointers = layout.relative(layout.outputs / "pointers")
+    return [layout.root / name for name in layout.store.list(f"{pointers}/{pattern}")]
 
 
 def places(layout: Layout, pointer_type: type[P]) -> list[str]:
     """List the data sets, or pairs of them (`pair_place`), that have a pointer of a kind."""
     kind = layout.pointers(pointer_type.kind)
-    return sorted(file.parent.relative_to(kind).as_posix() for file in kind.glob("*/*/latest.json"))
+    files = _files(layout, f"{pointer_type.kind}/*/*/{_LATEST}")
+    return sorted(file.parent.relative_to(kind).as_posix() for file in files)
 
 
 def pointer_files(layout: Layout) -> Iterator[tuple[type[Pointer], Path]]:
     """Yield every pointer file of the project with its type, ``latest.json`` before its history."""
     for kind, pointer_type in POINTER_TYPES.items():
-        for folder in sorted(layout.pointers(kind).glob("*/*")):
-            if (folder / "latest.json").is_file():
-                yield pointer_type, folder / "latest.json"
-            for path in sorted((folder / "history").glob("*.json")):
-                yield pointer_type, path
+        newest = {file.parent: file for file in _files(layout, f"{kind}/*/*/{_LATEST}")}
+        copies: dict[Path, list[Path]] = {folder: [] for folder in newest}
+        for file in _files(layout, f"{kind}/*/*/history/*.json"):
+            copies.setdefault(file.parent.parent, []).append(file)
+        for folder in sorted(copies):
+            yield from ((pointer_type, file) for file in (newest.get(folder), *copies[folder]) if file)
 
 
 def result_files(layout: Layout, pointer: Pointer) -> list[Path]:
@@ -148,6 +192,16 @@ def result_files(layout: Layout, pointer: Pointer) -> list[Path]:
                 file for file in inside if file.is_file() and not file.name.startswith(TEMPORARY_PREFIX)
             )
     return sorted(found)
+
+
+def _result_folders(layout: Layout, pointer: Pointer) -> list[str]:
+    """Name the folders that hold the result of a pointer, none of them within another."""
+    found: set[Path] = set()
+    for name, stored in pointer.model_dump().items():
+        if name in PATH_FIELDS - _NOT_RESULTS and stored:
+            path = layout.root / stored
+            found.add(path if path.is_dir() else path.parent)
+    return sorted(layout.relative(folder) for folder in found if found.isdisjoint(folder.parents))
 
 
 def _paths(pointer: Pointer) -> list[str]:

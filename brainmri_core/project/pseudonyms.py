@@ -9,7 +9,6 @@ import secrets
 
 from brainmri_core.errors import IntegrityError
 from brainmri_core.project.layout import Layout
-from brainmri_core.system.storage import write_new
 
 _RUNNING = re.compile(r"(?:(?:p|pt|pat|patient|s|sub|subj|subject|case|id)[ _-]?)?\d{1,4}", re.IGNORECASE)
 _HASHED = re.compile(r"hashed:[0-9a-f]{16}")
@@ -28,8 +27,9 @@ def project_key(layout: Layout) -> bytes:
     """
     path = layout.patient_key
     if not path.is_file():
-        write_new(path, secrets.token_bytes(_KEY_BYTES))
-        path.chmod(0o600)
+        name = layout.relative(path)
+        layout.store.put_new(name, secrets.token_bytes(_KEY_BYTES))
+        layout.store.fetch_to_cache(name).chmod(0o600)
     key = path.read_bytes()
     if len(key) != _KEY_BYTES:
         raise IntegrityError(

@@ -5,18 +5,26 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from typing import Any, Literal
 
 import yaml
 
-from brainmri_core.errors import BrainMRIError, ConfigError
+from brainmri_core.errors import BrainMRIError, ConfigError, StorageError
 from brainmri_core.project.layout import Layout
 from brainmri_core.project.pointer_store import PATH_FIELDS, result_files
 from brainmri_core.project.pointers import Pointer
 from brainmri_core.project.provenance import code_version, environment
 from brainmri_core.project.run_schema import Plan, PlannedStage, overall_status, read_manifest, read_plan
+from brainmri_core.project.run_sharing import (
+    MANIFEST_FILE,
+    PLAN_FILE,
+    is_taken,
+    pass_on_plan,
+    pass_on_run,
+    take_in_run,
+)
 from brainmri_core.system.checksums import sha256_file, sha256_json
 from brainmri_core.system.clock import timestamp, utc_now
 from brainmri_core.system.json_files import json_text, read_json, write_json
@@ -35,8 +43,11 @@ def new_run_id(created: datetime, unique: str) -> str:
 def write_plan(layout: Layout, plan: Plan) -> bool:
     """Write ``plan.json``, each stage's config and the first manifest; return False if the run has a plan already."""
     folder = layout.run_dir(plan.run_id)
-    if not write_new(folder / "plan.json", json_text(plan.model_dump(mode="json")).encode()):
+    if not write_new(folder / PLAN_FILE, json_text(plan.model_dump(mode="json")).encode()):
         return False
+    if not pass_on_plan(layout, plan.run_id):
+        (folder / PLAN_FILE).unlink()
+        refuse_existing(layout, plan.run_id)
     for stage in plan.stages:
         write_bytes(folder / f"{stage.stage}.yaml", yaml.safe_dump(stage.config, sort_keys=False).encode())
     with _manifest(layout, plan.run_id) as manifest:
@@ -46,20 +57,26 @@ def write_plan(layout: Layout, plan: Plan) -> bool:
 
 
 def refuse_existing(layout: Layout, run_id: str) -> None:
-    """Raise ConfigError if a run with this id has a folder already."""
-    folder = layout.run_dir(run_id)
-    if folder.exists():
+    """Raise ConfigError if a run of this id has left anything."""
+    if is_taken(layout, run_id):
+        folder = layout.run_dir(run_id)
+        where = layout.relative(folder) if layout.url else folder
         raise ConfigError(
-            f"The run id {run_id!r} is taken ({folder} exists); give another one or leave run_id empty."
+            f"The run id {run_id!r} is taken ({where} exists); give another one or leave run_id empty."
         )
 
 
 @contextmanager
-def _manifest(layout: Layout, run_id: str) -> Iterator[dict[str, Any]]:
+def _manifest(layout: Layout, run_id: str, *, failing: bool = False) -> Iterator[dict[str, Any]]:
+    """Change a run's manifest; where a stage is `failing`, an object store that is away is not one more reason to fail."""
+    passed_over = (StorageError,) if failing else ()
     folder = layout.run_dir(run_id)
-    path = folder / "run_manifest.json"
+    path = folder / MANIFEST_FILE
     with exclusive(layout.lock("run", run_id)):
-        plan = read_plan(folder / "plan.json") if (folder / "plan.json").is_file() else None
+        shared = None
+        with suppress(*passed_over):
+            shared = take_in_run(layout, run_id)
+        plan = read_plan(folder / PLAN_FILE) if (folder / PLAN_FILE).is_file() else None
         manifest: dict[str, Any] = (
             read_manifest(path).model_dump(mode="json", exclude_unset=True)
             if path.is_file()
@@ -80,6 +97,9 @@ def _manifest(layout: Layout, run_id: str) -> Iterator[dict[str, Any]]:
         manifest["status"] = overall_status([item["status"] for item in manifest["stages"].values()])
         manifest["updated_at_utc"] = timestamp(utc_now())
         write_json(path, manifest)
+        if shared is not None:
+            with suppress(*passed_over):
+                pass_on_run(layout, run_id, shared, manifest)
 
 
 class StageRecord:
@@ -127,7 +147,8 @@ def stage_record(
         raise
     finally:
         end |= {"ended_at_utc": timestamp(utc_now()), "duration_s": round(time.monotonic() - clock, 3)}
-        with signals_held(), _manifest(layout, run_id) as manifest:
+        failing = end["status"] != "success"
+        with signals_held(), _manifest(layout, run_id, failing=failing) as manifest:
             before = manifest["stages"].get(stage, {})
             stored = {"pointer": before["pointer"]} if "pointer" in before else {}
             manifest["stages"][stage] = {**base, **record.entry, **stored, **end}
@@ -159,7 +180,7 @@ def close_run(layout: Layout, run_id: str, status: Literal["failed", "cancelled"
     Unfinished stages get `status`, and planned ones are skipped. A stage whose result is complete but whose pointer was not
     written counts as unfinished. Where the run ended between two stages, the next stage gets `status`.
     """
-    if not layout.run_dir(run_id).is_dir():
+    if not is_taken(layout, run_id):
         return
     with _manifest(layout, run_id) as manifest:
         end = {

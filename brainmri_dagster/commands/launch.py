@@ -108,6 +108,8 @@ def launch(request: Request) -> int:
     """Run the requested stages and return the exit code; errors before the run starts are raised."""
     config, dataset = configure(request)
     project = project_of(config)
+    if request.dry_run:
+        project.layout.require_folder("--dry-run")
     if config.run_id is not None:
         _release_dry_run(project.layout, config.run_id)
         refuse_existing(project.layout, config.run_id)

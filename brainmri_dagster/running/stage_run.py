@@ -30,6 +30,7 @@ from brainmri_core.project.run_record import (
     write_plan,
 )
 from brainmri_core.project.run_schema import PlannedStage, read_manifest, read_plan
+from brainmri_core.project.run_sharing import MANIFEST_FILE, take_in_run
 from brainmri_dagster.graph.asset_table import (
     APART,
     ASSETS,
@@ -37,6 +38,7 @@ from brainmri_dagster.graph.asset_table import (
     CONSOLE_TAG,
     EXPERIMENT_TAG,
     FOLD_ASSETS,
+    PIPELINE,
     PROCESS_TAG,
     RUN_ID_TAG,
     WHOLE_ASSETS,
@@ -177,6 +179,8 @@ def _open(step: Any, asset: str, partition: str) -> Iterator[StageRun]:
             try:
                 if problem is not None:
                     raise problem
+                if asset not in PIPELINE:
+                    layout.require_folder(f"The asset {asset}")
                 entry = EVERY if dataset == EVERY.key else find_entry(catalogue(), dataset)
                 if asset not in WITHOUT_LABELS:
                     entry.require_labels(f"the asset {asset}")
@@ -210,7 +214,8 @@ def failure(error: BrainMRIError) -> dg.Failure:
 
 def _claim(layout: Layout, run_id: str, run: dg.DagsterRun) -> None:
     """Refuse a given run id whose folder belongs to another run, before anything is written there."""
-    path = layout.run_dir(run_id) / "run_manifest.json"
+    take_in_run(layout, run_id)
+    path = layout.run_dir(run_id) / MANIFEST_FILE
     if path.is_file() and read_manifest(path).dagster_run_id not in (None, run.run_id):
         refuse_existing(layout, run_id)
 

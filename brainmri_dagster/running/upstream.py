@@ -103,6 +103,7 @@ def pack_for(stage: Stage, config: PipelineConfig, pack: PackPointer | None, job
         ),
     }[stage]
     if option is not None and not _is_own(option, job):
+        job.layout.require_folder(f"{stage}.mapping_pointer")
         return _pack_of_mapping(option, stage, job)
     if pack is None and (tree := raw_folder(raw, job)) is not None:
         return packed_tree(tree, "test" if stage == "evaluate" else "train", config, job)

@@ -48,6 +48,7 @@ def run_training(
         from brainmri_core.train import train
 
         return train(config, pack, run.job)
+    run.job.layout.require_folder("Training by several processes (train.distributed)")
     if shared.nodes > 1 and run.asset != MODEL:
         raise ConfigError(
             f"Several nodes can train only {MODEL}, not {run.asset}: set train.distributed.nodes to 1."

@@ -89,9 +89,12 @@ def configuration(variant: str, **changes: Any) -> PipelineConfig:
     return validate_config(PipelineConfig, value, "test")
 
 
-def run_stage(root: Path, stage: str, run_id: str, config: PipelineConfig) -> Pointer:
-    """Run one stage on the newest pointers: plan, manifest, result, pointer, in the order the graph writes them."""
-    layout = Layout(root=root)
+def run_stage(root: Path, stage: str, run_id: str, config: PipelineConfig, url: str | None = None) -> Pointer:
+    """Run one stage on the newest pointers: plan, manifest, result, pointer, in the order the graph writes them.
+
+    With a URL the project is in an object store, and `root` holds this machine's copies.
+    """
+    layout = Layout(root=root) if url is None else Layout.at(url, str(root))
     entry = load_catalogue()[PHANTOM]
     remove_leftovers(layout, config)
     settings = config.stage(stage)  # type: ignore[arg-type]

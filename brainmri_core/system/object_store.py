@@ -1,0 +1,319 @@
+"""One bucket of an object store, through obstore: conditional writes, retries, and one sentence for each thing that goes wrong.
+
+Credentials are those that the store's own tools read from the environment. What the store's answers say is never repeated
+beyond their error code: they hold names of keys.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import re
+import time
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+from brainmri_core.errors import ConfigError, StorageError
+from brainmri_core.system.storage import atomic_file
+
+PATIENCE_VARIABLE = "BRAINMRI_STORE_PATIENCE_S"
+SCHEMES = {
+    "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+    "gs": "GOOGLE_APPLICATION_CREDENTIALS",
+    "az": "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY",
+}
+_PATIENCE_S = 120.0
+_LONGEST_PAUSE_S = 5.0
+_REQUEST_TIMEOUT = "60s"
+_MOST_INCOMPLETE = 6
+_PART = 1 << 20
+_CODE = re.compile(r"<Code>([A-Za-z0-9]{1,60})</Code>")
+_NOT_THE_KEYS = {
+    "SignatureDoesNotMatch",
+    "InvalidAccessKeyId",
+    "ExpiredToken",
+    "InvalidToken",
+    "TokenRefreshRequired",
+    "AuthenticationFailed",
+}
+T = TypeVar("T")
+
+
+def is_url(value: str) -> bool:
+    """Say whether a configured root is a URL, of whichever kind, and no folder."""
+    return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", value) is not None
+
+
+def checked_url(value: str) -> str:
+    """Return the URL of a place in an object store in its one spelling.
+
+    Raises
+    ------
+    ConfigError
+        If it is of another kind, names no bucket, or holds more than bucket and prefix; a key in it is not repeated.
+    """
+    parts = urlsplit(value)
+    scheme = parts.scheme.lower()
+    if scheme not in SCHEMES:
+        raise ConfigError(
+            f"paths.root begins with {parts.scheme}://; write a folder, or s3://, gs:// or az:// with bucket and prefix."
+        )
+    if "@" in parts.netloc or parts.query or parts.fragment:
+        raise ConfigError(
+            f"paths.root holds more than bucket and prefix; write {scheme}://bucket/prefix, and leave credentials to the "
+            f"environment ({SCHEMES[scheme]})."
+        )
+    path = [part for part in parts.path.split("/") if part]
+    if not parts.netloc or {".", ".."} & set(path):
+        raise ConfigError(f"paths.root names no bucket and prefix; write it as {scheme}://bucket/prefix.")
+    return "/".join([f"{scheme}://{parts.netloc}", *path])
+
+
+class LostRaceError(Exception):
+    """Somebody else has changed an object since it was read."""
+
+
+class Bucket:
+    """The objects below a URL, by name.
+
+    Whatever a server's error, a lost connection or a wrong length keeps from ending is tried again until
+    ``BRAINMRI_STORE_PATIENCE_S`` (120) seconds are over.
+
+    Parameters
+    ----------
+    url : str
+        As `checked_url` gives it.
+
+    Raises
+    ------
+    ConfigError
+        If obstore is not installed, or the environment's settings for the store are wrong.
+    """
+
+    def __init__(self, url: str) -> None:
+        try:
+            import obstore
+            import obstore.store
+        except ImportError:
+            raise ConfigError(
+                f"The project is {url}, and obstore, which reads it, is not installed; pip install 'brainmri[cloud]'."
+            ) from None
+        self.url = url
+        self._scheme = url.partition("://")[0]
+        self._obstore = obstore
+        connect: Any = obstore.store.from_url
+        self._patience_s = _patience_s()
+        self._is_away = False
+        insecure = os.environ.get("AWS_ENDPOINT_URL_S3", os.environ.get("AWS_ENDPOINT_URL", "")).startswith(
+            "http://"
+        )
+        options: dict[str, Any] = {"timeout": _REQUEST_TIMEOUT, **({"allow_http": True} if insecure else {})}
+        retries: dict[str, Any] = {"max_retries": 2, "retry_timeout": timedelta(seconds=self._patience_s)}
+        try:
+            self._store: Any = connect(url, client_options=options, retry_config=retries)
+        except (ValueError, obstore.exceptions.BaseError):
+            raise ConfigError(
+                f"The settings of the environment for {url} cannot be used; check those of the store's own tools "
+                f"({SCHEMES[self._scheme]} and the end point)."
+            ) from None
+
+    def get(self, name: str) -> bytes | None:
+        """Return an object's content, None where there is none."""
+        found = self.get_tagged(name)
+        return None if found is None else found[0]
+
+    def get_tagged(self, name: str) -> tuple[bytes, Any] | None:
+        """Return an object's content and the tag of its state for `compare_and_put`, None where there is none."""
+
+        def read() -> tuple[bytes, Any] | None:
+            answer = self._obstore.get(self._store, name)
+            data = bytes(answer.bytes())
+            if len(data) != answer.meta["size"]:
+                raise _Incomplete
+            return data, self._tag(answer.meta)
+
+        return self._patiently(read, "read", absent=_none)
+
+    def size(self, name: str) -> int | None:
+        """Return an object's length in bytes, None where there is none."""
+
+        def look() -> int | None:
+            return int(self._obstore.head(self._store, name)["size"])
+
+        return self._patiently(look, "read", absent=_none)
+
+    def put(self, name: str, data: bytes) -> None:
+        """Write an object, in the place of an earlier one if need be."""
+        self._patiently(lambda: self._obstore.put(self._store, name, data), "write")
+
+    def put_new(self, name: str, data: bytes) -> bool:
+        """Write an object that must not exist yet; return False, changing nothing, when it does.
+
+        Where the answer to an earlier try got lost, what is there is `data` itself. So two writers may not give one name
+        the same content where only one of them can be the first.
+        """
+
+        def create() -> bool:
+            try:
+                self._obstore.put(self._store, name, data, mode="create")
+            except self._obstore.exceptions.AlreadyExistsError:
+                return self.get(name) == data
+            return True
+
+        return self._patiently(create, "write")
+
+    def compare_and_put(self, name: str, data: bytes, tag: Any) -> None:
+        """Write an object that must still be in the state of a tag.
+
+        Raises
+        ------
+        LostRaceError
+            If it is not: read it again and decide anew. Where the answer of a try got lost, it may be `data` already.
+        """
+
+        def replace() -> None:
+            try:
+                self._obstore.put(self._store, name, data, mode=tag)
+            except self._obstore.exceptions.PreconditionError:
+                raise LostRaceError from None
+
+        def gone() -> None:
+            raise LostRaceError
+
+        self._patiently(replace, "write", absent=gone)
+
+    def list(self, prefix: str) -> list[str]:
+        """Return the names of all objects below a prefix, which ends with a slash."""
+
+        def look() -> list[str]:
+            parts = self._obstore.list(self._store, prefix)
+            return sorted(item["path"] for part in parts for item in part)
+
+        return self._patiently(look, "read", absent=list)
+
+    def remove(self, name: str) -> None:
+        """Remove an object; that it is gone already is fine."""
+        self._patiently(lambda: self._obstore.delete(self._store, name), "remove from", absent=lambda: None)
+
+    def upload(self, name: str, path: Path) -> None:
+        """Write a file as an object, in parts where it is large."""
+        self._patiently(lambda: self._obstore.put(self._store, name, path), "write")
+
+    def download(self, name: str, target: Path, sha256: str) -> bool:
+        """Bring an object to a file, which appears only when all of it is there and has the SHA-256.
+
+        Returns
+        -------
+        bool
+            False where there is no such object.
+
+        Raises
+        ------
+        StorageError
+            If the file cannot be written, or what comes is not what it should be, time and again.
+        """
+
+        def bring() -> bool:
+            parts = self._obstore.get(self._store, name).stream(min_chunk_size=_PART)
+            with atomic_file(target) as handle:
+                digest = hashlib.sha256()
+                for part in _streamed(parts):
+                    digest.update(part)
+                    handle.write(part)
+                if digest.hexdigest() != sha256:
+                    raise _Incomplete
+            return True
+
+        return self._patiently(bring, "read", absent=lambda: False)
+
+    def _tag(self, meta: Any) -> Any:
+        return {"version": meta["version"]} if self._scheme == "gs" else {"e_tag": meta["e_tag"]}
+
+    def _patiently(self, action: Callable[[], T], verb: str, absent: Callable[[], T] | None = None) -> T:
+        """Do something again while it fails for a reason that may pass; `absent` says what it is worth where nothing is there."""
+        exceptions = self._obstore.exceptions
+        end, pause, incomplete = time.monotonic() + (0 if self._is_away else self._patience_s), 0.1, 0
+        while True:
+            try:
+                done = action()
+                self._is_away = False
+                return done
+            except _Incomplete:
+                incomplete += 1
+                problem = "what comes is not what was stored: the connection is bad, or the object is damaged"
+            except (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError) as error:
+                raise self._refused(error, verb) from None
+            except (exceptions.BaseError, FileNotFoundError) as error:
+                self._refuse_no_bucket(error)
+                if absent is not None and isinstance(error, FileNotFoundError):
+                    return absent()
+                problem = self._away(error)
+            if time.monotonic() > end or incomplete == _MOST_INCOMPLETE:
+                self._is_away = True  # who waited once is not kept waiting again
+                raise StorageError(
+                    f"Cannot {verb} {self.url}: {problem}; nothing was changed there, run again when it is well."
+                ) from None
+            time.sleep(pause * random.uniform(0.5, 1.0))
+            pause = min(2 * pause, _LONGEST_PAUSE_S)
+
+    def _away(self, error: Exception) -> str:
+        text = str(error)
+        if "169.254.169.254" in text or "metadata.google.internal" in text:
+            raise StorageError(
+                f"Cannot read {self.url}: there are no credentials; set {SCHEMES[self._scheme]} as for the store's own tools."
+            ) from None
+        code = _CODE.search(text)
+        return f"the store answers {code[1]}" if code else "the store does not answer"
+
+    def _refuse_no_bucket(self, error: Exception) -> None:
+        code = _CODE.search(str(error))
+        if code is not None and code[1] in ("NoSuchBucket", "ContainerNotFound"):
+            raise StorageError(
+                f"Cannot use {self.url}: there is no such bucket; create it, or correct paths.root."
+            ) from None
+
+    def _refused(self, error: Exception, verb: str) -> StorageError:
+        code = _CODE.search(str(error))
+        if code is not None and code[1] == "RequestTimeTooSkewed":
+            why = "this machine's clock is wrong; set it"
+        elif code is not None and code[1] in _NOT_THE_KEYS:
+            why = f"the credentials are wrong or have expired; check {SCHEMES[self._scheme]}"
+        else:
+            why = "permission is denied; let the account read, list and write there, or use another one"
+        return StorageError(f"Cannot {verb} {self.url}: {why}.")
+
+
+class _Incomplete(Exception):
+    """What came is shorter, longer or other than what was stored."""
+
+
+def _none() -> None:
+    return None
+
+
+def _streamed(parts: Any) -> Iterator[bytes]:
+    """Pass parts on; an error of the stream, which is the store's, must not look like one of the disk."""
+    iterator = iter(parts)
+    while True:
+        try:
+            part = next(iterator)
+        except StopIteration:
+            return
+        except OSError as error:
+            raise _Incomplete from error
+        yield bytes(part)
+
+
+def _patience_s() -> float:
+    value = os.environ.get(PATIENCE_VARIABLE, "")
+    try:
+        seconds = float(value or _PATIENCE_S)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds <= 86_400:
+        raise ConfigError(f"{PATIENCE_VARIABLE} is {value!r}; write seconds, from 0 to 86400.")
+    return seconds

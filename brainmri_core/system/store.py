@@ -1,0 +1,244 @@
+"""Where a project's files are kept: a folder, or a bucket of an object store with a folder of copies on this machine.
+
+Stages work in the folder in both cases. Names are paths relative to the project root, in POSIX form.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path, PurePosixPath
+from typing import Protocol
+
+from brainmri_core.system.folder_manifest import ManifestFile, folder_manifest, read_folder_manifest
+from brainmri_core.system.object_store import Bucket, LostRaceError
+from brainmri_core.system.storage import write_bytes, write_new
+from brainmri_core.system.threads import threads
+
+_CONNECTIONS = 8
+_MANIFESTS = "manifests"
+_BLOBS = "blobs/sha256"
+_OWN_FOLDER = ".store"
+
+
+class Store(Protocol):
+    """What a project needs of the place it is kept in."""
+
+    def fetch_to_cache(self, name: str) -> Path:
+        """Return the file or folder of a result on this machine, where it need not exist if the store has none."""
+
+    def newest(self, name: str) -> Path:
+        """Return a file that changes, as it is now."""
+
+    def list(self, pattern: str) -> list[str]:
+        """Name the files that match a pattern of path parts, such as ``outputs/pointers/fetch/*/*/latest.json``."""
+
+    def put_new(self, name: str, data: bytes) -> bool:
+        """Write a file that must not exist yet; return False, changing nothing, when it does."""
+
+    def update(self, name: str, change: Callable[[bytes | None], bytes | None]) -> None:
+        """Replace a file by what `change` makes of its content (None where it is missing); None leaves it as it is.
+
+        `change` may be asked several times, until nobody else has written in between, and has to recognise its own work:
+        an answer may get lost after the store has written. The caller holds a lock on this machine.
+        """
+
+    def publish_folder(self, name: str) -> None:
+        """Make a finished folder of this machine one that others can fetch, all of it or nothing."""
+
+
+class LocalStore:
+    """A folder: everything is where it is written, and durable and visible at once."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def fetch_to_cache(self, name: str) -> Path:
+        """Return the path; nothing has to be brought."""
+        return self._root / name
+
+    newest = fetch_to_cache
+
+    def list(self, pattern: str) -> list[str]:
+        """Name the files that match a pattern."""
+        return sorted(path.relative_to(self._root).as_posix() for path in self._root.glob(pattern))
+
+    def put_new(self, name: str, data: bytes) -> bool:
+        """Write a file that must not exist yet."""
+        return write_new(self._root / name, data)
+
+    def update(self, name: str, change: Callable[[bytes | None], bytes | None]) -> None:
+        """Replace a file; the caller's lock keeps everybody else away."""
+        path = self._root / name
+        data = change(path.read_bytes() if path.is_file() else None)
+        if data is not None:
+            write_bytes(path, data)
+
+    def publish_folder(self, name: str) -> None:
+        """Do nothing: the rename that ended the stage has published the folder."""
+
+
+class RemoteStore:
+    """A bucket, and a folder of this machine that holds copies of what is used here.
+
+    Files below the prefixes `plain` are objects of the same name. All others belong to folders: each file is an object named
+    by its SHA-256, and a manifest of the folder, written last, says which path has which content. Content comes once,
+    is checked against its name, and then lies in the folder like any other file.
+
+    Parameters
+    ----------
+    bucket : Bucket
+        The project's place in the object store.
+    root : pathlib.Path
+        Folder of the copies.
+    plain : tuple of str
+        Prefixes, each with a slash at its end.
+    """
+
+    def __init__(self, bucket: Bucket, root: Path, plain: tuple[str, ...]) -> None:
+        self._bucket, self._root, self._plain = bucket, root, plain
+
+    def fetch_to_cache(self, name: str) -> Path:
+        """Return a file with those beside it, or a folder with all that is below it, brought here if need be."""
+        path = self._root / name
+        if path.is_file():
+            return path
+        if name.startswith(self._plain):
+            return self.newest(name)
+        known = self._known(name)
+        if known is None and path.is_dir():
+            return path  # made on this machine, and not published yet
+        if known is None or not self._bring(name, *known):
+            found = self._published(name)
+            if found is not None:
+                self._bring(name, *found)
+        return path
+
+    def newest(self, name: str) -> Path:
+        """Return an object of its own name as it is now."""
+        path, data = self._root / name, self._bucket.get(name)
+        if data is None:
+            path.unlink(missing_ok=True)
+        elif not path.is_file() or path.read_bytes() != data:
+            write_bytes(path, data)
+        return path
+
+    def list(self, pattern: str) -> list[str]:
+        """Name the objects that match a pattern, those a stale listing leaves out but this machine has seen among them."""
+        fixed = pattern[: pattern.index("*")].rpartition("/")[0]
+        parts = pattern.split("/")
+        listed = {*self._bucket.list(f"{fixed}/"), *LocalStore(self._root).list(pattern)}
+        return sorted(
+            name
+            for name in listed
+            if len(found := name.split("/")) == len(parts) and all(map(fnmatch.fnmatchcase, found, parts))
+        )
+
+    def put_new(self, name: str, data: bytes) -> bool:
+        """Create an object; only one of all writers can."""
+        if not self._bucket.put_new(name, data):
+            return False
+        write_bytes(self._root / name, data)
+        return True
+
+    def get(self, name: str) -> bytes | None:
+        """Return an object's content as it is now, None where there is none; nothing is kept on this machine."""
+        return self._bucket.get(name)
+
+    def put(self, name: str, data: bytes) -> None:
+        """Write an object of which this process is the only writer."""
+        self._bucket.put(name, data)
+
+    def update(self, name: str, change: Callable[[bytes | None], bytes | None]) -> None:
+        """Replace an object by compare and put, which is tried again where somebody else was quicker."""
+        while True:
+            found = self._bucket.get_tagged(name)
+            data = change(None if found is None else found[0])
+            if data is None or (found is not None and data == found[0]):
+                return
+            try:
+                if found is not None:
+                    self._bucket.compare_and_put(name, data, found[1])
+                elif not self._bucket.put_new(name, data):
+                    continue
+            except LostRaceError:
+                continue
+            write_bytes(self._root / name, data)
+            return
+
+    def publish_folder(self, name: str) -> None:
+        """Upload the files of a folder that the bucket lacks, then the manifest that names them all."""
+        manifest = folder_manifest(self._root / name)
+        text = manifest.text()
+        key = f"{_MANIFESTS}/{name}.json"
+        if self._bucket.get(key) != text:
+            with threads(_CONNECTIONS) as pool:
+                once = {item.sha256: (path, item) for path, item in manifest.files.items()}
+                list(
+                    pool.map(
+                        lambda found: self._upload(self._root / name / found[0], found[1]), once.values()
+                    )
+                )
+            self._bucket.put(key, text)
+        write_bytes(self._copy_of_manifest(name), text)
+
+    def _upload(self, path: Path, item: ManifestFile) -> None:
+        key = _blob(item.sha256)
+        if self._bucket.size(key) != item.size:
+            self._bucket.upload(key, path)
+
+    def _known(self, name: str) -> tuple[str, dict[str, ManifestFile]] | None:
+        """Return the folder that a name is in and its files, where this machine has its manifest."""
+        for folder in _folders(name):
+            path = self._copy_of_manifest(folder)
+            if path.is_file():
+                return folder, read_folder_manifest(path.read_bytes(), self._bucket.url, folder).files
+        return None
+
+    def _published(self, name: str) -> tuple[str, dict[str, ManifestFile]] | None:
+        """Return the folder that a name is in and its files, as the bucket has it."""
+        for folder in _folders(name):
+            data = self._bucket.get(f"{_MANIFESTS}/{folder}.json")
+            if data is not None:
+                found = read_folder_manifest(data, self._bucket.url, folder).files
+                write_bytes(self._copy_of_manifest(folder), data)
+                return folder, found
+        return None
+
+    def _bring(self, name: str, folder: str, files: dict[str, ManifestFile]) -> bool:
+        """Bring what a name stands for out of a folder's files; return False if it is not among them."""
+        inside = PurePosixPath(name).relative_to(folder).as_posix()
+        if inside in files:
+            place = PurePosixPath(inside).parent
+            wanted = [path for path in files if PurePosixPath(path).parent == place]
+        else:
+            below = "" if inside == "." else f"{inside}/"
+            wanted = [path for path in files if path.startswith(below)]
+        lacking = [path for path in wanted if not (self._root / folder / path).is_file()]
+        if lacking:
+            with threads(_CONNECTIONS) as pool:
+                list(pool.map(lambda path: self._download(folder, path, files[path]), lacking))
+        return bool(wanted)
+
+    def _download(self, folder: str, path: str, item: ManifestFile) -> None:
+        self._bucket.download(_blob(item.sha256), self._root / folder / path, item.sha256)
+
+    def _copy_of_manifest(self, folder: str) -> Path:
+        return self._root / _OWN_FOLDER / _MANIFESTS / f"{folder}.json"
+
+
+def _blob(sha256: str) -> str:
+    return f"{_BLOBS}/{sha256[:2]}/{sha256}"
+
+
+def _folders(name: str) -> list[str]:
+    """Return a name and the folders above it."""
+    path = PurePosixPath(name)
+    return [folder.as_posix() for folder in (path, *path.parents) if folder.parts]
+
+
+@cache
+def open_store(root: Path, url: str | None, plain: tuple[str, ...]) -> Store:
+    """Return the store of a project, the same for every caller in this process."""
+    return LocalStore(root) if url is None else RemoteStore(Bucket(url), root, plain)
