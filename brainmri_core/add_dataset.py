@@ -1,4 +1,4 @@
-"""A new entry of the catalogue, guessed from the folders of a data set: which are classes, and what each is called."""
+"""Propose a catalogue entry for a new data set, guessed from the names of its class folders."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ WORDS: dict[str, re.Pattern[str]] = {
     "meningioma": re.compile(r"mening"),
     "pituitary": re.compile(r"pituit|hypophys"),
 }
-"""What in a folder's name says which class it holds; the first that fits counts."""
+"""Class to the words in a folder's name that say it holds this class; the first match counts."""
 
 
 @dataclass(frozen=True)
@@ -56,10 +56,22 @@ class Guess:
 
 
 def guess_entry(key: str, source: Path) -> Guess:
-    """Look at the names of a zip's or folder's files, and propose an entry.
+    """Propose an entry from the file names in a zip or folder.
 
-    A folder whose name speaks of glioma, meningioma, pituitary tumours or none is an alias of that class. If one folder
-    speaks of none of these, all folders are classes of their own.
+    A folder whose name says glioma, meningioma, pituitary tumour or no tumour is an alias of that class. If the name of
+    one folder says none of these, every folder is a class of its own.
+
+    Parameters
+    ----------
+    key : str
+        ``owner/slug`` of the new entry.
+    source : pathlib.Path
+        The zip or folder.
+
+    Returns
+    -------
+    Guess
+        The proposal; nothing is written.
 
     Raises
     ------
@@ -85,13 +97,23 @@ def guess_entry(key: str, source: Path) -> Guess:
 
 
 def class_named(folder: str) -> str | None:
-    """Return which of the four known classes a folder's name speaks of; None if of none."""
+    """Return which of the four known classes a folder's name says; None if none of them."""
     plain = re.sub(r"[\W_]+", " ", compared(folder)).strip()
     return next((name for name, words in WORDS.items() if words.search(plain)), None)
 
 
 def add_entry(guess: Guess) -> Path:
-    """Write a proposed entry at the end of the user's catalogue, and return that file.
+    """Append a proposed entry to the user's catalogue.
+
+    Parameters
+    ----------
+    guess : Guess
+        The entry.
+
+    Returns
+    -------
+    pathlib.Path
+        The catalogue file.
 
     Raises
     ------
@@ -121,7 +143,7 @@ def add_entry(guess: Guess) -> Path:
 
 
 def _names(source: Path) -> list[str]:
-    """List the files as `fetch` would take them, so that what it refuses is refused here."""
+    """List the files under the limits of `fetch`, so that a source it would refuse is refused here too."""
     if not source.exists():
         raise SourceError(f"{shown_name(source)} does not exist; name a zip or a folder.")
     limits = FetchConfig().limits

@@ -1,7 +1,7 @@
-"""A page on this machine alone: drop an image in, see what a classifier says about it and what to make of that.
+"""A local web page: drop an image in, see the classifier's prediction and how far to trust it.
 
-Uploads stay in memory and are decoded in a limited worker process. The page is answered on loopback only, to requests
-that name this host, and carries a content security policy without inline scripts or styles.
+Uploads stay in memory and are decoded in a worker process with limits. The server listens on loopback only, answers only
+requests whose Host header names this machine, and sends a content security policy without inline scripts or styles.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ from brainmri_core.predict import NOTICE, Classifier, Prediction
 
 HOST = "127.0.0.1"
 MAX_UPLOAD_BYTES = 32 << 20
-UPLOAD_TYPE = "application/octet-stream"  # which no foreign page can send here without asking first
+# A page of another origin cannot send this type without a CORS preflight request, which is not answered.
+UPLOAD_TYPE = "application/octet-stream"
 _NEAREST = 4
 _PICTURE, _THUMB = 384, 160
 _HEADERS = {
@@ -46,7 +47,18 @@ _HEADERS = {
 
 
 def make_app(classifier: Classifier) -> Starlette:
-    """Return the page of a classifier as an ASGI application."""
+    """Return the page of a classifier as an ASGI application.
+
+    Parameters
+    ----------
+    classifier : Classifier
+        The model that predicts the uploads.
+
+    Returns
+    -------
+    starlette.applications.Starlette
+        Serves the page, its style and script, and ``POST /classify``.
+    """
     page = _Page(classifier)
     return Starlette(
         routes=[
@@ -69,7 +81,7 @@ async def _with_headers(request: Request, follow: Callable[[Request], Awaitable[
 
 
 class _Page:
-    """What the page shows of one classifier."""
+    """The routes of the page of one classifier."""
 
     def __init__(self, classifier: Classifier) -> None:
         self.classifier = classifier
@@ -94,7 +106,7 @@ class _Page:
         return Response(rendered("app.js"), media_type="text/javascript")
 
     async def classify(self, request: Request) -> Response:
-        """Answer an image with a piece of the page."""
+        """Answer an uploaded image with the HTML fragment of its result."""
         if request.headers.get("content-type") != UPLOAD_TYPE:
             return _refusal(f"Send the image as {UPLOAD_TYPE}.", 415)
         data = await _body(request)
@@ -118,7 +130,7 @@ class _Page:
             )
 
     def shown(self, found: Prediction) -> dict[str, Any]:
-        """Collect what the result shows."""
+        """Return the values of the result's template."""
         assert found.pixels is not None
         heat = found.heatmap
         ranked = sorted(found.probabilities.items(), key=lambda item: -item[1])
@@ -140,7 +152,7 @@ class _Page:
 
 
 async def _body(request: Request) -> bytes | None:
-    """Read an upload into memory; None where it is too large, as soon as that is known."""
+    """Read an upload into memory; return None as soon as it is known to be too large."""
     declared = request.headers.get("content-length", "0")
     if not declared.isdecimal() or int(declared) > MAX_UPLOAD_BYTES:
         return None
@@ -163,19 +175,19 @@ def _refusal(text: str, status: int) -> HTMLResponse:
 
 
 def serve(classifier: Classifier, port: int) -> None:
-    """Show the page on loopback until interrupted.
+    """Serve the page on loopback until interrupted.
 
     Parameters
     ----------
     classifier : Classifier
-        What answers.
+        The model that predicts the uploads.
     port : int
         TCP port; 0 takes a free one.
 
     Raises
     ------
     ConfigError
-        If the port cannot be had.
+        If the port cannot be used.
     """
     import uvicorn
 

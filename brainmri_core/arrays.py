@@ -16,9 +16,9 @@ F32: TypeAlias = npt.NDArray[np.float32]
 F64: TypeAlias = npt.NDArray[np.float64]
 Floats: TypeAlias = npt.NDArray[np.floating[Any]]
 Integers: TypeAlias = npt.NDArray[np.integer[Any]]
-# What numpy's searches and sorts return: positions in an array.
+# Positions in an array, as numpy's searches and sorts return them.
 Indices: TypeAlias = npt.NDArray[np.intp]
 Mask: TypeAlias = npt.NDArray[np.bool_]
-# Python objects, mostly the text of a table column.
+# Python objects, mostly text in a table column.
 Objects: TypeAlias = npt.NDArray[np.object_]
 Array: TypeAlias = npt.NDArray[Any]

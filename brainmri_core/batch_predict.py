@@ -1,4 +1,4 @@
-"""Batch prediction: every image of a data set, labelled or not, predicted by a model in use, and compared with what it knows."""
+"""Batch prediction: predict every image of a data set, labelled or not, and measure its drift from the model's own data."""
 
 from __future__ import annotations
 
@@ -58,9 +58,10 @@ from brainmri_core.system.json_files import write_json
 from brainmri_core.system.locks import exclusive
 from brainmri_core.system.storage import staging_folder
 
-_RULES = 1  # of predicting; work done by others is done again
+# Version of the prediction rules: work that an earlier version left is done again.
+_RULES = 1
 _PART = 256
-"""Images after which the work is put on the disk: what a kill can cost."""
+"""Images per part that is written to the disk: the most that a killed run loses."""
 
 _SAY_EVERY_S = 10.0
 _Answer = tuple[tuple[str, str], Prediction]
@@ -80,9 +81,9 @@ def batch_predict(config: BatchPredictConfig, fetched: FetchPointer, job: Job) -
     Parameters
     ----------
     config : BatchPredictConfig
-        Which model; its seed must be set.
+        Names the model; its seed must be set.
     fetched : FetchPointer
-        The data set. Its labels, if it has some, are not looked at.
+        The data set. Its labels, if it has any, are not used.
     job : Job
         The run.
 
@@ -163,7 +164,7 @@ def _load(config: BatchPredictConfig, job: Job) -> _Model:
     evaluation = classifier.evaluation
     files = [] if evaluation is None else [evaluation / name for name in (CLASSIFIER_NAME, OUTLIERS_NAME)]
     described = [sha256_file(file) for file in files if file.is_file()]
-    # anything else it depends on is in the checkpoint
+    # everything else that the predictions depend on is in the checkpoint
     identity = sha256_json([_RULES, digest, described, str(classifier.inference.device)])[:16]
     job.log.info(
         "model in use", file=classifier.weights.name, sha256=digest[:12], trained_on=classifier.meta.dataset
@@ -177,11 +178,11 @@ def _load(config: BatchPredictConfig, job: Job) -> _Model:
 def _predicted(
     classifier: Classifier, work: FinishedWork, table: pd.DataFrame, root: Path, job: Job
 ) -> tuple[pd.DataFrame, int]:
-    """Return a row for each image of the table, in its order, and how many were done before."""
+    """Return a row for each image of the table, in its order, and how many were predicted by earlier runs."""
     known, damaged = work.read()
     for path in damaged:
         job.log.warning("predictions that a run left are damaged; they are made again", file=path.name)
-    # what could not be read the last time may be readable now
+    # an image that could not be read the last time may be readable now
     known = known[known["error"] == ""].merge(table[KEY], on=KEY)
     missing = table[KEY].merge(known[KEY], on=KEY, how="left", indicator=True)
     todo = missing[missing["_merge"] == "left_only"]
@@ -216,19 +217,19 @@ def _predicted(
 def _answers(
     classifier: Classifier, names: dict[str, tuple[str, str]], root: Path
 ) -> Generator[_Answer, None, None]:
-    """Yield each image's key with its prediction, errors without the folder of this machine."""
+    """Yield each image's key with its prediction; error texts do not hold the folder on this machine."""
     shown = f"{printable(str(root))}/"
     for item in classifier.stream(list(names), traces=True):
         if item.name not in names or item.slice not in (None, 1):
             continue
         error = item.error and item.error.replace(shown, "")
-        if item.slice is not None:  # fetch takes scans apart
+        if item.slice is not None:  # fetch makes slices of scans, so a fetched file must not be a scan
             error = f"{printable(names[item.name][0])} holds {item.slices} slices; fetch the data set again."
         yield names[item.name], item if error is None else Prediction(item.name, error=error)
 
 
 def _described(rows: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
-    """Return the predictions with what the data set itself knows of whose images they are."""
+    """Return the predictions with the patient and scan of each image, where the data set gives them."""
     found = public(rows)
     for place, name in enumerate(("patient", "scan"), len(KEY)):
         if name in table.columns:
@@ -274,9 +275,9 @@ def _report(
 
 
 def _recent(rows: pd.DataFrame, added: int, least: int) -> Mask:
-    """Mark the images that a run has added, filled up with others to `least`, the newest first.
+    """Mark the newest images: all that this run has added, and at least `least` where there are so many.
 
-    A folder that grows would hide its newest images among the older ones; a few of them alone would tell nothing.
+    In a folder that grows, the many old images would hide a drift of the newest; a few images alone would show nothing.
     """
     order = rows.sort_values([FIRST, "file_sha256"], ascending=[False, True]).index[: max(added, least)]
     chosen = np.zeros(len(rows), np.bool_)
@@ -287,7 +288,7 @@ def _recent(rows: pd.DataFrame, added: int, least: int) -> Mask:
 def _drift(
     config: BatchPredictConfig, model: _Model, rows: pd.DataFrame, table: pd.DataFrame, job: Job
 ) -> DriftReport:
-    """Compare images with the validation images of the model's training."""
+    """Measure the drift of images from the validation images of the model's training."""
     if not len(rows):
         return DriftReport(reason="no image could be predicted")
     reference = validation_reference(model.classifier.inference, job.layout, job.log)

@@ -1,6 +1,6 @@
 """Champion: the checkpoint in use, replaced only by one that is better beyond noise on images neither was trained on.
 
-The test split plays no part: what is chosen by it could not be measured on it any more.
+The test split is not used: a model chosen by its score there would have a score that is too good.
 """
 
 from __future__ import annotations
@@ -58,11 +58,11 @@ def crown(
     Parameters
     ----------
     config : EvaluateConfig
-        Batch size, resamples and seed of the comparison, and whether it is of the scores on other data sets.
+        Batch size, resamples and seed of the comparison, and the images that it is made on (``choose_by``).
     out_models : str
         Folder of models; the champion is ``<out_models>/<owner>/<slug>/champion.pth``.
     checkpoint, evaluation : pointers
-        The challenger and its evaluation, which must be there before it can become the champion.
+        The challenger, and its evaluation, without which it cannot become the champion.
     job : Job
         The run.
 
@@ -73,8 +73,13 @@ def crown(
         difference in macro F1 (paired bootstrap over groups) lies above zero: by out-of-fold predictions where both
         trainings have folds on the same data, else on the challenger's validation images whose group the champion was not
         trained on, or, where ``evaluate.choose_by`` says so, on the other data sets that both were measured on.
-        On validation images both models predict each image as they were trained to see it, in the same arithmetic. A champion
-        that is there but cannot be compared keeps its title; one whose record or weights are gone loses it.
+        On validation images each model predicts with the preprocessing of its own training, both at the same precision. A
+        champion that cannot be compared keeps its title; one whose record or weights are gone loses it.
+
+    Raises
+    ------
+    IntegrityError
+        If the checkpoint that is to be in use is missing or was changed.
     """
     layout = job.layout
     folder = layout.checkpoint_dir(out_models, job.dataset, CHAMPION_FILE).parent
@@ -84,7 +89,8 @@ def crown(
         crowned, reason, comparison = _decide(config, current, weights, checkpoint, job)
         holder = checkpoint.pointer_path if crowned or current is None else current.champion_checkpoint
         owner = checkpoint if crowned or current is None else follow(layout, CheckpointPointer, str(holder))
-        # Also where nobody was crowned: a run that ended between the weights and its pointer leaves others' weights.
+        # Also where the champion stays: a run that was killed after it wrote the weights, but before it wrote its
+        # pointer, leaves the weights of a checkpoint that is not the champion.
         if not weights.is_file() or sha256_file(weights) != owner.checkpoint_sha256:
             _install(layout.absolute(owner.checkpoint), owner.checkpoint_sha256, weights)
         record: dict[str, Any] = {
@@ -149,7 +155,7 @@ def _recorded(current: ChampionPointer, job: Job) -> CheckpointPointer | None:
 
 
 def _weights_of(champion: CheckpointPointer, copy: Path, job: Job) -> Path | None:
-    """Return the champion's checkpoint, or where it is not what was recorded, its copy that is in use."""
+    """Return the champion's checkpoint; where its file was changed, the copy in use; None where both were changed."""
     for file in (job.layout.absolute(champion.checkpoint), copy):
         if file.is_file() and sha256_file(file) == champion.checkpoint_sha256:
             return file
@@ -209,7 +215,7 @@ def _on_validation(
                 obstacle="the champion was trained on every validation image, or a relative of it",
             )
         calls = [contender.calls(table, pack, ours.meta.classes) for contender in (ours, theirs)]
-    except (StorageError, IntegrityError) as error:  # what the champion was made of was deleted or changed
+    except (StorageError, IntegrityError) as error:  # the champion's training data was deleted or changed
         return _Comparison("validation", len(table), obstacle=str(error).rstrip("."))
     readable = (calls[0] >= 0) & (calls[1] >= 0)
     table, calls = table[readable].reset_index(drop=True), [item[readable] for item in calls]

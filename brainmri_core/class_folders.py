@@ -1,4 +1,4 @@
-"""A class-folder tree in the place of a missing pointer: taken in, put on one side, and packed like any data set."""
+"""Pack a tree of class folders that the user names in place of a missing pointer."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from brainmri_core.split import split as split_images
 def pack_tree(folder: Path, *, split: Literal["train", "test"], size: int, job: Job) -> PackPointer:
     """Pack a class-folder tree such as ``data/training_resized/<class>/*.png``.
 
-    The files are copied into the project, so that the pack stays true to what it was made from. No ``latest.json``
-    changes: the tree stands in for this run's missing pointer only.
+    The files are copied into the project, so that the pack can always be checked against its source. No ``latest.json``
+    changes: the tree replaces the missing pointer of this run only.
 
     Parameters
     ----------
     folder : pathlib.Path
         Holds one folder per class, named by class or alias.
     split : {"train", "test"}
-        Side of all its images.
+        Split that all its images belong to.
     size : int
         Side of the packed images in pixels.
     job : Job
@@ -35,7 +35,7 @@ def pack_tree(folder: Path, *, split: Literal["train", "test"], size: int, job: 
     Returns
     -------
     PackPointer
-        Not written yet; the stored one where the same tree was packed before.
+        A new pointer, not written yet; the stored one where the same tree was packed before.
 
     Raises
     ------
@@ -54,7 +54,7 @@ def pack_tree(folder: Path, *, split: Literal["train", "test"], size: int, job: 
 
 
 def _packed_before(fetched: FetchPointer, split: str, size: int, job: Job) -> PackPointer | None:
-    """Return the stored pack of the same files on the same side at the same size, if there is one."""
+    """Return the stored pack of the same files, in the same split and size, if there is one."""
     for pack in history(job.layout, PackPointer, job.dataset):
         mapping = follow(job.layout, MappingPointer, pack.mapping_pointer)
         sides = {side for side in ("train", "test") if any(mapping.counts[side].values())}

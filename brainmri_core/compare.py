@@ -1,7 +1,7 @@
-"""Compare: two evaluations on the same test images, in pairs, so that what both share cancels out.
+"""Compare two evaluations on the same test images, in pairs, so that the noise that both share cancels out.
 
-McNemar's exact test counts single images and takes them as independent, which slices of one patient are not; the
-intervals resample whole groups and are the figures to go by.
+McNemar's exact test (McNemar, Psychometrika 1947) takes single images as independent, which slices of one patient are
+not. The intervals resample whole groups: rely on them.
 """
 
 from __future__ import annotations
@@ -48,12 +48,17 @@ def find_evaluation(layout: Layout, name: str) -> Path:
     name : str
         A run id, or a folder that holds ``predictions.parquet``.
 
+    Returns
+    -------
+    pathlib.Path
+        The folder.
+
     Raises
     ------
     ConfigError
-        If runs of several data sets go by that name.
+        If that run evaluated several data sets.
     MissingUpstreamError
-        If there is none; the nearest run ids are named.
+        If there is no such evaluation; the nearest run ids are named.
     """
     if (Path(name) / PREDICTIONS_NAME).is_file():
         return Path(name)
@@ -80,20 +85,25 @@ def compare(a: Path, b: Path, names: tuple[str, str], *, resamples: int, seed: i
     a, b : pathlib.Path
         Their folders.
     names : tuple of str
-        What to call them.
+        The names to show for them.
     resamples, seed : int
-        Of the paired bootstrap: both are scored on the same draws of groups.
+        Settings of the paired bootstrap, which scores both on the same draws of groups.
+
+    Returns
+    -------
+    Comparison
+        Differences (second minus first) with 95% intervals, McNemar's test, and the images predicted differently.
 
     Raises
     ------
     DataError
-        If they did not measure the same test images in the same groups.
+        If their classes, test images, labels or groups differ.
     IntegrityError
         If a prediction table is missing or damaged.
     """
     table_a, table_b, classes = _paired(a, b, names)
     labels = labels_of(table_a)
-    # an evaluation made before patients were known says nothing of them; the other one may
+    # the older of both evaluations may have been made before the patients were known
     units = independent_units(table_a if known_patients(table_a).any() else table_b)
     number, weights = group_weights(units, resamples, seed)
     every = np.ones((1, weights.shape[1]), np.float32)
@@ -131,7 +141,7 @@ def compare(a: Path, b: Path, names: tuple[str, str], *, resamples: int, seed: i
 
 
 def _paired(a: Path, b: Path, names: tuple[str, str]) -> tuple[pd.DataFrame, pd.DataFrame, list[str]]:
-    """Return the test rows of both, row by row of the same image."""
+    """Return the test rows of both evaluations, sorted so that each row of one is the same image in the other."""
     (table_a, classes), (table_b, others) = (read_predictions(folder / PREDICTIONS_NAME) for folder in (a, b))
     if classes != others:
         raise DataError(

@@ -1,4 +1,4 @@
-"""Cross-validation: the pack as each fold sees it, and all folds together."""
+"""Cross-validation: make the pack of one fold, and score the out-of-fold predictions of all folds together."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ from brainmri_core.system.storage import staging_folder
 
 
 def fold_pack(pack: PackPointer, fold: int, job: Job) -> FoldPackPointer:
-    """Return the pack as one fold sees it: the fold is the test side, the other folds train, the test side is left out.
+    """Return the pack of one fold: the fold is the test split, the other folds are for training, the real test split is left out.
 
     Parameters
     ----------
@@ -63,7 +63,7 @@ def fold_pack(pack: PackPointer, fold: int, job: Job) -> FoldPackPointer:
     Returns
     -------
     FoldPackPointer
-        Stored, now or by an earlier run; it shares the pixels of `pack` and has a sample table of its own.
+        The stored pointer, of this or an earlier run. It shares the pixels of `pack` and has a sample table of its own.
 
     Raises
     ------
@@ -115,16 +115,16 @@ def cross_validate(
     evaluations: Sequence[EvaluationPointer],
     job: Job,
 ) -> CrossValidationPointer:
-    """Put all folds together.
+    """Score the models of all folds together.
 
     Parameters
     ----------
     config : EvaluateConfig
-        Batch size, precision, mirror images, resamples and seed.
+        Batch size, precision, mirror averaging, resamples and seed.
     pack : PackPointer
         The pack whose folds were trained on.
     checkpoints, evaluations : sequence of pointers
-        One of each per fold, in order.
+        One of each per fold, in order of the folds.
     job : Job
         The run.
 
@@ -140,7 +140,7 @@ def cross_validate(
     Raises
     ------
     IntegrityError
-        If a fold was trained on other images than the pack's.
+        If a fold was trained on images other than the pack's.
     """
     table = read_samples(job.layout.absolute(pack.samples), {**SPLIT_COLUMNS, **RESIZE_COLUMNS})
     check_folds(pack, checkpoints, evaluations, job)
@@ -192,7 +192,7 @@ def cross_validate(
 
 
 def _common(values: Sequence[str | None]) -> str | None:
-    """Return the one value that all folds share, else None."""
+    """Return the value where it is the same for all folds, else None."""
     return values[0] if len(set(values)) == 1 else None
 
 
@@ -232,7 +232,7 @@ def _ensemble(
     config: EvaluateConfig,
     job: Job,
 ) -> pd.DataFrame:
-    """Predict the test split by the mean probability of all folds' models."""
+    """Predict the test split by the mean probability of the models of all folds."""
     test = table[(table["split"] == "test") & (table["row"] >= 0)].sort_values("row", ignore_index=True)
     pixels, device = open_pack(job.layout, pack), choose_device(job.env)
     precision = choose_precision(config.precision, True, device)

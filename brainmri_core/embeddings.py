@@ -1,4 +1,4 @@
-"""Embeddings: the features of every image by a frozen network, and what a linear probe on them is worth over the folds."""
+"""Embeddings: the features of every image from a frozen network, and the cross-validated score of a linear probe on them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _COLUMNS = ("row", "path", "split", "group", "label", "class_index", "fold", "wi
 
 
 def embeddings(config: EmbeddingsConfig, pack: PackPointer, job: Job) -> EmbeddingsPointer:
-    """Compute the features of a pack's images, or take those computed before, and score a probe on them.
+    """Compute the features of a pack's images, or reuse those computed before, and score a linear probe on them.
 
     Parameters
     ----------
@@ -40,16 +40,18 @@ def embeddings(config: EmbeddingsConfig, pack: PackPointer, job: Job) -> Embeddi
     Returns
     -------
     EmbeddingsPointer
-        ``features`` is float32 ``(N, D)``, by row of the pack, the test images among them. Its folder holds ``metrics.json``, and
-        where the folds could be scored ``predictions.parquet``, the training images each predicted by a probe that saw none of
-        its fold, and ``label_issues.csv``, the labels that look wrong to it. ``outliers.csv`` ranks all images by how unlike
-        the training images they are; two pictures show the first of both lists beside the training images nearest to them.
-        The test split is not scored, and its labels are not looked at.
+        ``features`` is float32 ``(N, D)``, one row per row of the pack, test images included. Its folder holds
+        ``metrics.json`` and ``outliers.csv``, which ranks all images by how unlike the training images they are. Where the
+        folds could be scored it also holds ``predictions.parquet``, the out-of-fold predictions of the training images, and
+        ``label_issues.csv``, the labels that look wrong by them. Two pictures show the first images of both lists, each
+        beside the training images nearest to it. The test split is not scored, and its labels are not used.
 
     Raises
     ------
+    IntegrityError
+        If the pack is missing or was changed.
     ModelError
-        If the network or its weights cannot be had, or it has not so many depths.
+        If the network or its weights are not available, or it has fewer depths than asked for.
     """
     check_sha256(job.layout.absolute(pack.pack), pack.pack_sha256, "pack")
     encoder = _encoder(config, pack, job)
@@ -116,7 +118,7 @@ def _encoder(config: EmbeddingsConfig, pack: PackPointer, job: Job) -> Encoder:
             pack=pack,
             job=job,
         )
-    except ModelError as error:  # it names the keys of a training
+    except ModelError as error:  # its text names keys of train, but the user set those of embeddings
         text = str(error).replace("train.data.image_size", "embeddings.image_size")
         for block in ("model", "probe"):
             text = text.replace(f"train.{block}.", f"embeddings.{block}.")
@@ -126,7 +128,7 @@ def _encoder(config: EmbeddingsConfig, pack: PackPointer, job: Job) -> Encoder:
 def _metrics(
     config: EmbeddingsConfig, predictions: pd.DataFrame | None, pack: PackPointer, reason: str | None
 ) -> dict[str, Any]:
-    """Return what the probe scores on all folds together, and on each, or why there is no score."""
+    """Return the probe's scores on all folds together and on each fold, or why there is none."""
     if predictions is None:
         return {"pooled": None, "folds": {}, "reason": reason}
     drawn = config.bootstrap_resamples, config.resolved_seed
@@ -139,7 +141,7 @@ def _metrics(
 
 
 def _checks(folder: Path, images: FeaturedImages, config: EmbeddingsConfig, job: Job) -> dict[str, Any]:
-    """Write the outliers of all images, and return them in short with the drift of the test images."""
+    """Write the outliers among all images; return their counts, and the drift of the test images."""
     drift = images.drift(config.false_alarms, config.resolved_seed)
     unlike = [item.kind for item in drift if item.exceeded]
     if unlike:

@@ -1,4 +1,4 @@
-"""The fold ensemble: the models of all folds as one predictor, saved as a checkpoint like any other."""
+"""The fold ensemble: the models of all folds as one network, saved as a checkpoint like any other."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ def fold_ensemble(
     evaluations: Sequence[EvaluationPointer],
     job: Job,
 ) -> FoldEnsemblePointer:
-    """Put the models of all folds together as one network whose answer is their mean probability.
+    """Join the models of all folds into one network that predicts their mean probability.
 
-    Each model's logits are divided by the temperature that fits its predictions of its own fold, which it was not trained
-    on. Nothing is trained, and the test split is not looked at.
+    Each model's logits are divided by a temperature, which is fitted on its held-out fold. Nothing is trained, and the
+    test split is not used.
 
     Parameters
     ----------
@@ -55,7 +55,7 @@ def fold_ensemble(
     pack : PackPointer
         The pack whose folds were trained on.
     checkpoints, evaluations : sequence of pointers
-        One of each per fold, in order.
+        One of each per fold, in order of the folds.
     job : Job
         The run.
 
@@ -63,7 +63,8 @@ def fold_ensemble(
     -------
     FoldEnsemblePointer
         ``best.pth`` is a checkpoint like any other; its record names the members' pointers, hashes and temperatures, and
-        what the ensemble costs. ``history.parquet`` has a row per member. The validation score is the mean of theirs.
+        the ensemble's parameters, bytes and forward passes. ``history.parquet`` has a row per member. The validation score
+        is the mean of the members' scores.
 
     Raises
     ------
@@ -117,14 +118,14 @@ def _members(
 
 
 def _temperature(evaluation: EvaluationPointer, job: Job) -> float | None:
-    """Fit a temperature on a fold's out-of-fold predictions; None where there are too few."""
+    """Fit a temperature on the predictions of the held-out fold; None where there are too few."""
     table, classes = held_out(evaluation, job)
     enough = len(table) >= MIN_VALIDATION
     return fit_temperature(logits_of(table, classes), labels_of(table)) if enough else None
 
 
 def _check_alike(metas: Sequence[CheckpointMeta], checkpoints: Sequence[CheckpointPointer]) -> None:
-    """Raise ModelError where a member could not answer for another, or was trained by another recipe."""
+    """Raise ModelError where members differ in classes, encoder, input size, preprocessing or training settings."""
     first = metas[0]
     for fold, meta in enumerate(metas[1:], 1):
         compared = {
@@ -153,7 +154,7 @@ def _size(meta: CheckpointMeta) -> str:
 
 
 def _preparation(how: Preprocessing) -> str:
-    """Describe all of a preprocessing but its normalisation, which each member keeps."""
+    """Describe a preprocessing without its normalisation, which may differ: each member keeps its own."""
     return str(how.model_dump(exclude={"mean", "std", "image_size"}))
 
 
@@ -215,6 +216,6 @@ def _pointer(
         precision=meta.precision,
         pack_pointer=pack.pointer_path or "",
         experiment=experiments.pop() if len(experiments) == 1 else "default",
-        # of its own: the out-of-fold predictions of its members are not its own
+        # a recipe of its own: the members' out-of-fold predictions do not measure the ensemble
         recipe=None if recipe is None else sha256_json([ENSEMBLE_FOLDER, recipe]),
     )

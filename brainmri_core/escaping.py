@@ -1,4 +1,4 @@
-"""Foreign text, such as file names and labels, made fit for one line of a log, a terminal or a Markdown page."""
+"""Escape foreign text, such as file names and labels, for one line of a log, a terminal or a Markdown page."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ _MARKDOWN = re.compile(r"([\\`*\[\]<>|&])")
 
 
 def printable(text: str) -> str:
-    """Escape what could forge a log line or control a terminal: control characters, line ends, direction marks."""
+    """Escape characters that could forge a log line or control a terminal: control characters, line ends, direction marks."""
     if text.isprintable():
         return text
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 def markdown(text: str) -> str:
-    """Escape text for one line or table cell of Markdown, so that it makes no link, picture, HTML or column."""
+    """Escape text for one line or table cell of Markdown, so that none of it is read as a link, picture, HTML or column."""
     return _MARKDOWN.sub(r"\\\1", printable(text))
 
 

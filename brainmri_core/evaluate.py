@@ -1,4 +1,4 @@
-"""Evaluate: measure a checkpoint on the test split, explain it, find its errors, and write the report that shows them."""
+"""Evaluate a checkpoint on the test split: metrics, explanation maps, galleries of errors, and the report of them."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def evaluate(
     config : EvaluateConfig
         Its ``data.seed`` must be set.
     checkpoint : CheckpointPointer or None
-        The stored pointer; None takes the file ``config.model.weights_path``.
+        The stored pointer; where None, the checkpoint is the file ``config.model.weights_path``.
     pack : PackPointer
         The packed images of a split.
     job : Job
@@ -79,7 +79,7 @@ def evaluate(
     ModelError
         If the checkpoint is missing, damaged, foreign, or of another architecture or input size than configured.
     DataError
-        If the classes differ or the test split is empty.
+        If the classes of checkpoint and pack differ, or the test split is empty.
     """
     clock = [time.perf_counter()]
     subject = load_subject(config, checkpoint, pack, job)
@@ -158,7 +158,7 @@ def _looks(
     pack: PackPointer,
     job: Job,
 ) -> TestLooks | None:
-    """Enter the evaluation into the ledger of the test split; return None where a fold was measured."""
+    """Enter the evaluation into the ledger of the test split; None where a fold, not the test split, was measured."""
     if isinstance(pack, FoldPackPointer):
         return None
     found = record_look(
@@ -216,7 +216,7 @@ def _measure(
 
 
 def outlier_facts(table: pd.DataFrame, outliers: OutlierModel | None) -> OutlierShare | NoOutlierScore:
-    """Say how the outlier score was set and what share of the test images it flags."""
+    """Return the method and threshold of the outlier score, and the share of the test images that it flags."""
     if outliers is None:
         return NoOutlierScore(reason="too few validation images of this checkpoint are here to fit it")
     test = table.loc[table["split"] == "test", "outlier_score"].to_numpy(np.float64)
@@ -230,7 +230,7 @@ def outlier_facts(table: pd.DataFrame, outliers: OutlierModel | None) -> Outlier
 def _pictures(
     config: EvaluateConfig, folder: Path, table: pd.DataFrame, subject: Subject, evidence: Evidence
 ) -> tuple[pd.DataFrame, Explained | Unavailable]:
-    """Write galleries and explanation maps; return the galleries, and what the maps are worth or why there are none."""
+    """Write galleries and explanation maps; return the galleries, and the maps with their scores or why there are none."""
     classes = subject.classes
     test = table[table["split"] == "test"]
     galleries = select_galleries(test, classes, config.io.top_per_class)

@@ -1,4 +1,4 @@
-"""Export a checkpoint for other runtimes: ONNX, a torch.export program or safetensors, preprocessing inside."""
+"""Export a checkpoint for other runtimes: ONNX, a torch.export program or safetensors, with its normalisation inside."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ RECORD_NAME = "brainmri.json"
 
 
 class _FromPixels(nn.Module):
-    """A model with its normalisation in front, so that no runtime has to repeat it."""
+    """A model with the normalisation as its first step, so that other runtimes need not repeat it."""
 
     mean: torch.Tensor
     std: torch.Tensor
@@ -51,13 +51,18 @@ def export_checkpoint(checkpoint: Path, target: Path, kind: Format) -> Path:
     Parameters
     ----------
     checkpoint : pathlib.Path
-        A checkpoint of this project; read without running code from it.
+        A checkpoint of this project; reading it runs no code from it.
     target : pathlib.Path
         File to write; it is replaced atomically.
     kind : {"onnx", "torch_export", "safetensors"}
         The first two take ``pixels``, float32 ``(B, channels, image_size, image_size)`` in [0, 1] for any B, and return
-        ``logits`` ``(B, K)``; the record of classes and preprocessing lies inside, under ``brainmri.json``. The last is a
-        checkpoint of this project itself, which everything that loads one takes.
+        ``logits`` ``(B, K)``; the classes and the preprocessing are recorded inside, under ``brainmri.json``. The last is
+        itself a checkpoint of this project, and can be used wherever one is expected.
+
+    Returns
+    -------
+    pathlib.Path
+        `target`.
 
     Raises
     ------
@@ -83,7 +88,7 @@ def export_checkpoint(checkpoint: Path, target: Path, kind: Format) -> Path:
 
 
 def _record(meta: CheckpointMeta) -> str:
-    """Return what a runtime must know, as JSON."""
+    """Return the classes, the preprocessing and the names of input and output as JSON."""
     value: dict[str, Any] = {
         **meta.model_dump(mode="json"),
         "input": {
@@ -134,7 +139,7 @@ def _onnx(model: nn.Module, example: torch.Tensor, record: str) -> bytes:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep what the exporters say to their developers off the console."""
+    """Hide the exporters' warnings, which are for their developers."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     with warnings.catch_warnings():

@@ -1,6 +1,6 @@
 """External evaluation: measure a checkpoint on another data set, without the images it may have seen.
 
-The checkpoint comes with the temperature and the outlier limit of its evaluation on its own data; nothing is fitted anew.
+The temperature and the outlier limit are those of the checkpoint's evaluation on its own data; nothing is fitted again.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ BARE_BATCH_SIZE = 32
 
 @dataclass(frozen=True)
 class _Traveller:
-    """A checkpoint on its way to another data set: the model, and what its evaluation at home gave it to take along."""
+    """A checkpoint to measure on another data set, with the temperature and outlier model of its own evaluation."""
 
     weights: Path
     model: Contender
@@ -81,28 +81,28 @@ def evaluate_elsewhere(
     config : ExternalConfig
         Its ``seed`` must be set.
     trained_on : str
-        Key of the data set the checkpoint was trained on.
+        Key of the data set that the checkpoint was trained on.
     weights : pathlib.Path
         The checkpoint, in torch's format or as safetensors.
     pack : PackPointer
-        The packed images of the job's data set, of any split. They are prepared as the checkpoint says, from their files
-        where the pack was made otherwise.
+        The packed images of the job's data set, of any split. They are prepared as the checkpoint records; where the pack
+        was prepared in another way, they are read again from their files.
     job : Job
         The run.
 
     Returns
     -------
     ExternalEvaluationPointer
-        Its folder holds ``metrics.json``, ``predictions.parquet`` (all images; ``taken_out`` says what was), ``taken_out.csv``,
-        ``report.html`` and, where there is a score, ``confusion.png``, and appears in one rename. Its ``reason`` says why
-        there is no score.
+        Its folder holds ``metrics.json``, ``predictions.parquet`` (all images; the column ``taken_out`` says why an image
+        does not count), ``taken_out.csv``, ``report.html`` and, where there is a score, ``confusion.png``, and appears in
+        one rename. Its ``reason`` says why there is no score.
 
     Raises
     ------
     ConfigError
-        If both data sets are the same, or the checkpoint is of a third.
+        If both data sets are the same, or the checkpoint was trained on neither of them.
     DataError
-        If no class is common, the images have no labels, or both data sets are one archive.
+        If they have no class in common, the images have no labels, or both data sets came from one archive.
     ModelError
         If the checkpoint is missing, damaged or foreign.
     IntegrityError
@@ -131,14 +131,21 @@ def evaluate_elsewhere(
 
 
 def check_pair(trained_on: str, job: Job) -> None:
-    """Refuse to measure a model elsewhere on the data set that it was trained on, or on one without labels.
+    """Refuse an external evaluation on the data set that the model was trained on, or on one without labels.
+
+    Parameters
+    ----------
+    trained_on : str
+        Key of the data set that the model was trained on.
+    job : Job
+        The run, on the data set to measure on.
 
     Raises
     ------
     ConfigError
         If both data sets are the same.
     DataError
-        If the job's has no labels.
+        If the job's data set has no labels.
     """
     if trained_on == job.dataset:
         raise ConfigError(
@@ -149,7 +156,7 @@ def check_pair(trained_on: str, job: Job) -> None:
 
 
 def _load(weights: Path, trained_on: str, job: Job) -> _Traveller:
-    """Load a checkpoint with what its newest evaluation on its own data knows of it."""
+    """Load a checkpoint with the temperature, outlier model and predictions of its newest evaluation on its own data."""
     device = choose_device(job.env)
     model, meta = load_model(weights, device)
     if meta.dataset != trained_on:
@@ -198,7 +205,7 @@ def _known_classes(meta: CheckpointMeta, pack: PackPointer) -> dict[str, str]:
 
 
 def _named(samples: pd.DataFrame, known: dict[str, str], meta: CheckpointMeta) -> pd.DataFrame:
-    """Name the images' classes as the model does; those it never learnt keep their name and have the index -1."""
+    """Rename the images' classes to the model's names; a class that it never learnt keeps its name and has the index -1."""
     labels = samples["label"].astype(object)
     index = {name: meta.classes.index(target) for name, target in known.items()}
     return samples.assign(
@@ -209,7 +216,7 @@ def _named(samples: pd.DataFrame, known: dict[str, str], meta: CheckpointMeta) -
 
 
 def _table(traveller: _Traveller, seen: Seen, taken: TakenOut) -> pd.DataFrame:
-    """Make the prediction table; ``taken_out`` is the reason of what was, else empty."""
+    """Make the prediction table; the column ``taken_out`` says why an image was taken out, and is empty for the others."""
     none = np.full(len(seen.table), np.nan)
     distance = none if traveller.outliers is None else traveller.outliers.score(seen.embeddings)
     table = prediction_table(seen.table, seen.logits, traveller.meta.classes, distance)
@@ -219,7 +226,7 @@ def _table(traveller: _Traveller, seen: Seen, taken: TakenOut) -> pd.DataFrame:
 
 
 def _scored(table: pd.DataFrame) -> Mask:
-    """Mark the images that count: of a class the model knows, and not taken out."""
+    """Mark the images that are scored: those of a class that the model knows and that were not taken out."""
     known = table["class_index"].to_numpy(np.int64) >= 0
     return np.asarray(known & (table["taken_out"] == "").to_numpy(np.bool_), np.bool_)
 
@@ -332,7 +339,19 @@ def _write(
 
 
 def external_headline(metrics: dict[str, Any]) -> dict[str, float | None]:
-    """Return the numbers that stand for the whole external evaluation; all but the shares are null without a score."""
+    """Return the main figures of an external evaluation; without a score, all but the two shares are None.
+
+    Parameters
+    ----------
+    metrics : dict
+        The content of its ``metrics.json``.
+
+    Returns
+    -------
+    dict
+        Name to value: scores, the difference in macro F1 to the model's own test images, the expected calibration error
+        before and after temperature scaling, and the shares of images taken out and flagged as outliers.
+    """
     scores, measures = metrics["scores"] or {}, metrics["comparison"].get("measures", {})
     calibration = scores.get("calibration") or {"before": None, "after": None}
     images = metrics["images"]

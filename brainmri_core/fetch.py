@@ -40,7 +40,8 @@ from brainmri_core.system.storage import staging_folder
 if TYPE_CHECKING:
     import pandas as pd
 
-_RULES = 4  # of reading folders; a data set that was read by others is unpacked anew
+# Version of the rules for reading folders: a data set that an earlier version read is unpacked again.
+_RULES = 4
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class _Source:
 
 
 class _Facts(BaseModel):
-    """What ``source.json`` says of an unpacked data set."""
+    """The content of ``source.json``, the record of an unpacked data set."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -74,9 +75,9 @@ def fetch(config: FetchConfig, job: Job) -> FetchPointer:
     Parameters
     ----------
     config : FetchConfig
-        Where to take it from and where to keep it.
+        The source, and the folder to keep the data set in.
     job : Job
-        The data set's catalogue entry names its source; a local archive, if there is one, goes first.
+        The run. The catalogue entry of its data set names the source; a local archive is used first, if there is one.
 
     Returns
     -------
@@ -87,11 +88,15 @@ def fetch(config: FetchConfig, job: Job) -> FetchPointer:
 
     Raises
     ------
+    ConfigError
+        If the data set is not labelled, but ``fetch.labels_csv`` or ``fetch.subset`` is set.
     SourceError
-        If the data set cannot be had or its archive cannot be used.
+        If the data set is not available or its archive cannot be used.
     DataError
-        If it holds no class folders with images, or several trees of them and ``fetch.subset`` is empty; of a data set
-        that is not labelled, if it holds no image.
+        If it holds no class folders with images, or several trees of them and ``fetch.subset`` is empty; if it is not
+        labelled and holds no image.
+    IntegrityError
+        If what an earlier fetch unpacked was changed.
     """
     if not job.entry.labelled and (config.labels_csv or config.subset):
         key = "labels_csv" if config.labels_csv else "subset"
@@ -113,7 +118,7 @@ def fetch(config: FetchConfig, job: Job) -> FetchPointer:
 
 
 def _reading(config: FetchConfig, job: Job) -> str:
-    """Return a hash of what decides how folders are read, so that another reading has a folder of its own."""
+    """Return a hash of the settings that decide how folders are read; each reading is unpacked to a folder of its own."""
     entry = job.entry
     slices = config.slices.model_dump(mode="json")
     table = job.layout.configured(config.labels_csv) if config.labels_csv is not None else None
@@ -123,7 +128,7 @@ def _reading(config: FetchConfig, job: Job) -> str:
 
 
 def _local(config: FetchConfig, job: Job) -> Path | None:
-    """Return the local archive or folder; where a folder of archives has none, that is said before the network is used."""
+    """Return the local archive or folder; warn before the network is used where the folder of archives does not hold it."""
     path, archives = local_archive(config, job.entry), archives_folder(job.entry)
     if path is not None or archives is None:
         return path
@@ -174,7 +179,7 @@ def _modified_before(config: FetchConfig, job: Job) -> float | None:
 
 
 def _listed(path: Path, config: FetchConfig, job: Job) -> list[str]:
-    """List the files of a folder to take; say how many are left to the next look."""
+    """List the files of a folder to copy; warn how many changed too recently and are left to the next look."""
     late: list[str] = []
     names = list_folder(path, config.limits, modified_before=_modified_before(config, job), too_new=late)
     if late:
@@ -187,7 +192,7 @@ def _listed(path: Path, config: FetchConfig, job: Job) -> list[str]:
 
 
 def _refuse_anothers(path: Path, key: str, config: FetchConfig, job: Job) -> None:
-    """Refuse an archive that does not say whose it is if another data set was already fetched from it."""
+    """Refuse an archive whose name does not tell its data set if another data set was already fetched from it."""
     own = job.layout.dataset_cache(config.cache_dir, job.dataset)
     for other in own.parent.parent.glob(f"*/*/{key}-*"):
         if other.parent != own:
@@ -306,7 +311,7 @@ def _facts(target: Path) -> _Facts:
             raise ValueError("it is missing")
         facts = _Facts.model_validate(read_json(path))
         if not (target / facts.root).resolve().is_relative_to(target.resolve()):
-            raise ValueError("it leads out of its folder")
+            raise ValueError("its root is outside its folder")
     except ValueError as error:  # pydantic's among them
         reason = str(error).splitlines()[0]
         raise IntegrityError(

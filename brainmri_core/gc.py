@@ -1,10 +1,10 @@
-"""Data that nothing refers to any more: found, and removed on request.
+"""Garbage collection: find results that nothing refers to any more, and remove them on request.
 
-What keeps a result: every pointer, each history copy as much as ``latest.json``; every manifest, successful or not, by
-the paths it recorded; the champion; the training that ``best.pth`` is a copy of; and a stage that is running now. So only
-what crashed, failed or interrupted runs left can go, and a result that the history names stays until its history copy
-and its run's folder are deleted by hand. What a run could go on from stays, too: the state of a training, and the trials
-of a study for as long as its data is on record.
+A result is kept if one of these refers to it: a pointer (``latest.json`` or a history copy), the manifest of a run,
+successful or not, the champion, ``best.pth`` (a copy of a training's checkpoint), or a stage that is running now. So only
+what crashed, failed or interrupted runs left is removed. A result in the history stays until its history copy and the
+folder of its run are deleted by hand. Whatever a run could resume from also stays: the state of a training, and the
+trials of a study for as long as a pointer to its data exists.
 """
 
 from __future__ import annotations
@@ -45,16 +45,16 @@ _MARKS = (
 
 
 class Garbage(BaseModel):
-    """What nothing refers to.
+    """Files and folders that nothing refers to.
 
     Attributes
     ----------
     results : list of pathlib.Path
-        Result folders of runs that left no pointer, and studies that nothing refers to and no run can continue.
+        Result folders of runs that left no pointer, and studies that nothing refers to and no run can resume.
     temporaries : list of pathlib.Path
         Half-written files and folders of dead processes.
     size : int
-        Bytes of both together.
+        Total size of both in bytes.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -65,16 +65,16 @@ class Garbage(BaseModel):
 
 
 def collect_garbage(layout: Layout, config: PipelineConfig | None = None, *, dry_run: bool = True) -> Garbage:
-    """Find, and remove unless it is a dry run, what nothing refers to.
+    """Find what nothing refers to; remove it unless this is a dry run.
 
     Parameters
     ----------
     layout : Layout
         The project.
     config : PipelineConfig or None
-        Names the output folders; None takes the defaults. Folders outside the project root are left alone.
+        Names the output folders; the defaults where None. Folders outside the project root are left alone.
     dry_run : bool
-        Change nothing.
+        If true, change nothing.
 
     Returns
     -------
@@ -89,9 +89,9 @@ def collect_garbage(layout: Layout, config: PipelineConfig | None = None, *, dry
     config = config or PipelineConfig()
     raw = layout.configured(config.fetch.cache_dir) / "raw"
     with contextlib.ExitStack() as locks:
-        # A fetch takes an unpacked folder over without writing: none may begin between the look and the removal.
+        # A fetch may use an unpacked folder without writing to it: none may begin between listing and removal.
         fetching = [folder for folder in sorted(raw.glob("*/*")) if not _locked(layout, folder, locks)]
-        # The folders are listed before the pointers are read: what is published after that is not on the list.
+        # The folders are listed before the pointers are read, so that a result that appears later is not on the list.
         candidates = [path for base in _bases(layout, config) for path in _results(base)]
         studies = list(_studies(layout))
         candidates += [path for study in studies for path in _with_marks(study / OUTCOMES_FOLDER)]
@@ -119,7 +119,7 @@ def collect_garbage(layout: Layout, config: PipelineConfig | None = None, *, dry
 
 
 def _locked(layout: Layout, folder: Path, locks: contextlib.ExitStack) -> bool:
-    """Keep a data set's fetch from beginning until the locks are released; return False if one is at work."""
+    """Take the lock of a data set's fetch, so that none begins until `locks` is closed; return False if one is running."""
     path = layout.lock("fetch", f"{folder.parent.name}/{folder.name}")
     try:
         locks.enter_context(exclusive(path, wait=False))
@@ -129,7 +129,14 @@ def _locked(layout: Layout, folder: Path, locks: contextlib.ExitStack) -> bool:
 
 
 def remove_leftovers(layout: Layout, config: PipelineConfig | None = None) -> list[Path]:
-    """Remove the temporaries that dead processes left in a project; what a live one is writing stays.
+    """Remove the temporaries that dead processes left in a project; those of live processes stay.
+
+    Parameters
+    ----------
+    layout : Layout
+        The project.
+    config : PipelineConfig or None
+        Names the output folders; the defaults where None.
 
     Returns
     -------
@@ -141,7 +148,7 @@ def remove_leftovers(layout: Layout, config: PipelineConfig | None = None) -> li
 
 
 class _References:
-    """What pointers, manifests and running stages refer to, by where it really lies: paths may go through links."""
+    """The paths that pointers, manifests and running stages refer to, with symbolic links resolved."""
 
     def __init__(self) -> None:
         self.paths: set[Path] = set()
@@ -155,7 +162,7 @@ class _References:
         self.above.update(path.parents)
 
     def holds(self, folder: Path) -> bool:
-        """Say whether something in the folder, the folder, or a folder above it is referred to."""
+        """Say whether the folder, anything in it, or a folder above it is referred to."""
         real = folder.resolve()
         return (
             real in self.above
@@ -188,14 +195,14 @@ def _referenced(layout: Layout, raw: Path) -> _References:
 
 
 def _shared_by_runs(layout: Layout, raw: Path, stage: str) -> list[Path]:
-    """Return the folders in which a running stage uses what bears no run's name."""
+    """Return the folders where a running stage uses results whose name holds no run id."""
     if stage == "fetch":
         return [raw]
     return [layout.features, *([layout.studies] if stage == "tune" else [])]
 
 
 def _bases(layout: Layout, config: PipelineConfig) -> list[Path]:
-    """Folders below which stages put their results."""
+    """Return the folders below which stages write their results; those outside the project root are left out."""
     configured = [
         layout.configured(config.fetch.cache_dir) / "raw",
         layout.configured(config.resize.out_dir),
@@ -223,9 +230,9 @@ def _bases(layout: Layout, config: PipelineConfig) -> list[Path]:
 
 
 def _results(base: Path) -> Iterator[Path]:
-    """Yield the result folders below a folder: owner/slug/run id, and where the folds of a cross-validation lie.
+    """Yield the result folders below a folder: ``owner/slug/<run id>``, and those of the folds of a cross-validation.
 
-    What lies elsewhere is somebody else's, and a staging folder is no result yet, whatever it holds.
+    Other folders are not ours to remove, and a staging folder is not a result yet, whatever it holds.
     """
     for dataset in _datasets(base):
         yield from (*_with_marks(dataset), *_with_marks(dataset / FOLDS_FOLDER))
@@ -248,7 +255,7 @@ def _with_marks(folder: Path) -> Iterator[Path]:
 
 
 def _folders(folder: Path) -> list[Path]:
-    """List the folders in a folder, neither hidden nor linked; none if it is gone."""
+    """List the folders in a folder, without hidden and linked ones; the list is empty if the folder is gone."""
     try:
         with os.scandir(folder) as entries:
             names = [item.name for item in entries if item.is_dir(follow_symlinks=False)]
@@ -258,7 +265,7 @@ def _folders(folder: Path) -> list[Path]:
 
 
 def _shared_folders(layout: Layout, config: PipelineConfig) -> Iterator[Path]:
-    """Yield the folders in which stages write temporaries: all of outputs and models, and those above a result."""
+    """Yield the folders in which stages write temporaries: every folder of outputs and models, and the parents of results."""
     raw = layout.configured(config.fetch.cache_dir) / "raw"
     downloads = layout.downloads(config.fetch.cache_dir)
     exports = [
@@ -269,7 +276,7 @@ def _shared_folders(layout: Layout, config: PipelineConfig) -> Iterator[Path]:
     bases = [layout.outputs, *(base for base in _bases(layout, config) if base != raw)]
     seen: set[Path] = set()
     for base in bases:
-        # os.walk passes over folders that another run takes away meanwhile.
+        # os.walk skips folders that another run removes meanwhile.
         for here, folders, _ in os.walk(base):
             folders[:] = sorted(name for name in folders if not name.startswith(TEMPORARY_PREFIX))
             path, real = Path(here), Path(here).resolve()
@@ -291,7 +298,7 @@ def _size(path: Path) -> int:
     inside = [Path(here) / name for here, _, files in os.walk(path) for name in files]
     total = 0
     for file in inside or [path]:
-        with contextlib.suppress(FileNotFoundError):  # somebody else was quicker
+        with contextlib.suppress(FileNotFoundError):  # another process has removed it meanwhile
             status = file.lstat()
             total += status.st_size if stat.S_ISREG(status.st_mode) else 0
     return total

@@ -1,4 +1,4 @@
-"""Generalisation: how good every model is on every data set, from the external evaluations on record, as one matrix."""
+"""Generalisation: the scores of all models on all data sets as one matrix, from the recorded external evaluations."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def generalise(job: Job) -> GeneralisationPointer:
     Parameters
     ----------
     job : Job
-        The run; its catalogue entry stands for all data sets.
+        The run; its data set is the catalogue entry that means all data sets together.
 
     Returns
     -------
@@ -44,7 +44,7 @@ def generalise(job: Job) -> GeneralisationPointer:
     DataError
         If no external evaluation is on record.
     IntegrityError
-        If the files of one are gone or damaged.
+        If a file of an external evaluation is missing or damaged.
     """
     layout = job.layout
     found = list(newest_pairs(layout))
@@ -95,14 +95,19 @@ def newest_pairs(layout: Layout) -> Iterator[ExternalEvaluationPointer]:
 
 
 def rank_models(table: pd.DataFrame) -> pd.DataFrame:
-    """Rank the models by their worst macro F1 elsewhere, then by the mean.
+    """Rank the models by their worst macro F1 on other data sets, then by their mean.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        A row per pair of data sets, with `COLUMNS`.
 
     Returns
     -------
     pandas.DataFrame
-        A row per ``trained_on``: ``sets`` that give a score, ``worst`` of them, ``worst_on`` which, and ``mean``, each data
-        set counting the same. Scores of which images that the model has seen could not be taken out do not count; a model
-        without a score comes last.
+        A row per ``trained_on``: the number of data sets with a score (``sets``), the ``worst`` score and its data set
+        (``worst_on``), and the ``mean`` over data sets. A score does not count where the images that the model has seen
+        could not be taken out. A model without a score comes last.
     """
     rows = []
     for name, part in table.groupby("trained_on"):
@@ -150,7 +155,7 @@ def _row(pointer: ExternalEvaluationPointer, layout: Layout) -> dict[str, Any]:
 
 
 def _own(pointer: ExternalEvaluationPointer, layout: Layout) -> dict[str, Any]:
-    """Return macro F1 and its interval on the model's own test images; empty where there is no evaluation on record."""
+    """Return macro F1 and its interval on the model's own test images; an empty dict where no evaluation is recorded."""
     if pointer.evaluation_pointer is None:
         return {}
     home = follow(layout, EvaluationPointer, pointer.evaluation_pointer)

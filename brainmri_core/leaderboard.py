@@ -1,4 +1,4 @@
-"""Leaderboard: the newest evaluation of every experiment on one data set, ranked without the test split, as a table and a plot."""
+"""Leaderboard: a table and a plot of the experiments on one data set, ranked without the test split."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Row = dict[str, str | float | None]
 
 @dataclass(frozen=True)
 class Entry:
-    """One experiment's newest evaluation."""
+    """The newest evaluation of an experiment."""
 
     experiment: str
     evaluation: EvaluationPointer
@@ -43,7 +43,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class _Candidate:
-    """An entry with the predictions that may rank it, and why it cannot be ranked (empty where it can)."""
+    """An entry with the predictions to rank it by; ``left_out`` says why it cannot be ranked, and is empty where it can."""
 
     entry: Entry
     checkpoint: CheckpointPointer | None
@@ -54,7 +54,7 @@ class _Candidate:
     elsewhere: Evaluations = field(default_factory=dict)
 
     def images(self) -> str:
-        """Return what is the same for candidates that were scored on the same images."""
+        """Return a hash of the scored images, which is equal for candidates that were scored on the same ones."""
         return sha256_json(self.predictions["path"].tolist())
 
 
@@ -64,20 +64,20 @@ def rank(entries: list[Entry], job: Job, choose_by: ChooseBy = "own") -> Leaderb
     Parameters
     ----------
     entries : list of Entry
-        Newest first. Those trained on other data than the newest one, or validated on other images than most, are
-        listed below the others with the reason.
+        Newest first. Those trained on other data than the newest, or validated on other images than most, are listed
+        last, with the reason.
     job : Job
         The run.
     choose_by : str
         ``external_worst`` and ``external_mean`` rank by the worst or mean macro F1 on other data sets; experiments that
-        were not measured on the same ones as most are listed below with the reason.
+        were measured on other data sets than most are listed last, with the reason.
 
     Returns
     -------
     LeaderboardPointer
-        Its folder holds ``leaderboard.csv`` and ``leaderboard.png``. ``ranked_by`` says what the order rests on: out-of-fold
-        predictions where all ranked experiments have folds, else those of the validation groups. The test score stands
-        beside it and plays no part.
+        Its folder holds ``leaderboard.csv`` and ``leaderboard.png``. ``ranked_by`` names the predictions that the order
+        rests on: out-of-fold predictions where all ranked experiments have folds, else those of the validation images.
+        The test score is shown beside it, but not used.
 
     Raises
     ------
@@ -116,13 +116,13 @@ def rank(entries: list[Entry], job: Job, choose_by: ChooseBy = "own") -> Leaderb
 
 
 def _elsewhere(candidates: list[_Candidate]) -> list[list[str]]:
-    """Return the content of the external evaluations that rank, nothing where none does."""
+    """Return the content hashes of the external evaluations that the ranking uses."""
     found = [sorted(item.content_hash for item in one.elsewhere.values()) for one in candidates]
     return [hashes for hashes in found if hashes]
 
 
 def _candidates(entries: list[Entry], layout: Layout, choose_by: ChooseBy) -> tuple[Basis, list[_Candidate]]:
-    """Read what each experiment may be ranked by, and say what all of them are ranked by."""
+    """Read the predictions of each experiment, and choose the basis of the ranking."""
     known = (data_of(item, layout) for entry in entries if (item := _checkpoint(entry.evaluation, layout)))
     newest = next((data for data in known if data is not None), None)
     found = [_candidate(entry, newest, layout) for entry in entries]
@@ -135,7 +135,7 @@ def _candidates(entries: list[Entry], layout: Layout, choose_by: ChooseBy) -> tu
             for item in found
         ]
     shared = Counter(item.images() for item in usable).most_common(1)
-    images = shared[0][0] if shared else None  # of equally many the newest come first
+    images = shared[0][0] if shared else None  # on a tie most_common keeps the order, so the newest wins
     return "validation", [
         item
         if item.left_out or item.images() == images
@@ -147,7 +147,7 @@ def _candidates(entries: list[Entry], layout: Layout, choose_by: ChooseBy) -> tu
 
 
 def _measured_elsewhere(found: list[_Candidate], layout: Layout) -> list[_Candidate]:
-    """Give the candidates their external evaluations, and leave out those measured on other data sets than most."""
+    """Add the external evaluations of each candidate, and leave out those measured on other data sets than most."""
     measured = [
         replace(item, elsewhere=external_evaluations(item.checkpoint, layout))
         if item.checkpoint is not None and not item.left_out
@@ -206,10 +206,27 @@ def _with_folds(item: _Candidate, folds: CrossValidationPointer, layout: Layout)
 
 
 def measured_on(evaluation: EvaluationPointer, layout: Layout) -> tuple[str, str]:
-    """Return the content hashes of the pack that was measured on and of the one that was trained on.
+    """Return the content hashes of the pack that a model was measured on and of the pack that it was trained on.
 
-    Only where both agree are two evaluations comparable: a model of another split may have seen the test images. What is
-    not recorded is an empty text.
+    Two evaluations are comparable only where both hashes agree: a model that was trained on another split may have seen
+    the test images. A hash that is not recorded is an empty string.
+
+    Parameters
+    ----------
+    evaluation : EvaluationPointer
+        The evaluation.
+    layout : Layout
+        The project.
+
+    Returns
+    -------
+    measured, trained : str
+        The two hashes.
+
+    Raises
+    ------
+    IntegrityError
+        If a recorded pointer is missing or damaged.
     """
     trained = ""
     if evaluation.checkpoint_pointer is not None:

@@ -1,4 +1,4 @@
-"""A new project folder: settings to edit, an empty catalogue, and what Dagster's programs look for."""
+"""Make a new project folder: settings to edit, an empty catalogue, and the files that Dagster's programs look for."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from brainmri_core.errors import ConfigError
 from brainmri_core.system.storage import make_dirs, write_bytes
 
 _TEMPLATE = SHIPPED / "new_project"
-_HIDDEN = {"gitignore": ".gitignore"}  # under its own name it would rule the package's folder
+# Stored without the dot: git would apply a .gitignore to the package's own folder.
+_HIDDEN = {"gitignore": ".gitignore"}
 
 
 @dataclass(frozen=True)
 class NewProject:
-    """What was done: files written, and files left as they were, relative to the folder."""
+    """The files written, and those left as they were, relative to the folder."""
 
     folder: Path
     written: list[str]
@@ -29,6 +30,11 @@ def new_project(folder: Path) -> NewProject:
     ----------
     folder : pathlib.Path
         Made if it does not exist.
+
+    Returns
+    -------
+    NewProject
+        The files written and kept.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Overlap: which images of one data set are in another, on which side, and whether both call them the same."""
+"""Overlap: which images of one data set have copies in another, in which split, and whether their classes agree."""
 
 from __future__ import annotations
 
@@ -33,21 +33,21 @@ class Overlap:
     a, b : str
         Keys of the data sets.
     images_a, images_b : int
-        Images that could be read, those that the split leaves out included.
+        Images that could be read, including those that the split leaves out.
     counts : pandas.DataFrame
-        A row per class and side of B (columns ``class``, ``side``), with numbers of images of B: ``images``; by closest copy
-        in A, each image once, `KINDS`; by where A has a copy, an image on each of the `SIDES` where it has one; ``other
-        class``, those of whose copies one is of another class in A; ``patient in A``, those whose known patient is on an
-        image of A.
+        A row per class and side of B (columns ``class``, ``side``) with numbers of images of B. ``images`` counts all. The
+        columns of `KINDS` count each image once, by its closest copy in A. The columns of `SIDES` count an image on every
+        side of A that holds a copy of it. ``other class`` counts images with a copy of another class in A, ``patient in A``
+        images whose known patient also has an image in A.
     pairs : pandas.DataFrame
         A row per pair of copies: path, class and side of either image, ``kind``, ``orientation``, ``correlation``,
         ``same_class``.
     patients : int
-        Known patients on images of both.
+        Number of known patients who have images in both.
     one_archive : bool
         Whether both were fetched from the same files.
     notes : list of str
-        What a reader must know, a sentence each.
+        Limits of this result, one sentence each.
     """
 
     a: str
@@ -62,18 +62,18 @@ class Overlap:
 
     @property
     def in_a(self) -> int:
-        """Images of B of which A has a copy."""
+        """Number of images of B that have a copy in A."""
         return int(self.pairs["path_b"].nunique())
 
     @property
     def of_b(self) -> int:
-        """Images of A of which B has a copy."""
+        """Number of images of A that have a copy in B."""
         return int(self.pairs["path_a"].nunique())
 
 
 @dataclass(frozen=True)
 class _Set:
-    """A data set's newest split, its unreadable images left out; ``side`` is one of `SIDES`."""
+    """The newest split of a data set without its unreadable images; the column ``side`` is one of `SIDES`."""
 
     mapping: MappingPointer
     fetched: FetchPointer | None
@@ -83,7 +83,7 @@ class _Set:
 
 
 def find_overlap(layout: Layout, a: DatasetEntry, b: DatasetEntry, settings: PipelineConfig) -> Overlap:
-    """Search the newest splits of two data sets for what they have in common.
+    """Find the copies and patients that the newest splits of two data sets have in common.
 
     Parameters
     ----------
@@ -92,7 +92,12 @@ def find_overlap(layout: Layout, a: DatasetEntry, b: DatasetEntry, settings: Pip
     a, b : DatasetEntry
         The data sets.
     settings : PipelineConfig
-        ``split.copies`` says what is a copy, ``train.data`` which training images serve for validation.
+        ``split.copies`` says what is a copy, ``train.data`` which training images are for validation.
+
+    Returns
+    -------
+    Overlap
+        The pairs of copies, and their counts.
 
     Raises
     ------
@@ -112,7 +117,7 @@ def find_overlap(layout: Layout, a: DatasetEntry, b: DatasetEntry, settings: Pip
     found = find_copies_across(
         one.table, one.thumbs, other.table, other.thumbs, settings.split.copies, trimmed=inner
     )
-    # B's class by the name that A's catalogue entry has for it
+    # the classes of B under the names that A's catalogue entry has for them
     called = other.table["label"].map(lambda name: a.canonical(name) or name)
     pairs = _pairs(found, one.table, other.table, called)
     shared = shared_patients(one.mapping, one.table, other.mapping, other.table, layout)

@@ -1,4 +1,4 @@
-"""Predict: calibrated class probabilities of images, prepared exactly as training and evaluation prepared theirs."""
+"""Predict calibrated class probabilities of images, which are prepared exactly as for training and evaluation."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ class Classifier:
     Attributes
     ----------
     weights : pathlib.Path
-        Its file.
+        The file of the checkpoint.
     evaluation : pathlib.Path or None
-        Folder of the evaluation that calibrated it; None for a bare checkpoint.
+        Folder of the evaluation that calibrated it; None for a checkpoint without one.
     inference : Inference
         The model, with the settings of that evaluation.
     """
@@ -49,9 +49,14 @@ class Classifier:
         ----------
         path : str or pathlib.Path
             A checkpoint, or the folder (or ``classifier.json``) of an evaluation. The evaluation of a checkpoint is
-            looked for beside it and in the project it lies in.
+            looked for beside it and in the project that holds it.
         env : EnvConfig or None
-            Says whether a CUDA device is wanted.
+            Says whether to use a CUDA device.
+
+        Returns
+        -------
+        Classifier
+            The model, with the calibration and outlier limit of the evaluation, if one was found.
 
         Raises
         ------
@@ -81,7 +86,7 @@ class Classifier:
 
     @property
     def meta(self) -> CheckpointMeta:
-        """What the checkpoint knows about itself."""
+        """The record inside the checkpoint."""
         return self.inference.meta
 
     @property
@@ -91,16 +96,16 @@ class Classifier:
 
     @property
     def temperature(self) -> float | None:
-        """What divides the logits; None: the probabilities are not calibrated."""
+        """The temperature that divides the logits; None where the probabilities are not calibrated."""
         return self.inference.temperature
 
     @property
     def outliers(self) -> OutlierModel | None:
-        """What flags images unlike the training images; None: nothing does."""
+        """The model that flags images unlike the training images; None where no image can be flagged."""
         return self.inference.outliers
 
     def caveats(self) -> list[str]:
-        """Return what a reader of this classifier's results must know, the notice first."""
+        """Return the warnings to show with every result of this classifier, the notice first."""
         found = [NOTICE]
         if self.evaluation is None:
             found.append(
@@ -133,12 +138,12 @@ class Classifier:
             Paths name files, folders (searched to any depth) or patterns; bytes are the content of a file. Arrays are
             ``(H, W)`` or ``(H, W, 3)``, tensors ``(H, W)``, ``(1, H, W)`` or ``(3, H, W)``; both are uint8, or floats from
             0 for black to 1 for white. A 4-dimensional array or tensor is several images.
-            Where the training images were files of floats, 16 or 32 bits, gray arrays of that depth are on the scale of
-            those files instead.
+            Where the training images were files of floats or of 16 or 32 bits, gray arrays of that type are read on the
+            scale of those files instead.
         maps : bool
             Add the fitted pixels and the Grad-CAM map of the predicted class.
         traces : bool
-            Add what images are compared by: the fitted pixels, the embedding, and the size before.
+            Add the values that images are compared by: the fitted pixels, the embedding, and the size before fitting.
 
         Yields
         ------
@@ -148,7 +153,8 @@ class Classifier:
         Raises
         ------
         InputTypeError
-            A `TypeError`: if something is none of these. It is raised at the call, before any image is read.
+            If an image is of none of these types (it is also a `TypeError`). It is raised at the call, before any image is
+            read.
         """
         return self._stream(items_of(images, self.meta.preprocessing), maps, traces)
 

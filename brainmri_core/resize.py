@@ -1,4 +1,4 @@
-"""Resize: decode every image once, bring it to one size, and pack the pixels into one memory-mapped array."""
+"""Resize: decode every image once, fit it to one size, and pack the pixels into one memory-mapped array."""
 
 from __future__ import annotations
 
@@ -32,11 +32,21 @@ from brainmri_core.system.storage import staging_folder
 def resize(config: ResizeConfig, mapping: MappingPointer, job: Job) -> PackPointer:
     """Decode and resize every image that is not excluded, and pack the pixels.
 
+    Parameters
+    ----------
+    config : ResizeConfig
+        Size in pixels, fit, colour and gray ranges.
+    mapping : MappingPointer
+        The split.
+    job : Job
+        The run.
+
     Returns
     -------
     PackPointer
-        Its pack is uint8 ``(N, size, size)``, or ``(N, size, size, 3)`` where an image has colour; its sample table
-        adds row, width, height, mode, mean, std (and what validation looks at) to the split's.
+        Its pack is uint8 ``(N, size, size)``, or ``(N, size, size, 3)`` where an image has colour. Its sample table adds
+        `sample_table.RESIZE_COLUMNS` to the table of the split: row in the pack, width and height in pixels, mode, and mean
+        and standard deviation of the gray levels.
 
     Raises
     ------
@@ -102,7 +112,7 @@ def _said(scaled: pd.Series[int]) -> dict[str, int]:
 
 
 def _measured(root: Path, table: pd.DataFrame, todo: Indices) -> dict[str, GrayRange]:
-    """Return the ranges that files of more than 8 bits share; where an older split names no depths, endings say which."""
+    """Return the gray ranges of files of more than 8 bits; where an older split has no depths, tell such files by ending."""
     paths, hashes = table["path"].tolist(), table["file_sha256"].tolist()
     read = read_below(root, paths)
     deep = (
@@ -130,9 +140,9 @@ def _fill(
     Returns
     -------
     table : pandas.DataFrame
-        With the columns that resizing adds.
+        `table` with the columns that resizing adds.
     sha256 : str
-        Of the pack.
+        Checksum of the pack.
     """
     facts: dict[str, list[object]] = {name: [_EMPTY[name]] * len(table) for name in _EMPTY}
     table = table.copy()

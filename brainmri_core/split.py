@@ -1,4 +1,4 @@
-"""Split: find the copies, group what belongs together, and decide which image serves for training and which for testing."""
+"""Split: find the copies, group related images, and assign each group to training or test."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ OFFICIAL_COPY = "a copy of it is in the official test folder"
 
 
 def split(config: SplitConfig, fetched: FetchPointer, job: Job) -> MappingPointer:
-    """Group the copies of a data set and split it so that no group is on two sides.
+    """Group the copies of a data set and split it so that no group is in both training and test.
 
     Parameters
     ----------
     config : SplitConfig
-        Strategy, share, seed and what a group is; its seed must be set.
+        Strategy, test share, seed, and what a group is; its seed must be set.
     fetched : FetchPointer
         The data set.
     job : Job
@@ -59,15 +59,15 @@ def split(config: SplitConfig, fetched: FetchPointer, job: Job) -> MappingPointe
     Returns
     -------
     MappingPointer
-        Its sample table adds the columns of `samples.SPLIT_COLUMNS`; beside it lie ``index_remap.json``,
+        Its sample table adds the columns of `sample_table.SPLIT_COLUMNS`; beside it lie ``index_remap.json``,
         ``split.json``, ``split.csv`` (which ``split.strategy: predefined`` replays), ``copies.parquet``,
         ``thumbs.npy`` and ``trimmed_thumbs.npy``.
 
     Raises
     ------
     DataError
-        If the data set is not labelled, a class folder has no canonical class, a class is too small or lives in one group, labels conflict and the
-        policy is to fail, or a predefined split does not fit the data.
+        If the data set is not labelled, a class folder has no canonical class, a class has too few images or only one
+        group, copies have different labels and the policy is to fail, or a predefined split does not fit the data.
     """
     job.entry.require_labels("a split")
     table = _labelled(config, fetched, job)
@@ -127,7 +127,7 @@ def _included(table: pd.DataFrame) -> Mask:
 
 
 def _readable_classes(table: pd.DataFrame, dataset: str) -> None:
-    """Refuse a data set that lost a class, or that has a class of one image."""
+    """Refuse a data set with fewer than two classes, with a class folder of unreadable images, or with a class of one image."""
     for label, part in table.groupby("found_label"):
         if not _included(part).any():
             raise DataError(
@@ -147,7 +147,7 @@ def _readable_classes(table: pd.DataFrame, dataset: str) -> None:
 
 
 def _apply_conflicts(config: SplitConfig, table: pd.DataFrame, found: Found, job: Job) -> list[str]:
-    """Find confirmed copies with different labels and treat them as the policy says."""
+    """Find confirmed copies with different labels; exclude them, keep them or fail, as `config` says."""
     rows = np.flatnonzero(label_conflicts(table, copies_table(table, found.pairs), _included(table)))
     paths: list[str] = table["path"].iloc[rows].tolist()
     if not paths:
@@ -191,9 +191,9 @@ def _assign(config: SplitConfig, table: pd.DataFrame, found: Found, job: Job) ->
 
 
 def _keep_validation(config: SplitConfig, table: pd.DataFrame) -> Mask:
-    """Return which training images are a given validation side, and part the others from their groups.
+    """Mark the training images of an official validation folder, and separate the other training images from their groups.
 
-    They get no fold, by which `grouping.validation_mask` knows them.
+    The marked images get no fold; `assignment.validation_mask` recognises them by that.
     """
     train = (table["split"] == "train").to_numpy()
     given: Mask = train & (table["origin"] == "validation").to_numpy()
@@ -251,7 +251,7 @@ def _assign_pooled(config: SplitConfig, table: pd.DataFrame, found: Found, job: 
 
 
 def _whose(names: Objects, images: int) -> tuple[str, str]:
-    """Say whose images a group holds, if all are known to be one patient's, and what can be done about it."""
+    """Return the patient of a group, where all its images are known to be of one, and a remedy for its size."""
     one = set(names)
     if len(one) == 1 and one != {""}:
         who = f", the patient {names[0]} with {images} images"
@@ -284,7 +284,7 @@ def _assign_official(config: SplitConfig, table: pd.DataFrame, found: Found, job
     if config.official_copies == "drop":
         table.loc[tied, "split"] = "excluded"
     else:
-        # Marked copies stay in training by the user's wish; their own group name keeps the groups of a side whole.
+        # The user wants these copies to stay in training; a group name of their own keeps every group on one side.
         table.loc[tied, "group"] = table.loc[tied, "group"] + "-official-copy"
     job.log.info(
         "official folders",

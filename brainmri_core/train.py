@@ -51,7 +51,7 @@ from brainmri_core.system.storage import make_dirs, remove_folder, remove_stale,
 
 @dataclass(frozen=True)
 class _Sides:
-    """Rows of the pack for training and validation, and the class index of every row (-1 where it has no side)."""
+    """Rows of the pack for training and validation, and the class index of every row (-1 where it is in no split)."""
 
     train: I64
     val: I64
@@ -70,15 +70,15 @@ def train(config: TrainConfig, pack: PackPointer, job: Job, team: Team | None = 
     job : Job
         The run.
     team : Team, optional
-        This process's place among several that train together, as `learning.team.torchrun_team` gives it; all call this
-        function alike, and the first one writes.
+        Rank of this process among those that train together, from `learning.team.torchrun_team`. All of them call this
+        function with the same arguments; only the first writes.
 
     Returns
     -------
     CheckpointPointer
         The best checkpoint by macro F1 on the validation groups. ``best.pth`` and ``best.safetensors`` lie in the run's
-        folder, ``<out_models>/best.pth`` is the newest best of all. An interrupted training of the same config and
-        data continues where it stopped, and its weights are those an uninterrupted one would have had.
+        folder; ``<out_models>/best.pth`` is a copy of the checkpoint of the newest training. An interrupted training of the
+        same config and data resumes where it stopped, with the same final weights as an uninterrupted one.
 
     Raises
     ------
@@ -87,7 +87,7 @@ def train(config: TrainConfig, pack: PackPointer, job: Job, team: Team | None = 
     DataError
         If a group is on two sides, or a class is missing from training or validation.
     ModelError
-        If the model or its weights cannot be had, or the loss is not finite.
+        If the model or its weights are not available, or the loss is not finite.
     """
     check_name(config.model.name)
     team = team or Team()
@@ -98,7 +98,7 @@ def train(config: TrainConfig, pack: PackPointer, job: Job, team: Team | None = 
         for folder in (models, layout.training_dir(config.io.out_summary, job.dataset, job.run_id)):
             _check_writable(folder)
         check_sha256(layout.absolute(pack.pack), pack.pack_sha256, "pack")
-        # a run that is retried under its id was killed while it wrote
+        # a run that is retried under the same id may have been killed while it wrote
         remove_stale(layout.checkpoint_dir(config.io.out_models, job.dataset, job.run_id))
     loop, state = _begin(config, pack, job, team)
     identity = identity_of(config, loop, pack, job)
@@ -126,7 +126,7 @@ def train(config: TrainConfig, pack: PackPointer, job: Job, team: Team | None = 
 def _run(
     config: TrainConfig, loop: Loop, state: State, pack: PackPointer, job: Job, save: Callable[[], None]
 ) -> CheckpointPointer:
-    """Run the epochs, telling the log and the tracker; one process writes."""
+    """Run the epochs, and report them to the log and the tracker; only the first process writes."""
     if not loop.team.leads:
         run_epochs(loop, state, Reporting(save=_nothing, epoch=_nothing, smaller=_nothing))
         return CheckpointPointer.model_validate_json(loop.team.from_leader(bytes))
@@ -154,7 +154,7 @@ def _run(
 
 
 def _nothing(*_: object) -> None:
-    """Report nowhere: the first process of a team speaks for all."""
+    """Report nothing: only the first process of a team reports."""
 
 
 def _check_team(config: TrainConfig, team: Team) -> None:
@@ -183,7 +183,7 @@ def _check_team(config: TrainConfig, team: Team) -> None:
 
 
 def _check_writable(folder: Path) -> None:
-    """Find out now, not after hours, that results cannot be written."""
+    """Raise StorageError where results cannot be written, before hours of training are lost."""
     make_dirs(folder)
     if not os.access(folder, os.W_OK | os.X_OK, effective_ids=True):
         read_only = os.statvfs(folder).f_flag & os.ST_RDONLY
@@ -191,7 +191,7 @@ def _check_writable(folder: Path) -> None:
 
 
 def _begin(config: TrainConfig, pack: PackPointer, job: Job, team: Team) -> tuple[Loop, State]:
-    """Choose sides, device and arithmetic, and return a training that has not begun."""
+    """Choose the training and validation images, device and precision, and return the state before the first epoch."""
     sides = _sides(config, pack, job)
     device = choose_device(job.env)
     precision = choose_precision(config.loop.precision, config.optim.amp, device)
@@ -213,7 +213,7 @@ def _begin(config: TrainConfig, pack: PackPointer, job: Job, team: Team) -> tupl
 
 
 def _with_true_gradients(loop: Loop, model: torch.nn.Module, job: Job) -> Loop:
-    """Return the training in fp32 where bf16 would give wrong gradients, or refuse if bf16 was asked for."""
+    """Change the precision to fp32 where bf16 would give wrong gradients; refuse where the user set bf16."""
     side = loop.config.data.start_size or loop.preprocessing.image_size
     name = wrong_in_bf16(model, loop.preprocessing.channels, side)
     if name is None or loop.device.type != "cpu" or loop.precision != "bf16":
@@ -228,7 +228,10 @@ def _with_true_gradients(loop: Loop, model: torch.nn.Module, job: Job) -> Loop:
 
 
 def _refuse_copies(table: pd.DataFrame, side: npt.NDArray[np.str_], pack: PackPointer, job: Job) -> None:
-    """Refuse a split with a copy, or another image of the patient, of a seen image among those that training is judged by."""
+    """Refuse a split where an image of validation or test has a copy, or an image of the same patient, in training.
+
+    Validation and test are compared in the same way.
+    """
     mapping = follow(job.layout, MappingPointer, pack.mapping_pointer)
     copies = read_copies(job.layout.absolute(mapping.samples).parent)
     for seen, unseen in (("train", "validation"), ("train", "test"), ("validation", "test")):
@@ -247,7 +250,7 @@ def _refuse_copies(table: pd.DataFrame, side: npt.NDArray[np.str_], pack: PackPo
 
 
 def _sides(config: TrainConfig, pack: PackPointer, job: Job) -> _Sides:
-    """Choose the validation groups, and check again that nothing ties one side to another."""
+    """Choose the validation groups, and check again that training, validation and test share no group, copy or patient."""
     table = read_samples(
         job.layout.absolute(pack.samples),
         dict.fromkeys(("path", "row", "split", "group", "class_index", "pixel_sha256"), ""),
@@ -290,7 +293,7 @@ def _loop(
     precision: Precision,
     team: Team,
 ) -> tuple[Loop, torch.nn.Module]:
-    """Bring pixels, labels and the first model together."""
+    """Load pixels and labels, and make the initial model."""
     image_size = config.data.image_size or pack.size
     if image_size > pack.size:
         job.log.warning("images are enlarged", image_size=image_size, pack_size=pack.size)
@@ -316,7 +319,8 @@ def _loop(
         model = with_depths(model, config.model.name, config.probe.depths)
     packed = open_pack(job.layout, pack)
     used = np.sort(np.concatenate([sides.train, sides.val]))
-    size = pack.size if config.method == "probe" else image_size  # a probe reads no pixels of its own
+    # a probe takes its features from the pack, so its pixels need no resizing
+    size = pack.size if config.method == "probe" else image_size
     rows = np.arange(len(packed)) if size == pack.size else used
     pixels = resident(packed, rows, size)
     if device.type == "cuda" and pixels.numel() < torch.cuda.mem_get_info()[0] // 2:
@@ -324,7 +328,7 @@ def _loop(
     train, val = np.searchsorted(rows, sides.train), np.searchsorted(rows, sides.val)
     labels = sides.labels[rows]
     data = Data(pixels, torch.from_numpy(labels), train, val, len(pack.classes))
-    # what a frozen network sees must not depend on which images train
+    # the input of a frozen network must not depend on the choice of training images
     own = imagenet_statistics if config.method != "finetune" else partial(_statistics, pixels, train)
     mean, std = first.normalisation or own(channels)
     preprocessing = preprocessing_for(pack, job, image_size=image_size, channels=channels, mean=mean, std=std)

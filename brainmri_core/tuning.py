@@ -1,4 +1,4 @@
-"""Tuning: a search for better training settings, judged by the folds of the training side and never by the test split."""
+"""Tuning: search for better training settings by cross-validation on the training images, never by the test split."""
 
 from __future__ import annotations
 
@@ -40,22 +40,22 @@ def tune(
     usual: TrainConfig | None = None,
     fit: Fit = train_here,
 ) -> TuningPointer:
-    """Make trials of a study until it has all of them, and write what it has found.
+    """Run the trials of a study until it has all of them, and write the result.
 
-    Any number of runs may work on one study at the same time, and a run continues what earlier ones have begun.
+    Any number of runs may work on one study at the same time, and a run resumes a study that earlier runs began.
 
     Parameters
     ----------
     config : TuneConfig
         Its ``seed`` must be set.
     train : TrainConfig
-        The settings around those that are searched.
+        The settings that are not searched.
     pack : PackPointer
-        The packed images of a split; only the folds of its training side are read.
+        The packed images of a split; only its training images are read.
     job : Job
         The run.
     usual : TrainConfig or None
-        What the experiment that comes out is to be laid over; None takes the defaults of `TrainConfig`.
+        The settings that the resulting experiment is to override; the defaults of `TrainConfig` where None.
     fit : callable
         Trains one model, as `train.train` does.
 
@@ -68,7 +68,8 @@ def tune(
     Raises
     ------
     ConfigError
-        If Optuna is not installed, the study's space is wrong, or the study was begun on other data or with other settings.
+        If Optuna is not installed, the study's space is invalid, or the study was begun on other data or with other
+        settings.
     DataError
         If a fold has no image of a class.
     ModelError
@@ -126,6 +127,15 @@ def _pointer(report: StudyReport, pack: PackPointer, folder: str, job: Job) -> T
 
 def lacking_trials(config: TuneConfig, layout: Layout, dataset: str) -> int:
     """Return how many trials a study still lacks.
+
+    Parameters
+    ----------
+    config : TuneConfig
+        Names the study and its number of trials.
+    layout : Layout
+        The project.
+    dataset : str
+        ``owner/slug``.
 
     Raises
     ------

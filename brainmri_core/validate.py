@@ -1,4 +1,4 @@
-"""Validate: look for what is wrong with the data, report it with the files, and say whether training may go on."""
+"""Validate: check the data for defects, report each with its files, and decide whether training may start."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ _PICTURES_PER_FINDING = 6
 def validate(config: ValidateConfig, pack: PackPointer, job: Job) -> ValidationPointer:
     """Check a pack and its split, and write ``report.json``, ``report.html`` and ``leak.json``.
 
-    The report is written whether or not the data passes; the caller looks at ``passed`` and, where it is False, ends
-    with `failure_sentence`.
+    The report is written whether or not the data passes; the caller checks ``passed`` and, where it is False, stops with
+    `failure_sentence`.
 
     Parameters
     ----------
@@ -52,17 +52,19 @@ def validate(config: ValidateConfig, pack: PackPointer, job: Job) -> ValidationP
     pack : PackPointer
         The stored pointer of the packed images.
     job : Job
-        The run's place in the project.
+        The run.
 
     Returns
     -------
     ValidationPointer
-        Not written yet.
+        A new pointer, not written yet.
 
     Raises
     ------
-    ConfigError, MissingUpstreamError
-        If `validate.mapping_pointer` names another data set's pointer, or none.
+    ConfigError
+        If `validate.mapping_pointer` names a pointer of another data set.
+    MissingUpstreamError
+        If `validate.mapping_pointer` names no pointer.
     IntegrityError
         If the pack, its tables or its mapping are damaged or do not belong together.
     """
@@ -145,7 +147,8 @@ def _gather(config: ValidateConfig, pack: PackPointer, job: Job) -> tuple[Eviden
     scan = scan_pack(pixels)
     rows = samples["row"].to_numpy()[packed]
     side = samples["split"].to_numpy(object)
-    with threads(1) as beside:  # trees are grown on one core
+    # the trees of the shortcut scores use one core, so they run beside the leak report
+    with threads(1) as beside:
         scores = beside.submit(
             shortcut_scores, samples.iloc[packed], scan.statistics[rows], pack.classes, seed=job.env.seed
         )

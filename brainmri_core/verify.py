@@ -1,4 +1,4 @@
-"""Verify a project's stored state: every pointer, file, hash, manifest, pack and checkpoint, and name what is damaged."""
+"""Verify a project's stored state: check every pointer, file, hash, manifest, pack and checkpoint, and name the damaged ones."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from brainmri_core.system.storage import storage_error
 
 
 class Problem(BaseModel):
-    """One thing that is damaged: where, and what is wrong with it."""
+    """A damaged or missing file, and what is wrong with it."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -49,7 +49,7 @@ class Problem(BaseModel):
 
 
 class Verification(BaseModel):
-    """What was looked at, and what is damaged; `problems` is empty when all is well."""
+    """The numbers of pointers, runs and files checked, and the problems found."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -60,9 +60,9 @@ class Verification(BaseModel):
 
 
 def verify(layout: Layout, progress: Callable[[], object] = lambda: None) -> Verification:
-    """Check everything a project has recorded against what lies on the disk.
+    """Check all records of a project against the files on the disk.
 
-    What seems damaged is looked at a second time: a run that is at work may have changed it in between.
+    A file that seems damaged is checked a second time, because a run may have changed it during the first check.
 
     Parameters
     ----------
@@ -74,7 +74,7 @@ def verify(layout: Layout, progress: Callable[[], object] = lambda: None) -> Ver
     Returns
     -------
     Verification
-        Each damaged or missing file is named once, with what it was recorded as and what to do.
+        Names each damaged or missing file once, with the record that it contradicts and what to do.
     """
     found = _look(layout, progress)
     if not found.problems:
@@ -133,7 +133,7 @@ class _Check:
 
 @contextmanager
 def _reported(check: _Check, path: Path) -> Iterator[None]:
-    """Turn an error of this package, or of the system, inside the block into a problem of a file."""
+    """Report an error of this package or of the system that is raised in the block as a problem of a file."""
     try:
         yield
     except BrainMRIError as error:
@@ -173,7 +173,7 @@ def _verify_pointer(check: _Check, pointer: Pointer, path: Path) -> None:
 
 
 def _verify_images(check: _Check, pointer: FetchPointer) -> None:
-    """Hash every image of a data set once, whichever pointers name it."""
+    """Check the hash of every image of a data set, once even where several pointers name it."""
     if pointer.samples in check.seen:
         return
     check.seen.add(pointer.samples)
@@ -234,7 +234,7 @@ def _verify_entry(check: _Check, entry: StageEntry, name: str) -> None:
 
 
 def _verify_weights(check: _Check) -> None:
-    """Check the files that no pointer holds a hash of: the champion, the newest best, and states to resume from."""
+    """Check the files whose hash is in no pointer: the champion, the newest ``best.pth``, and states to resume from."""
     layout = check.layout
     known: dict[Path, str] = {}
     models: set[Path] = set()
@@ -248,7 +248,7 @@ def _verify_weights(check: _Check) -> None:
                 _verify_champion(check, pointer)
     for folder in sorted(models):
         newest = folder / "best.pth"
-        # A run that was killed before its pointer leaves a checkpoint that no pointer knows.
+        # A run that was killed before it wrote its pointer leaves a checkpoint that no pointer names.
         unknown = {sha256_file(path) for path in folder.glob("*/*/*/best.pth") if path not in known}
         if newest.is_file() and sha256_file(newest) not in {*known.values(), *unknown}:
             stored = layout.relative(newest)
@@ -259,9 +259,9 @@ def _verify_weights(check: _Check) -> None:
 
 
 def _verify_ledgers(check: _Check) -> None:
-    """Check that the ledgers of the test splits can be read and name every evaluation that says it is in one.
+    """Check that the ledgers of the test splits can be read, and hold every evaluation that must be in one.
 
-    What a ledger holds besides is of runs that ended before their result, or whose result was deleted.
+    A ledger may hold more lines: those of runs that ended before their result, or whose result was deleted.
     """
     layout = check.layout
     entered: dict[str, set[tuple[str, str, str]]] = {}
@@ -282,7 +282,7 @@ def _verify_ledgers(check: _Check) -> None:
                 continue
             ledger = layout.test_ledger(pointer.dataset)
             if ledger.is_file() and pointer.dataset not in entered:
-                continue  # it cannot be read, which is said already
+                continue  # the ledger cannot be read, which was reported above
             if (pointer.test_split, pointer.run_id, pointer.kind) not in entered.get(pointer.dataset, set()):
                 check.report(
                     layout.relative(ledger),
@@ -292,7 +292,7 @@ def _verify_ledgers(check: _Check) -> None:
 
 
 def _models_of(layout: Layout, pointer: CheckpointPointer) -> Path:
-    """Return the folder of models a checkpoint lies in, as ``<models>/<owner>/<slug>/<run>/best.pth``."""
+    """Return ``<models>`` of a checkpoint that lies in ``<models>/<owner>/<slug>/<run>/best.pth``."""
     return layout.absolute(pointer.checkpoint).parents[3]
 
 

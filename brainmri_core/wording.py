@@ -1,4 +1,4 @@
-"""Numbers in sentences: singular or plural of nouns and verbs."""
+"""Singular and plural of nouns and verbs in sentences with numbers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def counted(count: int, noun: str, form: str = "") -> str:
 
 
 def agreeing(text: str, count: int, noun: str = "image") -> str:
-    """Fill ``{n}`` with a counted noun, and make ``{are}``, ``{have}`` and the like agree with it."""
+    """Fill ``{n}`` with the counted noun, and ``{are}``, ``{have}`` and the like with the form that agrees with it."""
     text = text.replace("{n}", counted(count, noun))
     for many, one in _OF_ONE.items():
         text = text.replace(f"{{{many}}}", one if count == 1 else many)

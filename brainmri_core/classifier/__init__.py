@@ -1,1 +1,1 @@
-"""A checkpoint as a thing to use: what it takes in, what it computes and what it says."""
+"""The classifier: a checkpoint with everything needed to predict images like its evaluation did."""

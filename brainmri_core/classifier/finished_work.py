@@ -1,4 +1,4 @@
-"""Predictions that are done, kept while the rest is made: a run that was killed, or one over a grown folder, goes on with them."""
+"""Finished predictions, stored while the rest is computed, so that a killed run or one on a grown folder continues."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ _FEATURES = [f"feature_{name}" for name in FEATURE_NAMES]
 
 @dataclass(frozen=True)
 class FinishedWork:
-    """A folder of Parquet files, each with a row per image: what the classifier said, and what drift is measured by.
+    """A folder of Parquet files with a row per image: the prediction, and the features that drift is measured by.
 
     Attributes
     ----------
     folder : pathlib.Path
-        Named after the classifier: another one's work is none of this.
+        Named after the classifier, so that predictions of different classifiers are never mixed.
     classes : tuple of str
-        The classifier's.
+        Class names of the classifier.
     """
 
     folder: Path
@@ -55,7 +55,7 @@ class FinishedWork:
         found : sequence of Prediction
             N predictions with traces; one with an error has empty values.
         first_predicted : str
-            When the run began that predicts them.
+            Start of the run that predicts them.
         """
         usable = [index for index, item in enumerate(found) if item.error is None]
         features = np.full((len(found), len(_FEATURES)), np.nan)
@@ -83,12 +83,12 @@ class FinishedWork:
         return table.astype(kinds)
 
     def add(self, rows: pd.DataFrame) -> None:
-        """Keep rows, in a file of their own that is there whole or not at all."""
+        """Store rows in a new file, atomically."""
         with atomic_file(self.folder / f"part-{uuid.uuid4().hex}.parquet") as handle:
             rows.to_parquet(handle, index=False, compression="zstd")
 
     def read(self) -> tuple[pd.DataFrame, list[Path]]:
-        """Return all rows kept, an image's newest only, and the files that cannot be read and are removed."""
+        """Return all stored rows, the newest of each image, and the damaged files, which are removed."""
         parts, damaged = [self._typed(pd.DataFrame(columns=self.columns))], []
         for path in sorted(self.folder.glob("part-*.parquet")):
             try:
@@ -97,9 +97,8 @@ class FinishedWork:
                     raise ValueError("it has other columns")
                 parts.append(self._typed(part))
             except (OSError, ValueError, TypeError) as error:
-                if (
-                    isinstance(error, OSError) and error.errno
-                ):  # the system's; that of a damaged file has no number
+                # pyarrow raises OSError without errno for a damaged file
+                if isinstance(error, OSError) and error.errno:
                     raise storage_error(error, path, "read") from error
                 path.unlink(missing_ok=True)
                 damaged.append(path)
@@ -107,7 +106,7 @@ class FinishedWork:
         return pd.concat(filled, ignore_index=True).drop_duplicates(KEY, keep="last"), damaged
 
     def complete(self, rows: pd.DataFrame) -> None:
-        """Keep these rows alone, in one file, and no other classifier's work."""
+        """Store only these rows, in one file, and remove the folders of other classifiers."""
         before = list(self.folder.glob("part-*.parquet"))
         self.add(rows)
         for path in before:
@@ -128,5 +127,5 @@ def embeddings_of(rows: pd.DataFrame) -> F32:
 
 
 def public(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return what a reader of the predictions needs."""
+    """Return the columns for users, without features and embeddings."""
     return rows.drop(columns=[*_FEATURES, "embedding"])

@@ -1,4 +1,4 @@
-"""A model with all that makes its answers those of its evaluation: shapes, arithmetic, calibration and limits."""
+"""A model with the shapes, arithmetic, calibration and thresholds of its evaluation."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from brainmri_core.learning.inference import Predictions, predict_evenly
 
 @dataclass(frozen=True)
 class Inference:
-    """What turns images at the model's size into predictions.
+    """Predict fitted images.
 
     Attributes
     ----------
     temperature : float or None
-        Divides the logits; None: the probabilities are not calibrated.
+        Divides the logits; None if the probabilities are not calibrated.
     outliers : OutlierModel or None
-        None: nothing is flagged.
+        Flags outliers; None if nothing is flagged.
     batch_size, precision, mirror
         Those of the evaluation, so that the same image gets the same bits.
     """
@@ -44,7 +44,7 @@ class Inference:
     mirror: bool
 
     def outputs(self, pack: U8, rows: I64) -> Predictions:
-        """Return the logits and features of rows of a pack."""
+        """Return the logits and embeddings of rows of a pack."""
         return predict_evenly(
             self.model,
             pack,
@@ -58,7 +58,17 @@ class Inference:
         )
 
     def predict(self, batch: Sequence[Fitted], *, maps: bool, traces: bool = False) -> list[Prediction]:
-        """Predict at most `batch_size` images, in their order."""
+        """Predict at most `batch_size` images, in order.
+
+        Parameters
+        ----------
+        batch : sequence of Fitted
+            The images.
+        maps : bool
+            Also compute Grad-CAM maps.
+        traces : bool
+            Also return pixels, embedding and original size.
+        """
         pixels = np.stack([item.pixels for item in batch])
         found = self.outputs(pixels, np.arange(len(batch)))
         assert found.embeddings is not None

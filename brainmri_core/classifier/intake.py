@@ -1,4 +1,4 @@
-"""From what a classifier is asked about to images at the model's size, in whatever order they get done."""
+"""From the input of a classifier to fitted images: files are decoded in worker processes and arrive in any order."""
 
 from __future__ import annotations
 
@@ -20,12 +20,24 @@ from brainmri_core.images.preparation import COLOUR_THRESHOLD
 from brainmri_core.learning.checkpoint import Preprocessing
 from brainmri_core.system.threads import cores
 
-_LEAST_SHARE = 32  # images that make another worker process worth its start
+_LEAST_SHARE = 32  # images per worker process below which its start takes longer than it saves
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """One image at the model's size, where it belongs in the output, and its size before."""
+    """One fitted image.
+
+    Attributes
+    ----------
+    index : int
+        Position of its item in the input.
+    slice, slices : int or None
+        Number of the slice, from 1, and number of slices of its file.
+    pixels : numpy.ndarray
+        uint8 ``(P, P)`` or ``(P, P, 3)``.
+    width, height : int
+        Size before fitting.
+    """
 
     index: int
     name: str
@@ -37,7 +49,7 @@ class Fitted:
 
 
 class Order:
-    """Brings results back into the order of their items: workers answer as they get done."""
+    """Bring results back into the order of their items, since workers answer in any order."""
 
     def __init__(self) -> None:
         self.turn = 0
@@ -54,7 +66,7 @@ class Order:
         self.found.setdefault(index, []).append(result)
 
     def end(self, index: int) -> None:
-        """Note that an item has no more results than expected by now."""
+        """Note that no more results of an item will be expected."""
         self.ended.add(index)
 
     def ready(self) -> Iterator[Prediction]:
@@ -67,9 +79,9 @@ class Order:
 def fitted(
     items: Sequence[Item], wanted: Preprocessing
 ) -> Generator[tuple[int, Fitted | Prediction | None], None, None]:
-    """Yield the images of items with their place, in no particular order, and None where an item has no more.
+    """Yield the index of an item with one of its images, in any order, and with None when an item has no more.
 
-    Files are decoded in worker processes. What cannot be asked about is a `Prediction` with its error.
+    Files are decoded in worker processes. An image that cannot be used is a `Prediction` with its error.
     """
     files = [index for index, item in enumerate(items) if item.is_file]
     for index, item in enumerate(items):
@@ -96,7 +108,8 @@ def fitted(
         for number, answer in answers:
             index, said = files[number], answer[0].get("slice", 1)
             slice_number = said if isinstance(said, int) else 1
-            if slice_number > done[number] or "reason" in answer[0]:  # else seen before its worker died
+            # Slices that were answered before a worker died are answered again: skip them.
+            if slice_number > done[number] or "reason" in answer[0]:
                 done[number] = slice_number
                 yield index, _answered(index, items[index].name, answer, wanted)
             if not answer[0].get("more"):
@@ -128,7 +141,7 @@ def _answered(index: int, name: str, answer: Answer, wanted: Preprocessing) -> F
 
 
 def _checked(found: Fitted, colour: float, wanted: Preprocessing) -> Fitted | Prediction:
-    """Refuse what no model of such slices can be asked about; number the slices of a file that has several."""
+    """Refuse blank images, and colour images for a gray model; number slices only in files with several."""
     several = found.slice is not None and found.slices is not None and found.slices > 1
     number, slices = (found.slice, found.slices) if several else (None, None)
     shown = printable(found.name) if number is None else f"{printable(found.name)}, slice {number},"

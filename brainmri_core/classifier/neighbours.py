@@ -1,4 +1,4 @@
-"""The training images most like an image, where a classifier's own pack is at hand."""
+"""The training images that are most similar to an image, if the classifier's own pack is available."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ from brainmri_core.project.sample_table import read_samples
 
 _SIDE = 64
 _SOON = 5000
-"""Images whose features are computed when the page is started: a minute or so without an accelerator."""
+"""Up to this many training images, their features are computed when the app starts: about a minute on a CPU."""
 _COPIES = CopySearchConfig()
 
 
 @dataclass(frozen=True)
 class Neighbour:
-    """A training image beside the image asked about.
+    """A training image that is similar to the queried image.
 
     Attributes
     ----------
     similarity : float
-        Normalised cross-correlation of the pixels, or of those of the mirror image where `mirrored`.
+        Normalised cross-correlation of the pixels; with the mirror image if `mirrored`.
     likeness : float or None
-        Cosine of their features; None where the search went by pixels.
+        Cosine similarity of the features; None if the search used pixels.
     """
 
     path: str
@@ -53,7 +53,7 @@ class Neighbour:
 
 @dataclass(frozen=True)
 class Neighbours:
-    """The training side of a pack, ready to be searched.
+    """The training images of a pack, prepared for searching.
 
     Attributes
     ----------
@@ -62,9 +62,9 @@ class Neighbours:
     rows : numpy.ndarray
         int64 ``(N,)``: rows of the training images.
     vectors : numpy.ndarray
-        float32 ``(N, 4096)``: their 64 x 64 versions, mean removed, of length one.
+        float32 ``(N, 4096)``: their 64 x 64 versions, mean-removed and scaled to length one.
     encoder, features : Encoder and FeatureSpace, or None
-        What they are compared by; without them, the pixels.
+        For comparing features; without them, pixels are compared.
     """
 
     pixels: U8
@@ -76,14 +76,14 @@ class Neighbours:
     features: FeatureSpace | None = None
 
     def nearest(self, pixels: U8, count: int) -> list[Neighbour]:
-        """Return the training images most like a fitted image: copies by the pixels first, then others by the features.
+        """Return the training images most similar to a fitted image: copies by pixels first, then others by features.
 
         Parameters
         ----------
         pixels : numpy.ndarray
-            uint8, fitted as those of the pack are.
+            uint8 ``(P, P)`` or ``(P, P, 3)``, fitted like the pack.
         count : int
-            How many.
+            Number of images.
         """
         turns = np.stack([_thumb(pixels), _thumb(pixels)[:, ::-1]])
         scores = self.vectors @ unit_vectors(turns).T
@@ -115,19 +115,19 @@ class Neighbours:
 
 
 def find_neighbours(weights: Path, inference: Inference) -> Neighbours | None:
-    """Open the training images of a checkpoint, with their features where these are kept or are soon computed.
+    """Open the training images of a checkpoint, with their features if these are stored or quickly computed.
 
     Parameters
     ----------
     weights : pathlib.Path
-        The checkpoint's file; its project is looked for in the folders above.
+        The checkpoint's file; its project is searched in the folders above.
     inference : Inference
-        The model in it.
+        The model.
 
     Returns
     -------
     Neighbours or None
-        None where the project, or the pack the checkpoint was trained on, is not here.
+        None if the project, or the pack that the checkpoint was trained on, is not found.
     """
     layout, meta = next(projects_above(weights.resolve()), None), inference.meta
     if layout is None or meta.pack_pointer is None:
@@ -137,7 +137,7 @@ def find_neighbours(weights: Path, inference: Inference) -> Neighbours | None:
         pixels = open_pack(layout, pack)
         table = read_samples(layout.absolute(pack.samples), {"split": "str", "label": "str", "row": "int64"})
     except (ConfigError, IntegrityError):
-        return None  # a model is used without its data, too
+        return None  # a model can be used without its data
     if pack.content_hash != meta.data_hash:
         return None
     trained = table[(table["split"] == "train") & (table["row"] >= 0)]
@@ -152,13 +152,13 @@ def find_neighbours(weights: Path, inference: Inference) -> Neighbours | None:
 
 
 def _features(inference: Inference, pack: PackPointer, layout: Layout) -> tuple[Encoder, F32 | None]:
-    """Return the features of a whole pack; None where they would take long, or cannot be kept."""
+    """Return the encoder and the features of a whole pack; None if they would take long or cannot be stored."""
     encoder, silent = encoder_of(inference), StageLog("app", "app", pack.dataset, [])
     if pack.n_images > _SOON:
         return encoder, kept_features(encoder, pack, layout)
     try:
         return encoder, features_of(encoder, pack, layout, silent, inference.batch_size)[0]
-    except StorageError:  # somebody else's project, which can be read only
+    except StorageError:  # a read-only project
         return encoder, kept_features(encoder, pack, layout)
 
 

@@ -1,4 +1,4 @@
-"""What a classifier says about one image."""
+"""The prediction for one image."""
 
 from __future__ import annotations
 
@@ -11,37 +11,37 @@ NOTICE = "Research software, not a medical device: not for diagnosis, triage or 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a classifier says about one image, or why it says nothing.
+    """The prediction for one image, or the reason why there is none.
 
     Attributes
     ----------
     name : str
-        The file as it was named; ``bytes 0``, ``array 1``, ``tensor 2`` or ``image 3`` of what was given otherwise, by its
-        place from 0.
+        The file as named by the caller; for other input ``bytes 0``, ``array 1``, ``tensor 2`` or ``image 3``, with its
+        position from 0.
     slice, slices : int or None
-        Number of the slice, from 1, and how many its file holds; None for ordinary images.
+        Number of the slice, from 1, and number of slices of its file; None for ordinary images.
     error : str or None
-        Why the image was not predicted; then all that follows is empty.
+        Why the image was not predicted; then all following fields are empty.
     predicted : str
-        The likeliest class.
+        The most probable class.
     probabilities : dict
-        Class to probability, calibrated where the classifier is.
+        Class to probability, calibrated if the classifier has a temperature.
     logits : numpy.ndarray or None
         float32 ``(K,)``.
     outlier_score : float or None
         Distance from the validation images; None without an outlier model.
     outlier : bool or None
-        Whether the score lies above the threshold: the probabilities then mean little.
+        Whether the score is above the threshold; then the probabilities are not reliable.
     pixels : numpy.ndarray or None
-        uint8, the fitted image, where maps or traces were asked for.
+        uint8, the fitted image; only with maps or traces.
     heatmap : numpy.ndarray or None
-        float32 ``(S, S)`` in [0, 1]: Grad-CAM of the predicted class, where maps were asked for.
+        float32 ``(S, S)`` in [0, 1]: Grad-CAM of the predicted class; only with maps.
     no_heatmap : str or None
-        Why there is none although it was asked for.
+        Why there is no map although it was requested.
     embedding : numpy.ndarray or None
-        float32 ``(D,)``, where traces were asked for.
+        float32 ``(D,)``; only with traces.
     width, height : int or None
-        Size of the image before it was fitted, where traces were asked for.
+        Size of the image before fitting; only with traces.
     """
 
     name: str

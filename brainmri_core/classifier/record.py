@@ -1,4 +1,4 @@
-"""``classifier.json`` and ``outliers.npz`` of an evaluation: all that prediction needs besides the checkpoint."""
+"""``classifier.json`` and ``outliers.npz`` of an evaluation: what prediction needs besides the checkpoint."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ OUTLIERS_NAME = "outliers.npz"
 
 
 class ClassifierFile(BaseModel):
-    """How an evaluated checkpoint is to be used.
+    """How to use an evaluated checkpoint for prediction.
 
     Attributes
     ----------
     checkpoint : str
-        Relative to this file's folder, so that a project can be moved.
+        Path relative to this file's folder, so that a project can be moved.
     temperature : float or None
-        Divides the logits; None where there were too few validation images to fit one.
+        Divides the logits; None if there were too few validation images to fit it.
     outlier_threshold : float or None
         Outlier score above which an image is flagged.
     batch_size, precision, mirror
@@ -53,7 +53,7 @@ class ClassifierFile(BaseModel):
     def of(
         cls, subject: Subject, temperature: float | None, outliers: OutlierModel | None, folder: Path
     ) -> ClassifierFile:
-        """Describe the subject of an evaluation that will lie in `folder`."""
+        """Describe the subject of an evaluation whose results go to `folder`."""
         return cls(
             checkpoint=Path(os.path.relpath(subject.weights, folder)).as_posix(),
             checkpoint_sha256=sha256_file(subject.weights),

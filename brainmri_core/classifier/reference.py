@@ -1,7 +1,7 @@
-"""What a classifier makes of the images it was trained and validated on: what other images are compared with.
+"""A classifier's predictions and features of its validation images, the reference for measuring drift.
 
-A classifier's network without its head is an encoder like any other, so the features are computed once and kept with
-those of the others; for a probe that has been done when it was fitted.
+A classifier's network without its head is an encoder, so its features are computed once and stored like those of other
+encoders. For a probe this was done when it was fitted.
 """
 
 from __future__ import annotations
@@ -30,14 +30,16 @@ from brainmri_core.splitting.assignment import independent_units
 
 @dataclass(frozen=True)
 class Reference:
-    """N validation images.
+    """N validation images of a classifier.
 
     Attributes
     ----------
+    images : ImageSet
+        Their features and groups.
     labels : numpy.ndarray
         int64 ``(N,)`` class indices.
     probabilities : numpy.ndarray
-        float64 ``(N, K)``, calibrated as the classifier is.
+        float64 ``(N, K)``, with the classifier's calibration.
     """
 
     images: ImageSet
@@ -46,7 +48,7 @@ class Reference:
 
 
 def encoder_of(inference: Inference, *, mirror: bool = True) -> Encoder:
-    """Return a classifier's network as an encoder; where images are averaged with their mirror images, that of its training."""
+    """Return a classifier's network as an encoder; with `mirror`, in the arithmetic that a probe's features were computed in."""
     meta = inference.meta
     return Encoder(
         inference.model,
@@ -62,14 +64,21 @@ def encoder_of(inference: Inference, *, mirror: bool = True) -> Encoder:
 
 
 def validation_reference(inference: Inference, layout: Layout, log: StageLog) -> Reference | str:
-    """Predict the validation images of a checkpoint, or say why that cannot be done.
+    """Predict the validation images of a checkpoint.
 
     Parameters
     ----------
     inference : Inference
-        The model, with the record of its training.
+        The model.
     layout : Layout
-        The project that holds its training data, if it is still there.
+        The project with its training data.
+    log : StageLog
+        Where to log.
+
+    Returns
+    -------
+    Reference or str
+        The reference, or the reason why there is none.
     """
     meta = inference.meta
     gone = "the images that the checkpoint was validated on are not in this project"
@@ -99,12 +108,11 @@ def validation_reference(inference: Inference, layout: Layout, log: StageLog) ->
 def _logits(
     inference: Inference, plain: F32, pack: PackPointer, layout: Layout, log: StageLog, rows: I64
 ) -> F32:
-    """Return the logits of rows of a pack, as those of any image; `plain` are their features without mirror images."""
-    if inference.meta.ensemble is not None:  # its features are those of one of its networks
+    """Return the logits of rows of a pack; `plain` are their features without mirror images."""
+    if inference.meta.ensemble is not None:  # its features come from only one of its networks
         return inference.outputs(open_pack(layout, pack), rows).logits
-    features = (
-        plain  # the mean logits of an image and its mirror image are those of the mean of their features
-    )
+    # The head is linear: the mean logits of an image and its mirror image are the logits of their mean features.
+    features = plain
     if inference.mirror:
         features, _ = features_of(encoder_of(inference), pack, layout, log, inference.batch_size, rows)
     with torch.inference_mode():

@@ -1,4 +1,4 @@
-"""The search for a classifier: which checkpoint is meant, and which evaluation goes with it."""
+"""Find the checkpoint that a path or setting means, and its evaluation."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from brainmri_core.system.checksums import check_sha256, sha256_file
 
 
 def find_classifier(path: Path) -> tuple[Path, Path | None, ClassifierFile | None, OutlierModel | None]:
-    """Return the checkpoint a path stands for, and its evaluation where there is one.
+    """Return the checkpoint that a path means, and its evaluation if there is one.
 
     Parameters
     ----------
@@ -33,10 +33,13 @@ def find_classifier(path: Path) -> tuple[Path, Path | None, ClassifierFile | Non
     Returns
     -------
     weights : pathlib.Path
+        The checkpoint's file.
     evaluation : pathlib.Path or None
         The evaluation's folder.
     described : ClassifierFile or None
+        Its ``classifier.json``.
     outliers : OutlierModel or None
+        Its outlier model.
 
     Raises
     ------
@@ -76,7 +79,7 @@ def _evaluations(weights: Path) -> Iterator[Path]:
 
 
 def default_checkpoint(layout: Layout, out_models: str, dataset: str | None = None) -> Path:
-    """Return the checkpoint in use: the champion, else the newest best.
+    """Return the checkpoint in use: the champion, else the best checkpoint of the newest training.
 
     Parameters
     ----------
@@ -85,7 +88,7 @@ def default_checkpoint(layout: Layout, out_models: str, dataset: str | None = No
     out_models : str
         ``train.io.out_models``.
     dataset : str or None
-        Whose champion; None is enough where only one data set has one.
+        Data set of the champion; None if only one data set has a champion.
 
     Raises
     ------
@@ -115,14 +118,14 @@ def default_checkpoint(layout: Layout, out_models: str, dataset: str | None = No
 def checkpoint_in_use(
     layout: Layout, champion: ChampionPointer | None, newest: CheckpointPointer | None, dataset: str
 ) -> Path:
-    """Return the checkpoint of a data set that is measured elsewhere: its champion, else its newest.
+    """Return the checkpoint of a data set that is in use: its champion, else its newest checkpoint.
 
     Raises
     ------
     MissingUpstreamError
         If there is neither.
     IntegrityError
-        If the file is not the one on record.
+        If the file is not the recorded one.
     """
     if champion is not None:
         holder = follow(layout, CheckpointPointer, champion.champion_checkpoint)
@@ -144,9 +147,9 @@ def model_in_use(layout: Layout, dataset: str | None, setting: str) -> Path:
     Parameters
     ----------
     dataset : str or None
-        Whose; None is enough where only one data set has a champion, or none has and only one a checkpoint.
+        The data set; None if only one data set has a champion or, without champions, only one has a checkpoint.
     setting : str
-        What chooses the data set, for the messages.
+        Name of the setting that chooses the data set, for messages.
 
     Raises
     ------
@@ -155,7 +158,7 @@ def model_in_use(layout: Layout, dataset: str | None, setting: str) -> Path:
     MissingUpstreamError
         If there is no model.
     IntegrityError
-        If its file is gone, or not the one on record.
+        If its file is missing, or not the recorded one.
     """
     name = dataset or _only_dataset(layout, setting)
     champion = latest_pointer(layout, ChampionPointer, name)
@@ -177,7 +180,7 @@ def _only_dataset(layout: Layout, setting: str) -> str:
 
 
 def own_evaluation(layout: Layout, weights: Path, meta: CheckpointMeta) -> EvaluationPointer | None:
-    """Return the newest evaluation of a checkpoint on the test images of the very data it was trained on."""
+    """Return the newest evaluation of a checkpoint on the test images of its own pack, or None."""
     hashes = known_hashes(weights)
     for found in history(layout, EvaluationPointer, meta.dataset):
         folder = layout.absolute(found.folder)
@@ -189,7 +192,7 @@ def own_evaluation(layout: Layout, weights: Path, meta: CheckpointMeta) -> Evalu
 
 
 def recorded_checkpoint(layout: Layout, weights: Path, dataset: str) -> CheckpointPointer | None:
-    """Return the training of a data set that left a checkpoint, None where none of this project did."""
+    """Return the pointer of the training that made a checkpoint; None if no training of this project did."""
     hashes = known_hashes(weights)
     trainings = (history(layout, kind, dataset) for kind in (CheckpointPointer, FoldEnsemblePointer))
     return next((item for item in chain(*trainings) if item.checkpoint_sha256 in hashes), None)

@@ -1,4 +1,4 @@
-"""What a classifier can be asked about, and what it is called: files, their content, arrays, tensors and Pillow images."""
+"""The input that a classifier accepts: files, their content, arrays, tensors and Pillow images."""
 
 from __future__ import annotations
 
@@ -33,10 +33,12 @@ _TIFF_MODES = frozenset({"1", "L", "LA", "RGB", "RGBA", "CMYK", "YCbCr", "P"})
 
 @dataclass(frozen=True)
 class Item:
-    """One thing to classify: a file, the content of one, or pixels.
+    """One item to classify: a file, the content of a file, or pixels.
 
     Attributes
     ----------
+    name : str
+        Its name in results and messages.
     content : Path, bytes, numpy.ndarray or PIL.Image.Image
         An array is ``(H, W)`` or ``(H, W, 3)``.
     """
@@ -46,19 +48,19 @@ class Item:
 
     @property
     def is_file(self) -> bool:
-        """Whether it is foreign bytes, to be decoded in a worker process."""
+        """Whether it must be decoded in a worker process, since it is foreign bytes."""
         return isinstance(self.content, Path | bytes)
 
 
 def items_of(images: Source | Iterable[Source], preprocessing: Preprocessing) -> list[Item]:
-    """Return the items that an argument of `predict` stands for, in order.
+    """Return the items that an argument of `Classifier.predict` means, in order.
 
-    Folders are searched to any depth and patterns filled in, as on the command line.
+    Folders are searched to any depth and patterns are expanded, as on the command line.
 
     Raises
     ------
     InputTypeError
-        If something is none of what a classifier takes, before anything is computed.
+        If something has a type or shape that a classifier does not accept; nothing is computed then.
     """
     found: list[Item] = []
     for place, source in enumerate(_listed(images)):
@@ -83,7 +85,7 @@ def _listed(images: Any) -> Iterable[Any]:
 def _files(name: str | os.PathLike[str]) -> list[Item]:
     text = os.fspath(name)
     if not isinstance(text, str):
-        raise InputTypeError(f"A path of {type(text).__name__} is no image; give {_WANTED}.")
+        raise InputTypeError(f"A path of {type(text).__name__} is not accepted; give {_WANTED}.")
     path = Path(text).expanduser()
     if path.is_dir() or (glob.has_magic(text) and not path.exists()):
         return [Item(found, Path(found)) for found in list_images([text])]
@@ -105,7 +107,7 @@ def _item(source: Any, place: int, preprocessing: Preprocessing) -> Item:
 
 
 def _of_tensor(tensor: torch.Tensor, place: int) -> Array:
-    """Return a tensor's pixels as an array ``(H, W)`` or ``(H, W, 3)``; its channels stand first."""
+    """Return the pixels of a channels-first tensor as an array ``(H, W)`` or ``(H, W, 3)``."""
     good = (torch.uint8, torch.float16, torch.bfloat16, torch.float32, torch.float64)
     planes = tensor.ndim == 2 or (tensor.ndim == 3 and tensor.shape[0] in (1, 3))
     if tensor.dtype not in good or not planes or 0 in tensor.shape:
@@ -139,18 +141,18 @@ def _check_array(array: Array, name: str, preprocessing: Preprocessing) -> None:
 
 
 def _range_of(array: Array, preprocessing: Preprocessing) -> GrayRange | None:
-    """Return the values of black and white that the training images of an array's depth had, None where it has no such."""
+    """Return the values of black and white of the training images with an array's depth, or None."""
     depth = "float" if array.dtype.kind == "f" else _DEPTHS.get(array.dtype, "")
     return preprocessing.gray_ranges.get(depth) if array.ndim == 2 else None
 
 
 def pixels_of(item: Item, preprocessing: Preprocessing) -> tuple[U8, float]:
-    """Return the pixels of an array or Pillow image as a file of the same content would give them.
+    """Return the pixels of an array or Pillow image, the same as from a file with this content.
 
     Returns
     -------
     pixels : numpy.ndarray
-        uint8 ``(H, W)``, or ``(H, W, 3)`` for a model of colour.
+        uint8 ``(H, W)``, or ``(H, W, 3)`` for a colour model.
     colourfulness : float
         Mean absolute difference of the colour channels.
 
@@ -187,7 +189,7 @@ def _in_8_bits(array: Array, name: str, preprocessing: Preprocessing) -> U8:
         return gray_levels(array.astype(np.float64), limits)
     values = array.astype(np.float32)
     low, high = float(values.min()), float(values.max())
-    if not (low >= 0 and high <= 1):  # which no comparison with NaN is
+    if not (low >= 0 and high <= 1):  # also true for NaN
         raise DecodeError(
             f"{name} has floats from {low:.4g} to {high:.4g}; give 0 for black to 1 for white, before any normalisation."
         )
@@ -195,7 +197,7 @@ def _in_8_bits(array: Array, name: str, preprocessing: Preprocessing) -> U8:
 
 
 def _as_file(image: Image.Image, name: str) -> bytes:
-    """Write a Pillow image as the plainest of files, so that the one decoder decides what its mode means."""
+    """Write a Pillow image as an uncompressed TIFF, so that `decode` handles its mode like that of any file."""
     try:
         upright = ImageOps.exif_transpose(image)
         if "transparency" in upright.info or upright.mode not in _TIFF_MODES:
@@ -203,17 +205,17 @@ def _as_file(image: Image.Image, name: str) -> bytes:
         buffer = io.BytesIO()
         upright.save(buffer, "TIFF")
     except (OSError, ValueError, SyntaxError, EOFError) as error:
-        raise DecodeError(f"{name} cannot be read ({type(error).__name__}); open it anew.") from None
+        raise DecodeError(f"{name} cannot be read ({type(error).__name__}); open it again.") from None
     return buffer.getvalue()
 
 
 def read_item(item: Item) -> bytes:
-    """Return a file's content; one that cannot be read costs no other.
+    """Return a file's content.
 
     Raises
     ------
     DecodeError
-        If it is missing, no file, not readable or too large.
+        If it is missing, not a file, not readable or too large; other files are not affected.
     """
     if isinstance(item.content, bytes):
         return item.content
@@ -221,7 +223,7 @@ def read_item(item: Item) -> bytes:
     path, shown = item.content, printable(item.name)
     try:
         if not path.is_file():
-            what = "is a folder without images" if path.is_dir() else "does not exist or is no file"
+            what = "is a folder without images" if path.is_dir() else "does not exist or is not a file"
             raise DecodeError(f"{shown} {what}; check its name.")
         if (size := path.stat().st_size) <= MAX_FILE_BYTES:
             return path.read_bytes()

@@ -269,7 +269,7 @@ def validate_config(
         if problem["type"] == "extra_forbidden":
             parent = _model_at(model, path[:-1])
             valid = list(field_names(parent)) if parent else []
-            raise ConfigError(f"{where}: {_unknown(path, valid)}") from None
+            raise ConfigError(f"{where}: unknown key '{dotted(path)}'; {suggestion(path, valid)}") from None
         message = problem["msg"].removeprefix("Value error, ")
         if not path:
             raise ConfigError(f"{where}: {message.rstrip('.')}.") from None
@@ -278,11 +278,10 @@ def validate_config(
         raise ConfigError(f"{where}: '{dotted(path)}': {message}; {shown}.") from None
 
 
-def _unknown(path: KeyPath, valid: list[str]) -> str:
-    """Return the sentence on an unknown key, with the nearest of the valid keys beside it."""
+def suggestion(path: KeyPath, valid: list[str]) -> str:
+    """Return the hint for an unknown key: the nearest of the valid keys beside it, else all of them."""
     near = difflib.get_close_matches(str(path[-1]), valid, n=1, cutoff=0.4)
-    hint = f"did you mean '{dotted((*path[:-1], near[0]))}'?" if near else f"valid keys: {', '.join(valid)}."
-    return f"unknown key '{dotted(path)}'; {hint}"
+    return f"did you mean '{dotted((*path[:-1], near[0]))}'?" if near else f"valid keys: {', '.join(valid)}."
 
 
 def _split_override(argument: str) -> tuple[KeyPath, str]:
@@ -308,7 +307,10 @@ def apply_overrides(model: type[BaseModel], value: dict[str, Any], overrides: li
         for depth, part in enumerate(map(str, path)):
             fields = field_names(current)
             if part not in fields:
-                raise ConfigError(f"--override: {_unknown(path[: depth + 1], list(fields))}")
+                unknown = path[: depth + 1]
+                raise ConfigError(
+                    f"--override: unknown key '{dotted(unknown)}'; {suggestion(unknown, list(fields))}"
+                )
             nested = nested_model(fields[part].annotation)
             if depth < len(path) - 1:
                 if nested is None:

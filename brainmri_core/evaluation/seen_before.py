@@ -1,4 +1,4 @@
-"""Test images that a checkpoint of other data has seen: themselves, or another image of their patient."""
+"""Test images that a checkpoint of another data set or split has seen, or whose patient it has seen."""
 
 from __future__ import annotations
 
@@ -22,9 +22,16 @@ def seen_in_training(test: pd.DataFrame, pack: PackPointer, meta: CheckpointMeta
     test : pandas.DataFrame
         Test images of `pack`: pixel_sha256 and, where known, patient.
     pack : PackPointer
-        What the model is evaluated on, which is not what it was trained on.
+        The pack to evaluate on, not the one that the model was trained on.
     meta : CheckpointMeta
-        The checkpoint's record; where its training data is not here, 0 is returned and a warning logged.
+        The checkpoint's metadata.
+    job : Job
+        The run.
+
+    Returns
+    -------
+    int
+        The number; 0, with a warning in the log, if the checkpoint's training data is not in the project.
     """
     if meta.pack_pointer is None:
         return 0
@@ -34,7 +41,7 @@ def seen_in_training(test: pd.DataFrame, pack: PackPointer, meta: CheckpointMeta
         splits = [follow(job.layout, MappingPointer, item.mapping_pointer) for item in (own, pack)]
     except (IntegrityError, ConfigError):
         job.log.warning(
-            "the checkpoint's own training data is not here; whether it has seen these images is unknown"
+            "the checkpoint's training data is not in this project, so it is unknown whether it has seen these images"
         )
         return 0
     trained = table[table["split"] == "train"]

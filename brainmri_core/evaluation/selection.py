@@ -1,8 +1,8 @@
-"""What a choice between models rests on: out-of-fold predictions, else those of the validation groups, never the test split.
+"""The predictions that models are selected by: out-of-fold ones, else those on the validation groups, never the test split.
 
-The out-of-fold predictions of a cross-validation stand for every checkpoint that was trained with its settings on its data:
-each training image is called by a model that saw no image of its group. The validation images of a checkpoint chose its
-best epoch, so that a score on them is a little too high; between models that were chosen by the same images it is fair.
+The out-of-fold predictions of a cross-validation represent every checkpoint that was trained with the same settings on the
+same data: a model predicts each training image without having seen its group. The validation images of a checkpoint chose
+its best epoch, so a score on them is slightly too high; between models selected on the same images the comparison is fair.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ BASIS_NAMES: dict[Basis, str] = {
 
 
 def data_of(checkpoint: CheckpointPointer, layout: Layout) -> str | None:
-    """Return the content hash of the pack that a checkpoint was trained on; None where the record of it is gone."""
+    """Return the content hash of the pack that a checkpoint was trained on; None if its pointer is missing."""
     pack = layout.absolute(checkpoint.pack_pointer)
     return read_pointer(layout, PackPointer, pack).content_hash if pack.is_file() else None
 
 
 def folds_of(checkpoint: CheckpointPointer, layout: Layout) -> CrossValidationPointer | None:
-    """Return the newest cross-validation with a checkpoint's settings on its data; None where there is none on record."""
+    """Return the newest cross-validation with a checkpoint's settings on its data, or None."""
     data = data_of(checkpoint, layout)
     if checkpoint.recipe is None or data is None:
         return None
@@ -56,9 +56,10 @@ def folds_of(checkpoint: CheckpointPointer, layout: Layout) -> CrossValidationPo
 def folds_of_both(
     one: CheckpointPointer, other: CheckpointPointer, layout: Layout
 ) -> tuple[CrossValidationPointer, CrossValidationPointer] | None:
-    """Return the cross-validations by which two checkpoints are compared, or None where folds cannot tell them apart.
+    """Return the cross-validations by which two checkpoints can be compared, or None.
 
-    Two trainings with the same settings share their folds; folds of other data, or predicted otherwise, do not compare.
+    Two trainings with the same settings have the same cross-validation, so it cannot distinguish them. Cross-validations on
+    different data, or with different inference, cannot be compared.
     """
     first, second = folds_of(one, layout), folds_of(other, layout)
     if first is None or second is None or first.pointer_path == second.pointer_path:
@@ -71,14 +72,16 @@ def folds_of_both(
 def predictions_for(
     basis: Basis, found: EvaluationPointer | CrossValidationPointer, layout: Layout
 ) -> tuple[pd.DataFrame, list[str]]:
-    """Read the predictions that a choice may rest on, sorted by path, and the class names.
+    """Read the predictions for selecting a model, sorted by path, and the class names.
 
     Parameters
     ----------
     basis : {"out_of_fold", "validation"}
-        Of a cross-validation every row counts; of an evaluation the rows of the validation groups.
+        All rows of a cross-validation, or the rows of the validation groups of an evaluation.
     found : pointer
         A cross-validation, or an evaluation.
+    layout : Layout
+        The project.
     """
     table, classes = read_predictions(layout.absolute(found.predictions))
     if basis == "validation":

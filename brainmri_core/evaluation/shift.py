@@ -1,7 +1,7 @@
-"""Shift: how unlike two sets of images are, in size, gray levels, edges and as a model sees them.
+"""Shift: how unlike two sets of images are in size, gray levels, edges and a model's embeddings.
 
-A model is measured on images like those it was trained on. What these measures tell apart is where its scores, its
-calibration and its limits may not hold; they do not say that they do not hold.
+A model is evaluated on images like those it was trained on. On a set with shift, its scores, calibration and thresholds may
+not hold; the measures of shift do not show that they do not hold.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ FEATURE_NAMES = tuple(name for names in FEATURES.values() for name in names)
 KINDS = (*FEATURES, "embedding")
 PERMUTATIONS = 999
 LEVEL = 0.05
-"""Of all kinds together: each is tested at a fourth of it."""
-MAX_IMAGES = 2000  # of either set, for what compares each image with each other
+"""Significance level for all kinds of features together; each kind is tested at a fourth of it (Bonferroni)."""
+MAX_IMAGES = 2000  # of each set, for measures that compare each image with all others
 _FOLDS = 5
 _CHUNK = 128
 _NAMED = 2  # features of each kind in the summary
@@ -50,14 +50,14 @@ _WORDS["percentile_99"] = "level of the brightest pixels"
 
 @dataclass(frozen=True)
 class ImageSet:
-    """What the measures know of N images.
+    """The features of N images.
 
     Attributes
     ----------
     features : numpy.ndarray
         float64 ``(N, 16)``, columns as in `FEATURE_NAMES`.
     groups : tuple of str
-        Independent unit of each image (`independent_units`); each its own where nothing is known.
+        Independent unit of each image (`assignment.independent_units`), or a name of its own where groups are unknown.
     embeddings : numpy.ndarray or None
         float32 ``(N, D)``, from the same model for both sets.
     """
@@ -75,15 +75,15 @@ class ImageSet:
         return len(set(self.groups))
 
     def points(self, kind: str) -> F64 | None:
-        """Return the points ``(N, D)`` that stand for the images in one of `KINDS`, None where it was not computed."""
+        """Return the features of one of `KINDS` as points, float64 ``(N, D)``; None where they were not computed."""
         if kind == "embedding":
             return None if self.embeddings is None else self.embeddings.astype(np.float64)
         columns = self.features[:, [FEATURE_NAMES.index(name) for name in FEATURES[kind]]]
-        # twice as wide is as far from the usual as half as wide
+        # On a logarithmic scale, twice and half the usual width are equally far from it.
         return np.log2(np.maximum(columns, 1e-6)) if kind == "size" else columns
 
     def part(self, seed: int) -> ImageSet:
-        """Return `MAX_IMAGES` of the images at most, in whole groups; where two groups are more than that, so are they."""
+        """Return a random part of at most `MAX_IMAGES` images, in whole groups, but at least two groups."""
         if len(self) <= MAX_IMAGES:
             return self
         number = number_groups(self.groups)
@@ -102,7 +102,7 @@ class FeatureShift(BaseModel):
     reference, other : float
         Medians.
     auroc : float
-        Probability that an image of the other set has more of it than one of the reference; 0.5 where nothing differs.
+        Probability that the feature is larger in an image of the other set than in one of the reference; 0.5 without shift.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -120,11 +120,11 @@ class Discrepancy(BaseModel):
     Attributes
     ----------
     squared : float or None
-        Squared maximum mean discrepancy without bias: about 0 where nothing differs, at most 2.
+        Unbiased squared maximum mean discrepancy: about 0 without shift, at most 2.
     p_value : float or None
         Of a permutation test over groups.
     reason : str or None
-        Why there is none.
+        Why it was not measured; None if it was.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -136,16 +136,18 @@ class Discrepancy(BaseModel):
 
 
 class OriginModel(BaseModel):
-    """How well a small model tells which of the sets an image is from, on groups it was not trained on.
+    """How well a small model predicts which of the two sets an image is from, on groups that it was not trained on.
 
     Attributes
     ----------
     auroc : float or None
-        From all features; 0.5 is chance.
+        With all features; 0.5 is chance.
     by_kind : dict
-        The same from one kind of features alone.
+        With a single kind of features.
+    folds : int
+        Number of folds of the cross-validation.
     reason : str or None
-        Why there is none.
+        Why there is no such model; None if there is.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -162,11 +164,11 @@ class ShiftReport(BaseModel):
     Attributes
     ----------
     compared : tuple of int
-        Images of the reference and of the other set that discrepancies and origin model were computed from.
+        Number of images of the reference and of the other set used for discrepancies and origin model.
     features : tuple of FeatureShift
-        The one that tells most comes first.
+        Most different feature first.
     summary : str
-        The same in plain sentences.
+        A summary in plain sentences.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -193,9 +195,9 @@ def image_features(pixels: U8, width: I64, height: I64) -> F64:
     Parameters
     ----------
     pixels : numpy.ndarray
-        uint8 ``(N, P, P)`` or ``(N, P, P, 3)``, as a model sees them; may be a memory map.
+        uint8 ``(N, P, P)`` or ``(N, P, P, 3)``: the fitted images; may be a memory map.
     width, height : numpy.ndarray
-        ``(N,)``, of the images before they were fitted.
+        int64 ``(N,)``: size of the images before fitting.
 
     Returns
     -------
@@ -222,23 +224,23 @@ def measure_shift(
     seed: int,
     permutations: int = PERMUTATIONS,
 ) -> ShiftReport:
-    """Describe how unlike a set of images is to a reference, such as the validation images of a model.
+    """Measure how unlike a set of images is to a reference, such as the validation images of a model.
 
     Parameters
     ----------
     reference, other : ImageSet
-        Of at least one image each.
+        At least one image each.
     names : tuple of str
-        What the sets are called in the summary.
+        Names of the sets for the summary.
     seed : int
-        Seed of the permutations, the folds, and the sample where a set has more than `MAX_IMAGES` images.
+        Seed of the permutations, the folds, and the sample of a set with more than `MAX_IMAGES` images.
     permutations : int
-        Permutations of a test; the least p value is 1 / (1 + permutations).
+        Number of permutations of a test; the smallest p value is 1 / (1 + permutations).
 
     Returns
     -------
     ShiftReport
-        What cannot be measured (a set of a single group, or without embeddings) has a reason in place of a number.
+        Measures that are not possible (for a single group, or without embeddings) have a reason instead of a number.
     """
     first, second = reference.part(seed), other.part(seed)
     discrepancies = tuple(_discrepancy(kind, first, second, permutations, seed) for kind in KINDS)
@@ -259,7 +261,7 @@ def measure_shift(
 
 
 def _not_comparable(first: ImageSet, second: ImageSet, kind: str) -> str | None:
-    """Say why two sets cannot be compared in one of `KINDS`, None where they can."""
+    """Return why two sets cannot be compared in one of `KINDS`; None if they can."""
     if kind == "embedding" and (first.embeddings is None or second.embeddings is None):
         return "there are no embeddings of one of the sets"
     if min(first.n_groups, second.n_groups) < 2:

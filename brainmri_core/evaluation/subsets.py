@@ -1,4 +1,4 @@
-"""Subsets: the same model on parts of the test split, side by side."""
+"""Subsets: the scores of a model on parts of the test split."""
 
 from __future__ import annotations
 
@@ -106,13 +106,17 @@ def score_subsets(
         The test rows of the prediction table.
     probabilities : numpy.ndarray
         float64 ``(N, K)`` of the same rows.
+    classes : sequence of str
+        K class names.
+    resamples, seed : int
+        Of the bootstrap; 0 resamples give no intervals.
 
     Returns
     -------
     list of dict
         kind, name, n_images, n_groups, n_units, support by class, accuracy, balanced_accuracy, macro_f1, macro_auroc,
-        ``intervals`` of the first three, and ``reasons`` of what is null. Classes that do not occur in a subset are
-        left out of its averages.
+        ``intervals`` of the first three scores, and the ``reasons`` of null values. Classes without an image in a subset
+        are left out of its averages.
     """
     rows = []
     units = np.asarray(independent_units(table), object)

@@ -1,6 +1,6 @@
-"""What a model may have seen of another data set: copies of the images it learnt from, and images of their patients.
+"""Images of another data set that a model may have seen: copies of its training images, and images of their patients.
 
-A score on images that a model has seen says nothing of images from elsewhere, so they are found before anything is scored.
+A score on such images does not measure generalisation, so they are taken out before an external evaluation.
 """
 
 from __future__ import annotations
@@ -38,20 +38,22 @@ REASONS = {
     "patient_in_validation": "shows a patient of the validation images",
     "related_to_copy": "of one patient or group with such a copy",
 }
-"""Why an image is taken out, the first that holds; validation images chose the checkpoint."""
+"""Reasons for taking an image out, of which the first applies. Validation images count, as they selected the checkpoint."""
 TAKEN_COLUMNS = ["position", "path", "reason", "like", "kind", "orientation", "correlation"]
 
 
 @dataclass(frozen=True)
 class PackedImages:
-    """The packed images of a data set, in pack order, with what copies are found by.
+    """The packed images of a data set in pack order, with the thumbnails for the search for copies.
 
     Attributes
     ----------
+    table : pandas.DataFrame
+        N rows of the sample table.
     pixels : numpy.ndarray
         The pack.
     thumbs, trimmed : numpy.ndarray
-        uint8 ``(N, 64, 64)``: of the whole images, and of what lies inside their margins where the split kept that.
+        uint8 ``(N, 64, 64)``: thumbnails of the whole images, and of the images without margins if the split has these.
     """
 
     pack: PackPointer
@@ -63,7 +65,7 @@ class PackedImages:
 
     @classmethod
     def read(cls, pack: PackPointer, job: Job) -> PackedImages:
-        """Open what split and resize left of a data set.
+        """Open the results of split and resize of a data set.
 
         Raises
         ------
@@ -92,7 +94,15 @@ class PackedImages:
 
 @dataclass(frozen=True)
 class Learnt:
-    """The images a checkpoint comes from: those it was trained on, those it was selected by, and those left for testing."""
+    """The images of a checkpoint's own data set: those it was trained on, those that selected it, and the rest.
+
+    Attributes
+    ----------
+    images : PackedImages
+        All N images.
+    training, validation : numpy.ndarray
+        bool ``(N,)``.
+    """
 
     images: PackedImages
     training: Mask
@@ -107,20 +117,20 @@ class Learnt:
 
 @dataclass(frozen=True)
 class TakenOut:
-    """What a model may have seen of N images.
+    """Those of N images that a model may have seen.
 
     Attributes
     ----------
     table : pandas.DataFrame
         A row per image taken out: ``position`` among the N and ``path``; ``reason``, a key of `REASONS`; ``like``, the path
-        of the image it was taken out for; of copies ``kind``, ``orientation`` and ``correlation``.
+        of the model's own image that is the cause; and for copies ``kind``, ``orientation`` and ``correlation``.
     like : numpy.ndarray
-        int64: position of that image, row by row, among those the model learnt from.
+        int64: position of that own image for each row.
     tested : int
-        Images left that are a copy of a *test* image of the model's own data set, or show its patient: not seen, but
-        not independent of the model's own test score.
+        Number of remaining images that are copies of *test* images of the model's own data set, or show their patients.
+        The model has not seen them, but they are not independent of its own test score.
     obstacle : str or None
-        Why nothing could be taken out.
+        Why nothing could be taken out; None if that was possible.
     """
 
     table: pd.DataFrame
@@ -130,30 +140,30 @@ class TakenOut:
 
     @classmethod
     def nothing(cls, obstacle: str) -> TakenOut:
-        """Say why nothing could be taken out."""
+        """Return the result if it is not possible to find what the model has seen."""
         return cls(pd.DataFrame(columns=TAKEN_COLUMNS), np.zeros(0, np.int64), obstacle=obstacle)
 
     def counts(self) -> dict[str, int]:
-        """Return the images taken out by reason, those of no image too."""
+        """Return the number of images taken out by reason, including zeros."""
         found = self.table["reason"].value_counts()
         return {name: int(found.get(name, 0)) for name in REASONS}
 
 
 def learnt_from(meta: CheckpointMeta, job: Job) -> Learnt | str:
-    """Find the images a checkpoint comes from.
+    """Find the images that a checkpoint was trained on.
 
     Parameters
     ----------
     meta : CheckpointMeta
-        Its record. The pack it names is taken where it is still what the checkpoint was trained on, else one of the data
-        set with the same content.
+        Its metadata. The pack that they name is taken if it is unchanged, else another pack of the data set with the same
+        content.
     job : Job
         The run.
 
     Returns
     -------
     Learnt or str
-        Or why they are not known.
+        The images, or the reason why they are unknown.
     """
     pack = next(packs_trained_on(meta, job.layout), None)
     if pack is None:
@@ -168,17 +178,11 @@ def learnt_from(meta: CheckpointMeta, job: Job) -> Learnt | str:
 
 
 def refuse_one_archive(own: PackPointer, other: PackPointer, job: Job) -> None:
-    """Refuse two data sets that were fetched from one archive, or hold the same files.
-
-    Raises
-    ------
-    DataError
-        If they were.
-    """
+    """Raise DataError if two data sets were fetched from the same archive or hold the same files."""
     first, second = (_fetched(pack, job) for pack in (own, other))
     if first is not None and second is not None and first.same_files(second):
         raise DataError(
-            f"{other.dataset} was fetched from the same files as {own.dataset}, so that nothing of it comes from elsewhere; "
+            f"{other.dataset} was fetched from the same files as {own.dataset}, so it is not another data set; "
             f"its test images are measured by `brainmri evaluate --dataset {own.dataset}`."
         )
 
@@ -194,17 +198,17 @@ def _fetched(pack: PackPointer, job: Job) -> FetchPointer | None:
 def take_out(learnt: Learnt, other: PackedImages, config: CopySearchConfig, job: Job) -> TakenOut:
     """Find the images of another data set that a checkpoint may have seen.
 
-    Taken out is what is a copy, in any orientation the search tries, of a training or validation image; what shows a
-    patient of theirs; and what is of one patient or group with such a copy, since the copy tells whom both show.
+    These are copies, in any orientation that the search tries, of a training or validation image; images of their patients;
+    and images of the same patient or group as such a copy, since the copy shows that patient.
 
     Parameters
     ----------
     learnt : Learnt
-        The images the checkpoint comes from.
+        The images of the checkpoint's own data set.
     other : PackedImages
         N images of the other data set.
     config : CopySearchConfig
-        What is a copy.
+        What counts as a copy.
     job : Job
         The run.
     """
@@ -256,7 +260,7 @@ def _copies(own: PackedImages, other: PackedImages, config: CopySearchConfig) ->
 
 
 def _of_patients(own: PackedImages, among: I64, other: PackedImages, job: Job) -> tuple[I64, I64]:
-    """Return the other images whose patient is on some of our own, and the first of those."""
+    """Return the positions of the other images whose patient is among our own, and the first own image of each."""
     part = own.table.iloc[among]
     shared = shared_patients(own.mapping, part, other.mapping, other.table, job.layout)
     first: dict[str, int] = {}
@@ -268,7 +272,7 @@ def _of_patients(own: PackedImages, among: I64, other: PackedImages, job: Job) -
 
 
 def _relatives(table: pd.DataFrame, copied: I64) -> tuple[I64, I64]:
-    """Return the images of one patient or group with some others, and the first of those."""
+    """Return the positions of images in the same unit as a copied image, and the first copied image of each."""
     units = independent_units(table)
     first: dict[str, int] = {}
     for position in copied.tolist():

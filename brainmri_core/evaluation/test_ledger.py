@@ -1,7 +1,7 @@
-"""The ledger of the test splits: every evaluation that looked at one, so that a report can say how used up it is.
+"""The ledger of the test splits: a record of every evaluation on a test split ("look").
 
-A score on images that many models were measured on is no longer that of unseen images once the best of them is taken:
-Dwork et al., "The reusable holdout", Science 2015; Blum and Hardt, "The Ladder", ICML 2015.
+If many models are evaluated on the same test split and the best one is taken, its score is too high: Dwork et al., "The
+reusable holdout", Science 2015; Blum and Hardt, "The Ladder", ICML 2015.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from brainmri_core.system.storage import storage_error
 from brainmri_core.wording import counted
 
 TOLERANCE = 0.01
-"""Points of macro F1 that chance may add to the best of all scores: about what settings worth comparing differ by."""
+"""Tolerated optimism of the best score, in macro F1; differences between settings are about that large."""
 _NORMAL = NormalDist()
 _MOST = 1_000_000
 
 
 class Look(BaseModel):
-    """One line of the ledger: a run that measured a checkpoint on a test split."""
+    """One line of the ledger: a run that evaluated a checkpoint on a test split."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -56,10 +56,9 @@ class Looks:
 
 
 def split_key(paths: Iterable[str]) -> str:
-    """Return the SHA-256 that stands for the test images with these paths, in any order.
+    """Return the SHA-256 that identifies the test images with these paths, in any order.
 
-    A test split consists of whole groups, so its images say which groups it holds; the groups' names do not count,
-    which change where the same images are grouped by another rule.
+    The names of groups are not part of it, as they change if the same images are grouped by another rule.
     """
     return sha256_json(sorted(map(str, paths)))
 
@@ -74,10 +73,23 @@ def record_look(
     checkpoint: str,
     experiment: str | None,
 ) -> Looks:
-    """Write a look at a test split into the ledger, before anybody sees its result, and count those at the same split.
+    """Record a look at a test split before its result is shown, and count the looks at this split.
 
-    A run that is retried under its id counts once. The file is replaced as a whole under a lock, so that no line is torn
-    or lost; an evaluation of before there was a ledger is taken in when the ledger begins.
+    A retried run with the same id counts once. The file is replaced as a whole under a lock, so that no line is lost or
+    incomplete. A new ledger starts with the evaluations that older versions made.
+
+    Parameters
+    ----------
+    layout, dataset, run_id
+        The project, the data set and the run.
+    what : str
+        Kind of the look.
+    paths : sequence of str
+        Paths of the test images.
+    checkpoint : str
+        Hash of the weights.
+    experiment : str or None
+        Experiment of the training.
 
     Raises
     ------
@@ -117,17 +129,17 @@ def count_looks(looks: Iterable[Look], split: str) -> Looks:
 
 
 def identity(look: Look) -> tuple[str, str, str]:
-    """Return what is the same in two looks that count once."""
+    """Return the key of a look; looks with the same key count once."""
     return look.split, look.run_id, look.what
 
 
 def read_looks(path: Path) -> list[Look]:
-    """Read a ledger; a last line without its end, which a machine that lost power may leave, is left out.
+    """Read a ledger; an incomplete last line, as after a power failure, is ignored.
 
     Raises
     ------
     IntegrityError
-        If any other line is none of a ledger.
+        If any other line is not one of a ledger.
     StorageError
         If it cannot be read.
     """
@@ -146,14 +158,14 @@ def parse_looks(data: bytes, path: Path) -> list[Look]:
             looks.append(Look.model_validate_json(line))
         except ValidationError:
             raise IntegrityError(
-                f"Line {number} of {path} is no line of a test ledger; restore the file, or move it away so that the next "
-                "evaluation begins it anew from the evaluations on record."
+                f"Line {number} of {path} is not a line of a test ledger; restore the file, or move it away, so that the "
+                "next evaluation rebuilds it from the stored evaluations."
             ) from None
     return looks
 
 
 def _earlier(layout: Layout, dataset: str) -> list[Look]:
-    """Return the looks of the evaluations on record, oldest first: those of a version that kept no ledger."""
+    """Return the looks of the stored evaluations, oldest first, from versions without a ledger."""
     from brainmri_core.evaluation.prediction_table import read_predictions
 
     looks: dict[tuple[str, str, str], Look] = {}
@@ -162,7 +174,7 @@ def _earlier(layout: Layout, dataset: str) -> list[Look]:
         try:
             table, _ = read_predictions(predictions)
         except IntegrityError:
-            continue  # it is gone or damaged, which `verify` says
+            continue  # missing or damaged: `verify` reports it
         paths = table.loc[table["split"] == "test", "path"].tolist()
         known = stored is not None and layout.absolute(stored).is_file()
         checkpoint = follow(layout, CheckpointPointer, stored) if known and stored else None
@@ -180,24 +192,25 @@ def _earlier(layout: Layout, dataset: str) -> list[Look]:
 
 
 def looks_record(found: Looks, interval: Sequence[float] | None) -> TestLooks:
-    """Say what the looks at a test split mean for a score on it.
+    """Estimate the optimism of the best score after a number of looks at a test split.
 
-    The scores of M models scatter around their true values by the standard error s, a 95% interval's half width over 1.96.
-    The best of M independent ones is expected s * z(M) too high, where z(M) is the expected largest of M standard normal
-    numbers, by Blom (1958) the quantile at (M - 3/8) / (M + 1/4). Scores on the same images go together, so that it is less.
+    The scores of M models vary around their true values with the standard error s, half the width of a 95% interval divided
+    by 1.96. The best of M independent scores is on average s * z(M) too high, where z(M) is the expected maximum of M
+    standard normal numbers, by Blom (1958) the quantile at (M - 3/8) / (M + 1/4). Scores on the same images are correlated,
+    so the true optimism is smaller.
 
     Parameters
     ----------
     found : Looks
-        The present look included.
+        All looks, including the current one.
     interval : sequence of float or None
         95% interval of the macro F1 on this split.
 
     Returns
     -------
     TestLooks
-        ``optimism`` is s * z(M), and ``checkpoints_allowed`` the most checkpoints for which it stays within `TOLERANCE`;
-        both are None, with a ``reason``, where there is no interval.
+        ``optimism`` is s * z(M), and ``checkpoints_allowed`` the number of checkpoints up to which it is within `TOLERANCE`;
+        both are None, with a ``reason``, without an interval.
     """
     optimism, allowed, reason = None, None, None
     if interval is None:
@@ -222,7 +235,7 @@ def _allowed(error: float) -> int:
 
 
 def looks_sentence(record: TestLooks) -> str:
-    """Say how often a test split was looked at."""
+    """Say in a sentence how often a test split was looked at."""
     return (
         f"This test split has been looked at {_times(record.looks)}, with "
         f"{counted(record.checkpoints, 'checkpoint', ',')}."
@@ -230,14 +243,15 @@ def looks_sentence(record: TestLooks) -> str:
 
 
 def looks_warning(record: TestLooks) -> ReaderWarning | None:
-    """Return the warning for a test split that was looked at with more checkpoints than its interval bears, or None."""
+    """Return the warning for a test split with more checkpoints than allowed, or None."""
     optimism, allowed = record.optimism, record.checkpoints_allowed
     if optimism is None or allowed is None or record.checkpoints <= allowed:
         return None
     text = (
-        f"{looks_sentence(record)} The best of that many scores lies up to {optimism:.3f} above its true value by chance "
-        f"alone; at the width of this interval {counted(allowed, 'checkpoint', ',')} would stay within {TOLERANCE}. Choose models by validation or out-of-fold scores, and split with another split.seed for test "
-        "images that nothing was chosen by."
+        f"{looks_sentence(record)} The best of that many scores is up to {optimism:.3f} above its true value by chance "
+        f"alone; at the width of this interval {counted(allowed, 'checkpoint', ',')} would stay within {TOLERANCE}. Choose "
+        "models by validation or out-of-fold scores, and split with another split.seed for test images that nothing was "
+        "chosen by."
     )
     return ReaderWarning(level="amber", text=text)
 

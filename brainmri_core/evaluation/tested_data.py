@@ -1,4 +1,4 @@
-"""What is known of the data behind an evaluation, besides the model: where it came from, its copies, its ground truth."""
+"""The data of an evaluation: its origin, its split, its copies and, where known, its tumour masks."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ class Evidence:
     Attributes
     ----------
     samples : pandas.DataFrame
-        The whole sample table of the pack, excluded images too.
+        The whole sample table of the pack, including excluded images.
     thumbs : numpy.ndarray
         uint8 ``(len(samples), 64, 64)``.
     copies : pandas.DataFrame
         Confirmed copies.
     leak : LeakReport
-        Copies across this split and others, and what a 1-nearest-neighbour look-up scores.
+        Leaks across this split and other divisions, with the scores of a 1-nearest-neighbour look-up.
     planes, masks : dict
-        Path to image plane, and to the file of its tumour mask, where the generator of a synthetic set knows them.
+        Path of an image to its plane, and to the file of its tumour mask; only for synthetic data.
     stored_masks : MaskStore
-        Tumour masks that came with the images themselves.
+        Tumour masks from the images' own files.
     split_record : dict
-        How the split was made.
+        The record of the split.
     """
 
     pack: PackPointer
@@ -67,11 +67,11 @@ class Evidence:
         return chosen[np.argsort(rows[chosen], kind="stable")]
 
     def has_mask(self, path: str) -> bool:
-        """Say whether it is known where the tumour is on an image."""
+        """Say whether the tumour mask of an image is known."""
         return path in self.masks or path in self.stored_masks
 
     def mask(self, path: str) -> U8:
-        """Return an image's tumour mask, fitted as its pixels are: uint8 ``(P, P)``."""
+        """Return an image's tumour mask, fitted like its pixels: uint8 ``(P, P)``, 0 or 255."""
         if path in self.masks:
             file = self.masks[path]
             drawn = decode(file.read_bytes(), name=file.name).pixels
@@ -97,7 +97,7 @@ def gather_evidence(pack: PackPointer, pixels: U8, job: Job) -> Evidence:
     thumbs, copies = read_thumbs(folder, samples, pixels), read_copies(folder)
     record = read_split_record(layout.absolute(mapping.split_json))
     fetched = follow(layout, FetchPointer, mapping.fetch_pointer) if mapping.fetch_pointer else None
-    # A foreign archive may bring such files, too: they would name any image for this process to open.
+    # A foreign archive may contain such files, too, which could name any image for this process to open.
     ours = fetched is not None and fetched.source == "phantom"
     planes, masks = _truth(layout.absolute(mapping.dataset_root)) if ours else ({}, {})
     return Evidence(
@@ -126,7 +126,7 @@ def gather_evidence(pack: PackPointer, pixels: U8, job: Job) -> Evidence:
 
 
 def _truth(root: Path) -> tuple[dict[str, str], dict[str, Path]]:
-    """Read what the generator of a synthetic data set knows of its images."""
+    """Read the planes and masks of a synthetic data set."""
     if not (root / "truth" / "truth.json").is_file():
         return {}, {}
     images = read_truth(root).images

@@ -1,4 +1,4 @@
-"""The subject of an evaluation: a model, and the images it is measured on."""
+"""The subject of an evaluation: a model, and the images that it is evaluated on."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from brainmri_core.system.checksums import check_sha256
 
 @dataclass(frozen=True)
 class Subject:
-    """A model and the images it is measured on.
+    """A model and the images that it is evaluated on.
 
     Attributes
     ----------
@@ -42,10 +42,9 @@ class Subject:
     pixels : numpy.ndarray
         The pack, uint8 ``(N, P, P)`` or ``(N, P, P, 3)``.
     samples : pandas.DataFrame
-        The images to predict, in pack order; ``split`` says ``test`` or ``validation``.
+        The images to predict, in pack order; ``split`` is ``test`` or ``validation``.
     seen_in_training : int
-        Test images that the checkpoint was trained on or selected by, or whose known patient was among them; counted on
-        other data than its own.
+        Number of test images that the checkpoint was trained on or selected by, or whose patient it was; 0 on its own data.
     """
 
     model: nn.Module
@@ -66,7 +65,7 @@ class Subject:
 
     @property
     def inference(self) -> str:
-        """How its images are predicted: two models are compared only where this is the same."""
+        """Arithmetic and test-time augmentation; two models are compared only if these are the same."""
         return f"{self.precision}, with mirror images" if self.mirror else self.precision
 
     @property
@@ -140,7 +139,7 @@ def forward(subject: Subject) -> Predictions:
 
 
 def predict_rows(subject: Subject, rows: I64) -> Predictions:
-    """Predict some rows of the pack, the same image always with the same bits."""
+    """Predict rows of the pack; the same image always gets the same bits."""
     return predict_evenly(
         subject.model,
         subject.pixels,
@@ -195,21 +194,21 @@ def _described(size: int, fit: str, colour: bool) -> str:
 
 
 def validation_of(packed: pd.DataFrame, meta: CheckpointMeta) -> Mask:
-    """Find the images the checkpoint was selected by: the same keyed choice that training made.
+    """Find the images that selected a checkpoint, by repeating the keyed choice of its training.
 
-    Of a fold ensemble, those that no member was trained on: each was in a member's fold, or selected it.
+    For a fold ensemble these are the images that no member was trained on: each was in a member's fold, or selected it.
 
     Parameters
     ----------
     packed : pandas.DataFrame
         The packed images of the checkpoint's own pack, in pack order.
     meta : CheckpointMeta
-        The checkpoint's record.
+        The checkpoint's metadata.
 
     Returns
     -------
     numpy.ndarray
-        bool, one value per row; all False where the checkpoint does not say how it was trained.
+        bool ``(N,)``; all False if the metadata do not tell how it was trained.
     """
     try:
         data = meta.train_config["data"]
@@ -231,9 +230,9 @@ def validation_of(packed: pd.DataFrame, meta: CheckpointMeta) -> Mask:
 def packs_trained_on(
     meta: CheckpointMeta, layout: Layout, stored: str | None = None
 ) -> Iterator[PackPointer]:
-    """Yield the pack a checkpoint was trained on, then others of its data set with the same content, the newest first.
+    """Yield the pack that a checkpoint was trained on, then other packs with the same content, newest first.
 
-    The first is that of the pointer `stored`, else the one that the record names; it is left out where it is gone.
+    The first is that of the pointer `stored`, else the one that the metadata name, if it still exists.
     """
     stored = stored or meta.pack_pointer
     named: list[PackPointer] = []

@@ -34,7 +34,7 @@ def check_folds(
     evaluations: Sequence[EvaluationPointer],
     job: Job,
 ) -> None:
-    """Check that there is a checkpoint for each fold of a pack, trained on the pack as it is and evaluated since.
+    """Check that each fold of a pack has a checkpoint that was trained on the current pack and evaluated since.
 
     Raises
     ------

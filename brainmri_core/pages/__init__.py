@@ -1,1 +1,1 @@
-"""The HTML pages: what people read."""
+"""The HTML pages."""

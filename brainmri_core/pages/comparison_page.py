@@ -11,7 +11,7 @@ from brainmri_core.system.storage import write_bytes
 
 CHANGED_SHOWN = 100
 NOT_FOR_CHOOSING = "These are test images: report the difference, but choose by validation or out-of-fold scores, as the leaderboard does."
-_UNDRAWN = frozenset({"calibration.before.nll"})  # it has no bound, and would squeeze the others into a point
+_UNDRAWN = frozenset({"calibration.before.nll"})  # unbounded: its scale would make the other bars invisible
 
 
 def comparison_lines(found: Comparison) -> list[str]:
@@ -32,7 +32,7 @@ def comparison_lines(found: Comparison) -> list[str]:
 
 
 def mcnemar_sentence(found: Comparison) -> str:
-    """Say what McNemar's test found, and what it leaves out."""
+    """Return the result of McNemar's test, and its limitation, as a sentence."""
     if found.p_value is None:
         return "Both are right on the same images, so that McNemar's test has nothing to count."
     p = f"p = {found.p_value:.3f}" if found.p_value >= 0.001 else "p < 0.001"
@@ -43,7 +43,7 @@ def mcnemar_sentence(found: Comparison) -> str:
 
 
 def write_comparison(path: Path, found: Comparison) -> None:
-    """Write the page."""
+    """Write the HTML page of a comparison."""
     drawn = [item.interval or [] for item in found.differences if item.key not in _UNDRAWN]
     reach = max([1e-6, *(abs(end) for span in drawn for end in span)])
     page = rendered(

@@ -1,4 +1,4 @@
-"""The templates of all pages: HTML is escaped, and a value that is missing is an error."""
+"""The templates of all pages; HTML is escaped, and a missing value is an error."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def rendered(template: str, /, **values: Any) -> str:
 
 
 def style_sheet(name: str) -> Markup:
-    """Return a style sheet of ``templates/``, to stand in a ``<style>`` element."""
+    """Return a style sheet of ``templates/`` for a ``<style>`` element."""
     return Markup(rendered(name))
 
 

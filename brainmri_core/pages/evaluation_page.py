@@ -54,7 +54,7 @@ _SUBSET_KINDS = {
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Everything one evaluation found; `metrics` is the content of ``metrics.json``."""
+    """The results of one evaluation; `metrics` is the content of ``metrics.json``."""
 
     metrics: EvaluationMetrics
     table: pd.DataFrame
@@ -98,7 +98,7 @@ def write_pages(folder: Path, result: Evaluation, job: Job) -> None:
 
 
 def standing(units: int, patients: Patients, each: str = "test image") -> str:
-    """Say how many independent patients or groups stand behind a score, and of how many images the patient is unknown."""
+    """Say how many independent patients or groups a score is based on, and for how many images the patient is unknown."""
     if not patients.known:
         return (
             f"Independent groups of related images behind the score: {units:,}. No image's patient is known."
@@ -113,7 +113,7 @@ def standing(units: int, patients: Patients, each: str = "test image") -> str:
 
 
 def _data(result: Evaluation, job: Job) -> dict[str, Any]:
-    """Collect what the report says about the data, from fetched to excluded to split."""
+    """Collect the report's section on the data: source, split and excluded images."""
     evidence, entry = result.evidence, job.entry
     samples = evidence.samples
     counts = samples.groupby(["split", "label"]).size()
@@ -148,7 +148,7 @@ def _data(result: Evaluation, job: Job) -> dict[str, Any]:
 
 
 def _reproduce(result: Evaluation, job: Job) -> dict[str, Any]:
-    """Collect what someone needs to get these numbers again."""
+    """Collect the report's section on reproducing the numbers."""
     plan_path = job.layout.run_dir(job.run_id) / "plan.json"
     plan = read_plan(plan_path) if plan_path.is_file() else None
     config = result.config.model_dump(mode="json", by_alias=True)
@@ -198,7 +198,7 @@ def _picture_file(path: Path) -> str:
 
 
 def _galleries(result: Evaluation) -> list[dict[str, Any]]:
-    """Return the galleries with their pictures; large ones are cut so that the page stays light."""
+    """Return the galleries with their pictures; large galleries are cut to keep the page small."""
     classes = result.subject.classes
     per_row = max(1, MAX_PICTURES // (len(KINDS) * len(classes)))
     shown = result.galleries[result.galleries["rank"] <= per_row]

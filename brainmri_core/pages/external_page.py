@@ -1,4 +1,4 @@
-"""``report.html`` of an external evaluation: self-contained and escaped, like that of an evaluation."""
+"""``report.html`` of an external evaluation, self-contained and escaped."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ _TILE = 160
 
 @dataclass(frozen=True)
 class ExternalEvaluation:
-    """Everything one external evaluation found; `metrics` is the content of ``metrics.json``.
+    """The results of one external evaluation; `metrics` is the content of ``metrics.json``.
 
     Attributes
     ----------
     own : PackedImages or None
-        The images the checkpoint comes from, where they are known.
+        The images of the checkpoint's own data set, if they are known.
     other : PackedImages
-        Those it was measured on.
+        The images that it was evaluated on.
     """
 
     metrics: dict[str, Any]
@@ -91,7 +91,7 @@ def write_external_page(folder: Path, result: ExternalEvaluation, job: Job) -> N
 
 
 def _pairs(result: ExternalEvaluation) -> list[dict[str, str]]:
-    """Return examples of what was taken out, each reason in turn, with their pictures."""
+    """Return examples of images taken out for each reason, with their pictures."""
     table = result.taken.table
     if result.own is None or not len(table):
         return []

@@ -24,13 +24,13 @@ def write_generalisation_page(
     Parameters
     ----------
     path : pathlib.Path
-        Where to.
+        The HTML file.
     table, models : pandas.DataFrame
-        As `generalisation.COLUMNS` and `generalisation.rank_models`.
+        The pairs, with the columns `generalisation.COLUMNS`, and the result of `generalisation.rank_models`.
     own : mapping
         Data set to macro_f1, low and high of its model on its own test images; empty where it was not evaluated.
     mixed : sequence of str
-        Data sets whose pairs are of several checkpoints.
+        Data sets whose pairs come from several checkpoints.
     """
     trained = sorted(table["trained_on"].unique())
     pairs = _records(table)
@@ -49,6 +49,6 @@ def write_generalisation_page(
 
 
 def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """Return rows with None for what is undefined."""
+    """Return the rows of a table, with None for undefined values."""
     rows: list[dict[str, Any]] = table.astype(object).where(table.notna(), None).to_dict("records")
     return rows

@@ -25,12 +25,12 @@ def render_validation_html(report: ValidationReport, *, pictures: Mapping[str, s
     report : ValidationReport
         With its leak gallery.
     pictures : mapping or None
-        Path of an image to its small picture as a data URI, shown with the findings.
+        Path of an image to its thumbnail as a data URI, shown with the findings.
 
     Returns
     -------
     str
-        A complete HTML document that loads nothing from elsewhere; all text is escaped.
+        A complete, self-contained HTML document; all text is escaped.
     """
     from brainmri_core.validation.findings import CHECKS
 

@@ -1,1 +1,1 @@
-"""Studies: what may be searched, the journal of the trials, and what came out of them."""
+"""Hyperparameter studies: the search space, the journal of the trials, and the outcome."""

@@ -1,8 +1,8 @@
-"""The trials of a study in Optuna's journal file, on which any number of processes work at the same time.
+"""The trials of a study in Optuna's journal file, which any number of processes can use at the same time.
 
-Every process holds a lock of its own while it works, which the kernel releases however it ends. So a trial of a dead process
-can be told from one that runs, and its values are tried again. Optuna's own file locks stay behind when their process is
-killed, and the others then wait; here the journal is locked by the kernel, too.
+Every process holds a lock of its own while it works, which the kernel releases however the process ends. So a trial of a dead
+process can be distinguished from a running one, and its values are tried again. Optuna's own file locks remain when their
+process is killed, and all others then wait; so the journal is locked by the kernel, too.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ _STATES: dict[TrialState, State] = {
     TrialState.WAITING: "waiting",
 }
 _DAMAGED = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError)
-"""What Optuna and pydantic raise where a journal holds something else than they have written."""
+"""What Optuna and pydantic raise on a damaged journal."""
 _BEGUN = ("complete", "pruned", "failed", "running")
 
 
 class _KernelLock(JournalFileOpenLock):
-    """Lock of a journal that no dead process can keep; half a line that one has left at the end is taken away."""
+    """Lock of a journal that a dead process cannot keep; an incomplete line that it left at the end is removed."""
 
     def __init__(self, lock: Path, journal: Path) -> None:
         self._lock, self._journal = lock, journal
@@ -54,15 +54,15 @@ class _KernelLock(JournalFileOpenLock):
         return True
 
     def release(self) -> None:
-        """Give the lock back."""
+        """Release the lock."""
         self._held.close()
 
 
 class _Journal(JournalFileBackend):
-    """The journal, whose writing fails in the words of this package."""
+    """The journal, with this package's errors for failed writes."""
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        """Write operations, each a line."""
+        """Append operations, one per line."""
         try:
             super().append_logs(logs)
         except OSError as error:
@@ -81,12 +81,12 @@ def _cut_half_line(path: Path) -> None:
 
 
 def open_study(layout: Layout, dataset: str, config: TuneConfig, identity: Identity) -> optuna.Study:
-    """Open a study, or begin it.
+    """Open a study, or create it.
 
     Raises
     ------
     ConfigError
-        If it was begun on other data, with another space or with other settings around it.
+        If the study was begun on other data, with another search space or with other fixed settings.
     IntegrityError
         If its journal is damaged.
     """
@@ -113,14 +113,14 @@ def open_study(layout: Layout, dataset: str, config: TuneConfig, identity: Ident
 
 @contextlib.contextmanager
 def _readable(path: Path) -> Iterator[None]:
-    """Turn what Optuna and pydantic raise of a damaged journal into one sentence."""
+    """Turn the errors of Optuna and pydantic on a damaged journal into an IntegrityError."""
     try:
         yield
     except (*_DAMAGED, optuna.exceptions.OptunaError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise IntegrityError(
             f"The journal {path} of the study is damaged ({reason}); restore it, or delete {path.parent} to begin the study "
-            "anew."
+            "again."
         ) from None
 
 
@@ -147,7 +147,7 @@ def _check_same(begun: Identity, now: Identity, study: str, folder: Path) -> Non
         return
     raise ConfigError(
         f"The study {study!r} was begun {what}, so its trials cannot be compared; give the new study a name of its own, or "
-        f"delete {folder} to begin it anew."
+        f"delete {folder} to begin it again."
     )
 
 
@@ -161,7 +161,7 @@ def _lock_of(layout: Layout, dataset: str, study: str) -> Path:
 
 @contextlib.contextmanager
 def working(layout: Layout, run_id: str) -> Iterator[None]:
-    """Hold the lock by which others see that this run still works on its study.
+    """Hold the lock that shows other processes that this run still works on its study.
 
     Raises
     ------
@@ -181,7 +181,7 @@ def _lock_of_run(layout: Layout, run_id: str) -> Path:
 
 
 def lacking(layout: Layout, dataset: str, config: TuneConfig) -> int:
-    """Return how many trials a study still lacks; one that nobody has begun lacks all."""
+    """Return how many trials a study still lacks; all of them if it was not begun."""
     path = layout.study_dir(dataset, config.study) / JOURNAL
     if not path.is_file():
         return config.trials
@@ -197,10 +197,10 @@ def _begun(study: optuna.Study) -> int:
 def next_trial(
     study: optuna.Study, config: TuneConfig, space: Space, layout: Layout, dataset: str, run_id: str
 ) -> optuna.Trial | None:
-    """Begin a trial, its values drawn; None when the study has all its trials.
+    """Begin a trial with values from the sampler; None if the study has all its trials.
 
-    What is drawn depends on the seed, the number of trials before it and their scores, and on nothing else: a study that was
-    stopped and continued tries what one that ran through does.
+    The values depend only on the seed, the number of earlier trials and their scores, so that a study that was interrupted
+    and continued tries the same values as one without interruption.
     """
     with exclusive(_lock_of(layout, dataset, config.study)):
         _abandon_dead(study, space, layout, run_id)
@@ -227,7 +227,7 @@ def _suggest(trial: optuna.Trial, key: str, setting: Setting) -> None:
 
 
 def _abandon_dead(study: optuna.Study, space: Space, layout: Layout, run_id: str) -> None:
-    """Close the trials whose process is dead, and put their values in line to be tried again."""
+    """Close the trials whose process is dead, and enqueue their values again."""
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         owner = trial.user_attrs.get("run_id")
         if owner is None or owner == run_id or not _works(layout, owner):
@@ -236,7 +236,7 @@ def _abandon_dead(study: optuna.Study, space: Space, layout: Layout, run_id: str
 
 
 def try_again(study: optuna.Study, space: Space, values: dict[str, Value]) -> None:
-    """Put the values of a trial that was stopped from outside in line; values that were not all drawn are drawn anew."""
+    """Enqueue the values of a trial that was stopped from outside, if all of them were drawn."""
     if set(values) == set(space):
         study.enqueue_trial(values)
 
@@ -252,7 +252,7 @@ def _works(layout: Layout, run_id: str) -> bool:
 
 
 def end_trial(study: optuna.Study, trial: optuna.Trial, record: TrialRecord, state: State) -> None:
-    """Store what became of a trial; the score of a complete one is that of its last fold and those before it."""
+    """Store the result of a trial; the score of a complete one is the pooled macro F1 of all folds."""
     trial.set_user_attr("record", record.model_dump(mode="json"))
     if state == "complete":
         study.tell(trial, record.folds[-1].pooled_macro_f1)
@@ -261,14 +261,14 @@ def end_trial(study: optuna.Study, trial: optuna.Trial, record: TrialRecord, sta
 
 
 def state_of(trial: FrozenTrial) -> State:
-    """Return how a trial stands; one that failed without its own doing is abandoned."""
+    """Return the state of a trial; one that was stopped from outside is abandoned, not failed."""
     record: dict[str, Any] | None = trial.user_attrs.get("record")
     failed: State = "abandoned" if record is None or record.get("interrupted") else "failed"
     return _STATES.get(trial.state, failed)
 
 
 def trials_of(study: optuna.Study) -> list[Trial]:
-    """Return a study's trials in order, without those that wait to be begun."""
+    """Return a study's trials in order, without those that have not begun."""
     found = []
     for trial in study.get_trials(deepcopy=False):
         state = state_of(trial)
@@ -285,7 +285,10 @@ def trials_of(study: optuna.Study) -> list[Trial]:
 
 
 def importance_of(study: optuna.Study, seed: int) -> dict[str, float]:
-    """Return each setting's share of the variance of the scores, by fANOVA; empty where two complete trials do not differ."""
+    """Return each setting's share of the variance of the scores, by fANOVA (Hutter et al., ICML 2014).
+
+    The result is empty if there are not two complete trials with different scores.
+    """
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     if len({trial.value for trial in complete}) < 2:
         return {}

@@ -1,4 +1,4 @@
-"""By how much the best of several trials looks too good, because it is the best on the images it was chosen by."""
+"""The optimism of the best of several trials, whose score is on the images that selected it."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ def optimism_of_best(
     resamples: int,
     seed: int,
 ) -> float:
-    """Return by how much the greatest out-of-fold macro F1 of several trials is too high.
+    """Return by how much the best out-of-fold macro F1 of several trials is too high.
 
-    The trials are chosen anew on each resample of patients or groups, and the chosen one is scored on those that the resample
-    left out (bootstrap bias corrected cross-validation, Tsamardinos et al., Machine Learning 2018). The mean by which it
-    falls behind the trial that is best on all images, scored on the same ones, is what choosing has added.
+    On each bootstrap resample of patients or groups the best trial is selected again, and scored on the groups that are not
+    in the resample (bootstrap bias corrected cross-validation, Tsamardinos et al., Machine Learning 2018). The optimism is
+    the mean difference between the score of the trial that is best on all images and that score, on the same groups.
 
     Parameters
     ----------
     labels : numpy.ndarray
         int64 ``(N,)``.
     calls : sequence of numpy.ndarray
-        int64 ``(N,)`` for each trial: the class index that it calls out of fold.
+        int64 ``(N,)`` for each trial: its out-of-fold predictions as class indices.
     groups : sequence of str
         Independent unit of each image.
     classes : sequence of str

@@ -1,4 +1,4 @@
-"""What a study leaves: the best trial as an experiment, two pictures, a table of all trials, and what its score is worth."""
+"""The outcome of a study: the best trial as an experiment, two pictures, a table of all trials, and a report."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ _RESAMPLES = 1000
 
 
 def experiment_name(study: str) -> str:
-    """Return the name of the experiment that a study leaves."""
+    """Return the name of the experiment that a study writes."""
     return f"tuned-{study}"
 
 
 def best_of(trials: Sequence[Trial]) -> Trial | None:
-    """Return the complete trial with the greatest score, the earliest of equals; None where none is complete."""
+    """Return the complete trial with the highest score, the earliest of equal ones; None if none is complete."""
     complete = [trial for trial in trials if trial.state == "complete"]
     return max(complete, key=lambda trial: (trial.score or 0.0, -trial.number), default=None)
 
 
 def optimism_of(trials: Sequence[Trial], calls: Path, classes: Sequence[str], seed: int) -> float | None:
-    """Return by how much the best score is too high; None where the calls of a complete trial are gone."""
+    """Return by how much the best score is too high; None if predictions of a complete trial are missing."""
     files = [calls_file(calls, trial.number) for trial in trials if trial.state == "complete"]
     if not files or not all(file.is_file() for file in files):
         return None
@@ -57,12 +57,12 @@ def optimism_of(trials: Sequence[Trial], calls: Path, classes: Sequence[str], se
 
 
 def calls_file(folder: Path, number: int) -> Path:
-    """Return the file of a complete trial's out-of-fold calls, in the study's folder."""
+    """Return the file of a complete trial's out-of-fold predictions, in the study's folder."""
     return folder / "out_of_fold" / f"{number:05}.parquet"
 
 
 def note_of(trials: Sequence[Trial], best: Trial, optimism: float | None) -> str:
-    """Say of how many trials the best is the best, and what follows for its score."""
+    """Say among how many trials the best was selected, and what that means for its score."""
     states = [trial.state for trial in trials]
     tried = sum(state in ("complete", "pruned", "failed") for state in states)
     score = best.score or 0.0
@@ -82,7 +82,7 @@ def note_of(trials: Sequence[Trial], best: Trial, optimism: float | None) -> str
 def experiment_text(
     report_note: str, study: str, searched: Sequence[str], best: TrainConfig, usual: TrainConfig
 ) -> str:
-    """Return the best trial as the YAML of an experiment: what was searched, and what differs from the usual settings."""
+    """Return the best trial as the YAML of an experiment, with the searched settings and those that differ from `usual`."""
     ours, theirs = (flat(decisive(config)) for config in (best, usual))
     kept = {
         key: value for key, value in ours.items() if f"train.{key}" in searched or theirs.get(key) != value
@@ -99,13 +99,13 @@ def experiment_text(
 
 
 def settings_around(config: TrainConfig, searched: Sequence[str]) -> dict[str, Any]:
-    """Return the settings that decide a training and are not searched, by dotted key."""
+    """Return the settings that the result depends on and that are not searched, by dotted key."""
     found = flat(without_later(TrainConfig, decisive(config)), "train.")
     return {key: value for key, value in found.items() if key not in searched}
 
 
 def write_outcome(folder: Path, report: StudyReport, config: TrainConfig, usual: TrainConfig) -> None:
-    """Write a study's outcome into a folder; `config` is what the values of the trials are laid over."""
+    """Write a study's outcome into a folder; `config` has the settings that the trials' values replace."""
     best = next(trial for trial in report.trials if trial.number == report.best)
     found = with_values(config, best.record.values, f"trial {best.number}")
     text = experiment_text(report.note, report.study, list(report.identity.space), found, usual)

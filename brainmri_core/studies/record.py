@@ -1,4 +1,4 @@
-"""What a study remembers: what it searches on which data, and what became of every trial."""
+"""The schemas of a study: its identity, its trials and its report."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class _Part(BaseModel):
 
 
 class Identity(_Part):
-    """What all trials of a study share; a study is not continued with anything else."""
+    """What all trials of a study have in common; a study cannot be continued with anything else."""
 
     data: str = Field(description="content hash of the pack: pixels, split and folds")
     space: Space
@@ -40,7 +40,7 @@ class FoldResult(_Part):
 
 
 class TrialRecord(_Part):
-    """What a trial leaves besides its score."""
+    """The record of a trial besides its score."""
 
     run_id: str
     values: dict[str, Value]
@@ -56,7 +56,7 @@ class Trial(_Part):
     Attributes
     ----------
     score : float or None
-        Out-of-fold macro F1 of a complete trial; of a pruned one that of the folds it had done.
+        Out-of-fold macro F1 of a complete trial, or of the finished folds of a pruned one.
     """
 
     number: int
@@ -66,7 +66,7 @@ class Trial(_Part):
 
 
 class StudyReport(_Part):
-    """The whole outcome of a study, as ``study.json`` holds it."""
+    """The content of ``study.json``, the outcome of a study."""
 
     study: str
     dataset: str
@@ -81,7 +81,7 @@ class StudyReport(_Part):
     )
 
     def count(self, state: State) -> int:
-        """Return how many trials ended like this."""
+        """Return the number of trials in a state."""
         return sum(trial.state == state for trial in self.trials)
 
 
@@ -97,9 +97,9 @@ def read_report(path: Path) -> StudyReport:
 
 
 def data_of(folder: Path) -> str | None:
-    """Return the content hash of the data that a study was begun on, from its journal; None where that does not say.
+    """Return the content hash of the data that a study was begun on, from its journal; None if it is not there.
 
-    Optuna writes an operation a line, and need not be installed to read this one.
+    Optuna writes one operation per line as JSON, so it need not be installed to read this.
     """
     try:
         with (folder / JOURNAL).open(encoding="utf-8") as lines:
@@ -108,6 +108,6 @@ def data_of(folder: Path) -> str | None:
                 attributes = operation.get("user_attr") if isinstance(operation, dict) else None
                 if isinstance(attributes, dict) and "identity" in attributes:
                     return Identity.model_validate(attributes["identity"]).data
-    except (OSError, ValueError):  # no study, or a damaged one, which whoever continues it is told
+    except (OSError, ValueError):  # no study, or a damaged one, which `open_study` reports
         return None
     return None

@@ -1,8 +1,7 @@
-"""The search space of a study: a YAML file over config keys, whose bounds never leave those of the settings themselves."""
+"""The search space of a study: a YAML file of config keys, with bounds inside those of the settings themselves."""
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +18,7 @@ from brainmri_core.config.base import (
     field_names,
     nested_model,
     read_yaml,
+    suggestion,
     validate_config,
 )
 from brainmri_core.config.files import files_by_name
@@ -41,7 +41,7 @@ _NOT_SEARCHED = {
 
 
 class Dimension(StageConfig):
-    """What a study says of one setting: two numbers or a list of values; what it leaves out comes from the setting."""
+    """The range of one setting in a study's file: two bounds or a list of values; defaults come from the setting."""
 
     low: int | float | None = Field(None, description="Least value.")
     high: int | float | None = Field(None, description="Greatest value.")
@@ -57,7 +57,7 @@ class StudyFile(StageConfig):
 
 
 class Setting(BaseModel):
-    """One setting of a search space, its bounds complete.
+    """One setting of a search space with complete bounds.
 
     Attributes
     ----------
@@ -100,8 +100,8 @@ def read_space(file: Path) -> Space:
     Raises
     ------
     ConfigError
-        With the file and line: an unknown key, a setting that cannot be searched, a value outside the setting's own
-        bounds, a bound that is missing, or no free value.
+        For an unknown key, a setting that cannot be searched, a value outside the setting's own bounds, a missing bound, or
+        a single value. The message names the file and line.
     """
     value, lines = read_yaml(file)
     found = validate_config(StudyFile, value, str(file), lines)
@@ -117,12 +117,12 @@ def read_space(file: Path) -> Space:
 
 
 def with_values(config: TrainConfig, values: Mapping[str, Value], source: str) -> TrainConfig:
-    """Return a training config with the values of a trial, by dotted key.
+    """Return a training config with the values of a trial, given by dotted key.
 
     Raises
     ------
     ConfigError
-        If two of them do not go together.
+        If the values do not fit together.
     """
     changed = config.model_dump(mode="json", by_alias=True)
     for key, value in values.items():
@@ -139,17 +139,17 @@ def _field(key: str, where: str) -> FieldInfo:
     parts = key.split(".")
     if parts[0] != "train" or len(parts) == 1:
         raise ConfigError(
-            f"{where} is no setting of the training; a study searches keys of train, such as train.optim.lr."
+            f"{where} is not a setting of the training; a study searches keys of train, such as train.optim.lr."
         )
     for stem, reason in _NOT_SEARCHED.items():
         if key == stem or key.startswith(f"{stem}."):
-            raise ConfigError(f"{where} {reason}; take it out of the space.")
+            raise ConfigError(f"{where} {reason}; remove it from the space.")
     model: type[BaseModel] | None = TrainConfig
     info: FieldInfo | None = None
     for depth, part in enumerate(parts[1:], 1):
         fields = field_names(model) if model is not None else {}
         if part not in fields:
-            raise ConfigError(f"{where} is no setting; {_hint(tuple(parts[:depth]), part, list(fields))}")
+            raise ConfigError(f"{where} is not a setting; {_hint(tuple(parts[:depth]), part, list(fields))}")
         info = fields[part]
         model = nested_model(fields[part].annotation)
     if info is None or model is not None:
@@ -161,17 +161,18 @@ def _field(key: str, where: str) -> FieldInfo:
 def _hint(above: KeyPath, part: str, valid: list[str]) -> str:
     if not valid:
         return f"'{dotted(above)}' is a value and has no keys below it."
-    near = difflib.get_close_matches(part, valid, n=1, cutoff=0.4)
-    return f"did you mean '{dotted((*above, near[0]))}'?" if near else f"valid keys: {', '.join(valid)}."
+    return suggestion((*above, part), valid)
 
 
 def _setting(dimension: Dimension, info: FieldInfo, where: str) -> Setting:
-    """Complete what a study says of a setting with the setting's own type and bounds."""
+    """Complete the range of a setting with the setting's own type and bounds."""
     types = [item for item in _options(info.annotation) if item is not NoneType]
     if dimension.choices is None and types[0] in (int, float):
         return _numbers(dimension, info, "int" if types[0] is int else "float", where)
     if dimension.low is not None or dimension.high is not None or dimension.step is not None or dimension.log:
-        raise ConfigError(f"{where} takes one of several values, so low, high, step and log mean nothing.")
+        raise ConfigError(
+            f"{where} takes one of several values, so low, high, step and log do not apply; use choices."
+        )
     choices = dimension.choices
     if choices is None and types == [bool]:
         choices = [False, True]
@@ -198,12 +199,12 @@ def _numbers(dimension: Dimension, info: FieldInfo, kind: Literal["int", "float"
     if dimension.log and dimension.step is not None:
         raise ConfigError(f"{where} has a step and a logarithmic scale; leave one of them out.")
     if kind == "int" and not isinstance(dimension.step, int | None):
-        raise ConfigError(f"{where} is a whole number but its step is {dimension.step}; give a whole step.")
+        raise ConfigError(f"{where} is an integer but its step is {dimension.step}; give an integer step.")
     return Setting(kind=kind, low=low, high=high, step=dimension.step, log=dimension.log)
 
 
 def _own_bound(info: FieldInfo, kind: str, side: Literal["low", "high"], where: str) -> int | float:
-    """Return a setting's own least or greatest value; an open end of real numbers has none."""
+    """Return a setting's own least or greatest value; an open interval of real numbers has none."""
     closed, opened, shift = ("ge", "gt", 1) if side == "low" else ("le", "lt", -1)
     for item in info.metadata:
         if (value := getattr(item, closed, None)) is not None:
@@ -219,9 +220,9 @@ def _own_bound(info: FieldInfo, kind: str, side: Literal["low", "high"], where: 
 
 
 def _check(value: Value, info: FieldInfo, where: str) -> None:
-    """Refuse a value that the setting itself refuses, with its own reason, which names the bound."""
+    """Refuse a value that the setting itself refuses, with the setting's own reason."""
     if isinstance(value, float) and not math.isfinite(value):
-        raise ConfigError(f"{where} holds {value}, which is no number to train with.")
+        raise ConfigError(f"{where} holds {value}, which is not a finite number.")
     kind: Any = Annotated[info.annotation, *info.metadata] if info.metadata else info.annotation
     try:
         TypeAdapter(kind).validate_python(value, strict=True)
@@ -233,7 +234,7 @@ def _check(value: Value, info: FieldInfo, where: str) -> None:
 def _refuse_single(single: bool, values: list[Any], where: str) -> None:
     if single:
         told = f" but {values[0]!r}" if values else ""
-        raise ConfigError(f"{where} has no free value{told}; give it more room, or take it out of the space.")
+        raise ConfigError(f"{where} has no other value{told}; widen its range, or remove it from the space.")
 
 
 def _options(annotation: Any) -> tuple[Any, ...]:

@@ -1,4 +1,4 @@
-"""The trials of a study, made one after the other: train without each fold, let the model call it, and stop what falls behind."""
+"""The trials of a study, one after the other: each trains and predicts fold after fold, and is pruned if it falls behind."""
 
 from __future__ import annotations
 
@@ -33,12 +33,24 @@ from brainmri_core.system.storage import scratch_folder
 
 Fit = Callable[[TrainConfig, PackPointer, Job], CheckpointPointer]
 _HOPELESS = 3
-"""So many failures before the first success end a run: what is wrong with them is wrong with all."""
+"""This many failed trials without a complete one end a run, since all trials would probably fail."""
 
 
 @dataclass(frozen=True)
 class Study:
-    """An open study and what its trials work with."""
+    """An open study and the input of its trials.
+
+    Attributes
+    ----------
+    config : TuneConfig
+        Settings of the study.
+    train : TrainConfig
+        Settings of the training that are not searched.
+    folds : list of FoldPackPointer
+        The pack of each fold.
+    fit : callable
+        Trains a model on a pack.
+    """
 
     config: TuneConfig
     train: TrainConfig
@@ -50,12 +62,18 @@ class Study:
 
     @property
     def folder(self) -> Path:
-        """Where the study keeps what outlasts its runs."""
+        """Folder of the study's files, which all its runs share."""
         return self.job.layout.study_dir(self.job.dataset, self.config.study)
 
 
 def make_trials(study: Study) -> None:
-    """Make trials until the study, or this run, has enough."""
+    """Run trials until the study is complete, or this run has made its number of trials.
+
+    Raises
+    ------
+    ModelError
+        If the first trials all fail.
+    """
     made, config, job = 0, study.config, study.job
     while config.per_run is None or made < config.per_run:
         trial = next_trial(study.optuna, config, study.identity.space, job.layout, job.dataset, job.run_id)
@@ -72,7 +90,7 @@ def make_trials(study: Study) -> None:
 
 
 def _make(study: Study, trial: optuna.Trial) -> str | None:
-    """Make one trial and store what became of it; return why it failed, None where it did not."""
+    """Run one trial and store its result; return why it failed, or None."""
     started = time.monotonic()
     folds: list[FoldResult] = []
     values, reason = dict(trial.params), None
@@ -97,7 +115,7 @@ def _make(study: Study, trial: optuna.Trial) -> str | None:
         study.job.log.warning("trial failed", number=trial.number, reason=reason)
         end("failed")
     except BaseException as error:
-        # a signal, a full disk, a damaged pack: nothing that the values are to blame for
+        # A signal, a full disk, a damaged pack: not caused by the values of this trial.
         outside = isinstance(error, BrainMRIError) or not isinstance(error, Exception)
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         end("failed", interrupted=outside)
@@ -108,7 +126,7 @@ def _make(study: Study, trial: optuna.Trial) -> str | None:
 
 
 def _folds(study: Study, trial: optuna.Trial, values: dict[str, Any], results: list[FoldResult]) -> State:
-    """Train and score fold after fold, and stop where the trial falls behind the others."""
+    """Train and score fold after fold; stop early if the pruner says so."""
     config = with_values(study.train, values, f"study {study.config.study!r}, trial {trial.number}")
     parts: list[pd.DataFrame] = []
     for number, seen in enumerate(study.folds):
@@ -138,14 +156,14 @@ def _folds(study: Study, trial: optuna.Trial, values: dict[str, Any], results: l
 
 
 def _job_of(job: Job, trial: int, fold: int) -> Job:
-    """Return the job of one training of a run that makes many."""
+    """Return the job of one training, with a run id of its own."""
     return replace(job, run_id=f"{job.run_id}-{trial}-{fold}")
 
 
 def _out_of_fold(
     config: TrainConfig, seen: FoldPackPointer, job: Job, study: Study
 ) -> tuple[pd.DataFrame, int]:
-    """Train without a fold and predict it; the checkpoint is not kept, since its settings are."""
+    """Train without a fold and predict that fold; the checkpoint is not kept, as its settings are enough."""
     layout = job.layout
     with scratch_folder(study.folder) as folder:
         where = layout.relative(folder)
@@ -176,7 +194,7 @@ def _score(table: pd.DataFrame, classes: list[str]) -> float:
 
 
 def report_of(study: Study) -> StudyReport:
-    """Return what a study has found so far.
+    """Return the outcome of a study so far.
 
     Raises
     ------

@@ -101,7 +101,7 @@ def test_a_torn_last_line_is_healed_and_another_damaged_one_named(tmp_path: Path
     assert len(ledger(tmp_path).read_text().splitlines()) == 2
     ledger(tmp_path).write_text("{}\n" + ledger(tmp_path).read_text())
     with pytest.raises(
-        IntegrityError, match=r"Line 1 of .*phantom\.jsonl is no line of a test ledger; restore"
+        IntegrityError, match=r"Line 1 of .*phantom\.jsonl is not a line of a test ledger; restore"
     ):
         look(tmp_path, "r3")
 
