@@ -281,8 +281,19 @@ def _wait(instance: dg.DagsterInstance, identifier: str, count: int) -> int:
         print(f"backfill {identifier}: all {count} partitions are done")
         return 0
     status = found.status.value if found is not None else "deleted"
-    print(f"brainmri: the backfill {identifier} ended with status {status}.", file=sys.stderr)
+    why = f": {_cause(found.error.message)}" if found is not None and found.error is not None else "."
+    print(f"brainmri: the backfill {identifier} ended with status {status}{why}", file=sys.stderr)
     return BrainMRIError.exit_code
+
+
+def _cause(message: str) -> str:
+    """Return why the daemon ended a backfill; Dagster's own words for a daemon with older settings mislead."""
+    if "have been removed since this backfill was stored" in message:
+        return (
+            "the daemon knows fewer partitions than this command, because it reads the configuration (split.folds, the "
+            "catalogue) when it starts; restart it and ask again."
+        )
+    return message.strip().splitlines()[0]
 
 
 def _reason(instance: dg.DagsterInstance, run: dg.DagsterRun) -> str:

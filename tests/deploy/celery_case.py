@@ -153,11 +153,20 @@ def namespace() -> list[str]:
 
 
 @contextmanager
-def running_cluster(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
-    """Start servers and daemon by the files of `deploy/celery`; end them and all workers afterwards."""
+def running_cluster(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, str]
+) -> Iterator[Cluster]:
+    """Start servers and daemon by the files of `deploy/celery`; end them and all workers afterwards.
+
+    `changes` replace words of the small configuration, which the daemon reads when it starts.
+    """
     namespace()
     with postgres() as database, valkey() as broker:
         project = make_project(folder)
+        config = Path(project.env["BRAINMRI_CONFIG"])
+        for old, new in changes.items():
+            assert old in config.read_text()
+            config.write_text(config.read_text().replace(old, new))
         shutil.copy(DEPLOY / "dagster.yaml", folder / "home")
         addresses = {
             "BRAINMRI_POSTGRES_URL": database,

@@ -21,15 +21,18 @@ from tests.e2e.conftest import PHANTOM
 
 pytestmark = [pytest.mark.full, pytest.mark.e2e, pytest.mark.journey]
 
-EPOCHS = 8
+EPOCHS, FOLDS = 8, 5
 
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     folder = tmp_path_factory.mktemp("celery")
-    with pytest.MonkeyPatch.context() as patch, running_cluster(folder, patch) as running:
-        config = Path(running.project.env["BRAINMRI_CONFIG"])
-        config.write_text(config.read_text().replace("epochs: 1", f"epochs: {EPOCHS}"))
+    changes = {
+        "epochs: 1": f"epochs: {EPOCHS}",
+        "folds: 2": f"folds: {FOLDS}",
+        "per_class: 5": "per_class: 8",
+    }
+    with pytest.MonkeyPatch.context() as patch, running_cluster(folder, patch, changes) as running:
         yield running
 
 
@@ -38,7 +41,7 @@ def runs(cluster: Cluster) -> list[dg.DagsterRun]:
     return list(cluster.daemon.instance.get_runs())[::-1]
 
 
-def wait_until(found: Callable[[], object], what: str, seconds: float = 900) -> None:
+def wait_until(found: Callable[[], object], what: str, seconds: float = 600) -> None:
     """Look every second; fail with `what` was waited for."""
     deadline = time.monotonic() + seconds
     while not found():
@@ -81,31 +84,40 @@ def test_a_run_goes_to_the_queue_that_its_job_asks_for(cluster: Cluster) -> None
     assert any("validate finished" in file.read_text() for file in printed), "the UI's stderr tab"
 
 
-@pytest.mark.timeout(2400)  # two minutes of silence and two trainings, on a machine that has much else to do
-def test_a_training_whose_machine_goes_down_ends_on_another_with_the_same_weights(cluster: Cluster) -> None:
+def test_the_folds_of_a_backfill_are_shared_by_two_machines(cluster: Cluster) -> None:
     cluster.start_worker("three", "gpu")
-    instance = cluster.daemon.instance
+    done = cluster.project.brainmri("backfill", "--select", "fold_evaluation", "--dataset", PHANTOM)
+    assert done.returncode == 0, done.stderr
+    assert f"{2 * FOLDS} partitions of fold_checkpoint, fold_evaluation" in done.stderr
+    trained = runs(cluster)[1:]
+    assert [run.status for run in trained] == [dg.DagsterRunStatus.SUCCESS] * FOLDS
+    assert {host(run) for run in trained} == {"one", "three"}
+
+
+@pytest.mark.timeout(1400)  # two minutes of silence and two trainings, on a machine that has much else to do
+def test_a_training_whose_machine_goes_down_ends_on_another_with_the_same_weights(cluster: Cluster) -> None:
+    instance, earlier = cluster.daemon.instance, len(runs(cluster))
     fill = ("backfill", "--select", "model_checkpoint", "--dataset", PHANTOM)
     program = [sys.executable, "-m", "brainmri_dagster.cli", *fill]
     filling = subprocess.Popen(program, cwd=ROOT, env=cluster.project.env, stderr=subprocess.PIPE, text=True)
 
-    def begun() -> bool:
+    def begun() -> object:
         assert filling.poll() is None, "the training ended before it was killed"
-        latest = runs(cluster)[-1]
-        return latest.job_name != "prepare_data" and len(epochs(cluster, run_id_of(instance, latest))) >= 3
+        latest = runs(cluster)[earlier:]
+        return latest and len(epochs(cluster, run_id_of(instance, latest[0]))) >= 3
 
     wait_until(begun, "third epoch")
     first = runs(cluster)[-1]
     cluster.kill(host(first))
-    _, said = filling.communicate(timeout=900)
+    _, said = filling.communicate(timeout=600)
     assert filling.returncode == 0, f"{said}\n{cluster.log('three')}"
     assert said.splitlines()[-1] == "1 of 1 runs ended, 0 failed"
-    first, second = runs(cluster)[1:]
+    first, second = runs(cluster)[earlier:]
     assert (first.status, second.status) == (dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.SUCCESS)
     assert (second.parent_run_id, second.root_run_id) == (first.run_id, first.run_id)
     assert {host(first), host(second)} == {"one", "three"}
-    closed = cluster.project.manifests()[1]
-    assert (closed["dagster_run_id"], closed["status"]) == (first.run_id, "failed")
+    (closed,) = [item for item in cluster.project.manifests() if item["dagster_run_id"] == first.run_id]
+    assert closed["status"] == "failed"
     assert "the machine went down" in closed["stages"]["train"]["error"]
     slots = instance.event_log_storage.get_concurrency_info("accelerator")
     assert first.run_id not in {*slots.active_run_ids, *slots.pending_run_ids}

@@ -114,6 +114,20 @@ def test_all_folds_and_their_report_are_filled_by_one_command(daemon: Daemon) ->
     assert not best.exists(), "no fold takes the place of the whole model"
 
 
+def test_a_daemon_that_runs_with_older_settings_is_to_be_restarted(daemon: Daemon) -> None:
+    config = Path(daemon.project.env["BRAINMRI_CONFIG"])
+    before = config.read_text()
+    config.write_text(before.replace("folds: 2", "folds: 3"))
+    try:
+        done = daemon.project.brainmri("backfill", "--select", "fold_checkpoint", "--dataset", PHANTOM)
+    finally:
+        config.write_text(before)
+    assert done.returncode == 1
+    (last,) = done.stderr.splitlines()[-1:]
+    assert "the daemon knows fewer partitions than this command" in last
+    assert last.endswith("restart it and ask again.")
+
+
 def test_every_trial_of_a_study_is_a_run_of_the_queue(daemon: Daemon) -> None:
     prepared = daemon.project.brainmri(
         "pipeline", "--skip", "train", "--skip", "evaluate", "--stale-only", "--dataset", PHANTOM
