@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,11 +10,13 @@ import pandas as pd
 from tqdm import tqdm
 
 from brainmri_core.arrays import Mask, Objects
-from brainmri_core.cluster.workers import workers_of
+from brainmri_core.cluster.workers import Workers, workers_of
 from brainmri_core.config.data import SplitConfig, has_extension
+from brainmri_core.copies.fingerprint import FingerprintTable
 from brainmri_core.copies.fingerprint_shards import fingerprint_on
 from brainmri_core.copies.leaks import label_conflicts
-from brainmri_core.copies.search import find_copies, group_copies
+from brainmri_core.copies.search import group_copies
+from brainmri_core.copies.search_shards import find_copies_on
 from brainmri_core.errors import DataError
 from brainmri_core.project.foreign_names import shown_name
 from brainmri_core.project.job import Job
@@ -75,16 +78,10 @@ def split(config: SplitConfig, fetched: FetchPointer, job: Job) -> MappingPointe
     table["patient"] = pd.Series(patients.names).replace("", None).astype("str")
     corrections = correct_labels(config, table, job)
     root = job.layout.absolute(fetched.dataset_root)
-    with workers_of(job) as workers, tqdm(total=len(table), desc="fingerprints", disable=None) as bar:
-        prints = fingerprint_on(workers, root, table["path"].tolist(), progress=bar.update)
-    table["pixel_sha256"], table["colourfulness"] = prints.pixel_sha256, prints.colourfulness
-    table["depth"] = prints.depths
-    table["phash"], table["phash_mirrored"] = prints.hashes[:, 0], prints.hashes[:, 1]
-    for row, reason in prints.failures.items():
-        table.loc[row, ["split", "reason"]] = ("excluded", reason)
-        job.log.warning("image excluded", path=table.loc[row, "path"], reason=reason)
-    _readable_classes(table, job.dataset)
-    pairs = find_copies(prints, config.copies)
+    with workers_of(job) as workers:
+        prints = _fingerprinted(table, root, workers, job)
+        _readable_classes(table, job.dataset)
+        pairs = find_copies_on(workers, prints, config.copies)
     components, neighbours = group_copies(len(table), pairs), neighbour_pairs(table, prints.thumbs)
     found = Found(prints, pairs, components, neighbours, patients, corrections)
     table["group"] = image_groups(config, table, found)
@@ -94,6 +91,19 @@ def split(config: SplitConfig, fetched: FetchPointer, job: Job) -> MappingPointe
     _assign(config, table, found, job)
     report = split_record(config, table, found, conflicts, previous_split(job))
     return _write(config, table, found, report, fetched, job)
+
+
+def _fingerprinted(table: pd.DataFrame, root: Path, workers: Workers | None, job: Job) -> FingerprintTable:
+    """Fingerprint all images, add what the table keeps of it, and exclude those that cannot be read."""
+    with tqdm(total=len(table), desc="fingerprints", unit="image", disable=None) as bar:
+        prints = fingerprint_on(workers, root, table["path"].tolist(), progress=bar.update)
+    table["pixel_sha256"], table["colourfulness"] = prints.pixel_sha256, prints.colourfulness
+    table["depth"] = prints.depths
+    table["phash"], table["phash_mirrored"] = prints.hashes[:, 0], prints.hashes[:, 1]
+    for row, reason in prints.failures.items():
+        table.loc[row, ["split", "reason"]] = ("excluded", reason)
+        job.log.warning("image excluded", path=table.loc[row, "path"], reason=reason)
+    return prints
 
 
 def _labelled(config: SplitConfig, fetched: FetchPointer, job: Job) -> pd.DataFrame:

@@ -20,7 +20,7 @@ _PAIRS = 1 << 16
 
 
 def candidate_pairs(
-    query: U64, table: U64, radius: int, pairs: Pairs = "unordered"
+    query: U64, table: U64, radius: int, pairs: Pairs = "unordered", *, offset: int = 0
 ) -> Iterator[tuple[I64, I64]]:
     """Yield each pair ``(i, j)`` whose ``query[i]`` and ``table[j]`` differ in at most `radius` bits, once, in blocks.
 
@@ -40,6 +40,9 @@ def candidate_pairs(
         too: the hash of a turned image has another median, so that comparing i turned with j differs from j turned with i.
         ``all`` is for two different sets.
 
+    offset : int
+        Where the two are parts of one set of images: how many images ``query[0]`` comes after ``table[0]``.
+
     Yields
     ------
     first, second : numpy.ndarray
@@ -53,8 +56,13 @@ def candidate_pairs(
             return
         for i, j in _within(query, table, bits, share, radius):
             difference = query[i] ^ table[j]
+            place = i + offset
             new = (
-                i < j if pairs == "unordered" else i != j if pairs == "ordered" else np.ones(len(i), np.bool_)
+                place < j
+                if pairs == "unordered"
+                else place != j
+                if pairs == "ordered"
+                else np.ones(len(i), np.bool_)
             )
             for mask, errors in searched:  # leave out pairs that an earlier part has found
                 new &= np.bitwise_count(difference & mask) > errors

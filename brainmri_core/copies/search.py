@@ -7,7 +7,7 @@ On brain MRI, where neighbouring slices and similar skulls look alike, hashes al
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,6 +29,9 @@ from brainmri_core.copies.likeness import (
 from brainmri_core.system.threads import cores, threads
 
 _CONFIRM = 512
+Found = tuple[int, int, list[tuple[int, int, float]]]
+"""0 for whole images or 1 for those without margins, the orientation of the first row, and rows with their correlation."""
+Search = Callable[[FingerprintTable, I64, CopySearchConfig], Iterable[Found]]
 _ALL_PAIRS = 64
 
 
@@ -98,27 +101,36 @@ def prepare(thumbs: U8, hashes: U64, rows: I64) -> Version:
 
 
 def confirmed(
-    one: Version, other: Version, turn: int, config: CopySearchConfig, stopped: threading.Event
+    one: Version,
+    other: Version,
+    turn: int,
+    config: CopySearchConfig,
+    stopped: threading.Event,
+    *,
+    offset: int | None = None,
 ) -> list[tuple[int, int, float]]:
     """Return the confirmed pairs of a row of `one`, in the orientation `turn`, and a row of `other`.
 
     Parameters
     ----------
     one, other : Version
-        The two sides. For a version with itself, each pair is returned once, or in both orders where `turn` is not 0.
+        The two sides.
     turn : int
         Index into `likeness.ORIENTATIONS`.
     config : CopySearchConfig
         What counts as a copy.
     stopped : threading.Event
         When it is set, the search ends early with the pairs found so far.
+    offset : int or None
+        Of two parts of one set, how many rows the first of `one` comes after the first of `other`; 0 for a set with itself.
+        Each pair is then returned once, or in both orders where `turn` is not 0. None for two sets.
 
     Returns
     -------
     list of (int, int, float)
         Row of `one`, row of `other`, and their correlation.
     """
-    pairs: Pairs = "all" if one is not other else "ordered" if turn else "unordered"
+    pairs: Pairs = "all" if offset is None else "ordered" if turn else "unordered"
     coarse = turned(one.coarse, turn)
     # Unit vectors with correlation c have the distance sqrt(2 - 2c).
     furthest = 2 - 2 * config.ncc_threshold + 1e-4
@@ -127,7 +139,7 @@ def confirmed(
         np.ascontiguousarray(version.hashes[version.rows, column])
         for version, column in ((one, turn), (other, 0))
     )
-    for first, second in candidate_pairs(query, table, config.hash_radius, pairs):
+    for first, second in candidate_pairs(query, table, config.hash_radius, pairs, offset=offset or 0):
         if stopped.is_set():
             break
         for start in range(0, len(first), _CONFIRM):
@@ -143,39 +155,36 @@ def confirmed(
     return found
 
 
-def find_copies(table: FingerprintTable, config: CopySearchConfig) -> CopyPairs:
+def find_copies(table: FingerprintTable, config: CopySearchConfig, search: Search | None = None) -> CopyPairs:
     """Find all confirmed copies among fingerprinted images.
 
     Exact copies are merged before the search, so that a thousand copies of one image cost nothing; afterwards pairs of near
     copies are listed for every member again. The result does not depend on the machine, and the order of the images
     changes only the row numbers.
+
+    Parameters
+    ----------
+    table : FingerprintTable
+        The images.
+    config : CopySearchConfig
+        What counts as a copy.
+    search : callable or None
+        What looks for pairs among the given rows of the table; None searches in threads of this process.
     """
     members = list(exact_groups(table.pixel_sha256).values())
     of = {group[0]: group for group in members}
-    rows = np.array(sorted(of), np.int64)
-    turns = tried(config)
-    versions = ((table.thumbs, table.hashes), (table.trimmed_thumbs, table.trimmed_hashes))
-    best: dict[tuple[int, int], tuple[float, int]] = {}
-    stopped = threading.Event()
-    with threads(min(cores(), len(versions) * len(turns))) as pool:
-        try:
-            prepared = list(pool.map(lambda version: prepare(version[0], version[1], rows), versions))
-            searches = [
-                (turn, pool.submit(confirmed, version, version, turn, config, stopped))
-                for version in prepared
-                for turn in turns
-            ]
-            for turn, search in searches:
-                for one, other, score in search.result():
-                    pair = (min(one, other), max(one, other))
-                    if score > best.get(pair, (0.0, 0))[0]:
-                        best[pair] = (score, turn if one < other else turned_back(turn))
-        finally:
-            stopped.set()
+    best: dict[tuple[int, int], tuple[float, int, int, bool]] = {}
+    for version, turn, pairs in (search or _search_here)(table, np.array(sorted(of), np.int64), config):
+        for one, other, score in pairs:
+            pair = (min(one, other), max(one, other))
+            # the order decides between equal scores, so that it does not matter which search ends first
+            rank = (-score, version, turn, one > other)
+            best[pair] = min(rank, best.get(pair, rank))
     found = [(one, other, 1.0, 0, True) for group in members for one, other in _within(group)]
-    for (one, other), (score, turn) in best.items():
+    for (one, other), (score, _, turn, swapped) in best.items():
+        way = turned_back(turn) if swapped else turn
         found += [
-            (a, b, score, turn, False) if a < b else (b, a, score, turned_back(turn), False)
+            (a, b, -score, way, False) if a < b else (b, a, -score, turned_back(way), False)
             for a, b in _between(of[one], of[other])
         ]
     found.sort()
@@ -187,6 +196,24 @@ def find_copies(table: FingerprintTable, config: CopySearchConfig) -> CopyPairs:
         np.array(columns[3], np.int64),
         np.array(columns[4], np.bool_),
     )
+
+
+def _search_here(table: FingerprintTable, rows: I64, config: CopySearchConfig) -> Iterator[Found]:
+    turns = tried(config)
+    versions = ((table.thumbs, table.hashes), (table.trimmed_thumbs, table.trimmed_hashes))
+    stopped = threading.Event()
+    with threads(min(cores(), len(versions) * len(turns))) as pool:
+        try:
+            prepared = list(pool.map(lambda version: prepare(version[0], version[1], rows), versions))
+            searches = [
+                (number, turn, pool.submit(confirmed, version, version, turn, config, stopped, offset=0))
+                for number, version in enumerate(prepared)
+                for turn in turns
+            ]
+            for number, turn, search in searches:
+                yield number, turn, search.result()
+        finally:
+            stopped.set()
 
 
 def tried(config: CopySearchConfig) -> list[int]:

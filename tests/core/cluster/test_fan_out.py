@@ -6,12 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
 from brainmri_core.cluster.workers import workers_of
 from brainmri_core.config.data import FetchConfig, PhantomConfig, ResizeConfig, SplitConfig
-from brainmri_core.copies import fingerprint_shards
+from brainmri_core.copies import fingerprint_shards, search_shards
 from brainmri_core.copies.fingerprint_shards import fingerprint_on
 from brainmri_core.errors import IntegrityError
 from brainmri_core.fetch import fetch
@@ -36,6 +37,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dask]:
 @pytest.fixture(autouse=True)
 def _small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fingerprint_shards, "_MOST", 8)
+    monkeypatch.setattr(search_shards, "_INDEXED", 30)
+    monkeypatch.setattr(search_shards, "_LOOKED_UP", 16)
     monkeypatch.setattr(preparation_shards, "_MOST_BYTES", 8 * 64 * 64)
 
 
@@ -103,6 +106,8 @@ def test_split_and_pack_are_the_same_to_the_byte_though_a_worker_is_killed(job: 
     assert {name: content == there.get(name) for name, content in here.items()} == dict.fromkeys(there, True)
     assert {"split/samples.parquet", "split/thumbs.npy", "resize/pack.npy"} < set(here)
     assert pack_here == pack_there
+    copies = pd.read_parquet(job.layout.absolute(mapping.samples).with_name("copies.parquet"))
+    assert not copies["exact"].all() and set(copies["orientation"]) == {"identity", "mirrored"}
     assert not list(job.layout.shards.iterdir())
     told = next(record for record in cluster.records if record["event"] == "Dask")
     assert told["scheduler"] == cluster.address and told["dashboard"].startswith("http://127.0.0.1:")

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from brainmri_core.cluster.shards import evenly
 from brainmri_core.config.data import CopySearchConfig, PhantomConfig
 from brainmri_core.copies import hamming
 from brainmri_core.copies import search as copies
@@ -69,6 +70,25 @@ def test_the_index_finds_exactly_the_pairs_within_the_radius(
     }
     assert len(found) == len(set(found)), "a pair came twice"
     assert set(found) == expected
+
+
+@pytest.mark.parametrize("pairs", ["unordered", "ordered"])
+def test_parts_of_a_set_are_searched_as_the_whole_each_pair_once(pairs: Pairs) -> None:
+    rng = np.random.default_rng(3)
+    table = rng.integers(0, 2**63, 90, dtype=np.uint64)
+    table[45:] = table[:45] ^ (np.uint64(1) << rng.integers(0, 64, 45).astype(np.uint64))
+    query = np.where(rng.random(90) < 0.7, table, rng.permutation(table))
+
+    def found(first: slice, second: slice) -> list[tuple[int, int]]:
+        blocks = candidate_pairs(query[first], table[second], 3, pairs, offset=first.start - second.start)
+        return [(a + first.start, b + second.start) for i, j in blocks for a, b in zip(i, j, strict=True)]
+
+    whole = found(slice(0, 90), slice(0, 90))
+    in_parts = [
+        pair for one in evenly(90, 1, 13) for other in evenly(90, 1, 40) for pair in found(one, other)
+    ]
+    assert len(whole) > 20
+    assert sorted(in_parts) == sorted(whole)
 
 
 def test_the_more_hashes_the_longer_the_parts_they_are_looked_up_by() -> None:
