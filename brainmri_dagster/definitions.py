@@ -15,10 +15,10 @@ from brainmri_dagster.defs.sensors import SCHEDULES, SENSORS
 from brainmri_dagster.graph.resources import project_resource
 from brainmri_dagster.running.io_managers import pointer_io_manager
 from brainmri_dagster.running.pools import install
-from brainmri_dagster.running.refused_partitions import word_refusals
+from brainmri_dagster.running.refused_partitions import explain_refusals
 
 install()
-word_refusals()
+explain_refusals()
 defs = dg.Definitions(
     assets=[*GRAPH, champion, leaderboard, batch_predictions, embeddings],
     jobs=[*JOBS, *EXPERIMENT_JOBS, incoming_job],

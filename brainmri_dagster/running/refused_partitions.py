@@ -23,7 +23,7 @@ _COMMAND = ("asset", "materialize")
 _OPTION = "--partition"
 
 
-def word_refusals() -> None:
+def explain_refusals() -> None:
     """Install the replacement if this process is ``dagster asset materialize``."""
     if Path(sys.argv[0]).name == "dagster" and tuple(sys.argv[1:3]) == _COMMAND:
         sys.excepthook = _end

@@ -23,7 +23,7 @@ from brainmri_dagster.graph.asset_table import CONSOLE_TAG
 from brainmri_dagster.graph.resources import ProjectConfig
 from brainmri_dagster.running.dagster_internals import DagsterPipesExecutionError
 from brainmri_dagster.running.stage_run import StageRun
-from brainmri_dagster.training.folder import leave_request, read_words
+from brainmri_dagster.training.folder import leave_request, read_reports
 
 MODEL = "model_checkpoint"
 TERMINATION_S = 60.0
@@ -114,27 +114,27 @@ def reason_of_end(folder: Path, shared: DistributedConfig, log: StageLog) -> Bra
     When one process dies, the others fail, too, because they lose the connection. So a killed process is the cause before
     any that raised; of these the first in time; and those that torchrun terminated come last.
     """
-    for word in read_words(folder, "sentence"):
-        kind = getattr(errors, str(word["error"]), None)
+    for report in read_reports(folder, "sentence"):
+        kind = getattr(errors, str(report["error"]), None)
         if isinstance(kind, type) and issubclass(kind, BrainMRIError):
-            return kind(word["sentence"])
-        return ModelError(word["sentence"])
-    for word in read_words(folder, "stopped"):
+            return kind(report["sentence"])
+        return ModelError(report["sentence"])
+    for report in read_reports(folder, "stopped"):
         return ModelError(
-            f"The training was stopped by {signal.Signals(word['signal']).name} on node {word['rank']} of {shared.nodes} (numbered "
+            f"The training was stopped by {signal.Signals(report['signal']).name} on node {report['rank']} of {shared.nodes} (numbered "
             "from 0); the next run continues from the last saved state."
         )
-    killed = read_words(folder, "killed")
-    for word in read_words(folder, "lost") if not killed else []:
+    killed = read_reports(folder, "killed")
+    for report in read_reports(folder, "lost") if not killed else []:
         return ModelError(
-            f"Node {word['rank']} of {shared.nodes} (numbered from 0) is lost: its machine, its network or its training ended "
+            f"Node {report['rank']} of {shared.nodes} (numbered from 0) is lost: its machine, its network or its training ended "
             "without a message; the others were stopped, and the next run continues from the last saved state."
         )
-    for word in (*killed, *read_words(folder, "crash"), *read_words(folder, "terminated")):
-        for line in str(word.get("traceback", "")).strip().splitlines():
+    for report in (*killed, *read_reports(folder, "crash"), *read_reports(folder, "terminated")):
+        for line in str(report.get("traceback", "")).strip().splitlines():
             log.error(line)
         return ModelError(
-            f"Training process {word['rank']} of {shared.processes} (numbered from 0) died: {word['message']}; the others were "
+            f"Training process {report['rank']} of {shared.processes} (numbered from 0) died: {report['message']}; the others were "
             "stopped, and the next run continues from the last saved state."
         )
     return ModelError("torchrun ended without reporting a failed process; its own output may say why.")

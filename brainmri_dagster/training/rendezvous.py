@@ -19,12 +19,12 @@ from torch.distributed.elastic.rendezvous.static_tcp_rendezvous import StaticTCP
 
 from brainmri_core.config.training import DistributedConfig
 from brainmri_core.errors import ConfigError, ModelError
-from brainmri_dagster.training.folder import all_words, leave_word
+from brainmri_dagster.training.folder import all_reports, leave_report
 
 BACKEND = "brainmri"
 _LOOPBACK = "127.0.0.1"
 _ADDRESS_OF_INTERFACE = 0x8915
-_LAST_WORDS_S = 30.0
+_EXCHANGE_S = 30.0
 
 
 class Rendezvous(StaticTCPRendezvous):
@@ -103,7 +103,7 @@ class Rendezvous(StaticTCPRendezvous):
         until = time.monotonic() + place.timeout_s
         while missing := [n for n in range(place.nodes) if not self.meeting.check([f"came/{n}"])]:
             if self.meeting.check(["ended/0"]):
-                return  # the first node has given up, and its last message says why
+                return  # the first node has given up, and its report says why
             if time.monotonic() > until:
                 raise ModelError(
                     f"Of {place.nodes} nodes (numbered from 0), {', '.join(map(str, missing))} did not join at "
@@ -117,18 +117,21 @@ class Rendezvous(StaticTCPRendezvous):
         found = RendezvousStoreInfo(self.master_addr, self.master_port)
         return RendezvousInfo(PrefixStore("torchrun", self.meeting), self.rank, self.world_size, found)
 
-    def exchange_last_words(self, folder: Path) -> None:
-        """Tell the other nodes why this one ended, and write into a folder their messages, or that one is lost."""
-        own = [{"kind": kind, **word} for kind, word in all_words(folder)]
+    def exchange_reports(self, folder: Path) -> None:
+        """Tell the other nodes why this one ended, and write their reports into a folder, and who is lost."""
+        own = [{"kind": kind, **report} for kind, report in all_reports(folder)]
         others = [node for node in range(self.world_size) if node != self.rank]
-        until = time.monotonic() + _LAST_WORDS_S
+        until = time.monotonic() + _EXCHANGE_S
         try:
             self.meeting.set(f"ended/{self.rank}", json.dumps(own))
             while not self.meeting.check([f"ended/{n}" for n in others]) and time.monotonic() < until:
                 time.sleep(0.1)
             silent = [node for node in others if not self.meeting.check([f"ended/{node}"])]
             heard = [
-                word for n in others if n not in silent for word in json.loads(self.meeting.get(f"ended/{n}"))
+                report
+                for n in others
+                if n not in silent
+                for report in json.loads(self.meeting.get(f"ended/{n}"))
             ]
             self.meeting.add("heard", 1)
             while (
@@ -139,8 +142,8 @@ class Rendezvous(StaticTCPRendezvous):
                 time.sleep(0.1)
         except DistError:
             silent, heard = [0], []
-        for place, word in enumerate([*heard, *({"kind": "lost", "rank": node} for node in silent)]):
-            leave_word(folder, word.pop("kind"), f"heard{place}", word)
+        for place, report in enumerate([*heard, *({"kind": "lost", "rank": node} for node in silent)]):
+            leave_report(folder, report.pop("kind"), f"heard{place}", report)
 
 
 def _listener(host: str, port: int) -> socket.socket:

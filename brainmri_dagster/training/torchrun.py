@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from brainmri_core.config.training import DistributedConfig
 from brainmri_core.errors import BrainMRIError
 from brainmri_dagster.running.processes import die_with_parent
-from brainmri_dagster.training.folder import FOLDER_VARIABLE, PARENT_VARIABLE, leave_word, read_request
+from brainmri_dagster.training.folder import FOLDER_VARIABLE, PARENT_VARIABLE, leave_report, read_request
 
 if TYPE_CHECKING:
     from brainmri_dagster.training.rendezvous import Rendezvous
@@ -23,7 +23,7 @@ def main(folder: Path, parent: int) -> None:
     Parameters
     ----------
     folder : pathlib.Path
-        Holds the request; this process and the workers leave messages about failures there, as JSON files.
+        Holds the request; this process and the workers leave reports of failures there, as JSON files.
     parent : int
         Process id of the parent; when it ends, this process and its workers end.
     """
@@ -43,7 +43,7 @@ def main(folder: Path, parent: int) -> None:
     try:
         rendezvous = Rendezvous(place, node)
     except BrainMRIError as error:
-        leave_word(folder, "sentence", f"node{node}", _sentence(error))
+        leave_report(folder, "sentence", f"node{node}", _sentence(error))
         sys.exit(1)
     code = 1
     try:
@@ -51,21 +51,21 @@ def main(folder: Path, parent: int) -> None:
         _run(rendezvous, place)
         return
     except BrainMRIError as error:
-        leave_word(folder, "sentence", f"node{node}", _sentence(error))
+        leave_report(folder, "sentence", f"node{node}", _sentence(error))
     except DistError as error:
-        leave_word(folder, "crash", f"node{node}", {"rank": node, "message": str(error).splitlines()[0]})
+        leave_report(folder, "crash", f"node{node}", {"rank": node, "message": str(error).splitlines()[0]})
     except SignalException as error:
-        leave_word(folder, "stopped", f"node{node}", {"rank": node, "signal": error.sigval})
+        leave_report(folder, "stopped", f"node{node}", {"rank": node, "signal": error.sigval})
         code = 128 + error.sigval
     except ChildFailedError as error:
-        # A worker that raised has left its own message; that a signal killed one is known only here. SIGTERM is what torchrun
+        # A worker that raised has left its own report; that a signal killed one is known only here. SIGTERM is what torchrun
         # itself sends to the others after one has failed.
         for rank, failure in sorted(error.failures.items()):
             if failure.exitcode < 0:
                 kind = "terminated" if failure.exitcode == -signal.SIGTERM else "killed"
-                leave_word(folder, kind, rank, {"rank": rank, "message": failure.message})
+                leave_report(folder, kind, rank, {"rank": rank, "message": failure.message})
     if place.nodes > 1:
-        rendezvous.exchange_last_words(folder)
+        rendezvous.exchange_reports(folder)
     sys.exit(code)
 
 

@@ -28,7 +28,7 @@ from brainmri_core.project.pointers import PackPointer
 from brainmri_core.project.run_record import CANCELLED_EXIT_CODE
 from brainmri_core.train import train
 from brainmri_dagster.running.processes import die_with_parent
-from brainmri_dagster.training.folder import FOLDER_VARIABLE, PARENT_VARIABLE, leave_word, read_request
+from brainmri_dagster.training.folder import FOLDER_VARIABLE, PARENT_VARIABLE, leave_report, read_request
 
 
 def main() -> None:
@@ -38,19 +38,21 @@ def main() -> None:
     try:
         _train(request)
     except BrainMRIError as error:
-        _leave_word("sentence", {"error": type(error).__name__, "sentence": str(error)})
+        _leave_report("sentence", {"error": type(error).__name__, "sentence": str(error)})
         sys.exit(error.exit_code)
     except Exception as error:
         message = f"{type(error).__name__}: {error}".splitlines()[0]
-        _leave_word("crash", {"message": message, "traceback": traceback.format_exc()})
+        _leave_report("crash", {"message": message, "traceback": traceback.format_exc()})
         raise
     except KeyboardInterrupt:
         sys.exit(CANCELLED_EXIT_CODE)
 
 
-def _leave_word(kind: str, word: dict[str, Any]) -> None:
+def _leave_report(kind: str, report: dict[str, Any]) -> None:
     rank = int(os.environ["RANK"])
-    leave_word(Path(os.environ[FOLDER_VARIABLE]), kind, rank, {"rank": rank, "time": time.time_ns(), **word})
+    leave_report(
+        Path(os.environ[FOLDER_VARIABLE]), kind, rank, {"rank": rank, "time": time.time_ns(), **report}
+    )
 
 
 def _train(request: dict[str, Any]) -> None:

@@ -36,7 +36,7 @@ def decide(
 
 
 @pytest.fixture
-def throne(packed: Workbench) -> Workbench:
+def fresh(packed: Workbench) -> Workbench:
     """No champion and no folds yet."""
     for kind in (ChampionPointer.kind, CrossValidationPointer.kind):
         for path in packed.layout.pointer_dir(kind, PHANTOM).rglob("*.json"):
@@ -44,19 +44,19 @@ def throne(packed: Workbench) -> Workbench:
     return packed
 
 
-def test_a_champion_is_replaced_only_by_one_that_is_better_beyond_noise(throne: Workbench) -> None:
-    pack = pack_of(throne)
-    first = contender(throne, "first", 1, knows=False, pack=pack)
-    weights = throne.layout.root / "models" / PHANTOM / "champion.pth"
+def test_a_champion_is_replaced_only_by_one_that_is_better_beyond_noise(fresh: Workbench) -> None:
+    pack = pack_of(fresh)
+    first = contender(fresh, "first", 1, knows=False, pack=pack)
+    weights = fresh.layout.root / "models" / PHANTOM / "champion.pth"
 
-    pointer, _ = decide(throne, "d1", first)
+    pointer, _ = decide(fresh, "d1", first)
     assert (pointer.crowned, pointer.reason) == (True, "There was no champion yet.")
     assert sha256_file(weights) == first[0].checkpoint_sha256
 
-    pointer, _ = decide(throne, "d2", first)
+    pointer, _ = decide(fresh, "d2", first)
     assert (pointer.crowned, pointer.reason) == (False, "It is the champion already.")
 
-    pointer, record = decide(throne, "d3", contender(throne, "chance", 2, knows=False, pack=pack))
+    pointer, record = decide(fresh, "d3", contender(fresh, "chance", 2, knows=False, pack=pack))
     low, high = record["comparison"]["interval"]  # type: ignore[index]
     assert low <= 0
     assert not pointer.crowned
@@ -65,70 +65,70 @@ def test_a_champion_is_replaced_only_by_one_that_is_better_beyond_noise(throne: 
     assert pointer.champion_checkpoint == first[0].pointer_path, "the champion keeps its title"
     assert sha256_file(weights) == first[0].checkpoint_sha256
 
-    better = contender(throne, "better", 3, knows=True, pack=pack)
+    better = contender(fresh, "better", 3, knows=True, pack=pack)
     # as a run leaves it that ends between the weights of its champion and the pointer
-    weights.write_bytes(throne.layout.absolute(better[0].checkpoint).read_bytes())
-    pointer, _ = decide(throne, "d3b", first)
+    weights.write_bytes(fresh.layout.absolute(better[0].checkpoint).read_bytes())
+    pointer, _ = decide(fresh, "d3b", first)
     assert not pointer.crowned
     assert sha256_file(weights) == first[0].checkpoint_sha256
 
-    pointer, record = decide(throne, "d4", better)
+    pointer, record = decide(fresh, "d4", better)
     assert pointer.crowned
     assert record["comparison"]["challenger"] == 1.0  # type: ignore[index]
     assert sha256_file(weights) == better[0].checkpoint_sha256
-    stored = latest_pointer(throne.layout, ChampionPointer, PHANTOM)
+    stored = latest_pointer(fresh.layout, ChampionPointer, PHANTOM)
     assert stored is not None
     assert stored.champion_checkpoint == better[0].pointer_path
 
 
-def test_the_test_split_does_not_choose_the_champion(throne: Workbench) -> None:
-    pack = pack_of(throne)
-    decide(throne, "test1", contender(throne, "plain", 21, knows=False, pack=pack))
-    flattered = contender(throne, "flattered", 22, knows=True, pack=pack, wrong_on="validation")
+def test_the_test_split_does_not_choose_the_champion(fresh: Workbench) -> None:
+    pack = pack_of(fresh)
+    decide(fresh, "test1", contender(fresh, "plain", 21, knows=False, pack=pack))
+    flattered = contender(fresh, "flattered", 22, knows=True, pack=pack, wrong_on="validation")
     assert flattered[1].headline["macro_f1"] == 1.0, "it knows the test split by heart"
-    pointer, record = decide(throne, "test2", flattered)
+    pointer, record = decide(fresh, "test2", flattered)
     assert not pointer.crowned
     assert record["comparison"]["challenger"] == 0.0  # type: ignore[index]
-    honest = contender(throne, "honest", 23, knows=True, pack=pack, wrong_on="test")
+    honest = contender(fresh, "honest", 23, knows=True, pack=pack, wrong_on="test")
     assert honest[1].headline["macro_f1"] == 0.0
-    pointer, record = decide(throne, "test3", honest)
+    pointer, record = decide(fresh, "test3", honest)
     assert pointer.crowned
     assert (record["comparison"]["basis"], record["comparison"]["challenger"]) == ("validation", 1.0)  # type: ignore[index]
 
 
-def test_a_champion_can_be_chosen_by_other_data_sets(throne: Workbench) -> None:
+def test_a_champion_can_be_chosen_by_other_data_sets(fresh: Workbench) -> None:
     """The challenger is perfect at home and worse elsewhere, where the worst data set or the mean is asked for."""
-    pack, layout = pack_of(throne), throne.layout
-    holder = contender(throne, "traveller", 31, knows=False, pack=pack)
-    challenger = contender(throne, "homebody", 32, knows=True, pack=pack)
+    pack, layout = pack_of(fresh), fresh.layout
+    holder = contender(fresh, "traveller", 31, knows=False, pack=pack)
+    challenger = contender(fresh, "homebody", 32, knows=True, pack=pack)
     by_worst, by_mean = (f"evaluate.choose_by=external_{how}" for how in ("worst", "mean"))
-    decide(throne, "away1", holder)
-    pointer, _ = decide(throne, "away2", challenger, by_worst)
+    decide(fresh, "away1", holder)
+    pointer, _ = decide(fresh, "away2", challenger, by_worst)
     assert not pointer.crowned
     assert "which keeps its title: they were not both measured on another data set" in pointer.reason
     for (one, _), wrong in ((holder, {"x/near": 30, "x/far": 30}), (challenger, {"x/near": 0, "x/far": 90})):
         for name, count in wrong.items():
             images = list(range(count))
             measured(layout, one.run_id, name, images, images=160, sha256=one.checkpoint_sha256)
-    pointer, record = decide(throne, "away3", challenger, by_worst)
+    pointer, record = decide(fresh, "away3", challenger, by_worst)
     assert not pointer.crowned
     assert "macro F1 0.438 against 0.812 on 320 external (worst data set) images" in pointer.reason
-    pointer, record = decide(throne, "away4", challenger, by_mean)
+    pointer, record = decide(fresh, "away4", challenger, by_mean)
     assert record["comparison"]["challenger"] == pytest.approx(0.71875)  # type: ignore[index]
     assert record["comparison"]["champion"] == pytest.approx(0.8125)  # type: ignore[index]
-    pointer, _ = decide(throne, "away5", challenger)
+    pointer, _ = decide(fresh, "away5", challenger)
     assert pointer.crowned, "by its own data set, the default, it is the better one"
 
 
-def test_images_that_the_champion_was_trained_on_do_not_count(throne: Workbench) -> None:
-    old = pack_of(throne)
-    champion = contender(throne, "old", 4, knows=False, pack=old)
-    decide(throne, "learnt1", champion)
+def test_images_that_the_champion_was_trained_on_do_not_count(fresh: Workbench) -> None:
+    old = pack_of(fresh)
+    champion = contender(fresh, "old", 4, knows=False, pack=old)
+    decide(fresh, "learnt1", champion)
     # other sides: half of the old validation images, and of those trained on, are to choose by now
-    challenger = contender(throne, "new", 5, knows=True, pack=old, training={"seed": 7, "val_frac": 0.6})
-    _, record = decide(throne, "learnt2", challenger)
-    table, _ = read_predictions(throne.layout.absolute(challenger[1].predictions))
-    before, _ = read_predictions(throne.layout.absolute(champion[1].predictions))
+    challenger = contender(fresh, "new", 5, knows=True, pack=old, training={"seed": 7, "val_frac": 0.6})
+    _, record = decide(fresh, "learnt2", challenger)
+    table, _ = read_predictions(fresh.layout.absolute(challenger[1].predictions))
+    before, _ = read_predictions(fresh.layout.absolute(champion[1].predictions))
     chosen_by, chosen_before = (
         set(part.loc[part["split"] == "validation", "path"]) for part in (table, before)
     )
@@ -139,14 +139,14 @@ def test_images_that_the_champion_was_trained_on_do_not_count(throne: Workbench)
 @pytest.mark.full
 @pytest.mark.parametrize("relation", ["file", "pixels", "group", "patient"])
 def test_a_relative_of_what_the_champion_was_trained_on_does_not_count(
-    throne: Workbench, relation: str
+    fresh: Workbench, relation: str
 ) -> None:
-    old = pack_of(throne)
-    samples = read_samples(throne.layout.absolute(old.samples))
-    champion = contender(throne, f"kin-{relation}", 6, knows=False, pack=old)
-    decide(throne, f"kin1-{relation}", champion)
+    old = pack_of(fresh)
+    samples = read_samples(fresh.layout.absolute(old.samples))
+    champion = contender(fresh, f"kin-{relation}", 6, knows=False, pack=old)
+    decide(fresh, f"kin1-{relation}", champion)
     packed = samples[samples["row"] >= 0].sort_values("row", ignore_index=True)
-    mask = validation_of(packed, load_checkpoint(throne.layout.absolute(champion[0].checkpoint))[0])
+    mask = validation_of(packed, load_checkpoint(fresh.layout.absolute(champion[0].checkpoint))[0])
     chosen = packed["path"].to_numpy()[mask]
     trained = packed[(packed["split"] == "train") & ~mask].iloc[0]
     new = samples.copy()
@@ -167,18 +167,18 @@ def test_a_relative_of_what_the_champion_was_trained_on_does_not_count(
     if relation == "patient":
         new.loc[relative, "patient"] = "p001"
         again.loc[again["path"] == trained["path"], "patient"] = "p001"
-        write_samples(throne.layout.absolute(old.samples), again)
-    table = throne.layout.root / "data" / f"kin-{relation}.parquet"
+        write_samples(fresh.layout.absolute(old.samples), again)
+    table = fresh.layout.root / "data" / f"kin-{relation}.parquet"
     write_samples(table, new)
     newer = write_pointer(
-        throne.layout,
-        old.model_copy(update={"samples": throne.layout.relative(table), "content_hash": relation}),
+        fresh.layout,
+        old.model_copy(update={"samples": fresh.layout.relative(table), "content_hash": relation}),
         update_latest=False,
     )
     _, record = decide(
-        throne, f"kin2-{relation}", contender(throne, f"newer-{relation}", 7, knows=True, pack=newer)
+        fresh, f"kin2-{relation}", contender(fresh, f"newer-{relation}", 7, knows=True, pack=newer)
     )
-    write_samples(throne.layout.absolute(old.samples), samples)
+    write_samples(fresh.layout.absolute(old.samples), samples)
     tainted = new.loc[relative, "group"].iloc[0] if relation != "patient" else None
     lost = int((new.loc[new["path"].isin(chosen), "group"] == tainted).sum()) if tainted else 1
     assert lost >= 1
@@ -192,20 +192,20 @@ def test_a_relative_of_what_the_champion_was_trained_on_does_not_count(
     ids=["fit", "size", "colour"],
 )  # fmt: skip
 def test_a_champion_of_other_preprocessing_sees_its_images_as_it_was_trained_to(
-    throne: Workbench, how: dict[str, object]
+    fresh: Workbench, how: dict[str, object]
 ) -> None:
-    pack, name = pack_of(throne), "-".join(how)
-    champion = contender(throne, f"prepared-{name}", 11, knows=True, pack=pack, **how)
-    decide(throne, f"prepared1-{name}", champion)
+    pack, name = pack_of(fresh), "-".join(how)
+    champion = contender(fresh, f"prepared-{name}", 11, knows=True, pack=pack, **how)
+    decide(fresh, f"prepared1-{name}", champion)
     pointer, record = decide(
-        throne, f"prepared2-{name}", contender(throne, f"plainly-{name}", 12, knows=False, pack=pack)
+        fresh, f"prepared2-{name}", contender(fresh, f"plainly-{name}", 12, knows=False, pack=pack)
     )
     assert not pointer.crowned
     assert record["comparison"]["champion"] == 1.0, "on other pixels it would not know them all"  # type: ignore[index]
 
 
 def test_both_sides_predict_with_the_configured_mirror_and_precision(
-    throne: Workbench, monkeypatch: pytest.MonkeyPatch
+    fresh: Workbench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[object, ...]] = []
     original = brainmri_core.evaluation.contender.predict_evenly
@@ -215,51 +215,51 @@ def test_both_sides_predict_with_the_configured_mirror_and_precision(
         return original(*arguments, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(brainmri_core.evaluation.contender, "predict_evenly", watch)
-    pack = pack_of(throne)
-    decide(throne, "equal1", contender(throne, "equal-a", 13, knows=False, pack=pack))
-    challenger = contender(throne, "equal-b", 14, knows=True, pack=pack)
-    decide(throne, "equal2", challenger, "evaluate.mirror=true", "evaluate.precision=bf16")
+    pack = pack_of(fresh)
+    decide(fresh, "equal1", contender(fresh, "equal-a", 13, knows=False, pack=pack))
+    challenger = contender(fresh, "equal-b", 14, knows=True, pack=pack)
+    decide(fresh, "equal2", challenger, "evaluate.mirror=true", "evaluate.precision=bf16")
     assert seen == [("bf16", True, 32)] * 2
 
 
-def test_a_champion_of_other_classes_is_not_compared_one_of_another_order_is(throne: Workbench) -> None:
-    pack = pack_of(throne)
+def test_a_champion_of_other_classes_is_not_compared_one_of_another_order_is(fresh: Workbench) -> None:
+    pack = pack_of(fresh)
     names = ["a", *pack.classes[1:]]
-    decide(throne, "other1", contender(throne, "foreign", 6, knows=False, pack=pack, classes=names))
-    pointer, _ = decide(throne, "other2", contender(throne, "ours", 7, knows=True, pack=pack))
+    decide(fresh, "other1", contender(fresh, "foreign", 6, knows=False, pack=pack, classes=names))
+    pointer, _ = decide(fresh, "other2", contender(fresh, "ours", 7, knows=True, pack=pack))
     assert not pointer.crowned
     assert pointer.reason == (
         "It was not compared with the champion, which keeps its title: the champion knows other classes."
     )
-    for path in throne.layout.pointer_dir(ChampionPointer.kind, PHANTOM).rglob("*.json"):
+    for path in fresh.layout.pointer_dir(ChampionPointer.kind, PHANTOM).rglob("*.json"):
         path.unlink()
-    turned = contender(throne, "turned", 8, knows=True, pack=pack, classes=pack.classes[::-1])
-    decide(throne, "other3", turned)
-    _, record = decide(throne, "other4", contender(throne, "chances", 9, knows=False, pack=pack))
+    turned = contender(fresh, "turned", 8, knows=True, pack=pack, classes=pack.classes[::-1])
+    decide(fresh, "other3", turned)
+    _, record = decide(fresh, "other4", contender(fresh, "chances", 9, knows=False, pack=pack))
     assert record["comparison"]["champion"] == 1.0  # type: ignore[index]
 
 
 @pytest.mark.parametrize("kept", ["same content", "other record", "nothing"])
 def test_a_champion_is_compared_as_long_as_something_says_what_it_was_trained_on(
-    throne: Workbench, kept: str
+    fresh: Workbench, kept: str
 ) -> None:
-    pack, name = pack_of(throne), kept.replace(" ", "-")
+    pack, name = pack_of(fresh), kept.replace(" ", "-")
     content = pack.content_hash if kept == "same content" else f"as before, {kept}"
     copies = [
-        write_pointer(throne.layout, pack.model_copy(update={"content_hash": content}), update_latest=False)
+        write_pointer(fresh.layout, pack.model_copy(update={"content_hash": content}), update_latest=False)
         for _ in range(2 if kept == "other record" else 1)
     ]
-    champion = contender(throne, f"old-{name}", 41, knows=False, pack=copies[0])
+    champion = contender(fresh, f"old-{name}", 41, knows=False, pack=copies[0])
     recipe = write_pointer(
-        throne.layout, champion[0].model_copy(update={"recipe": "4" * 64}), update_latest=False
+        fresh.layout, champion[0].model_copy(update={"recipe": "4" * 64}), update_latest=False
     )
-    decide(throne, f"gone1-{name}", (recipe, champion[1]))
-    throne.layout.absolute(str(copies[0].pointer_path)).unlink()
+    decide(fresh, f"gone1-{name}", (recipe, champion[1]))
+    fresh.layout.absolute(str(copies[0].pointer_path)).unlink()
     pointer, record = decide(
-        throne, f"gone2-{name}", contender(throne, f"young-{name}", 42, knows=True, pack=pack)
+        fresh, f"gone2-{name}", contender(fresh, f"young-{name}", 42, knows=True, pack=pack)
     )
     for other in copies[1:]:
-        throne.layout.absolute(str(other.pointer_path)).unlink()
+        fresh.layout.absolute(str(other.pointer_path)).unlink()
     assert pointer.crowned == (kept != "nothing")
     if kept == "nothing":
         assert pointer.reason == (
@@ -273,32 +273,32 @@ def test_a_champion_is_compared_as_long_as_something_says_what_it_was_trained_on
 
 @pytest.mark.parametrize("lost", ["deleted", "changed"])
 def test_a_champion_whose_checkpoint_is_lost_is_compared_by_the_copy_in_use(
-    throne: Workbench, lost: str
+    fresh: Workbench, lost: str
 ) -> None:
-    pack = pack_of(throne)
-    champion, _ = first = contender(throne, f"copied-{lost}", 43, knows=True, pack=pack)
-    decide(throne, f"copy1-{lost}", first)
-    file = throne.layout.absolute(champion.checkpoint)
+    pack = pack_of(fresh)
+    champion, _ = first = contender(fresh, f"copied-{lost}", 43, knows=True, pack=pack)
+    decide(fresh, f"copy1-{lost}", first)
+    file = fresh.layout.absolute(champion.checkpoint)
     if lost == "deleted":
         file.unlink()
     else:
         file.write_bytes(b"other weights")
-    young = contender(throne, f"after-{lost}", 44, knows=False, pack=pack)
-    pointer, record = decide(throne, f"copy2-{lost}", young)
+    young = contender(fresh, f"after-{lost}", 44, knows=False, pack=pack)
+    pointer, record = decide(fresh, f"copy2-{lost}", young)
     assert not pointer.crowned
     assert record["comparison"]["champion"] == 1.0  # type: ignore[index]
-    (throne.layout.root / "models" / PHANTOM / "champion.pth").unlink()
-    pointer, record = decide(throne, f"copy3-{lost}", young)
+    (fresh.layout.root / "models" / PHANTOM / "champion.pth").unlink()
+    pointer, record = decide(fresh, f"copy3-{lost}", young)
     assert (pointer.crowned, record["comparison"]) == (True, None)
     assert f"its checkpoint {champion.checkpoint} is gone or was changed" in pointer.reason
 
 
-def test_the_successor_of_a_lost_champion_is_not_called_the_first(throne: Workbench) -> None:
-    pack = pack_of(throne)
-    champion, _ = first = contender(throne, "lost", 45, knows=True, pack=pack)
-    decide(throne, "lost1", first)
-    throne.layout.absolute(str(champion.pointer_path)).unlink()
-    pointer, record = decide(throne, "lost2", contender(throne, "heir", 46, knows=False, pack=pack))
+def test_the_successor_of_a_lost_champion_is_not_called_the_first(fresh: Workbench) -> None:
+    pack = pack_of(fresh)
+    champion, _ = first = contender(fresh, "lost", 45, knows=True, pack=pack)
+    decide(fresh, "lost1", first)
+    fresh.layout.absolute(str(champion.pointer_path)).unlink()
+    pointer, record = decide(fresh, "lost2", contender(fresh, "heir", 46, knows=False, pack=pack))
     assert (pointer.crowned, record["comparison"]) == (True, None)
     assert pointer.reason == (
         f"There was a champion, but its checkpoint {champion.pointer_path} is gone or was changed, so that nothing could "
@@ -306,23 +306,23 @@ def test_the_successor_of_a_lost_champion_is_not_called_the_first(throne: Workbe
     )
 
 
-def test_out_of_fold_predictions_decide_where_both_trainings_have_folds(throne: Workbench) -> None:
-    pack = pack_of(throne)
+def test_out_of_fold_predictions_decide_where_both_trainings_have_folds(fresh: Workbench) -> None:
+    pack = pack_of(fresh)
     first, second = (
-        contender(throne, f"fold-{name}", seed, knows=True, pack=pack, wrong_on=wrong)
+        contender(fresh, f"fold-{name}", seed, knows=True, pack=pack, wrong_on=wrong)
         for name, seed, wrong in (("a", 31, None), ("b", 32, "validation"))
     )
     pairs = []
     for (checkpoint, evaluation), recipe, right in ((first, "1" * 64, False), (second, "2" * 64, True)):
         stored = write_pointer(
-            throne.layout, checkpoint.model_copy(update={"recipe": recipe}), update_latest=False
+            fresh.layout, checkpoint.model_copy(update={"recipe": recipe}), update_latest=False
         )
         pairs.append((stored, evaluation))
-        cross_validated(throne, pack, recipe, right=right)
-    decide(throne, "fold1", pairs[0])
-    pointer, record = decide(throne, "fold2", pairs[1])
+        cross_validated(fresh, pack, recipe, right=right)
+    decide(fresh, "fold1", pairs[0])
+    pointer, record = decide(fresh, "fold2", pairs[1])
     assert pointer.crowned, "by its folds it is better, whatever the validation images say"
     comparison = record["comparison"]
     assert (comparison["basis"], comparison["challenger"]) == ("out_of_fold", 1.0)  # type: ignore[index]
-    samples = read_samples(throne.layout.absolute(pack.samples))
+    samples = read_samples(fresh.layout.absolute(pack.samples))
     assert comparison["images"] == ((samples["split"] == "train") & (samples["row"] >= 0)).sum()  # type: ignore[index]

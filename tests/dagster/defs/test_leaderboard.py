@@ -115,7 +115,7 @@ def test_an_evaluation_by_itself_counts_for_the_experiment_that_trained_the_mode
 
 
 @pytest.fixture
-def race(packed: Workbench) -> Workbench:
+def fresh(packed: Workbench) -> Workbench:
     """No cross-validation on record."""
     for path in packed.layout.pointer_dir(CrossValidationPointer.kind, PHANTOM).rglob("*.json"):
         path.unlink()
@@ -131,24 +131,26 @@ def ranking(
         return pointer, list(csv.DictReader(handle))
 
 
-def test_the_leaderboard_ranks_by_validation_and_shows_the_test_score(race: Workbench) -> None:
-    pack = pack_of(race)
+def test_the_leaderboard_ranks_by_validation_and_shows_the_test_score(fresh: Workbench) -> None:
+    pack = pack_of(fresh)
     sides: list[tuple[str, str | None]] = [("lucky", "validation"), ("true", "test"), ("both", None)]
     entries = [
-        Entry(name, contender(race, f"rank-{name}", place, knows=True, pack=pack, wrong_on=wrong)[1])
+        Entry(name, contender(fresh, f"rank-{name}", place, knows=True, pack=pack, wrong_on=wrong)[1])
         for place, (name, wrong) in enumerate(sides)
     ]
-    pointer, rows = ranking(race, entries, "ranking")
+    pointer, rows = ranking(fresh, entries, "ranking")
     assert (pointer.experiments, pointer.ranked_by) == (3, "validation")
     shown = [(row["experiment"], row["macro_f1"], row["test_macro_f1"]) for row in rows]
     assert shown == [("true", "1.0", "0.0"), ("both", "1.0", "1.0"), ("lucky", "0.0", "1.0")]
-    names = of_leaderboard(race.layout, pointer)["leaderboard"].value
+    names = of_leaderboard(fresh.layout, pointer)["leaderboard"].value
     assert "(not used for ranking)" in str(names)
 
 
-def test_what_cannot_be_ranked_on_the_same_images_is_listed_with_its_reason(race: Workbench) -> None:
-    pack = pack_of(race)
-    elsewhere = write_pointer(race.layout, pack.model_copy(update={"content_hash": "x"}), update_latest=False)
+def test_what_cannot_be_ranked_on_the_same_images_is_listed_with_its_reason(fresh: Workbench) -> None:
+    pack = pack_of(fresh)
+    elsewhere = write_pointer(
+        fresh.layout, pack.model_copy(update={"content_hash": "x"}), update_latest=False
+    )
     cases = [
         ("fair", pack, {}),
         ("apart", elsewhere, {}),
@@ -156,10 +158,10 @@ def test_what_cannot_be_ranked_on_the_same_images_is_listed_with_its_reason(race
         ("same", pack, {"seed": 43, "val_seed": 42}),
     ]
     entries = [
-        Entry(name, contender(race, f"list-{name}", place, knows=True, pack=data, training=training)[1])
+        Entry(name, contender(fresh, f"list-{name}", place, knows=True, pack=data, training=training)[1])
         for place, (name, data, training) in enumerate(cases)
     ]
-    pointer, rows = ranking(race, entries, "listing")
+    pointer, rows = ranking(fresh, entries, "listing")
     assert pointer.experiments == 2
     assert {row["experiment"]: row["left_out"].partition(":")[0] for row in rows} == {
         "fair": "",
@@ -169,24 +171,24 @@ def test_what_cannot_be_ranked_on_the_same_images_is_listed_with_its_reason(race
     }
     assert [bool(row["left_out"]) for row in rows] == [False, False, True, True]
     foreign = entries[0].evaluation.model_copy(update={"checkpoint_pointer": None})
-    pointer, rows = ranking(race, [*entries[3:], Entry("foreign", foreign)], "listing-foreign")
+    pointer, rows = ranking(fresh, [*entries[3:], Entry("foreign", foreign)], "listing-foreign")
     assert (pointer.experiments, rows[1]["left_out"].partition(",")[0]) == (1, "its weights came from a file")
     with pytest.raises(DataError, match="run `brainmri experiment NAME` first"):
-        rank([], race.job("nothing"))
+        rank([], fresh.job("nothing"))
 
 
-def test_the_leaderboard_can_rank_by_other_data_sets(race: Workbench) -> None:
-    pack, layout = pack_of(race), race.layout
+def test_the_leaderboard_can_rank_by_other_data_sets(fresh: Workbench) -> None:
+    pack, layout = pack_of(fresh), fresh.layout
     wrong = {"even": (40, 40), "uneven": (0, 60), "elsewhere": (0, None), "unmeasured": (None, None)}
     entries = []
     for place, (name, counts) in enumerate(wrong.items()):
-        checkpoint, evaluation = contender(race, f"away-{name}", 70 + place, knows=True, pack=pack)
+        checkpoint, evaluation = contender(fresh, f"away-{name}", 70 + place, knows=True, pack=pack)
         entries.append(Entry(name, evaluation))
         for other, count in zip(("x/near", "x/far"), counts, strict=True):
             if count is not None:
                 images = list(range(count))
                 measured(layout, name, other, images, images=100, sha256=checkpoint.checkpoint_sha256)
-    pointer, rows = ranking(race, entries, "by-worst", "external_worst")
+    pointer, rows = ranking(fresh, entries, "by-worst", "external_worst")
     assert (pointer.ranked_by, pointer.experiments) == ("external_worst", 2)
     assert [(row["experiment"], row["macro_f1"], row["images"]) for row in rows[:2]] == [
         ("even", "0.6", "200"),
@@ -196,18 +198,18 @@ def test_the_leaderboard_can_rank_by_other_data_sets(race: Workbench) -> None:
         "elsewhere": "measured on other data sets than most, which were on x/far, x/near",
         "unmeasured": "it was not measured on another data set: evaluate its checkpoint there",
     }
-    mean, rows = ranking(race, entries, "by-mean", "external_mean")
+    mean, rows = ranking(fresh, entries, "by-mean", "external_mean")
     assert [(row["experiment"], row["macro_f1"]) for row in rows[:2]] == [("uneven", "0.7"), ("even", "0.6")]
     assert mean.content_hash != pointer.content_hash
 
 
-def test_an_experiment_whose_records_are_gone_is_listed_and_the_others_are_ranked(race: Workbench) -> None:
-    layout, pack = race.layout, pack_of(race)
+def test_an_experiment_whose_records_are_gone_is_listed_and_the_others_are_ranked(fresh: Workbench) -> None:
+    layout, pack = fresh.layout, pack_of(fresh)
     lost = write_pointer(layout, pack.model_copy(update={"content_hash": "lost"}), update_latest=False)
     entries, made = [], {}
     for place, name in enumerate(["data", "training", "predictions", "whole"]):
         checkpoint, evaluation = contender(
-            race, f"lost-{name}", 50 + place, knows=True, pack=lost if name == "data" else pack
+            fresh, f"lost-{name}", 50 + place, knows=True, pack=lost if name == "data" else pack
         )
         stored = write_pointer(
             layout, checkpoint.model_copy(update={"recipe": "5" * 64}), update_latest=False
@@ -217,7 +219,7 @@ def test_an_experiment_whose_records_are_gone_is_listed_and_the_others_are_ranke
     layout.absolute(str(lost.pointer_path)).unlink()
     layout.absolute(str(made["training"].checkpoint_pointer)).unlink()
     layout.absolute(made["predictions"].predictions).unlink()
-    pointer, rows = ranking(race, entries, "listing-lost")
+    pointer, rows = ranking(fresh, entries, "listing-lost")
     assert pointer.experiments == 1
     assert {row["experiment"]: row["left_out"] for row in rows} == {
         "whole": "",
@@ -225,24 +227,24 @@ def test_an_experiment_whose_records_are_gone_is_listed_and_the_others_are_ranke
         "training": "the record of its training is gone",
         "predictions": "its predictions are gone",
     }
-    pointer, rows = ranking(race, entries[:1], "listing-alone")
+    pointer, rows = ranking(fresh, entries[:1], "listing-alone")
     assert (pointer.experiments, len(rows)) == (0, 1)
 
 
-def test_out_of_fold_predictions_rank_where_all_have_folds(race: Workbench) -> None:
-    pack = pack_of(race)
+def test_out_of_fold_predictions_rank_where_all_have_folds(fresh: Workbench) -> None:
+    pack = pack_of(fresh)
     entries = []
     for place, (name, wrong) in enumerate([("worse", None), ("better", "validation")]):
-        checkpoint, evaluation = contender(race, f"oof-{name}", place, knows=True, pack=pack, wrong_on=wrong)
+        checkpoint, evaluation = contender(fresh, f"oof-{name}", place, knows=True, pack=pack, wrong_on=wrong)
         stored = write_pointer(
-            race.layout, checkpoint.model_copy(update={"recipe": str(place) * 64}), update_latest=False
+            fresh.layout, checkpoint.model_copy(update={"recipe": str(place) * 64}), update_latest=False
         )
         changed = evaluation.model_copy(update={"checkpoint_pointer": stored.pointer_path})
         entries.append(Entry(name, changed))
-    cross_validated(race, pack, "0" * 64, right=False, inference="a")
-    pointer, rows = ranking(race, entries, "half")
+    cross_validated(fresh, pack, "0" * 64, right=False, inference="a")
+    pointer, rows = ranking(fresh, entries, "half")
     assert (pointer.ranked_by, rows[0]["experiment"]) == ("validation", "worse"), "one of two has folds"
-    cross_validated(race, pack, "1" * 64, right=True, inference="a")
-    pointer, rows = ranking(race, entries, "whole")
+    cross_validated(fresh, pack, "1" * 64, right=True, inference="a")
+    pointer, rows = ranking(fresh, entries, "whole")
     assert (pointer.ranked_by, rows[0]["experiment"]) == ("out_of_fold", "better")
     assert {row["ranked_by"] for row in rows} == {"out_of_fold"}
