@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
@@ -17,34 +17,42 @@ if TYPE_CHECKING:
 
 _FILES_SHOWN = 20
 PASSED = "validation_passed"
-VALIDATION_CHECKS = [
-    # Automation waits for every blocking check, even if it only warns. So no check that may only warn is blocking.
-    dg.AssetCheckSpec(
-        name, asset="validation_report", description=description, blocking=name in (PASSED, *BLOCKING_CHECKS)
-    )
-    for name, description in {
+
+
+def _specs(
+    asset: str, descriptions: Mapping[str, str], blocking: Collection[str] = ()
+) -> list[dg.AssetCheckSpec]:
+    return [
+        dg.AssetCheckSpec(name, asset=asset, description=description, blocking=name in blocking)
+        for name, description in descriptions.items()
+    ]
+
+
+VALIDATION_CHECKS = _specs(
+    "validation_report",
+    {
         PASSED: "No finding is blocking or as severe as validate.fail_on.",
         **{name: description for name, (description, _) in CHECKS.items()},
-    }.items()
-]
-
-EVALUATION_CHECKS = [
-    dg.AssetCheckSpec(name, asset="evaluation", description=description)
-    for name, description in {
+    },
+    # Automation waits for every blocking check, even if it only warns. So no check that may only warn is blocking.
+    blocking=(PASSED, *BLOCKING_CHECKS),
+)
+EVALUATION_CHECKS = _specs(
+    "evaluation",
+    {
         "beats_baselines": "Macro F1 is above that of every baseline, and so is the whole 95% interval of the gain.",
         "calibration": "The expected calibration error is at most evaluate.max_ece.",
         "no_regression": "Macro F1 is not below that of the previous checkpoint beyond noise, on the same images outside the test split.",
-    }.items()
-]
-
-EXTERNAL_CHECKS = [
-    dg.AssetCheckSpec(name, asset="external_evaluation", description=description)
-    for name, description in {
+    },
+)
+EXTERNAL_CHECKS = _specs(
+    "external_evaluation",
+    {
         "unseen_images": "The images that the model may have seen are known and were taken out, and some are left to score.",
         "external_calibration": "The expected calibration error, with the temperature of the model's own data, is at most external.max_ece.",
         "generalises": "Macro F1 is not below that on the model's own test images beyond noise.",
-    }.items()
-]
+    },
+)
 
 
 def validation_results(report: ValidationReport) -> list[dg.AssetCheckResult]:

@@ -11,6 +11,7 @@ from brainmri_core.project.layout import Layout
 from brainmri_core.project.pointer_store import follow, read_pointer
 from brainmri_core.project.pointers import CheckpointPointer, EvaluationPointer
 from brainmri_dagster.running.stage_run import StageRun
+from brainmri_dagster.running.upstream import materializations, pointer_file
 
 if TYPE_CHECKING:
     from brainmri_core.evaluation.regression import Regression
@@ -22,15 +23,11 @@ def recorded_evaluations(
     instance: dg.DagsterInstance, layout: Layout, dataset: str
 ) -> Iterator[tuple[str, EvaluationPointer]]:
     """Yield the experiment and pointer of recorded evaluations whose pointer is still there, newest first."""
-    records = instance.fetch_materializations(
-        dg.AssetRecordsFilter(asset_key=dg.AssetKey("evaluation"), asset_partitions=[dataset]), limit=_RECENT
-    ).records
-    for record in records:
+    for record in materializations(instance, "evaluation", dataset, _RECENT):
         made = record.asset_materialization
-        values = made.metadata if made is not None else {}
-        name, path = values.get("experiment"), values.get("pointer_path")
-        file = layout.absolute(str(path.value)) if path is not None else None
-        if name is not None and file is not None and file.is_file():
+        name = made.metadata.get("experiment") if made is not None else None
+        file = pointer_file(layout, made)
+        if name is not None and file is not None:
             yield str(name.value), read_pointer(layout, EvaluationPointer, file)
 
 

@@ -15,6 +15,7 @@ from brainmri_core.sources.local import local_archive
 from brainmri_core.system.checksums import sha256_file, sha256_json
 from brainmri_dagster.graph.asset_table import ASSETS, INCIDENTAL, PIPELINE
 from brainmri_dagster.graph.partitions import catalogue
+from brainmri_dagster.running.upstream import materializations, pointer_file
 
 _VERSION = "dagster/data_version"
 
@@ -79,9 +80,7 @@ def stale_assets(
 
 
 def _newest(instance: dg.DagsterInstance, asset: str, partition: str) -> dg.AssetMaterialization | None:
-    records = instance.fetch_materializations(
-        dg.AssetRecordsFilter(asset_key=dg.AssetKey(asset), asset_partitions=[partition]), limit=1
-    ).records
+    records = materializations(instance, asset, partition, limit=1)
     return records[0].asset_materialization if records else None
 
 
@@ -96,9 +95,8 @@ def _reason(
     made, item = newest[name], ASSETS[name]
     if made is None:
         return "never made"
-    path = made.metadata.get("pointer_path")
-    file = layout.absolute(str(path.value)) if path is not None else None
-    if file is None or not file.is_file():
+    file = pointer_file(layout, made)
+    if file is None:
         return "its pointer file is gone"
     recorded = made.metadata.get("recipe")
     if recorded is None or recorded.value != recipe(name, config):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -56,19 +57,28 @@ def recorded_pointer(
         of its own), else None.
     """
     pointer_type = ASSETS[asset].pointer
-    records = instance.fetch_materializations(
-        dg.AssetRecordsFilter(asset_key=dg.AssetKey(asset), asset_partitions=[partition]), limit=_RECENT
-    ).records
+    records = materializations(instance, asset, partition, _RECENT)
     rank = {run_id: place for place, run_id in enumerate(run_ids)}
     for record in sorted(records, key=lambda item: rank.get(item.run_id, len(rank))):
-        materialization = record.asset_materialization
-        entry = materialization.metadata.get("pointer_path") if materialization else None
-        if entry is None:
-            continue
-        path = layout.absolute(str(entry.value))
-        if path.is_file():
+        path = pointer_file(layout, record.asset_materialization)
+        if path is not None:
             return read_pointer(layout, pointer_type, path)
     return None if asset in FOLD_ASSETS else latest_pointer(layout, pointer_type, pointer_place(partition))
+
+
+def materializations(
+    instance: dg.DagsterInstance, asset: str, partition: str, limit: int
+) -> Sequence[dg.EventLogRecord]:
+    """Return the newest records of an asset's materialisations of a partition, newest first."""
+    only = dg.AssetRecordsFilter(asset_key=dg.AssetKey(asset), asset_partitions=[partition])
+    return instance.fetch_materializations(only, limit=limit).records
+
+
+def pointer_file(layout: Layout, made: dg.AssetMaterialization | None) -> Path | None:
+    """Return the pointer file that a materialisation recorded; None if it recorded none, or the file is gone."""
+    entry = made.metadata.get("pointer_path") if made is not None else None
+    file = layout.absolute(str(entry.value)) if entry is not None else None
+    return file if file is not None and file.is_file() else None
 
 
 def require(pointer: P | None, asset: str, job: Job, *, or_set: str | None = None) -> P:
