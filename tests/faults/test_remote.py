@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from brainmri_core.config import STAGES
+from tests.counts import trials
+from tests.faults.fault_case import problems, tally
+from tests.faults.launches import make_home
+from tests.faults.test_crash import points
+from tests.faults.tiny import launch_file
+from tests.faults.warm import Warm
+from tests.object_store import BUCKET, StoreServer
+
+pytestmark = [pytest.mark.training, pytest.mark.full]
+
+TRIALS = "tests.faults.remote_trials"
+# Trials by stage, reduced and long; half are killed before an operation of the store, half after it.
+KILLS = {
+    "fetch": trials(2, 24),
+    "split": trials(1, 16),
+    "resize": trials(2, 24),
+    "validate": trials(1, 12),
+    "train": trials(1, 18),
+    "evaluate": trials(1, 8),
+}
+PAIRS = trials(1, 50)
+
+
+@pytest.fixture(scope="module")
+def remote(warm: Warm, object_store: StoreServer) -> tuple[str, dict[str, tuple[int, list[str]]]]:
+    """A place in the object store with a project for each stage; operations and content hashes of each."""
+    url = f"s3://{BUCKET}/remote"
+    return url, warm.call(f"{TRIALS}:prepare", url, object_store.environment)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_killed_at_an_operation_of_the_store(
+    warm: Warm, remote: tuple[str, dict[str, tuple[int, list[str]]]], object_store: StoreServer, stage: str
+) -> None:
+    url, found = remote
+    operations, hashes = found[stage]
+    results: list[dict[str, Any]] = [
+        warm.call(
+            f"{TRIALS}:crash",
+            url,
+            object_store.environment,
+            stage,
+            hashes,
+            ("kill before", "kill after")[number % 2],
+            at,
+        )
+        for number, at in enumerate(points(operations, KILLS[stage]))
+    ]
+    tally("kill -9 at an operation of the object store", stage, results)
+    assert problems(results) == []
+    assert all(item["status"] == -9 for item in results)
+
+
+def test_two_machines_that_share_a_bucket_mix_nothing(
+    warm: Warm, object_store: StoreServer, tmp_path: Path
+) -> None:
+    url, stages = f"s3://{BUCKET}/pairs", ["fetch", "split", "resize"]
+    results = []
+    configs = {}
+    for machine in "ab":
+        make_home(tmp_path / machine)
+        for variant in ("old", "new"):
+            cache = {"cache": str(tmp_path / machine / "cache")}
+            configs[machine, variant] = launch_file(tmp_path / machine, variant, paths=cache)
+    for trial in range(PAIRS):
+        pair = {f"a{trial}": "old", f"b{trial}": "new" if trial % 2 else "old"}
+        started = {}
+        for run_id, variant in pair.items():
+            home = str(tmp_path / run_id[0] / "home")
+            config = str(configs[run_id[0], variant])
+            started[run_id] = warm.start(
+                f"{TRIALS}:pipeline", url, object_store.environment, home, config, run_id, stages
+            )
+        failed = [f"{run_id} failed: {warm.log(item)}" for run_id, item in started.items() if warm.wait(item)]
+        seen = warm.call(
+            f"{TRIALS}:looked_at", url, object_store.environment, pair, stages, trial == PAIRS - 1
+        )
+        results.append({"problems": [*failed, *seen]})
+        if trial % 10 == 9:  # a machine whose copies are gone goes on as well
+            shutil.rmtree(tmp_path / "b" / "cache")
+    tally("two machines with one bucket", "fetch to resize", results)
+    assert problems(results) == []
