@@ -1,1 +1,1 @@
-"""Work on many images that the workers of a Dask cluster share."""
+"""Distribute work on many images over the workers of a Dask cluster."""

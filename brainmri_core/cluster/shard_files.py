@@ -22,11 +22,11 @@ def write_arrays(folder: Path, number: int, arrays: Arrays) -> str:
     Parameters
     ----------
     folder : pathlib.Path
-        Where; it must be there.
+        Folder of the file; it must exist.
     number : int
-        Of the piece of work, so that two of the same result do not share a file.
+        Number of the piece of work, so that two pieces with the same result do not share a file.
     arrays : dict
-        None of Python objects.
+        Name to array; arrays of Python objects are not allowed.
 
     Raises
     ------
@@ -41,10 +41,22 @@ def write_arrays(folder: Path, number: int, arrays: Arrays) -> str:
 def take_arrays(folder: Path, name: str) -> Arrays:
     """Read a file of arrays and remove it.
 
+    Parameters
+    ----------
+    folder : pathlib.Path
+        Folder of the file.
+    name : str
+        Its name, from `write_arrays`.
+
+    Returns
+    -------
+    dict
+        Name to array.
+
     Raises
     ------
     IntegrityError
-        If its content is not what its name says.
+        If its content does not have the SHA-256 in its name.
     StorageError
         If it cannot be read or removed.
     """

@@ -1,19 +1,26 @@
-"""How many images are cut into pieces of work."""
+"""Divide images into pieces of work."""
 
 from __future__ import annotations
 
 
 def evenly(n: int, threads: int, most: int) -> list[slice]:
-    """Cut n rows into slices of equal length, one off at most: of no more than `most`, and a multiple of `threads` where that matters.
+    """Divide n rows into slices whose lengths differ by at most one row.
+
+    The number of slices is a multiple of `threads` where there are enough rows, so that no thread idles in the last round.
 
     Parameters
     ----------
     n : int
-        Rows; 0 gives no slice.
+        Number of rows; 0 gives no slice.
     threads : int
-        How many slices are done at a time.
+        Number of slices that are worked on at the same time.
     most : int
-        Rows of a slice at most.
+        Maximum number of rows of a slice.
+
+    Returns
+    -------
+    list of slice
+        In order, without gaps.
     """
     rounds = -(-n // (threads * most))
     count = min(n, rounds * threads)

@@ -1,4 +1,4 @@
-"""What decides the result of a piece of work besides its images: the code and the packages that do it."""
+"""The versions of code and packages, which together with the images decide the result of a piece of work."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _PACKAGES = ("distributed", "numpy", "pillow", "scipy", "simplejpeg", "torch")
 
 @cache
 def software() -> dict[str, str]:
-    """Return the version of this package and the hash of its source files, and the versions of what it works with."""
+    """Return the version of this package with the hash of its source files, and the versions of the packages it uses."""
     digest = hashlib.sha256()
     package = Path(__file__).resolve().parents[1]
     for path in sorted(package.rglob("*.py")):

@@ -1,4 +1,4 @@
-"""What a Dask worker does with one piece of work. Its answer is a few words; the result is a file."""
+"""The function that a Dask worker runs for one piece of work. It returns a short answer; the result is a file."""
 
 from __future__ import annotations
 
@@ -26,23 +26,24 @@ def work_on(
     work : callable
         A function of a module of this package.
     arguments : tuple
-        What it is given.
+        The arguments of `work`.
     folder : str
         The shared folder.
     number : int
-        Of the piece, for the name of its result.
+        Number of the piece, for the name of its result.
     wanted : mapping
-        The `software.software` of who asks.
+        The versions (`software.software`) of the process that sends the work.
 
     Returns
     -------
     dict
-        ``file``: the name of the result, and the ``seconds`` it took; or ``error`` and ``text``: an error that would come again.
+        ``file``, the name of the result, and ``seconds``, the time that it took; or ``error`` and ``text``, an error that
+        would occur again on any worker.
 
     Raises
     ------
     StorageError
-        Where another worker, or a second try, may do better.
+        If the work failed, but may succeed on another worker or at a second try.
     """
     from distributed import get_worker
 

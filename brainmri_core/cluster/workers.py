@@ -1,7 +1,7 @@
-"""Pieces of work handed to the workers of a Dask cluster, and taken back in order.
+"""Send pieces of work to the workers of a Dask cluster, and return the results in order.
 
-Dask gives the work of a worker that dies to another. What it does not do is done here: a piece that lasts much longer
-than the others goes to a second worker as well, and whichever is done first counts.
+When a worker dies, Dask gives its work to another. This module adds what Dask does not do: a piece that takes much longer
+than the others is also given to a second worker, and the first result counts.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from brainmri_core.system.storage import scratch_folder
 CONNECT_S = 10.0
 WITHOUT_WORKERS_S = 120.0
 LEAST_SLOW_S = 60.0
-_SLOW = 4  # times as long as the longest piece that is done
-_TRIES = 3  # of a piece that fails, on any workers
-_AHEAD = 4  # pieces for each thread that are begun before the oldest is taken
+_SLOW = 4  # a piece is slow when it takes this many times as long as the longest finished one
+_TRIES = 3  # tries of a piece that fails, on any workers
+_AHEAD = 4  # pieces per thread that are submitted before the oldest result is taken
 _WORK = f"{work_on.__module__}:{work_on.__name__}"
 _LOOK_EVERY_S = 1.0
 _SAY_EVERY_S = 10.0
@@ -44,13 +44,13 @@ class Workers:
     Attributes
     ----------
     client : distributed.Client
-        Connected.
+        The connection to the scheduler.
     address : str
-        Of the scheduler.
+        Address of the scheduler.
     folder : pathlib.Path
-        For the results of pieces until they are taken.
+        Holds the results of pieces until they are taken.
     log : StageLog
-        Is told about progress.
+        Log of the stage, for progress.
     """
 
     client: Any
@@ -60,7 +60,7 @@ class Workers:
 
     @property
     def threads(self) -> int:
-        """How many pieces the workers can do at a time; at least 1."""
+        """Number of pieces that the workers can do at the same time; at least 1."""
         threads: dict[str, int] = self.client.nthreads()
         return max(1, sum(threads.values()))
 
@@ -74,23 +74,23 @@ class Workers:
         what : str
             What the pieces are, for the log.
         work : callable
-            A function of a module of this package, which does one.
+            A function of a module of this package that does one piece.
         pieces : sequence of tuple
-            What `work` is given.
+            The arguments of `work` for each piece.
 
         Yields
         ------
         dict
-            The arrays of each piece, in order; only a few pieces are begun ahead of the one that is asked for.
+            The arrays of each piece, in order. Only a few pieces are submitted ahead of the one that is taken next.
 
         Raises
         ------
         BrainMRIError
-            What `work` raises of them; a StorageError comes after several tries.
+            If `work` raises one; a StorageError is raised only after several tries.
         ConfigError
-            If a worker has another version of the code or of what it works with.
+            If a worker has another version of the code or of a package it uses.
         StorageError
-            If the scheduler is lost, no worker is left, or workers die of a piece again and again.
+            If the scheduler is lost, no worker is left, or a piece kills its workers repeatedly.
         """
         work_left = _Pass(self, what, work, pieces)
         try:
@@ -102,14 +102,14 @@ class Workers:
 
 @dataclass
 class _Piece:
-    """A piece that is not done: who is at it, and since when."""
+    """An unfinished piece: its futures, and the time since when a worker has been working on it."""
 
     futures: list[Any]
     since: float | None = None
 
 
 class _Pass:
-    """One pass over many pieces: those at work, and the results that nobody has taken yet."""
+    """One pass over many pieces: those that are running, and the results that were not taken yet."""
 
     def __init__(
         self, workers: Workers, what: str, work: Callable[..., Arrays], pieces: Sequence[tuple[Any, ...]]
@@ -123,7 +123,7 @@ class _Pass:
         self.looked, self.said, self.with_workers = -_LOOK_EVERY_S, time.monotonic(), time.monotonic()
 
     def wait_for(self, number: int) -> str:
-        """Keep the workers busy until a piece is done; return the file of its result."""
+        """Keep the workers busy until a piece is finished; return the file of its result."""
         while number not in self.files:
             with self._connected():
                 self._look_after()
@@ -138,7 +138,7 @@ class _Pass:
         return self.files.pop(number)
 
     def stop(self) -> None:
-        """Take back what is still at work."""
+        """Cancel the pieces that are still running."""
         with contextlib.suppress(Exception):
             self.client.cancel([future for piece in self.running.values() for future in piece.futures])
 
@@ -161,7 +161,7 @@ class _Pass:
         self.longest = max(self.longest, answer["seconds"])
 
     def _answer(self, number: int, future: Any) -> dict[str, Any]:
-        """Return what a worker said; raise what it, or Dask, found wrong."""
+        """Return the answer of a worker; raise the error that it or Dask reports."""
         from distributed import KilledWorker
 
         try:
@@ -182,7 +182,7 @@ class _Pass:
 
     @contextlib.contextmanager
     def _connected(self) -> Iterator[None]:
-        """Say plainly that the scheduler is gone where Dask has many ways to say it."""
+        """Raise one StorageError for the many errors of Dask that mean that the scheduler is lost."""
         from distributed import CancelledError
 
         try:
@@ -198,7 +198,7 @@ class _Pass:
             raise
 
     def _look_after(self) -> None:
-        """See how many workers there are, and give the pieces that last long to a second one."""
+        """Count the workers, and give pieces that take too long to a second worker."""
         if time.monotonic() - self.looked < _LOOK_EVERY_S:
             return
         self.looked = time.monotonic()
@@ -242,7 +242,7 @@ def workers_of(job: Job) -> Iterator[Workers | None]:
     Yields
     ------
     Workers or None
-        None where it names none: the processes of this machine do the work.
+        None where it names no scheduler: then processes of this machine do the work.
 
     Raises
     ------
@@ -269,7 +269,7 @@ def workers_of(job: Job) -> Iterator[Workers | None]:
 
 @contextlib.contextmanager
 def _client(address: str) -> Iterator[Any]:
-    """Connect; what listens at the address may be no scheduler at all, and may never answer."""
+    """Connect to a scheduler, with a time limit: the address may belong to another program, which may never answer."""
     try:
         from distributed import Client
     except ImportError:
@@ -300,7 +300,7 @@ def _client(address: str) -> Iterator[Any]:
                 f"The Dask scheduler at {address} runs distributed {theirs} and this machine {ours}; install the same "
                 "version on both."
             )
-        # a worker that is sent what it cannot import dies of it
+        # a worker that receives a function that it cannot import dies, so this is checked first
         for worker, found in client.run(resolve_name, _WORK, on_error="return").items():
             if isinstance(found, Exception):
                 raise ConfigError(

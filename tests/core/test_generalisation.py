@@ -77,7 +77,7 @@ def test_a_row_of_several_checkpoints_is_told(matrix: Matrix) -> None:
     matrix.pair(A, B, 0.5)
     matrix.pair(A, C, 0.5, checkpoint="d" * 64)
     _, _, page = matrix.generalise()
-    assert "The pairs of one/a are of several checkpoints" in page
+    assert "The pairs of one/a were measured with several checkpoints" in page
     assert [record["trained_on"] for record in matrix.records if record["level"] == "WARNING"] == [A]
 
 
