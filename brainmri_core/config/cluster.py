@@ -1,4 +1,4 @@
-"""Config of the machines that share the work on many images."""
+"""Config of the cluster that shares the work on many images."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from brainmri_core.config.base import StageConfig
 
 
 class ClusterConfig(StageConfig):
-    """Where the work on many images is done; it changes no result."""
+    """The cluster that does the work on many images; its choice changes no result."""
 
     scheduler: str | None = Field(
         None,

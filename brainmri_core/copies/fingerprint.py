@@ -95,7 +95,7 @@ class FingerprintTable:
 
     @classmethod
     def empty(cls, n: int) -> FingerprintTable:
-        """Return a table of n rows to be filled; its thumbnails, from 16,384 on, lie in an unnamed temporary file."""
+        """Return a table of n rows to be filled; from 16,384 rows on, its thumbnails are in an unnamed temporary file."""
         hashes, trimmed = np.zeros((2, n, len(ORIENTATIONS)), np.uint64)
         return cls([""] * n, np.zeros(n), hashes, trimmed, _thumbs_array(n), _thumbs_array(n), {}, [""] * n)
 

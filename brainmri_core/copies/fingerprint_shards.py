@@ -1,4 +1,4 @@
-"""Fingerprints of very many images: the files in shards, each done by a worker of a cluster."""
+"""Fingerprint very many images in shards, each on a worker of a cluster."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def fingerprint_on(
 ) -> FingerprintTable:
     """Fingerprint many files, on the workers of a cluster or, without one, in processes of this machine.
 
-    Parameters, errors and the result, to the bit, are those of `fingerprint.fingerprint_files`; what `cluster.workers.Workers`
-    raises comes too.
+    Parameters, errors and results, bit for bit, are those of `fingerprint.fingerprint_files`. With workers, the errors of
+    `Workers.map` are raised as well.
     """
     if workers is None:
         return fingerprint_files(root, paths, progress=progress)
@@ -51,9 +51,9 @@ _ARRAYS = ("colourfulness", "hashes", "trimmed_hashes", "thumbs", "trimmed_thumb
 
 
 def fingerprint_shard(root: str, paths: list[str]) -> Arrays:
-    """Fingerprint the files of one shard in a process of its own: what a worker does.
+    """Fingerprint the files of one shard on a worker, in one process of its own.
 
-    A worker gives each of its threads a shard, so that together they keep all of its cores busy.
+    Each thread of the worker gets a shard, so that together they keep all of its cores busy.
     """
     table = fingerprint_files(Path(root), paths, workers=1)
     return {

@@ -41,7 +41,7 @@ def candidate_pairs(
         ``all`` is for two different sets.
 
     offset : int
-        Where the two are parts of one set of images: how many images ``query[0]`` comes after ``table[0]``.
+        Position of ``query[0]`` minus that of ``table[0]``, where both are parts of one set of images.
 
     Yields
     ------

@@ -30,7 +30,8 @@ from brainmri_core.system.threads import cores, threads
 
 _CONFIRM = 512
 Found = tuple[int, int, list[tuple[int, int, float]]]
-"""0 for whole images or 1 for those without margins, the orientation of the first row, and rows with their correlation."""
+"""Version (0 for whole images, 1 for those without margins), orientation of the first row, and pairs of rows with their
+correlation."""
 Search = Callable[[FingerprintTable, I64, CopySearchConfig], Iterable[Found]]
 _ALL_PAIRS = 64
 
@@ -169,7 +170,7 @@ def find_copies(table: FingerprintTable, config: CopySearchConfig, search: Searc
     config : CopySearchConfig
         What counts as a copy.
     search : callable or None
-        What looks for pairs among the given rows of the table; None searches in threads of this process.
+        Finds the pairs among the given rows of the table; where None, threads of this process do it.
     """
     members = list(exact_groups(table.pixel_sha256).values())
     of = {group[0]: group for group in members}

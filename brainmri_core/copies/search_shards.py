@@ -1,4 +1,4 @@
-"""The search for copies among very many images: the index of hashes in parts, each searched by a worker of a cluster."""
+"""Search for copies among very many images, with parts of the hash index on the workers of a cluster."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ _VERSIONS = ("whole", "trimmed")
 def find_copies_on(workers: Workers | None, table: FingerprintTable, config: CopySearchConfig) -> CopyPairs:
     """Find all confirmed copies, on the workers of a cluster or, without one, in threads of this process.
 
-    The result is that of `search.find_copies`, to the bit; what `Workers.map` raises comes too. Each part of the images is
-    looked up in the index of each part, so that no pair within the radius is missed.
+    The result is bit for bit that of `search.find_copies`. Each part of the images is looked up in the index of every part,
+    so that no pair within the radius is missed. With workers, the errors of `Workers.map` are raised as well.
     """
     return find_copies(table, config, None if workers is None else partial(_search_away, workers))
 
@@ -53,7 +53,8 @@ def _search_away(
         for looked_up in evenly(len(rows), 1, _LOOKED_UP)
         for indexed in evenly(len(rows), 1, _INDEXED)
     ]
-    # few blocks are shared out by their orientations; else a piece prepares its images once for all of them
+    # Few blocks are divided by orientation to keep all threads busy. With many blocks, a piece searches all orientations
+    # of a block, so that it prepares its images once.
     shares = evenly(len(turns), 1, max(1, len(turns) * len(blocks) // workers.threads))
     pieces = [
         (
@@ -88,20 +89,20 @@ def search_part(
     second_stop: int,
     settings: dict[str, Any],
 ) -> Arrays:
-    """Look some images up in the index of some others: what a worker does.
+    """Look up one part of the images in the index of another part, on a worker.
 
     Parameters
     ----------
     folder : str
-        Where the arrays of all images lie.
+        Folder with the arrays of all images.
     version : int
         0 for whole images, 1 for those without their margins.
     turns : list of int
-        Orientations.
+        Orientations to search.
     first, first_stop, second, second_stop : int
-        Which of the rows are looked up, and which are indexed.
+        Range of the rows that are looked up, and of those that are indexed.
     settings : dict
-        Of the search.
+        The fields of `CopySearchConfig`.
 
     Returns
     -------
@@ -128,6 +129,6 @@ def search_part(
 
 
 def _part(rows: I64, thumbs: U8, hashes: U64) -> tuple[Version, int]:
-    """Prepare the images of some rows, and say which row of the table is the first of theirs."""
+    """Prepare the images of some rows, and return them with the first of these rows."""
     start, stop = int(rows[0]), int(rows[-1]) + 1
     return prepare(thumbs[start:stop], hashes[start:stop], np.asarray(rows) - start), start

@@ -32,7 +32,7 @@ NO_FACTS: dict[str, float | int | str | bool] = {
     "has_metadata": False,
     "scaled_by": "",
 }
-"""What is known of an image besides its pixels, with the values of one that cannot be decoded."""
+"""The facts that are recorded of an image besides its pixels, with the values for one that cannot be decoded."""
 
 
 _CHUNK = 16
@@ -47,7 +47,7 @@ class Resized:
     pixels : numpy.ndarray or None
         uint8, ``(size, size)`` or ``(size, size, 3)``; None where it could not be decoded, for `reason`.
     reason : str
-        Empty where there are pixels.
+        Why the image could not be decoded; empty where there are pixels.
     facts : dict
         A value for each of `NO_FACTS`; empty where there are no pixels.
     """
@@ -78,13 +78,15 @@ def resized_images(
     Parameters
     ----------
     root : pathlib.Path
-        Folder the paths are relative to.
+        Folder that the paths are relative to.
     paths, hashes : sequence of str
-        Files, POSIX, and the SHA-256 that each had when it was fetched.
-    config, channels
-        How the images are prepared.
+        POSIX paths of the files, and the SHA-256 that each had when it was fetched.
+    config : ResizeConfig
+        Size in pixels, fit and gray ranges.
+    channels : int
+        1 for gray, 3 for colour.
     workers : int or None
-        Threads; None takes one per core.
+        Number of threads; one per core where None.
 
     Raises
     ------
@@ -152,7 +154,7 @@ def prepared_images(
 
 
 def resize_one(data: bytes, path: str, config: ResizeConfig, channels: int) -> Resized:
-    """Decode one image and fit it; one that cannot be decoded has a reason instead of pixels."""
+    """Decode and fit one image; where it cannot be decoded, the result has a reason instead of pixels."""
     try:
         decoded, pixels = decode_fitted(
             data,

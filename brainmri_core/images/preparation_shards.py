@@ -1,4 +1,4 @@
-"""Prepared pixels of very many images: the files in shards, each done by a worker of a cluster."""
+"""Resize very many images in shards, each on a worker of a cluster."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def resized_on(
     config: ResizeConfig,
     channels: int,
 ) -> Generator[Resized, None, None]:
-    """Yield images in order, from the workers of a cluster or, without one, from threads of this process.
+    """Yield resized images in order, from the workers of a cluster or, without one, from threads of this process.
 
-    Parameters, errors and the result, to the bit, are those of `preparation.resized_images`; what `Workers.map` raises
-    comes too.
+    Parameters, errors and results, bit for bit, are those of `preparation.resized_images`. With workers, the errors of
+    `Workers.map` are raised as well.
     """
     if workers is None:
         yield from resized_images(root, paths, hashes, config, channels)
@@ -54,7 +54,7 @@ def resized_on(
 def resize_shard(
     root: str, paths: Sequence[str], hashes: Sequence[str], settings: dict[str, Any], channels: int
 ) -> Arrays:
-    """Resize the images of one shard: what a worker does in each of its threads.
+    """Resize the images of one shard, in one thread of a worker.
 
     Returns
     -------

@@ -21,7 +21,7 @@ ARCHIVES_VARIABLE = "BRAINMRI_ARCHIVES"
 RESUME_FOLDER, FOLDS_FOLDER, CHAMPION_FILE = "resume", "folds", "champion.pth"
 ENSEMBLE_FOLDER = "ensemble"
 URL_FILE = ".project-url"
-"""In the folder of copies of a project in an object store: where the project is."""
+"""File in the cache folder of a project in an object store that holds the project's URL."""
 _OUTPUTS = "outputs"
 _PLAIN = tuple(
     f"{_OUTPUTS}/{name}" for name in ("pointers/", "orchestrator/", "test_ledger/", ".patient_key")
@@ -72,9 +72,9 @@ class Layout(BaseModel):
     Attributes
     ----------
     root : pathlib.Path
-        The project's folder; of a project in an object store, that of its copies on this machine.
+        The project's folder; for a project in an object store, its cache folder on this machine.
     url : str or None
-        Where the project is in an object store.
+        URL of a project in an object store; None for one in a folder.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -84,7 +84,7 @@ class Layout(BaseModel):
 
     @classmethod
     def at(cls, configured: str | None = None, cache: str | None = None) -> Layout:
-        """Return the layout of the root that `resolve_root` finds, or of a URL in its place.
+        """Return the layout of a project: in the folder that `resolve_root` finds, or at a URL.
 
         Parameters
         ----------
@@ -94,7 +94,7 @@ class Layout(BaseModel):
         Raises
         ------
         ConfigError
-            If a URL is of another kind than those of object stores.
+            If the URL is not one of a supported object store.
         """
         named = configured or os.environ.get(ROOT_VARIABLE)
         if named is None or not is_url(named):
@@ -113,11 +113,11 @@ class Layout(BaseModel):
 
     @property
     def where(self) -> str:
-        """The project's place as messages name it."""
+        """The project's URL or folder, for messages."""
         return self.url or str(self.root)
 
     def require_folder(self, what: str) -> None:
-        """Refuse what works on a project in a folder only.
+        """Refuse a project in an object store, for work that needs one in a folder.
 
         Raises
         ------
@@ -148,7 +148,7 @@ class Layout(BaseModel):
     def absolute(self, stored: str) -> Path:
         """Return the absolute path of a stored relative path.
 
-        Of a project in an object store, the file is brought with those beside it, or the folder with all that is in it.
+        From an object store, a file is downloaded with the others of its folder, and a folder with all of its content.
 
         Raises
         ------
@@ -159,7 +159,7 @@ class Layout(BaseModel):
         return self.store.fetch_to_cache(PurePosixPath(stored).as_posix()) if self.url else path
 
     def inside(self, stored: str) -> Path:
-        """Do as `absolute` does, and bring nothing."""
+        """Return the same path as `absolute`, but download nothing."""
         path = PurePosixPath(stored)
         candidate = self.root / path
         try:
@@ -240,7 +240,7 @@ class Layout(BaseModel):
 
     @property
     def shards(self) -> Path:
-        """Folder of what the workers of a cluster have done and nobody has taken yet."""
+        """Folder of results of a cluster's workers that were not taken yet."""
         return self.outputs / "shards"
 
     @property

@@ -87,7 +87,7 @@ def write_pointer(layout: Layout, pointer: P, *, update_latest: bool = True) -> 
 
 
 def _later_than(latest: Path) -> str:
-    """Return the time for a pointer's name: now, or just after the newest one where a clock is behind."""
+    """Return the time for a pointer's name: now, or just after the newest pointer where this machine's clock is behind."""
     newest = _history_name(latest.read_bytes() if latest.is_file() else None).rpartition("/")[2]
     now = utc_now()
     with suppress(ValueError):
@@ -101,7 +101,7 @@ def _moment(time: datetime) -> str:
 
 
 def _history_name(latest: bytes | None) -> str:
-    """Return the name of the history copy that a ``latest.json`` was made from; empty where it does not say."""
+    """Return the name of the history copy in the content of a ``latest.json``; empty where it holds none."""
     with suppress(ValueError, AttributeError):
         return str(json.loads(latest or b"{}").get("pointer_path") or "")
     return ""
@@ -195,7 +195,7 @@ def result_files(layout: Layout, pointer: Pointer) -> list[Path]:
 
 
 def _result_folders(layout: Layout, pointer: Pointer) -> list[str]:
-    """Name the folders that hold the result of a pointer, none of them within another."""
+    """Return the folders that hold the result of a pointer; none is inside another."""
     found: set[Path] = set()
     for name, stored in pointer.model_dump().items():
         if name in PATH_FIELDS - _NOT_RESULTS and stored:

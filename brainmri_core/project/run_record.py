@@ -57,7 +57,7 @@ def write_plan(layout: Layout, plan: Plan) -> bool:
 
 
 def refuse_existing(layout: Layout, run_id: str) -> None:
-    """Raise ConfigError if a run of this id has left anything."""
+    """Raise ConfigError if a run of this id has a record."""
     if is_taken(layout, run_id):
         folder = layout.run_dir(run_id)
         where = layout.relative(folder) if layout.url else folder
@@ -68,7 +68,7 @@ def refuse_existing(layout: Layout, run_id: str) -> None:
 
 @contextmanager
 def _manifest(layout: Layout, run_id: str, *, failing: bool = False) -> Iterator[dict[str, Any]]:
-    """Change a run's manifest; where a stage is `failing`, an object store that is away is not one more reason to fail."""
+    """Change a run's manifest; where `failing`, an unreachable object store does not hide the error of the stage."""
     passed_over = (StorageError,) if failing else ()
     folder = layout.run_dir(run_id)
     path = folder / MANIFEST_FILE

@@ -1,7 +1,7 @@
 """The records of runs in an object store: one object for each stage's entry, so that no machine overwrites another's.
 
-On a machine a run's record is the folder it has always been; what other machines have written is taken in before it is read,
-and what is written here is passed on after that. A project in a folder needs none of this.
+On each machine the record of a run is a folder, as in a local project. The entries of other machines are downloaded before
+the record is read, and entries written here are uploaded afterwards. A project in a folder needs none of this.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ _HEAD, _STAGES = "run.json", "stages"
 
 
 def remote_store(layout: Layout) -> RemoteStore | None:
-    """Return the object store of a project, None where it lies in a folder."""
+    """Return the object store of a project; None where the project is in a folder."""
     store = layout.store
     return store if isinstance(store, RemoteStore) else None
 
 
 def take_in_run(layout: Layout, run_id: str) -> Entries | None:
-    """Bring a run's plan, and its manifest as all machines together have written it.
+    """Download a run's plan, and merge the stage entries of all machines into its manifest here.
 
     Returns
     -------
     dict or None
-        What the object store holds, by stage; None where there is none.
+        The entries in the object store, by stage; None where the project is in a folder.
     """
     store = remote_store(layout)
     if store is None:
@@ -51,7 +51,8 @@ def take_in_run(layout: Layout, run_id: str) -> Entries | None:
             shared[stage] = _parsed(data, f"{place}/{_STAGES}/{stage}.json", layout)
     path = folder / MANIFEST_FILE
     own = read_json(path) if path.is_file() else {**manifest, "stages": {}}
-    if own["updated_at_utc"] > manifest["updated_at_utc"]:  # the store was away when it was written
+    # the manifest here is newer where the store could not be reached when it was written
+    if own["updated_at_utc"] > manifest["updated_at_utc"]:
         merged = {**own, "stages": shared | own["stages"]}
     else:
         merged = {**manifest, "stages": own["stages"] | shared}
@@ -61,7 +62,7 @@ def take_in_run(layout: Layout, run_id: str) -> Entries | None:
 
 
 def take_in_runs(layout: Layout) -> None:
-    """Bring the records of all runs."""
+    """Download the records of all runs."""
     store = remote_store(layout)
     if store is None:
         return
@@ -70,7 +71,7 @@ def take_in_runs(layout: Layout) -> None:
 
 
 def is_taken(layout: Layout, run_id: str) -> bool:
-    """Say whether a run of this id has left anything, here or on another machine."""
+    """Say whether a run of this id has a record, here or in the object store."""
     folder = layout.run_dir(run_id)
     store = remote_store(layout)
     if store is None or folder.exists():
@@ -79,7 +80,7 @@ def is_taken(layout: Layout, run_id: str) -> bool:
 
 
 def pass_on_plan(layout: Layout, run_id: str) -> bool:
-    """Pass a run's plan on; return False if another machine has written one for this run."""
+    """Upload a run's plan; return False if another machine has already written one for this run."""
     store = remote_store(layout)
     if store is None:
         return True
@@ -88,7 +89,7 @@ def pass_on_plan(layout: Layout, run_id: str) -> bool:
 
 
 def pass_on_run(layout: Layout, run_id: str, shared: Entries, manifest: dict[str, Any]) -> None:
-    """Pass on what a manifest says and the object store does not, and the logs of the stages that changed."""
+    """Upload the stage entries that differ from those in the object store, with the logs of these stages."""
     store = remote_store(layout)
     if store is None:
         return

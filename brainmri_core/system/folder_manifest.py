@@ -1,4 +1,4 @@
-"""The manifest of a folder in an object store: which path below it has which content."""
+"""The manifest of a folder in an object store, which maps paths to contents."""
 
 from __future__ import annotations
 
@@ -38,24 +38,24 @@ class ManifestFile(BaseModel):
 
 
 class FolderManifest(BaseModel):
-    """All files of a folder, by path below it."""
+    """All files of a folder, by path relative to it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     files: dict[Annotated[str, AfterValidator(_inside)], ManifestFile]
 
     def text(self) -> bytes:
-        """Return the one spelling of this content."""
+        """Return the manifest as JSON, in a form that is the same for the same content."""
         return json_text(self.model_dump(mode="json")).encode()
 
 
 def folder_manifest(folder: Path) -> FolderManifest:
-    """Describe the files of a folder; what somebody is still writing is none of them.
+    """Return the manifest of a folder, without the temporary files that are still being written.
 
     Raises
     ------
     StorageError
-        If one cannot be read.
+        If a file cannot be read.
     """
     paths: list[Path] = []
     for here, folders, files in os.walk(folder):
@@ -75,10 +75,17 @@ def folder_manifest(folder: Path) -> FolderManifest:
 def read_folder_manifest(data: bytes, url: str, folder: str) -> FolderManifest:
     """Read a manifest.
 
+    Parameters
+    ----------
+    data : bytes
+        Its JSON.
+    url, folder : str
+        The bucket and the folder, for the error.
+
     Raises
     ------
     IntegrityError
-        If it is none, or names a path that leaves its folder.
+        If it is not a manifest, or names a path outside its folder.
     """
     try:
         return FolderManifest.model_validate_json(data)

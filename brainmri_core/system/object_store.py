@@ -1,7 +1,7 @@
-"""One bucket of an object store, through obstore: conditional writes, retries, and one sentence for each thing that goes wrong.
+"""One bucket of an object store, through obstore: conditional writes, retries, and one error sentence for each problem.
 
-Credentials are those that the store's own tools read from the environment. What the store's answers say is never repeated
-beyond their error code: they hold names of keys.
+Credentials come from the environment variables of the store's own tools. Of the store's answers only the error code is
+shown, because their text holds names of keys.
 """
 
 from __future__ import annotations
@@ -44,17 +44,23 @@ T = TypeVar("T")
 
 
 def is_url(value: str) -> bool:
-    """Say whether a configured root is a URL, of whichever kind, and no folder."""
+    """Say whether a configured root is a URL of any kind, not a folder."""
     return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", value) is not None
 
 
 def checked_url(value: str) -> str:
-    """Return the URL of a place in an object store in its one spelling.
+    """Return the URL of a place in an object store in its canonical form.
+
+    Parameters
+    ----------
+    value : str
+        The URL as configured.
 
     Raises
     ------
     ConfigError
-        If it is of another kind, names no bucket, or holds more than bucket and prefix; a key in it is not repeated.
+        If its scheme is not supported, it names no bucket, or it holds more than bucket and prefix. The error does not
+        quote the URL, which may hold a key.
     """
     parts = urlsplit(value)
     scheme = parts.scheme.lower()
@@ -74,19 +80,19 @@ def checked_url(value: str) -> str:
 
 
 class LostRaceError(Exception):
-    """Somebody else has changed an object since it was read."""
+    """Another process has changed an object since it was read."""
 
 
 class Bucket:
     """The objects below a URL, by name.
 
-    Whatever a server's error, a lost connection or a wrong length keeps from ending is tried again until
-    ``BRAINMRI_STORE_PATIENCE_S`` (120) seconds are over.
+    A request that fails by an error of the server, a lost connection or a wrong length is tried again for
+    ``BRAINMRI_STORE_PATIENCE_S`` (120) seconds.
 
     Parameters
     ----------
     url : str
-        As `checked_url` gives it.
+        A URL from `checked_url`.
 
     Raises
     ------
@@ -127,7 +133,7 @@ class Bucket:
         return None if found is None else found[0]
 
     def get_tagged(self, name: str) -> tuple[bytes, Any] | None:
-        """Return an object's content and the tag of its state for `compare_and_put`, None where there is none."""
+        """Return an object's content and its version tag for `compare_and_put`, None where there is none."""
 
         def read() -> tuple[bytes, Any] | None:
             answer = self._obstore.get(self._store, name)
@@ -147,14 +153,14 @@ class Bucket:
         return self._patiently(look, "read", absent=_none)
 
     def put(self, name: str, data: bytes) -> None:
-        """Write an object, in the place of an earlier one if need be."""
+        """Write an object, and replace an earlier one."""
         self._patiently(lambda: self._obstore.put(self._store, name, data), "write")
 
     def put_new(self, name: str, data: bytes) -> bool:
         """Write an object that must not exist yet; return False, changing nothing, when it does.
 
-        Where the answer to an earlier try got lost, what is there is `data` itself. So two writers may not give one name
-        the same content where only one of them can be the first.
+        The answer to an earlier try may have been lost after the store had written, so an object with the content `data`
+        counts as written by this call. Two writers that compete for a name must therefore write different contents.
         """
 
         def create() -> bool:
@@ -167,12 +173,13 @@ class Bucket:
         return self._patiently(create, "write")
 
     def compare_and_put(self, name: str, data: bytes, tag: Any) -> None:
-        """Write an object that must still be in the state of a tag.
+        """Write an object that must still have the version of a tag.
 
         Raises
         ------
         LostRaceError
-            If it is not: read it again and decide anew. Where the answer of a try got lost, it may be `data` already.
+            If it has another version: read it again and decide again. It may hold `data` already, where the answer of an
+            earlier try was lost.
         """
 
         def replace() -> None:
@@ -196,7 +203,7 @@ class Bucket:
         return self._patiently(look, "read", absent=list)
 
     def remove(self, name: str) -> None:
-        """Remove an object; that it is gone already is fine."""
+        """Remove an object, if it exists."""
         self._patiently(lambda: self._obstore.delete(self._store, name), "remove from", absent=lambda: None)
 
     def upload(self, name: str, path: Path) -> None:
@@ -204,7 +211,7 @@ class Bucket:
         self._patiently(lambda: self._obstore.put(self._store, name, path), "write")
 
     def download(self, name: str, target: Path, sha256: str) -> bool:
-        """Bring an object to a file, which appears only when all of it is there and has the SHA-256.
+        """Download an object to a file, which appears only when it is complete and has the SHA-256.
 
         Returns
         -------
@@ -214,7 +221,7 @@ class Bucket:
         Raises
         ------
         StorageError
-            If the file cannot be written, or what comes is not what it should be, time and again.
+            If the file cannot be written, or the content is wrong at every try.
         """
 
         def bring() -> bool:
@@ -234,7 +241,7 @@ class Bucket:
         return {"version": meta["version"]} if self._scheme == "gs" else {"e_tag": meta["e_tag"]}
 
     def _patiently(self, action: Callable[[], T], verb: str, absent: Callable[[], T] | None = None) -> T:
-        """Do something again while it fails for a reason that may pass; `absent` says what it is worth where nothing is there."""
+        """Repeat an action while it fails for a temporary reason; return ``absent()`` where the object does not exist."""
         exceptions = self._obstore.exceptions
         end, pause, incomplete = time.monotonic() + (0 if self._is_away else self._patience_s), 0.1, 0
         while True:
@@ -253,7 +260,7 @@ class Bucket:
                     return absent()
                 problem = self._away(error)
             if time.monotonic() > end or incomplete == _MOST_INCOMPLETE:
-                self._is_away = True  # who waited once is not kept waiting again
+                self._is_away = True  # later requests fail at once, without waiting again
                 raise StorageError(
                     f"Cannot {verb} {self.url}: {problem}; nothing was changed there, run again when it is well."
                 ) from None
@@ -288,7 +295,7 @@ class Bucket:
 
 
 class _Incomplete(Exception):
-    """What came is shorter, longer or other than what was stored."""
+    """The downloaded content differs from the stored one in length or checksum."""
 
 
 def _none() -> None:
@@ -296,7 +303,7 @@ def _none() -> None:
 
 
 def _streamed(parts: Any) -> Iterator[bytes]:
-    """Pass parts on; an error of the stream, which is the store's, must not look like one of the disk."""
+    """Yield the parts of a stream; its OSError comes from the store and must not look like an error of the disk."""
     iterator = iter(parts)
     while True:
         try:

@@ -164,14 +164,15 @@ def write_new(path: Path, data: bytes) -> bool:
 
 
 def write_by_content(folder: Path, prefix: str, data: bytes | memoryview) -> str:
-    """Write a file named after the SHA-256 of its bytes, whole or not at all, and return the name.
+    """Write a file named after the SHA-256 of its content, completely or not at all, and return the name.
 
-    It is not made durable: it is for what is made again after a crash. Several writers of the same content do no harm.
+    It may be lost in a crash of the system: use it for files that can be made again. Several processes may write the same
+    content at the same time.
 
     Parameters
     ----------
     folder : pathlib.Path
-        Where; it must be there.
+        Folder of the file; it must exist.
     prefix : str
         Beginning of the name.
     data : bytes

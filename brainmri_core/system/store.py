@@ -1,6 +1,6 @@
-"""Where a project's files are kept: a folder, or a bucket of an object store with a folder of copies on this machine.
+"""The storage of a project: a local folder, or a bucket of an object store with a cache folder on this machine.
 
-Stages work in the folder in both cases. Names are paths relative to the project root, in POSIX form.
+Stages read and write the folder in both cases. Names are paths relative to the project root, in POSIX form.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ _OWN_FOLDER = ".store"
 
 
 class Store(Protocol):
-    """What a project needs of the place it is kept in."""
+    """The operations that a project needs from its storage."""
 
     def fetch_to_cache(self, name: str) -> Path:
-        """Return the file or folder of a result on this machine, where it need not exist if the store has none."""
+        """Return the path on this machine of a result's file or folder; nothing exists there if the store has none."""
 
     def newest(self, name: str) -> Path:
-        """Return a file that changes, as it is now."""
+        """Return the path of a file that may change, after its newest content was fetched."""
 
     def list(self, pattern: str) -> list[str]:
         """Name the files that match a pattern of path parts, such as ``outputs/pointers/fetch/*/*/latest.json``."""
@@ -38,24 +38,25 @@ class Store(Protocol):
         """Write a file that must not exist yet; return False, changing nothing, when it does."""
 
     def update(self, name: str, change: Callable[[bytes | None], bytes | None]) -> None:
-        """Replace a file by what `change` makes of its content (None where it is missing); None leaves it as it is.
+        """Replace the content of a file by ``change(content)``; the content is None where the file is missing.
 
-        `change` may be asked several times, until nobody else has written in between, and has to recognise its own work:
-        an answer may get lost after the store has written. The caller holds a lock on this machine.
+        If `change` returns None, the file is left as it is. `change` may be called several times, until no other process
+        has written in between. It must recognise its own change in the content that it gets, because the answer of the
+        store may be lost after it has written. The caller holds a lock on this machine.
         """
 
     def publish_folder(self, name: str) -> None:
-        """Make a finished folder of this machine one that others can fetch, all of it or nothing."""
+        """Make a finished folder of this machine available to others, all of it or nothing."""
 
 
 class LocalStore:
-    """A folder: everything is where it is written, and durable and visible at once."""
+    """A local folder, where every file is durable and visible as soon as it is written."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
 
     def fetch_to_cache(self, name: str) -> Path:
-        """Return the path; nothing has to be brought."""
+        """Return the path; nothing has to be fetched."""
         return self._root / name
 
     newest = fetch_to_cache
@@ -69,29 +70,29 @@ class LocalStore:
         return write_new(self._root / name, data)
 
     def update(self, name: str, change: Callable[[bytes | None], bytes | None]) -> None:
-        """Replace a file; the caller's lock keeps everybody else away."""
+        """Replace a file; the caller's lock keeps other writers away."""
         path = self._root / name
         data = change(path.read_bytes() if path.is_file() else None)
         if data is not None:
             write_bytes(path, data)
 
     def publish_folder(self, name: str) -> None:
-        """Do nothing: the rename that ended the stage has published the folder."""
+        """Do nothing: the rename at the end of the stage has already published the folder."""
 
 
 class RemoteStore:
-    """A bucket, and a folder of this machine that holds copies of what is used here.
+    """A bucket, with a cache folder on this machine for the files that are used here.
 
-    Files below the prefixes `plain` are objects of the same name. All others belong to folders: each file is an object named
-    by its SHA-256, and a manifest of the folder, written last, says which path has which content. Content comes once,
-    is checked against its name, and then lies in the folder like any other file.
+    Files below the prefixes `plain` are objects of the same name. All other files belong to folders: each file is an object
+    named by its SHA-256, and a manifest of the folder, written last, maps paths to contents. A content is downloaded once
+    and checked against its SHA-256.
 
     Parameters
     ----------
     bucket : Bucket
         The project's place in the object store.
     root : pathlib.Path
-        Folder of the copies.
+        The cache folder.
     plain : tuple of str
         Prefixes, each with a slash at its end.
     """
@@ -100,7 +101,7 @@ class RemoteStore:
         self._bucket, self._root, self._plain = bucket, root, plain
 
     def fetch_to_cache(self, name: str) -> Path:
-        """Return a file with those beside it, or a folder with all that is below it, brought here if need be."""
+        """Return the path of a file or folder, after it was downloaded; a file comes with the others of its folder."""
         path = self._root / name
         if path.is_file():
             return path
@@ -116,7 +117,7 @@ class RemoteStore:
         return path
 
     def newest(self, name: str) -> Path:
-        """Return an object of its own name as it is now."""
+        """Return the path of an object below a plain prefix, after its newest content was downloaded."""
         path, data = self._root / name, self._bucket.get(name)
         if data is None:
             path.unlink(missing_ok=True)
@@ -125,7 +126,7 @@ class RemoteStore:
         return path
 
     def list(self, pattern: str) -> list[str]:
-        """Name the objects that match a pattern, those a stale listing leaves out but this machine has seen among them."""
+        """Name the objects that match a pattern; those cached here are added, because a listing may be out of date."""
         fixed = pattern[: pattern.index("*")].rpartition("/")[0]
         parts = pattern.split("/")
         listed = {*self._bucket.list(f"{fixed}/"), *LocalStore(self._root).list(pattern)}
@@ -136,14 +137,14 @@ class RemoteStore:
         )
 
     def put_new(self, name: str, data: bytes) -> bool:
-        """Create an object; only one of all writers can."""
+        """Create an object; of several writers only one succeeds."""
         if not self._bucket.put_new(name, data):
             return False
         write_bytes(self._root / name, data)
         return True
 
     def get(self, name: str) -> bytes | None:
-        """Return an object's content as it is now, None where there is none; nothing is kept on this machine."""
+        """Return the newest content of an object, None where there is none; it is not cached."""
         return self._bucket.get(name)
 
     def put(self, name: str, data: bytes) -> None:
@@ -151,7 +152,7 @@ class RemoteStore:
         self._bucket.put(name, data)
 
     def update(self, name: str, change: Callable[[bytes | None], bytes | None]) -> None:
-        """Replace an object by compare and put, which is tried again where somebody else was quicker."""
+        """Replace an object by compare-and-put, and try again where another process has written in between."""
         while True:
             found = self._bucket.get_tagged(name)
             data = change(None if found is None else found[0])
@@ -189,7 +190,7 @@ class RemoteStore:
             self._bucket.upload(key, path)
 
     def _known(self, name: str) -> tuple[str, dict[str, ManifestFile]] | None:
-        """Return the folder that a name is in and its files, where this machine has its manifest."""
+        """Return the folder that holds a name, and its files, if its manifest is cached here."""
         for folder in _folders(name):
             path = self._copy_of_manifest(folder)
             if path.is_file():
@@ -197,7 +198,7 @@ class RemoteStore:
         return None
 
     def _published(self, name: str) -> tuple[str, dict[str, ManifestFile]] | None:
-        """Return the folder that a name is in and its files, as the bucket has it."""
+        """Return the folder that holds a name, and its files, from the manifest in the bucket."""
         for folder in _folders(name):
             data = self._bucket.get(f"{_MANIFESTS}/{folder}.json")
             if data is not None:
@@ -207,7 +208,7 @@ class RemoteStore:
         return None
 
     def _bring(self, name: str, folder: str, files: dict[str, ManifestFile]) -> bool:
-        """Bring what a name stands for out of a folder's files; return False if it is not among them."""
+        """Download the files of a folder that a name stands for; return False if there are none."""
         inside = PurePosixPath(name).relative_to(folder).as_posix()
         if inside in files:
             place = PurePosixPath(inside).parent
@@ -240,5 +241,5 @@ def _folders(name: str) -> list[str]:
 
 @cache
 def open_store(root: Path, url: str | None, plain: tuple[str, ...]) -> Store:
-    """Return the store of a project, the same for every caller in this process."""
+    """Return the store of a project, the same object for every caller in this process."""
     return LocalStore(root) if url is None else RemoteStore(Bucket(url), root, plain)
