@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Generator
 from contextlib import closing
@@ -27,6 +28,10 @@ from brainmri_core.classifier.prediction import Prediction
 from brainmri_core.classifier.record import CLASSIFIER_NAME, OUTLIERS_NAME
 from brainmri_core.classifier.reference import validation_reference
 from brainmri_core.classifier.search import model_in_use, recorded_checkpoint
+from brainmri_core.cluster.shard_files import Arrays
+from brainmri_core.cluster.shards import evenly
+from brainmri_core.cluster.workers import workers_of
+from brainmri_core.config import EnvConfig
 from brainmri_core.config.batch import BatchPredictConfig
 from brainmri_core.errors import IntegrityError
 from brainmri_core.escaping import printable
@@ -64,11 +69,14 @@ _PART = 256
 """Images per part that is written to the disk: the most that a killed run loses."""
 
 _SAY_EVERY_S = 10.0
-_Answer = tuple[tuple[str, str], Prediction]
+_SHARD = 1024
+_Key = tuple[str, str]
+_Answer = tuple[_Key, Prediction]
 
 
 @dataclass(frozen=True)
 class _Model:
+    path: Path
     classifier: Classifier
     sha256: str
     identity: str
@@ -113,9 +121,7 @@ def batch_predict(config: BatchPredictConfig, fetched: FetchPointer, job: Job) -
     with exclusive(job.layout.lock("batch_predict", job.dataset)):
         job.clear_stale(place)
         work = FinishedWork(place / RESUME_FOLDER / model.identity, tuple(meta.classes))
-        rows, reused = _predicted(
-            model.classifier, work, table, job.layout.absolute(fetched.dataset_root), job
-        )
+        rows, reused = _predicted(model, work, table, job.layout.absolute(fetched.dataset_root), job)
         report = _report(config, model, rows, table, reused, job)
         target = place / job.run_id
         with staging_folder(target) as folder:
@@ -160,23 +166,28 @@ def _load(config: BatchPredictConfig, job: Job) -> _Model:
         trained_on = config.model_of or (job.dataset if own else None)
         path = model_in_use(job.layout, trained_on, "batch_predict.model_of")
     classifier = Classifier.load(path, env=job.env)
-    digest = sha256_file(classifier.weights)
-    evaluation = classifier.evaluation
-    files = [] if evaluation is None else [evaluation / name for name in (CLASSIFIER_NAME, OUTLIERS_NAME)]
-    described = [sha256_file(file) for file in files if file.is_file()]
-    # everything else that the predictions depend on is in the checkpoint
-    identity = sha256_json([_RULES, digest, described, str(classifier.inference.device)])[:16]
+    digest, identity = _identity(classifier)
     job.log.info(
         "model in use", file=classifier.weights.name, sha256=digest[:12], trained_on=classifier.meta.dataset
     )
     for caveat in classifier.caveats()[1:]:
         job.log.warning(caveat)
     record = recorded_checkpoint(job.layout, classifier.weights, classifier.meta.dataset)
-    return _Model(classifier, digest, identity, record)
+    return _Model(path, classifier, digest, identity, record)
+
+
+def _identity(classifier: Classifier) -> tuple[str, str]:
+    """Return the hash of a model's weights, and that of everything its predictions depend on."""
+    digest = sha256_file(classifier.weights)
+    evaluation = classifier.evaluation
+    files = [] if evaluation is None else [evaluation / name for name in (CLASSIFIER_NAME, OUTLIERS_NAME)]
+    described = [sha256_file(file) for file in files if file.is_file()]
+    # everything else that the predictions depend on is in the checkpoint
+    return digest, sha256_json([_RULES, digest, described, str(classifier.inference.device)])[:16]
 
 
 def _predicted(
-    classifier: Classifier, work: FinishedWork, table: pd.DataFrame, root: Path, job: Job
+    model: _Model, work: FinishedWork, table: pd.DataFrame, root: Path, job: Job
 ) -> tuple[pd.DataFrame, int]:
     """Return a row for each image of the table, in its order, and how many were predicted by earlier runs."""
     known, damaged = work.read()
@@ -187,20 +198,17 @@ def _predicted(
     missing = table[KEY].merge(known[KEY], on=KEY, how="left", indicator=True)
     todo = missing[missing["_merge"] == "left_only"]
     job.log.info("predicting", images=len(table), done_before=len(known), to_do=len(todo))
-    now = timestamp(utc_now())
-    names = {str(root / path): (path, digest) for path, digest in todo[KEY].itertuples(index=False)}
     parts, done, said = [known], len(known), time.monotonic()
-    answers = _answers(classifier, names, root)
+    found = _new_rows(model, work, list(todo[KEY].itertuples(index=False, name=None)), root, job)
     with (
-        closing(answers),
+        closing(found),
         tqdm(total=len(table), initial=done, desc="predicting", unit="image", disable=None) as bar,
     ):
-        while part := list(islice(answers, _PART)):
-            rows = work.rows([key for key, _ in part], [item for _, item in part], now)
+        for rows in found:
             work.add(rows)
             parts.append(rows)
-            done += len(part)
-            bar.update(len(part))
+            done += len(rows)
+            bar.update(len(rows))
             if time.monotonic() - said > _SAY_EVERY_S:
                 said = time.monotonic()
                 job.log.info("predicted", done=done, of=len(table))
@@ -214,12 +222,64 @@ def _predicted(
     return rows[work.columns], len(known)
 
 
+def _new_rows(
+    model: _Model, work: FinishedWork, keys: list[_Key], root: Path, job: Job
+) -> Generator[pd.DataFrame, None, None]:
+    """Yield the rows of images, some at a time, from the workers of a cluster or from this process, the same to the bit."""
+    now = timestamp(utc_now())
+    if not keys:
+        return
+    with workers_of(job) as workers:
+        if workers is None:
+            answers = _answers(model.classifier, keys, root)
+            with closing(answers):
+                while part := list(islice(answers, _PART)):
+                    yield work.rows([key for key, _ in part], [item for _, item in part], now)
+            return
+        env = job.env.model_dump()
+        pieces = [
+            (str(model.path), env, model.identity, keys[shard], str(root), now)
+            for shard in evenly(len(keys), workers.threads, _SHARD)
+        ]
+        with closing(workers.map("predicting", predict_shard, pieces)) as results:
+            for found in results:
+                yield work.unpacked(found["parquet"].tobytes())
+
+
+_mine = threading.local()  # the hooks of a model serve one thread at a time
+
+
+def predict_shard(
+    path: str, env: dict[str, Any], identity: str, keys: list[_Key], root: str, now: str
+) -> Arrays:
+    """Predict some images: what a worker does, with a copy of the model for each of its threads.
+
+    Raises
+    ------
+    IntegrityError
+        If the model that the worker finds, or the device it runs on, is not that of the run.
+    """
+    if getattr(_mine, "identity", None) != identity:
+        classifier = Classifier.load(path, env=EnvConfig(**env))
+        if _identity(classifier)[1] != identity:
+            raise IntegrityError(
+                f"A Dask worker that predicts on {classifier.inference.device} does not have the model, or not the device, of "
+                f"this run in {path}; give all machines the same kind of device, and run again."
+            )
+        _mine.identity, _mine.classifier = identity, classifier
+    found = list(_answers(_mine.classifier, keys, Path(root), workers=1))
+    work = FinishedWork(Path(root), tuple(_mine.classifier.meta.classes))
+    rows = work.rows([key for key, _ in found], [item for _, item in found], now)
+    return {"parquet": np.frombuffer(work.packed(rows), np.uint8)}
+
+
 def _answers(
-    classifier: Classifier, names: dict[str, tuple[str, str]], root: Path
+    classifier: Classifier, keys: list[_Key], root: Path, workers: int | None = None
 ) -> Generator[_Answer, None, None]:
     """Yield each image's key with its prediction; error texts do not hold the folder on this machine."""
+    names = {str(root / path): (path, digest) for path, digest in keys}
     shown = f"{printable(str(root))}/"
-    for item in classifier.stream(list(names), traces=True):
+    for item in classifier.stream(list(names), traces=True, workers=workers):
         if item.name not in names or item.slice not in (None, 1):
             continue
         error = item.error and item.error.replace(shown, "")

@@ -128,7 +128,12 @@ class Classifier:
         return list(self.stream(images, maps=maps))
 
     def stream(
-        self, images: Source | Iterable[Source], *, maps: bool = False, traces: bool = False
+        self,
+        images: Source | Iterable[Source],
+        *,
+        maps: bool = False,
+        traces: bool = False,
+        workers: int | None = None,
     ) -> Iterator[Prediction]:
         """Predict images one batch at a time, in the order given.
 
@@ -144,6 +149,8 @@ class Classifier:
             Add the fitted pixels and the Grad-CAM map of the predicted class.
         traces : bool
             Add the values that images are compared by: the fitted pixels, the embedding, and the size before fitting.
+        workers : int or None
+            Processes that decode files; None takes one per core.
 
         Yields
         ------
@@ -156,12 +163,14 @@ class Classifier:
             If an image is of none of these types (it is also a `TypeError`). It is raised at the call, before any image is
             read.
         """
-        return self._stream(items_of(images, self.meta.preprocessing), maps, traces)
+        return self._stream(items_of(images, self.meta.preprocessing), maps, traces, workers)
 
-    def _stream(self, items: Sequence[Item], maps: bool, traces: bool) -> Iterator[Prediction]:
+    def _stream(
+        self, items: Sequence[Item], maps: bool, traces: bool, workers: int | None
+    ) -> Iterator[Prediction]:
         order = Order()
         batch: list[Fitted] = []
-        with closing(fitted(items, self.meta.preprocessing)) as found:
+        with closing(fitted(items, self.meta.preprocessing, workers)) as found:
             for index, item in found:
                 if item is None:
                     order.end(index)

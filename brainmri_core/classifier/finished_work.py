@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -82,10 +83,20 @@ class FinishedWork:
         kinds |= {f"logit_{name}": "float32" for name in self.classes}
         return table.astype(kinds)
 
+    @staticmethod
+    def packed(rows: pd.DataFrame) -> bytes:
+        """Return rows as the bytes of a Parquet file."""
+        data: bytes = rows.to_parquet(index=False, compression="zstd")
+        return data
+
+    def unpacked(self, data: bytes) -> pd.DataFrame:
+        """Return the rows of a Parquet file's bytes."""
+        return self._typed(pd.read_parquet(io.BytesIO(data)))
+
     def add(self, rows: pd.DataFrame) -> None:
         """Store rows in a new file, atomically."""
         with atomic_file(self.folder / f"part-{uuid.uuid4().hex}.parquet") as handle:
-            rows.to_parquet(handle, index=False, compression="zstd")
+            handle.write(self.packed(rows))
 
     def read(self) -> tuple[pd.DataFrame, list[Path]]:
         """Return all stored rows, the newest of each image, and the damaged files, which are removed."""

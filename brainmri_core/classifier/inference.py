@@ -76,7 +76,10 @@ class Inference:
         shares = probabilities(found.logits, self.temperature or 1.0)
         scores, limit = None, 0.0
         if self.outliers is not None:
-            scores, limit = self.outliers.score(found.embeddings), self.outliers.threshold
+            # in batches that are all equally long, as the predictions: else the last bit depends on the other images
+            missing = -len(batch) % self.batch_size
+            padded = np.concatenate([found.embeddings, np.repeat(found.embeddings[-1:], missing, axis=0)])
+            scores, limit = self.outliers.score(padded)[: len(batch)], self.outliers.threshold
         heat, reason = self._maps(pixels, called) if maps else (None, None)
         classes = self.meta.classes
         return [

@@ -77,11 +77,11 @@ class Order:
 
 
 def fitted(
-    items: Sequence[Item], wanted: Preprocessing
+    items: Sequence[Item], wanted: Preprocessing, workers: int | None = None
 ) -> Generator[tuple[int, Fitted | Prediction | None], None, None]:
     """Yield the index of an item with one of its images, in any order, and with None when an item has no more.
 
-    Files are decoded in worker processes. An image that cannot be used is a `Prediction` with its error.
+    Files are decoded in worker processes, one for each core unless `workers` says how many. An image that cannot be used is a `Prediction` with its error.
     """
     files = [index for index, item in enumerate(items) if item.is_file]
     for index, item in enumerate(items):
@@ -95,7 +95,7 @@ def fitted(
         "gray_ranges": wanted.gray_ranges,
         "any_modality": wanted.modality == "any",
     }
-    workers = min(cores(), max(1, -(-len(files) // _LEAST_SHARE)))
+    workers = min(workers or cores(), max(1, -(-len(files) // _LEAST_SHARE)))
     answers = stream_answers(
         lambda number: read_item(items[files[number]]),
         [items[index].name for index in files],

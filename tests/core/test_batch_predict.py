@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 from PIL import Image, ImageFilter
 
+import brainmri_core.batch_predict as batch_module
 from brainmri_core.batch_predict import batch_predict
 from brainmri_core.classifier.reference import Reference, validation_reference
 from brainmri_core.config.batch import BatchPredictConfig
@@ -42,6 +43,7 @@ from brainmri_core.verify import verify
 from tests.core.evaluation_case import Case
 from tests.core.images.medical_case import SECRET, dicom
 from tests.counts import PATIENCE_S, rest
+from tests.dask_case import Dask, dask
 
 pytestmark = pytest.mark.training
 
@@ -87,7 +89,30 @@ def report_of(case: Case, found: BatchPredictionPointer) -> dict[str, Any]:
     return report
 
 
-def said(case: Case, event: str) -> dict[str, Any]:
+@pytest.mark.full
+def test_workers_of_a_cluster_predict_the_same_to_the_bit_though_one_is_killed(
+    case: Case, inbox: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (inbox / "05.jpg").write_bytes((inbox / "05.jpg").read_bytes()[:900])
+    here = predicted(case, inbox, "here")
+    shutil.rmtree(case.job.layout.absolute(here.folder).with_name("resume"))
+    monkeypatch.setattr(batch_module, "_SHARD", 2)
+    with dask(tmp_path / "dask", "one", "other") as cluster:
+        job = cluster.job(replace(case.job, entry=INBOX), "there")
+        killing = cluster.kill_in_mid_work(job.layout.shards)
+        fetched = write_pointer(job.layout, fetch(FetchConfig(archive=str(inbox)), job))
+        there = batch_predict(BatchPredictConfig(seed=42), fetched, job)
+        killing.join()
+        assert cluster.workers[0].wait() == -signal.SIGKILL
+        assert said(cluster, "predicting")["to_do"] == 12
+    first, second = (table_of(case, found).drop(columns="first_predicted_utc") for found in (here, there))
+    assert (first["error"] == "").sum() == 11
+    pd.testing.assert_frame_equal(first, second, check_exact=True)
+    reports = [report_of(case, found) for found in (here, there)]
+    assert reports[0]["drift"] == reports[1]["drift"]
+
+
+def said(case: Case | Dask, event: str) -> dict[str, Any]:
     return next(item for item in case.records if item["event"] == event)
 
 
