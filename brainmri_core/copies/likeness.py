@@ -92,7 +92,20 @@ def moments(thumbs: U8) -> I64:
 
 
 def correlation_of(first: U8, second: U8, of_first: I64, of_second: I64) -> F64:
-    """Return the correlation of image pairs whose `moments` are known."""
+    """Return the correlation of image pairs whose `moments` are known.
+
+    Parameters
+    ----------
+    first, second : numpy.ndarray
+        Images of the pairs, uint8 ``(P, 64, 64)``.
+    of_first, of_second : numpy.ndarray
+        Their `moments`, int64 ``(2, P)``.
+
+    Returns
+    -------
+    numpy.ndarray
+        float64 ``(P,)`` in [-1, 1]; 0 where an image is uniform.
+    """
     products = np.einsum("ijk,ijk->i", first.astype(np.int32), second.astype(np.int32)).astype(np.int64)
     covariance = PIXELS * products - of_first[0] * of_second[0]
     deviations = np.sqrt(of_first[1].astype(np.float64) * of_second[1])

@@ -159,9 +159,23 @@ def permutation_test(sums: GroupSums, first: Mask, permutations: int, seed: int)
 
 
 def chance_discrepancies(sums: GroupSums, part: int, draws: int, seed: int) -> F64:
-    """Return the squared MMDs ``(draws,)`` between `part` random groups of one set, taken as ungrouped, and the rest.
+    """Return the squared MMDs between random groups of one set, taken as ungrouped points, and the rest of it.
 
-    Each part must hold two points or more.
+    Parameters
+    ----------
+    sums : GroupSums
+        Kernel sums of the groups of the set.
+    part : int
+        Number of random groups; they and the rest must each hold two points or more.
+    draws : int
+        Number of random divisions.
+    seed : int
+        Seed of the divisions.
+
+    Returns
+    -------
+    numpy.ndarray
+        float64 ``(draws,)``.
     """
     rng = np.random.default_rng([seed, 0x5418])
     return sums.discrepancy(_drawn(len(sums.sizes), part, draws, rng), ungrouped=True)

@@ -76,6 +76,23 @@ def describe_shift(
 ) -> dict[str, Any]:
     """Compare the scored images with the validation images of the model.
 
+    Parameters
+    ----------
+    config : ExternalConfig
+        Its seed must be set.
+    model : Contender
+        The model.
+    carried : Carried
+        What is carried over from the model's evaluation on its own data.
+    learnt : Learnt or str
+        The training and validation images of the model, or why they are not available.
+    seen : Seen
+        The images of the other data set, with the model's output for them.
+    scored : numpy.ndarray
+        bool ``(N,)``: the images that are scored.
+    job : Job
+        The run.
+
     Returns
     -------
     dict

@@ -53,7 +53,26 @@ def macro_f1_draws(
     resamples: int,
     seed: int,
 ) -> list[F64]:
-    """Return, for each model's predictions, macro F1 on all images, then on every resample: float64 ``(1 + R,)``."""
+    """Return macro F1 of several models on the same images and the same resamples of groups.
+
+    Parameters
+    ----------
+    labels : numpy.ndarray
+        True class indices, int64 ``(N,)``.
+    calls : sequence of numpy.ndarray
+        Predicted class indices of each model, int64 ``(N,)``.
+    groups : sequence of str
+        Group of each image; whole groups are resampled.
+    classes : sequence of str
+        Class names by index.
+    resamples, seed : int
+        Number and seed of the bootstrap resamples.
+
+    Returns
+    -------
+    list of numpy.ndarray
+        For each model macro F1 on all images, then on every resample: float64 ``(1 + resamples,)``.
+    """
     number, drawn = group_weights(groups, resamples, seed)
     weights = np.concatenate([np.ones((1, drawn.shape[1]), np.float32), drawn])
     return [weighted_metrics(labels, called, number, weights, classes)["macro_f1"] for called in calls]

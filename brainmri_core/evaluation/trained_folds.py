@@ -36,6 +36,15 @@ def check_folds(
 ) -> None:
     """Check that each fold of a pack has a checkpoint that was trained on the current pack and evaluated since.
 
+    Parameters
+    ----------
+    pack : PackPointer
+        The pack whose folds were trained on.
+    checkpoints, evaluations : sequence of pointers
+        One of each per fold, in order of the folds.
+    job : Job
+        The run.
+
     Raises
     ------
     IntegrityError
@@ -63,6 +72,24 @@ def load_fold(
     checkpoint: CheckpointPointer, fold: int, device: torch.device, job: Job
 ) -> tuple[nn.Module, CheckpointMeta]:
     """Load the model of a fold.
+
+    Parameters
+    ----------
+    checkpoint : CheckpointPointer
+        The checkpoint of the fold.
+    fold : int
+        Index of the fold, for the error.
+    device : torch.device
+        Device to load the model to.
+    job : Job
+        The run.
+
+    Returns
+    -------
+    model : torch.nn.Module
+        The network.
+    meta : CheckpointMeta
+        The record in the checkpoint.
 
     Raises
     ------

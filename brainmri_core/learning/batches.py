@@ -130,6 +130,20 @@ def to_input(batch: torch.Tensor, preprocessing: Preprocessing, device: torch.de
 def iterate(
     pack: U8, rows: I64, batch_size: int, preprocessing: Preprocessing, device: torch.device
 ) -> Iterator[torch.Tensor]:
-    """Yield the model's input for rows of a pack, batch by batch, in order."""
+    """Yield the model's input for rows of a pack, batch by batch, in order.
+
+    Parameters
+    ----------
+    pack : numpy.ndarray
+        Packed images, uint8 ``(N, P, P)`` or ``(N, P, P, 3)``.
+    rows : numpy.ndarray
+        Rows of the pack, int64.
+    batch_size : int
+        Number of images per batch; the last may be smaller.
+    preprocessing : Preprocessing
+        Image size, channels and normalisation of the model.
+    device : torch.device
+        Device of the batches.
+    """
     for start in range(0, len(rows), batch_size):
         yield to_input(gather(pack, rows[start : start + batch_size]), preprocessing, device)

@@ -120,6 +120,23 @@ def load_encoder(
 ) -> Encoder:
     """Return the frozen encoder that a configuration names, for the images of a pack.
 
+    Parameters
+    ----------
+    config : ModelConfig
+        Name and weights of the network.
+    depths : int
+        Number of depths of the network whose features are joined.
+    image_size : int
+        Side of the input images in pixels.
+    precision : str
+        ``auto``, or the precision of the forward passes.
+    seed : int
+        Seed of random weights.
+    pack : PackPointer
+        The packed images.
+    job : Job
+        The run.
+
     Raises
     ------
     ModelError
@@ -150,7 +167,21 @@ def load_encoder(
 def preprocessing_for(
     pack: PackPointer, job: Job, *, image_size: int, channels: int, mean: list[float], std: list[float]
 ) -> Preprocessing:
-    """Return how the images of a pack become a network's input."""
+    """Return the preprocessing that turns the images of a pack into a network's input.
+
+    Parameters
+    ----------
+    pack : PackPointer
+        The packed images.
+    job : Job
+        The run, whose catalogue entry gives the modality.
+    image_size : int
+        Side of the input images in pixels.
+    channels : int
+        Input channels of the network.
+    mean, std : list of float
+        Normalisation per channel, for pixels in [0, 1].
+    """
     return Preprocessing(
         pack_size=pack.size,
         image_size=image_size,

@@ -54,6 +54,23 @@ def transfer(
 ) -> None:
     """Download one version's archive into `part`, continuing what is there, until it is complete and verified.
 
+    Parameters
+    ----------
+    dataset : str
+        ``owner/slug``.
+    version : int
+        Version of the data set on Kaggle.
+    part : pathlib.Path
+        File of the partial download.
+    retry : RetryConfig
+        Number of tries and pauses between them.
+    limits : ArchiveLimits
+        Largest size of the archive.
+    progress : callable or None
+        Called with the bytes downloaded and the total (None if unknown).
+    log : callable
+        Called with the events of the download.
+
     Raises
     ------
     SourceError

@@ -125,7 +125,26 @@ def groups_by(
     thumbs: U8,
     test_frac: float = 0.25,
 ) -> Objects:
-    """Return the group of each image under a value of ``split.group_by``: object ``(N,)`` of str."""
+    """Return the group of each image under a value of ``split.group_by``.
+
+    Parameters
+    ----------
+    kind : str
+        The value.
+    samples : pandas.DataFrame
+        The sample table of a split, one row per image.
+    copies : pandas.DataFrame
+        The confirmed copies of the split (``copies.parquet``).
+    thumbs : numpy.ndarray
+        Thumbnails by row of the table, uint8 ``(N, 64, 64)``.
+    test_frac : float
+        Share of the test split; neighbours are not joined where a class would then not fit into it.
+
+    Returns
+    -------
+    numpy.ndarray
+        Names of the groups, object ``(N,)`` of str.
+    """
     patients, pixels = known_patients(samples), samples["pixel_sha256"].to_numpy(object)
     if kind == "near_duplicate":
         return group_names(samples, joined(pixels, pairs=[_listed(samples, copies)]))
