@@ -208,8 +208,8 @@ class _Pass:
             self.with_workers = self.looked
         elif self.looked - self.with_workers > WITHOUT_WORKERS_S:
             raise StorageError(
-                f"The Dask scheduler at {self.workers.address} has had no worker for {WITHOUT_WORKERS_S:.0f} s; start some and "
-                "run again."
+                f"The Dask scheduler at {self.workers.address} has had no worker for {WITHOUT_WORKERS_S:.0f} s; start some, see in "
+                "their logs why they ended (one without brainmri does at once), and run again."
             )
         at_work = {worker: set(keys) for worker, keys in self.client.processing().items()}
         for number, piece in self.running.items():
@@ -289,13 +289,14 @@ def _client(address: str) -> Iterator[Any]:
         client = answer.get(timeout=2 * CONNECT_S)
     except queue.Empty:
         client = TimeoutError("what listens there does not answer")
+    ours = software()["distributed"]
     if isinstance(client, Exception):
         raise ConfigError(
-            f"No Dask scheduler answers at {address} ({client}); start one, correct cluster.scheduler, or leave it empty."
+            f"No Dask scheduler of this machine's version (distributed {ours}) answers at {address} ({client}); start one, "
+            "correct cluster.scheduler, or leave it empty."
         )
     with client:
-        theirs, ours = client.run_on_scheduler(metadata.version, "distributed"), software()["distributed"]
-        if theirs != ours:
+        if (theirs := client.run_on_scheduler(metadata.version, "distributed")) != ours:
             raise ConfigError(
                 f"The Dask scheduler at {address} runs distributed {theirs} and this machine {ours}; install the same "
                 "version on both."
