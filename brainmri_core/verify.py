@@ -33,10 +33,11 @@ from brainmri_core.project.run_schema import (
     read_manifest,
     read_plan,
 )
+from brainmri_core.project.run_sharing import take_in_runs
 from brainmri_core.project.sample_table import FETCH_COLUMNS, content_hash, read_samples
 from brainmri_core.system.checksums import sha256_file, sha256_json
 from brainmri_core.system.json_files import read_json
-from brainmri_core.system.storage import storage_error
+from brainmri_core.system.storage import remove_stale, scratch_folder, storage_error
 
 
 class Problem(BaseModel):
@@ -60,7 +61,7 @@ class Verification(BaseModel):
 
 
 def verify(layout: Layout, progress: Callable[[], object] = lambda: None) -> Verification:
-    """Check all records of a project against the files on the disk.
+    """Check all records of a project against the files on the disk, or in the object store whatever copies are here.
 
     A file that seems damaged is checked a second time, because a run may have changed it during the first check.
 
@@ -76,6 +77,14 @@ def verify(layout: Layout, progress: Callable[[], object] = lambda: None) -> Ver
     Verification
         Names each damaged or missing file once, with the record that it contradicts and what to do.
     """
+    if layout.url is not None:
+        remove_stale(layout.root)
+        with scratch_folder(layout.root) as empty:
+            return _verified(Layout(root=empty, url=layout.url), progress)
+    return _verified(layout, progress)
+
+
+def _verified(layout: Layout, progress: Callable[[], object]) -> Verification:
     found = _look(layout, progress)
     if not found.problems:
         return found
@@ -92,6 +101,8 @@ def _look(layout: Layout, progress: Callable[[], object]) -> Verification:
         with _reported(check, path):
             _verify_pointer(check, read_pointer(layout, pointer_type, path), path)
         progress()
+    with _reported(check, layout.runs):
+        take_in_runs(layout)
     for folder in sorted(layout.runs.glob("*/")):
         runs += 1
         _verify_run(check, folder)
@@ -265,7 +276,8 @@ def _verify_ledgers(check: _Check) -> None:
     """
     layout = check.layout
     entered: dict[str, set[tuple[str, str, str]]] = {}
-    for path in sorted(layout.test_ledgers.glob("*/*.jsonl")):
+    for name in layout.store.list(f"{layout.relative(layout.test_ledgers)}/*/*.jsonl"):
+        path = layout.store.newest(name)
         with _reported(check, path):
             dataset = f"{path.parent.name}/{path.stem}"
             looks = read_looks(path)

@@ -248,7 +248,7 @@ def verify(config: Config = None) -> None:
     from brainmri_core.verify import verify as check
 
     with sentences(), tqdm(desc="verifying", unit="record", disable=None) as bar:
-        found = check(opened(config, "brainmri verify")[0], bar.update)
+        found = check(opened(config)[0], bar.update)
     for problem in found.problems:
         print(f"{problem.path}: {problem.message}")
     looked_at = f"{found.pointers} pointers, {found.runs} runs and {found.files} files"

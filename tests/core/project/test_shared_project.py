@@ -19,11 +19,14 @@ from brainmri_core.project.pointer_store import (
     pointer_files,
     write_pointer,
 )
-from brainmri_core.project.pointers import MappingPointer, PackPointer, ValidationPointer
+from brainmri_core.project.pointers import FetchPointer, MappingPointer, PackPointer, ValidationPointer
 from brainmri_core.project.pseudonyms import project_key
+from brainmri_core.system.checksums import sha256_file
 from brainmri_core.system.clock import utc_now
-from brainmri_core.system.object_store import PATIENCE_VARIABLE
+from brainmri_core.system.object_store import PATIENCE_VARIABLE, Bucket
+from brainmri_core.system.storage import TEMPORARY_PREFIX
 from brainmri_core.system.store import RemoteStore
+from brainmri_core.verify import verify
 from tests.faults.tiny import PHANTOM, POINTERS, configuration, run_stage
 from tests.object_store import StoreServer, running_proxy
 
@@ -178,6 +181,30 @@ def test_what_needs_a_folder_says_so(store_url: str, tmp_path: Path) -> None:
     ):
         Layout.at(store_url, str(tmp_path)).require_folder("brainmri gc")
     Layout(root=tmp_path).require_folder("brainmri gc")
+
+
+@pytest.mark.training
+@pytest.mark.full
+def test_damage_in_the_bucket_is_named_whatever_copies_are_here(store_url: str, tmp_path: Path) -> None:
+    config = configuration("old")
+    for stage in ("fetch", "split", "resize"):
+        run_stage(tmp_path / "a", stage, f"a-{stage}", config, store_url)
+    layout, bucket = Layout.at(store_url, str(tmp_path / "a")), Bucket(store_url)
+    found = verify(layout)
+    assert (found.problems, found.pointers, found.runs) == ([], 6, 3)
+    assert [path for path in layout.root.iterdir() if path.name.startswith(TEMPORARY_PREFIX)] == []
+
+    pack = latest_pointer(layout, PackPointer, PHANTOM)
+    fetched = latest_pointer(layout, POINTERS["fetch"], PHANTOM)
+    assert pack is not None and isinstance(fetched, FetchPointer)
+    image = next(path for path in layout.absolute(fetched.dataset_root).rglob("*.jpg"))
+    blobs = {name.rpartition("/")[2]: name for name in bucket.list("blobs/")}
+    bucket.put(blobs[pack.pack_sha256], b"x" * (bucket.size(blobs[pack.pack_sha256]) or 0))
+    bucket.remove(blobs[sha256_file(image)])
+    named = {problem.path for problem in verify(layout).problems}
+    assert layout.relative(image) in named
+    assert pack.pointer_path in named
+    assert bucket.get("outputs/pointers/pack/brainmri/phantom/latest.json")
 
 
 @pytest.mark.training
