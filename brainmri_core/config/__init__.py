@@ -72,6 +72,9 @@ class PathsConfig(StageConfig):
         None,
         description="Folder for this machine's copies of a project in an object store; empty: ~/.cache/brainmri.",
     )
+    cache_gib: float = Field(
+        100.0, gt=0, description="Most that those copies may take, in GiB; what is in use may take more."
+    )
 
 
 class PipelineConfig(StageConfig):

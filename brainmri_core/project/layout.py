@@ -75,21 +75,26 @@ class Layout(BaseModel):
         The project's folder; for a project in an object store, its cache folder on this machine.
     url : str or None
         URL of a project in an object store; None for one in a folder.
+    cache_bytes : int or None
+        Most bytes that the cache folder may hold; what is in use may exceed it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     root: Path
     url: str | None = None
+    cache_bytes: int | None = None
 
     @classmethod
-    def at(cls, configured: str | None = None, cache: str | None = None) -> Layout:
+    def at(
+        cls, configured: str | None = None, cache: str | None = None, cache_gib: float | None = None
+    ) -> Layout:
         """Return the layout of a project: in the folder that `resolve_root` finds, or at a URL.
 
         Parameters
         ----------
-        configured, cache : str or None
-            ``paths.root`` and ``paths.cache`` of the configuration.
+        configured, cache, cache_gib : str, str and float, or None
+            ``paths.root``, ``paths.cache`` and ``paths.cache_gib`` of the configuration.
 
         Raises
         ------
@@ -101,7 +106,11 @@ class Layout(BaseModel):
             return cls(root=resolve_root(configured))
         url = checked_url(named)
         base = Path(cache).expanduser() if cache else Path("~/.cache/brainmri").expanduser()
-        layout = cls(root=base.resolve() / hashlib.sha256(url.encode()).hexdigest()[:16], url=url)
+        layout = cls(
+            root=base.resolve() / hashlib.sha256(url.encode()).hexdigest()[:16],
+            url=url,
+            cache_bytes=None if cache_gib is None else int(cache_gib * 2**30),
+        )
         if not (layout.root / URL_FILE).is_file():
             write_bytes(layout.root / URL_FILE, url.encode())
         return layout
@@ -109,7 +118,7 @@ class Layout(BaseModel):
     @property
     def store(self) -> Store:
         """The store that the project's files are kept in."""
-        return open_store(self.root, self.url, _PLAIN)
+        return open_store(self.root, self.url, _PLAIN, self.cache_bytes)
 
     @property
     def where(self) -> str:

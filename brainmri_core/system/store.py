@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
+from brainmri_core.system.copies import Copies
 from brainmri_core.system.folder_manifest import ManifestFile, folder_manifest, read_folder_manifest
 from brainmri_core.system.object_store import Bucket, LostRaceError
 from brainmri_core.system.storage import write_bytes, write_new
@@ -19,7 +20,6 @@ from brainmri_core.system.threads import threads
 _CONNECTIONS = 8
 _MANIFESTS = "manifests"
 _BLOBS = "blobs/sha256"
-_OWN_FOLDER = ".store"
 
 
 class Store(Protocol):
@@ -95,19 +95,28 @@ class RemoteStore:
         The cache folder.
     plain : tuple of str
         Prefixes, each with a slash at its end.
+    limit : int or None
+        Most bytes that the cache folder may hold; see `Copies`.
     """
 
-    def __init__(self, bucket: Bucket, root: Path, plain: tuple[str, ...]) -> None:
+    def __init__(self, bucket: Bucket, root: Path, plain: tuple[str, ...], limit: int | None = None) -> None:
         self._bucket, self._root, self._plain = bucket, root, plain
+        self._copies = Copies(root, limit)
+        self._read: dict[str, dict[str, ManifestFile]] = {}  # of folders that this process uses
 
     def fetch_to_cache(self, name: str) -> Path:
         """Return the path of a file or folder, after it was downloaded; a file comes with the others of its folder."""
         path = self._root / name
+        if name.startswith(self._plain):
+            return path if path.is_file() else self.newest(name)
+        known = self._known(name)
+        if known is not None and self._copies.use(known[0]):
+            self._read.pop(known[0], None)
+            known = self._known(name)  # until now it could go
+        if known is not None:
+            self._read[known[0]] = known[1]
         if path.is_file():
             return path
-        if name.startswith(self._plain):
-            return self.newest(name)
-        known = self._known(name)
         if known is None and path.is_dir():
             return path  # made on this machine, and not published yet
         if known is None or not self._bring(name, *known):
@@ -182,7 +191,10 @@ class RemoteStore:
                     )
                 )
             self._bucket.put(key, text)
-        write_bytes(self._copy_of_manifest(name), text)
+        self._copies.use(name)
+        self._copies.keep_manifest(name, text)
+        self._read.pop(name, None)
+        self._copies.make_room(0)
 
     def _upload(self, path: Path, item: ManifestFile) -> None:
         key = _blob(item.sha256)
@@ -192,9 +204,11 @@ class RemoteStore:
     def _known(self, name: str) -> tuple[str, dict[str, ManifestFile]] | None:
         """Return the folder that holds a name, and its files, if its manifest is cached here."""
         for folder in _folders(name):
-            path = self._copy_of_manifest(folder)
-            if path.is_file():
-                return folder, read_folder_manifest(path.read_bytes(), self._bucket.url, folder).files
+            if folder in self._read:
+                return folder, self._read[folder]
+            data = self._copies.manifest(folder)
+            if data is not None:
+                return folder, read_folder_manifest(data, self._bucket.url, folder).files
         return None
 
     def _published(self, name: str) -> tuple[str, dict[str, ManifestFile]] | None:
@@ -203,7 +217,9 @@ class RemoteStore:
             data = self._bucket.get(f"{_MANIFESTS}/{folder}.json")
             if data is not None:
                 found = read_folder_manifest(data, self._bucket.url, folder).files
-                write_bytes(self._copy_of_manifest(folder), data)
+                self._copies.use(folder)
+                self._copies.keep_manifest(folder, data)
+                self._read.pop(folder, None)
                 return folder, found
         return None
 
@@ -218,15 +234,13 @@ class RemoteStore:
             wanted = [path for path in files if path.startswith(below)]
         lacking = [path for path in wanted if not (self._root / folder / path).is_file()]
         if lacking:
+            self._copies.make_room(sum(files[path].size for path in lacking))
             with threads(_CONNECTIONS) as pool:
                 list(pool.map(lambda path: self._download(folder, path, files[path]), lacking))
         return bool(wanted)
 
     def _download(self, folder: str, path: str, item: ManifestFile) -> None:
         self._bucket.download(_blob(item.sha256), self._root / folder / path, item.sha256)
-
-    def _copy_of_manifest(self, folder: str) -> Path:
-        return self._root / _OWN_FOLDER / _MANIFESTS / f"{folder}.json"
 
 
 def _blob(sha256: str) -> str:
@@ -240,6 +254,6 @@ def _folders(name: str) -> list[str]:
 
 
 @cache
-def open_store(root: Path, url: str | None, plain: tuple[str, ...]) -> Store:
+def open_store(root: Path, url: str | None, plain: tuple[str, ...], limit: int | None) -> Store:
     """Return the store of a project, the same object for every caller in this process."""
-    return LocalStore(root) if url is None else RemoteStore(Bucket(url), root, plain)
+    return LocalStore(root) if url is None else RemoteStore(Bucket(url), root, plain, limit)

@@ -117,7 +117,7 @@ def opened(config: Path | None, folder_for: str | None = None) -> tuple[Layout, 
     from brainmri_core.project.layout import Layout
 
     settings = load_config(config)
-    layout = Layout.at(settings.paths.root, settings.paths.cache)
+    layout = Layout.at(settings.paths.root, settings.paths.cache, settings.paths.cache_gib)
     if folder_for is not None:
         layout.require_folder(folder_for)
     return layout, settings

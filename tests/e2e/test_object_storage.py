@@ -75,7 +75,6 @@ def test_machines_that_share_a_bucket_go_on_from_one_another(store_url: str, tmp
         ("pipeline", "--dataset", PHANTOM, "--run-id", "one"): "The run id 'one' is taken",
         ("embeddings", "--dataset", PHANTOM): "The asset embeddings needs a project in a folder",
         ("pipeline", "--dataset", PHANTOM, "--dry-run"): "--dry-run needs a project in a folder",
-        ("verify",): "brainmri verify needs a project in a folder",
         ("gc",): "brainmri gc needs a project in a folder",
         ("train", "--dataset", PHANTOM, "-o", "train.distributed.nproc=2"): "Training by several processes",
     }
@@ -83,6 +82,10 @@ def test_machines_that_share_a_bucket_go_on_from_one_another(store_url: str, tmp
         ended = machines.brainmri("d", *arguments)
         assert (ended.returncode, ended.stdout) == (2, ""), (arguments, ended.stderr)
         assert sentence in ended.stderr
+
+    verified = machines.brainmri("d", "verify")
+    assert verified.returncode == 0, verified.stdout
+    assert verified.stdout.startswith("All is well: ")
 
     secret = OWNER["AWS_SECRET_ACCESS_KEY"].encode()
     assert secret.decode() not in machines.said

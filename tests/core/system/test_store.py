@@ -83,6 +83,29 @@ def test_content_that_is_there_is_not_sent_again(store_url: str, proxy: Proxy, t
     assert len(sent) == 2 and "/blobs/" in sent[0] and "/manifests/two.json" in sent[1]
 
 
+def test_copies_go_when_there_are_too_many_and_come_again(store_url: str, tmp_path: Path) -> None:
+    first = machine(store_url, tmp_path / "a")
+    for name in ("one", "two", "three"):
+        fill(tmp_path / "a" / name, FILES)
+        first.publish_folder(name)
+    (tmp_path / "b").mkdir()
+    size = sum(map(len, FILES.values()))
+
+    def machine_with_room() -> RemoteStore:
+        return RemoteStore(Bucket(store_url), tmp_path / "b", PLAIN, 2 * size)
+
+    for name in ("one", "two"):
+        assert content(machine_with_room().fetch_to_cache(name)) == FILES
+    second = machine_with_room()
+    assert content(second.fetch_to_cache("three/images")) == {"a": b"A" * 9000, "b": b"B"}
+    assert not (tmp_path / "b/one").exists()
+    assert content(tmp_path / "b/two") == FILES
+    assert content(second.fetch_to_cache("one")) == FILES
+    assert not (tmp_path / "b/two").exists()
+    assert content(second.fetch_to_cache("two")) == FILES, "what is in use may take more than the limit"
+    assert content(tmp_path / "b/one") == FILES
+
+
 @pytest.mark.parametrize("fault", ["short", *rest("cut")])
 def test_content_of_the_wrong_length_is_asked_for_again(
     store_url: str, proxy: Proxy, tmp_path: Path, fault: str
