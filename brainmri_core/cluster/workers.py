@@ -176,7 +176,7 @@ class _Pass:
                 f"Dask workers failed {_TRIES} times {_at(self.what, number, len(self.pieces))} ({error}); see their logs, and run again."
             ) from None
         if "error" in answer:
-            raised: type[BrainMRIError] = getattr(errors, answer["error"])
+            raised: type[BrainMRIError] = getattr(errors, answer["error"], BrainMRIError)
             raise raised(answer["text"])
         return answer
 

@@ -91,6 +91,7 @@ def test_an_image_that_was_changed_after_the_split_is_named(job: Job, cluster: D
     assert not list(job.layout.shards.iterdir())
 
 
+@pytest.mark.e2e
 def test_split_and_pack_are_the_same_to_the_byte_though_a_worker_is_killed(job: Job, cluster: Dask) -> None:
     data = write_pointer(job.layout, fetch(FetchConfig(phantom=SMALL), job))
     away = cluster.job(job, "r2")

@@ -58,6 +58,7 @@ def test_what_is_no_address_is_refused(text: str) -> None:
         ClusterConfig(scheduler=text)
 
 
+@pytest.mark.full
 def test_a_wrong_address_is_named(job: Job, listening: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workers_module, "CONNECT_S", 1.0)
     for address in (listening, "tcp://127.0.0.1:1", "tcp://nowhere.invalid:8786", "tls://127.0.0.1:1"):
@@ -81,6 +82,7 @@ def test_a_scheduler_of_another_version_is_named(job: Job, tmp_path: Path) -> No
         pass
 
 
+@pytest.mark.full
 def test_a_worker_of_another_version_of_the_code_is_refused_by_name(job: Job, tmp_path: Path) -> None:
     package = tmp_path / "other" / "brainmri_core"
     shutil.copytree(Path(brainmri_core.__file__).parent, package)
