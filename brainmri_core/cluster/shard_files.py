@@ -1,17 +1,16 @@
-"""Results of pieces of work: NumPy archives named after their content, in a folder that all workers see."""
+"""Results of pieces of work: files of arrays named after their content, in a folder that all workers see."""
 
 from __future__ import annotations
 
 import hashlib
-import io
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
 from brainmri_core.errors import IntegrityError
-from brainmri_core.system.storage import storage_error, write_by_content
+from brainmri_core.system.storage import as_storage_errors, write_by_content
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -33,9 +32,12 @@ def write_arrays(folder: Path, number: int, arrays: Arrays) -> str:
     StorageError
         If it cannot be written.
     """
-    buffer = io.BytesIO()
-    np.savez(buffer, allow_pickle=False, **arrays)
-    return write_by_content(folder, f"{number}-", buffer.getbuffer())
+
+    def fill(file: BinaryIO) -> None:
+        for array in (np.array(list(arrays)), *arrays.values()):
+            np.save(file, array, allow_pickle=False)
+
+    return write_by_content(folder, f"{number}-", fill)
 
 
 def take_arrays(folder: Path, name: str) -> Arrays:
@@ -61,12 +63,9 @@ def take_arrays(folder: Path, name: str) -> Arrays:
         If it cannot be read or removed.
     """
     path = folder / name
-    try:
-        data = path.read_bytes()
+    with as_storage_errors(path, "read"), path.open("rb") as file:
         path.unlink()
-    except OSError as error:
-        raise storage_error(error, path, "read") from error
-    if hashlib.sha256(data).hexdigest() != name.partition("-")[2]:
-        raise IntegrityError(f"The file {path} was changed after a Dask worker wrote it; run again.")
-    with np.load(io.BytesIO(data), allow_pickle=False) as found:
-        return {key: found[key] for key in found.files}
+        if hashlib.file_digest(file, "sha256").hexdigest() != name.partition("-")[2]:
+            raise IntegrityError(f"The file {path} was changed after a Dask worker wrote it; run again.")
+        file.seek(0)
+        return {key: np.load(file, allow_pickle=False) for key in np.load(file, allow_pickle=False).tolist()}

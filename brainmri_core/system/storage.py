@@ -14,7 +14,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
@@ -163,7 +163,7 @@ def write_new(path: Path, data: bytes) -> bool:
     return True
 
 
-def write_by_content(folder: Path, prefix: str, data: bytes | memoryview) -> str:
+def write_by_content(folder: Path, prefix: str, fill: Callable[[BinaryIO], object]) -> str:
     """Write a file named after the SHA-256 of its content, completely or not at all, and return the name.
 
     It may be lost in a crash of the system: use it for files that can be made again. Several processes may write the same
@@ -175,19 +175,21 @@ def write_by_content(folder: Path, prefix: str, data: bytes | memoryview) -> str
         Folder of the file; it must exist.
     prefix : str
         Beginning of the name.
-    data : bytes
-        The content.
+    fill : callable
+        Writes the content into the open file that it gets.
 
     Raises
     ------
     StorageError
         If it cannot be written, or the folder is not there.
     """
-    name = prefix + hashlib.sha256(data).hexdigest()
     temporary = _temporary(folder)
     with as_storage_errors(folder):
         try:
-            temporary.write_bytes(data)
+            with temporary.open("xb+") as handle:
+                fill(handle)
+                handle.seek(0)
+                name = prefix + hashlib.file_digest(handle, "sha256").hexdigest()
             os.replace(temporary, folder / name)
         except BaseException:
             temporary.unlink(missing_ok=True)
