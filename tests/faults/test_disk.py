@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from brainmri_core.errors import StorageError
+from brainmri_core.system.object_store import Bucket
+from brainmri_core.system.store import RemoteStore
 from tests.counts import trials
 from tests.faults.fault_case import problems, tally
 from tests.faults.warm import Warm
@@ -64,6 +66,22 @@ def test_a_read_only_disk_leaves_the_old_state_and_says_so(
     assert problems([result]) == []
     assert result["status"] == StorageError.exit_code
     assert "read-only" in result["said"]
+
+
+@pytest.mark.full
+def test_a_full_disk_of_copies_is_named_and_nothing_half_is_left(
+    store_url: str, mounted: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "results/run").mkdir(parents=True)
+    (tmp_path / "results/run/pack").write_bytes(os.urandom(8 << 20))
+    RemoteStore(Bucket(store_url), tmp_path, ()).publish_folder("results/run")
+    subprocess.run(["mount", "-o", "remount,size=4m", mounted], check=True)
+    with pytest.raises(StorageError, match="there is no space left on the device; free some and run again"):
+        RemoteStore(Bucket(store_url), mounted, ()).fetch_to_cache("results/run/pack")
+    assert not any((mounted / "results/run").iterdir())
+    subprocess.run(["mount", "-o", "remount,size=64m", mounted], check=True)
+    brought = RemoteStore(Bucket(store_url), mounted, ()).fetch_to_cache("results/run/pack")
+    assert brought.read_bytes() == (tmp_path / "results/run/pack").read_bytes()
 
 
 @pytest.mark.parametrize("stage", ["split", "resize"])

@@ -23,7 +23,7 @@ from brainmri_core.project.pointers import FetchPointer, MappingPointer, PackPoi
 from brainmri_core.project.pseudonyms import project_key
 from brainmri_core.system.checksums import sha256_file
 from brainmri_core.system.clock import utc_now
-from brainmri_core.system.object_store import PATIENCE_VARIABLE, Bucket
+from brainmri_core.system.object_store import PATIENCE_VARIABLE, Bucket, LostRaceError
 from brainmri_core.system.storage import TEMPORARY_PREFIX
 from brainmri_core.system.store import RemoteStore
 from brainmri_core.verify import verify
@@ -99,26 +99,22 @@ def test_an_older_result_does_not_replace_a_newer_one(
 def test_a_lost_race_is_run_again(store_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     here, there = machines(store_url, tmp_path)
     write_pointer(there, result(there, "first"))
-    overtaken = False
-    name_of = pointer_store._history_name
+    compare_and_put = Bucket.compare_and_put
+    races = []
 
-    def overtake(present: bytes | None) -> str:
-        nonlocal overtaken
-        if present and not overtaken and b"first" in present and (tmp_path / "go").exists():
-            overtaken = True
-            write_pointer(there, result(there, "between"), update_latest=False)
-            there.store.update(
-                there.relative(there.pointer_dir("validation", PLACE) / "latest.json"),
-                lambda _: present + b" ",
-            )
-        return name_of(present)
+    def overtaken(bucket: Bucket, name: str, data: bytes, tag: object) -> None:
+        monkeypatch.setattr(Bucket, "compare_and_put", compare_and_put)
+        there.store.update(name, lambda present: (present or b"") + b" ")
+        try:
+            compare_and_put(bucket, name, data, tag)
+        except LostRaceError:
+            races.append(name)
+            raise
 
-    monkeypatch.setattr(pointer_store, "_history_name", overtake)
-    pointer = result(here, "last")
-    (tmp_path / "go").touch()
-    write_pointer(here, pointer)
-    assert overtaken
-    assert (latest(there), runs(there)[-1]) == ("last", "first")
+    monkeypatch.setattr(Bucket, "compare_and_put", overtaken)
+    write_pointer(here, result(here, "last"))
+    assert len(races) == 1
+    assert (latest(there), runs(there)) == ("last", ["last", "first"])
 
 
 def test_a_machine_whose_clock_is_behind_still_has_the_newest_result(
