@@ -70,7 +70,13 @@ def running_store() -> Iterator[StoreServer]:
         *(f"-{name}.port.grpc={port}" for name, port in zip(names, ports[len(names) :], strict=True)),
         *("-filer", "-s3", f"-s3.config={folder}/s3.json", "-s3.port.iceberg=0", "-s3.port.lance=0"),
         *("-s3.autoCreateBucket=false", "-master.telemetry=false", "-master.volumeSizeLimitMB=64"),
-        *(f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-volume.max=40"),
+        *(
+            f"-dir={folder}",
+            "-ip=127.0.0.1",
+            "-ip.bind=127.0.0.1",
+            "-volume.max=100",
+            "-volume.minFreeSpace=50MiB",
+        ),
     ]
     weed = Path(sys.executable).with_name("weed")
     with (folder / "log").open("wb") as log:
