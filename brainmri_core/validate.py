@@ -24,7 +24,7 @@ from brainmri_core.system.checksums import sha256_json
 from brainmri_core.system.clock import timestamp, utc_now
 from brainmri_core.system.json_files import write_json
 from brainmri_core.system.storage import write_bytes
-from brainmri_core.system.threads import threads
+from brainmri_core.system.threads import outcome, threads
 from brainmri_core.validation.accounting import read_account
 from brainmri_core.validation.evidence import Evidence
 from brainmri_core.validation.finding import Finding
@@ -160,7 +160,7 @@ def _gather(config: ValidateConfig, pack: PackPointer, job: Job) -> tuple[Eviden
             pack=pixels,
             search=copy_limits(record),
         )
-        shortcuts = scores.result()
+        shortcuts = outcome(scores)
     evidence = Evidence(
         config=config,
         samples=samples,

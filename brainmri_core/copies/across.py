@@ -13,7 +13,7 @@ from brainmri_core.config.data import CopySearchConfig
 from brainmri_core.copies.fingerprint import perceptual_hashes
 from brainmri_core.copies.likeness import ORIENTATIONS, turned_back
 from brainmri_core.copies.search import Version, confirmed, exact_groups, prepare, tried
-from brainmri_core.system.threads import cores, threads
+from brainmri_core.system.threads import cores, outcome, threads
 
 KINDS = ("exact", "pixels", "re-encoded", "turned")
 """Kinds of copies: the same file; another file with the same decoded pixels; another copy in the same orientation; a copy in
@@ -100,7 +100,7 @@ def _near_copies(versions: list[tuple[U8, U8]], rows_a: I64, rows_b: I64, config
                 for swapped, one, other in ((False, a, b), (True, b, a))[: 1 + (turn > 0)]
             ]
             for turn, swapped, search in searches:
-                for one, other, score in search.result():
+                for one, other, score in outcome(search):
                     pair, way = ((other, one), turned_back(turn)) if swapped else ((one, other), turn)
                     if score > best.get(pair, (0.0, 0))[0]:
                         best[pair] = (score, way)

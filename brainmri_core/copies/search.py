@@ -26,7 +26,7 @@ from brainmri_core.copies.likeness import (
     turned,
     turned_back,
 )
-from brainmri_core.system.threads import cores, threads
+from brainmri_core.system.threads import cores, outcome, threads
 
 _CONFIRM = 512
 Found = tuple[int, int, list[tuple[int, int, float]]]
@@ -212,7 +212,7 @@ def _search_here(table: FingerprintTable, rows: I64, config: CopySearchConfig) -
                 for turn in turns
             ]
             for number, turn, search in searches:
-                yield number, turn, search.result()
+                yield number, turn, outcome(search)
         finally:
             stopped.set()
 

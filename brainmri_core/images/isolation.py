@@ -43,6 +43,7 @@ _LONGEST_REASON = 1000
 BATCH_BYTES = 1 << 20
 _BATCH = 16  # files in a request: sent one by one, the transfer costs half as much as the decoding
 _TRIES = 2
+_LOOK_S = 0.5  # a signal that comes just before a longer wait for a thread would not end it
 _KEPT_VARIABLES = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PYTHONHOME", "SYSTEMROOT")
 
 Answer = tuple[dict[str, Any], bytes]
@@ -359,7 +360,10 @@ def stream_answers(
             for _ in range(min(workers, left)):
                 pool.submit(work.serve).add_done_callback(work.put)
             while left:
-                result = work.results.get()
+                try:
+                    result = work.results.get(timeout=_LOOK_S)
+                except queue.Empty:
+                    continue
                 if isinstance(result, Future):
                     result.result()  # raises what ended the thread
                     continue

@@ -20,7 +20,7 @@ from brainmri_core.images.decode import DecodeError
 from brainmri_core.images.fit import Fit, decode_fitted, image_part
 from brainmri_core.images.isolation import read_below
 from brainmri_core.images.levels import GrayRange
-from brainmri_core.system.threads import cores, threads
+from brainmri_core.system.threads import cores, outcome, threads
 
 COLOUR_THRESHOLD = 12.0
 NO_FACTS: dict[str, float | int | str | bool] = {
@@ -112,7 +112,7 @@ def resized_images(
         running = deque((chunk, pool.submit(work, chunk)) for chunk in islice(chunks, 2 * workers))
         while running:
             chunk, results = running.popleft()
-            done = results.result()
+            done = outcome(results)
             running.extend((chunk, pool.submit(work, chunk)) for chunk in islice(chunks, 1))
             yield from done
             bar.update(len(chunk))

@@ -6,12 +6,15 @@ import contextlib
 import mmap
 import os
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import TypeVar
 
 from brainmri_core.errors import StorageError
 
 # A stack is 8 MiB; the rest is for what a thread allocates before its first line runs.
 _THREAD_BYTES = 32 << 20
+_LOOK_S = 0.5
+T = TypeVar("T")
 
 
 def cores() -> int:
@@ -40,3 +43,14 @@ def threads(workers: int) -> Iterator[ThreadPoolExecutor]:
         yield pool
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def outcome(future: Future[T]) -> T:
+    """Wait for the result of work in another thread, and end at a signal such as Ctrl-C at once.
+
+    `Future.result` may miss a signal: Python looks for one before it waits for a lock, and a signal that comes in between
+    is noticed only when the wait ends. So the wait is made of short ones.
+    """
+    while not wait([future], _LOOK_S).done:
+        pass
+    return future.result()

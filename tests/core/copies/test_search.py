@@ -30,6 +30,7 @@ from brainmri_core.copies.likeness import SEARCHED, correlation, difference, tur
 from brainmri_core.copies.planted import score_copies
 from brainmri_core.copies.search import CopyPairs, find_copies, group_copies
 from brainmri_core.sources.phantom import PhantomTruth, write_phantom
+from tests.counts import PATIENCE_S
 
 COPIES = 12
 
@@ -227,7 +228,7 @@ def test_an_interruption_does_not_wait_for_the_search(monkeypatch: pytest.Monkey
     finally:
         signal.signal(signal.SIGINT, before)
     for thread in set(threading.enumerate()) - running:
-        thread.join(600)
+        thread.join(PATIENCE_S)
         assert not thread.is_alive(), "a thread goes on searching"
 
 

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import _thread
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
-from brainmri_core.system.threads import threads
+from brainmri_core.system.threads import outcome, threads
 from tests.counts import PATIENCE_S
 
 WITHOUT_MEMORY = """
@@ -42,3 +44,20 @@ def test_work_that_has_not_begun_is_dropped_at_an_error() -> None:
         threading.Timer(0.2, go_on.set).start()
         raise ZeroDivisionError
     assert queued.cancelled() and running.done()
+
+
+def test_a_signal_that_comes_just_before_a_wait_for_a_thread_ends_it() -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    def interrupt() -> None:
+        begun.wait(PATIENCE_S)
+        time.sleep(0.3)  # the main thread waits by now, and is not woken by what Python notes here
+        _thread.interrupt_main()
+
+    with threads(2) as pool:
+        pool.submit(interrupt)
+        lasting = pool.submit(lambda: (begun.set(), go_on.wait(30)))
+        with pytest.raises(KeyboardInterrupt):
+            outcome(lasting)
+        assert not lasting.done()
+        go_on.set()
