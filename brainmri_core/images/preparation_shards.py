@@ -63,11 +63,13 @@ def resize_shard(
     """
     config = ResizeConfig(**settings)
     shape = (config.size, config.size, 3)[: 3 if channels > 1 else 2]
-    images = list(resized_images(Path(root), paths, hashes, config, channels, workers=1))
-    pixels = [image.pixels for image in images if image.pixels is not None]
-    facts = {name: np.array([(image.facts or NO_FACTS)[name] for image in images]) for name in NO_FACTS}
-    return {
-        **facts,
-        "reason": np.array([image.reason for image in images]),
-        "pixels": np.stack(pixels) if pixels else np.zeros((0, *shape), np.uint8),
-    }
+    pixels, done = np.empty((len(paths), *shape), np.uint8), 0
+    facts, reasons = [], []
+    for image in resized_images(Path(root), paths, hashes, config, channels, workers=1):
+        facts.append(image.facts or NO_FACTS)
+        reasons.append(image.reason)
+        if image.pixels is not None:
+            pixels[done] = image.pixels
+            done += 1
+    columns = {name: np.array([known[name] for known in facts]) for name in NO_FACTS}
+    return {**columns, "reason": np.array(reasons), "pixels": pixels[:done]}

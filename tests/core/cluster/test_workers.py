@@ -3,6 +3,8 @@ from __future__ import annotations
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -172,3 +174,9 @@ def test_work_that_kills_its_workers_is_given_up(job: Job, tmp_path: Path) -> No
     ):
         assert workers is not None
         list(workers.map("deaths", die, [()]))
+
+
+def test_dask_is_imported_only_where_a_scheduler_is_named() -> None:
+    code = "import sys; from brainmri_core import batch_predict, resize, split; print('distributed' in sys.modules)"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert ended.stdout == "False\n"
