@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import shutil
 import socket
 import subprocess
@@ -78,9 +79,17 @@ def running_store() -> Iterator[StoreServer]:
             "-volume.minFreeSpace=50MiB",
         ),
     ]
-    weed = Path(sys.executable).with_name("weed")
+    from brainmri_dagster.running.processes import die_with_parent
+
+    weed, parent = Path(sys.executable).with_name("weed"), os.getpid()
     with (folder / "log").open("wb") as log:
-        process = subprocess.Popen([weed, "server", *options], stdout=log, stderr=log, cwd=folder)
+        process = subprocess.Popen(
+            [weed, "server", *options],
+            stdout=log,
+            stderr=log,
+            cwd=folder,
+            preexec_fn=lambda: die_with_parent(parent),
+        )
     try:
         port = ports[3]
         _until_it_answers(port, process, folder / "log")

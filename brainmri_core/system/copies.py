@@ -11,7 +11,7 @@ from pathlib import Path
 from brainmri_core.errors import BusyError
 from brainmri_core.system.folder_manifest import FolderManifest, read_folder_manifest
 from brainmri_core.system.locks import exclusive
-from brainmri_core.system.storage import make_dirs, remove_folder, storage_error, write_bytes
+from brainmri_core.system.storage import make_dirs, storage_error, write_bytes
 
 _OWN_FOLDER = ".store"
 
@@ -20,7 +20,7 @@ class Copies:
     """The folders below a root that have a manifest, which says that an object store has them, too.
 
     A process notes each folder that it uses, in a file that it holds a lock on as long as it lives. What no living process
-    has noted can go, the longest unused first, with its manifest. Files that are in no manifest are never touched.
+    has noted can go, the longest unused first. Files that are in no manifest are never touched.
 
     Parameters
     ----------
@@ -73,18 +73,28 @@ class Copies:
             return []
         gone: list[str] = []
         with self._locked():
-            known = {folder: self._size(folder, manifest) for folder, manifest in self._known()}
-            over = sum(known.values()) + size - self._limit
+            known = {folder: self._here(folder, manifest) for folder, manifest in self._known()}
+            sizes = {
+                folder: sum(path.stat().st_size for path in files) for folder, files in known.items() if files
+            }
+            over = sum(sizes.values()) + size - self._limit
             used = self._used() if over > 0 else set()
-            for folder in sorted(set(known) - used, key=self._last_use):
+            for folder in sorted(set(sizes) - used, key=self._last_use):
                 if over <= 0:
                     break
-                self._manifest_file(folder).unlink(missing_ok=True)
-                if (self._root / folder).is_dir():
-                    remove_folder(self._root / folder)
-                over -= known[folder]
+                self._remove(known[folder])
+                over -= sizes[folder]
                 gone.append(folder)
         return gone
+
+    def _remove(self, files: list[Path]) -> None:
+        """Remove files, and the folders that are empty then. The manifest stays: it says what the folder lacks."""
+        for path in files:
+            path.unlink(missing_ok=True)
+        above = {parent for path in files for parent in path.parents if parent.is_relative_to(self._root)}
+        for parent in sorted(above - {self._root}, key=lambda path: len(path.parts), reverse=True):
+            with contextlib.suppress(OSError):  # something else lies there
+                parent.rmdir()
 
     def _locked(self) -> contextlib.AbstractContextManager[None]:
         return exclusive(self._root / _OWN_FOLDER / "copies.lock")
@@ -117,10 +127,9 @@ class Copies:
             folder = path.relative_to(self._manifests).as_posix().removesuffix(".json")
             yield folder, read_folder_manifest(path.read_bytes(), str(path), folder)
 
-    def _size(self, folder: str, manifest: FolderManifest) -> int:
-        return sum(
-            item.size for path, item in manifest.files.items() if (self._root / folder / path).is_file()
-        )
+    def _here(self, folder: str, manifest: FolderManifest) -> list[Path]:
+        paths = (self._root / folder / path for path in manifest.files)
+        return [path for path in paths if path.is_file()]
 
     def _last_use(self, folder: str) -> float:
         return self._manifest_file(folder).stat().st_mtime

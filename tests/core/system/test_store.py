@@ -96,14 +96,15 @@ def test_copies_go_when_there_are_too_many_and_come_again(store_url: str, tmp_pa
 
     for name in ("one", "two"):
         assert content(machine_with_room().fetch_to_cache(name)) == FILES
+    (tmp_path / "b/one/exported").write_bytes(b"made here")
     second = machine_with_room()
     assert content(second.fetch_to_cache("three/images")) == {"a": b"A" * 9000, "b": b"B"}
-    assert not (tmp_path / "b/one").exists()
+    assert content(tmp_path / "b/one") == {"exported": b"made here"}
     assert content(tmp_path / "b/two") == FILES
-    assert content(second.fetch_to_cache("one")) == FILES
+    assert content(second.fetch_to_cache("one")) == {**FILES, "exported": b"made here"}
     assert not (tmp_path / "b/two").exists()
     assert content(second.fetch_to_cache("two")) == FILES, "what is in use may take more than the limit"
-    assert content(tmp_path / "b/one") == FILES
+    assert content(tmp_path / "b/one") == {**FILES, "exported": b"made here"}
 
 
 @pytest.mark.parametrize("fault", ["short", *rest("cut")])
