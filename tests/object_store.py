@@ -131,7 +131,7 @@ class Proxy:
     """Passes requests on to a server unless `fault` says otherwise.
 
     Faults are ``500``, ``503`` (SlowDown), ``reset`` before and ``reset after`` the server has done it, ``short`` (fewer
-    bytes than announced), ``cut`` (fewer bytes, and announced as such) and ``skewed`` (the clock is wrong).
+    bytes than announced), ``cut`` (fewer bytes, and announced as such), ``agreed`` (it says that it is done) and ``skewed`` (the clock is wrong).
     """
 
     target: int
@@ -187,6 +187,9 @@ def _pass_on(handler: BaseHTTPRequestHandler, proxy: Proxy) -> None:
         status, code = _ERRORS[fault]
         text = f"<Error><Code>{code}</Code></Error>".encode()
         _answer(handler, status, {"Content-Length": str(len(text))}, text)
+        return
+    if fault == "agreed":
+        _answer(handler, 200, {"Content-Length": "0", "ETag": '"0"'}, b"")
         return
     if fault == "reset":
         _hang_up(handler)

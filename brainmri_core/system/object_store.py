@@ -10,6 +10,7 @@ import hashlib
 import os
 import random
 import re
+import secrets
 import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -192,6 +193,33 @@ class Bucket:
             raise LostRaceError
 
         self._patiently(replace, "write", absent=gone)
+
+    def check_conditions(self) -> None:
+        """Try, on an object that is removed again, whether the store heeds the conditions of writes.
+
+        Raises
+        ------
+        StorageError
+            If it does not, so that two machines could overwrite each other's results.
+        """
+        name = f"probe-{secrets.token_hex(16)}"
+        try:
+            heeded = self.put_new(name, b"first") and not self.put_new(name, b"second")
+            found = self.get_tagged(name)
+            if heeded and found is not None:
+                self.compare_and_put(name, b"third", found[1])
+                try:
+                    self.compare_and_put(name, b"fourth", found[1])
+                    heeded = False
+                except LostRaceError:
+                    heeded = self.get(name) == b"third"
+        finally:
+            self.remove(name)
+        if not heeded or found is None:
+            raise StorageError(
+                f"Cannot use {self.url}: the store does not heed the conditions of a write (only if new, only if unchanged), "
+                "so that two machines could overwrite each other's results; use one that does."
+            )
 
     def list(self, prefix: str) -> list[str]:
         """Return the names of all objects below a prefix, which ends with a slash."""

@@ -20,6 +20,7 @@ from brainmri_core.system.threads import threads
 _CONNECTIONS = 8
 _MANIFESTS = "manifests"
 _BLOBS = "blobs/sha256"
+_CHECKED = ".store/heeds-conditions"
 
 
 class Store(Protocol):
@@ -147,10 +148,18 @@ class RemoteStore:
 
     def put_new(self, name: str, data: bytes) -> bool:
         """Create an object; of several writers only one succeeds."""
+        self._check_conditions()
         if not self._bucket.put_new(name, data):
             return False
         write_bytes(self._root / name, data)
         return True
+
+    def _check_conditions(self) -> None:
+        """Before this machine's first conditional write, see whether the store heeds conditions."""
+        checked = self._root / _CHECKED
+        if not checked.is_file():
+            self._bucket.check_conditions()
+            write_bytes(checked, b"")
 
     def get(self, name: str) -> bytes | None:
         """Return the newest content of an object, None where there is none; it is not cached."""
@@ -162,6 +171,7 @@ class RemoteStore:
 
     def update(self, name: str, change: Callable[[bytes | None], bytes | None]) -> None:
         """Replace an object by compare-and-put, and try again where another process has written in between."""
+        self._check_conditions()
         while True:
             found = self._bucket.get_tagged(name)
             data = change(None if found is None else found[0])

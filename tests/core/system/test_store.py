@@ -136,6 +136,22 @@ def test_content_that_is_damaged_in_the_store_is_never_taken(
     assert content(tmp_path / "b/run") == {}
 
 
+def test_a_store_that_agrees_to_everything_is_refused(store_url: str, proxy: Proxy, tmp_path: Path) -> None:
+    proxy.fault = lambda method, path: "agreed" if method == "PUT" else None
+    store = machine(store_url, tmp_path / "a")
+    for _ in range(2):
+        with pytest.raises(StorageError, match="the store does not heed the conditions of a write"):
+            store.put_new("small/new.json", b"1")
+        with pytest.raises(StorageError, match="the store does not heed the conditions of a write"):
+            store.update("small/new.json", lambda present: b"1")
+    proxy.fault = lambda method, path: None
+    assert store.put_new("small/new.json", b"1")
+    proxy.seen.clear()
+    assert machine(store_url, tmp_path / "a").put_new("small/other.json", b"1")
+    assert len(proxy.seen) == 1, "once on each machine is enough"
+    assert Bucket(store_url).list("") == ["small/new.json", "small/other.json"]
+
+
 @pytest.mark.parametrize("path", ["../out", "/out", "a/../../out", "a//b", ""])
 def test_a_manifest_that_names_a_path_outside_its_folder_is_refused(
     store_url: str, tmp_path: Path, path: str
