@@ -98,7 +98,7 @@ def test_an_older_result_does_not_replace_a_newer_one(
 
 def test_a_lost_race_is_run_again(store_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     here, there = machines(store_url, tmp_path)
-    write_pointer(there, result(there, "first"))
+    write_pointer(here, result(here, "first"))
     compare_and_put = Bucket.compare_and_put
     races = []
 
