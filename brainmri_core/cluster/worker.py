@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -37,7 +36,7 @@ def work_on(
     Returns
     -------
     dict
-        ``file``, the name of the result, and ``seconds``, the time that it took; or ``error`` and ``text``, an error that
+        ``file``, the name of the result; or ``error`` and ``text``, an error that
         would occur again on any worker.
 
     Raises
@@ -47,7 +46,6 @@ def work_on(
     """
     from distributed import get_worker
 
-    begun = time.monotonic()
     me = str(get_worker().name)
     other = [
         f"{name} {mine} instead of {wanted[name]}"
@@ -62,8 +60,7 @@ def work_on(
             f"The Dask worker {me} does not see the folder {folder}; mount the project's folder there at the same path, or stop it."
         )
     try:
-        file = write_arrays(Path(folder), number, work(*arguments))
-        return {"file": file, "seconds": time.monotonic() - begun}
+        return {"file": write_arrays(Path(folder), number, work(*arguments))}
     except StorageError:
         raise
     except BrainMRIError as error:

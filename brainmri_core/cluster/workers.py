@@ -153,17 +153,20 @@ class _Pass:
         if piece is None:  # its copy was faster
             return
         with self._connected():
-            answer = self._answer(number, future)
+            self.files[number] = self._answer(number, future)["file"]
             others = [other for other in self.running.pop(number).futures if other is not future]
             if others:
                 self.client.cancel(others)
-        self.files[number] = answer["file"]
-        self.longest = max(self.longest, answer["seconds"])
+        if piece.since is not None:
+            self.longest = max(self.longest, time.monotonic() - piece.since)
 
     def _answer(self, number: int, future: Any) -> dict[str, Any]:
         """Return the answer of a worker; raise the error that it or Dask reports."""
         from distributed import KilledWorker
 
+        found = list(self.workers.folder.glob(f"{number}-*")) if future.status == "finished" else []
+        if found:  # a worker that hangs after its work could not be asked
+            return {"file": found[0].name}
         try:
             answer: dict[str, Any] = future.result()
         except KilledWorker:
@@ -189,13 +192,11 @@ class _Pass:
             if self.client.status != "running":
                 raise CancelledError
             yield
-        except (CancelledError, OSError, RuntimeError) as error:
-            if isinstance(error, CancelledError) or self.client.status != "running":
-                raise StorageError(
-                    f"The Dask scheduler at {self.workers.address} was lost in the middle of the work; start it and its "
-                    "workers again, and run again."
-                ) from None
-            raise
+        except (CancelledError, OSError, RuntimeError):
+            raise StorageError(
+                f"The Dask scheduler at {self.workers.address} was lost in the middle of the work; start it and its "
+                "workers again, and run again."
+            ) from None
 
     def _look_after(self) -> None:
         """Count the workers, and give pieces that take too long to a second worker."""
