@@ -55,7 +55,7 @@ def _search_away(
     ]
     # Few blocks are divided by orientation to keep all threads busy. With many blocks, a piece searches all orientations
     # of a block, so that it prepares its images once.
-    shares = evenly(len(turns), 1, max(1, len(turns) * len(blocks) // workers.threads))
+    shares = evenly(len(turns), 1, max(1, len(turns) * len(blocks) * len(_VERSIONS) // workers.threads))
     pieces = [
         (
             str(workers.folder),
@@ -116,7 +116,8 @@ def search_part(
             for part in ("rows", f"{name}_thumbs", f"{name}_hashes")
         )
     one, one_at = _part(rows[first:first_stop], thumbs, hashes)
-    other, other_at = _part(rows[second:second_stop], thumbs, hashes)
+    same = (first, first_stop) == (second, second_stop)
+    other, other_at = (one, one_at) if same else _part(rows[second:second_stop], thumbs, hashes)
     found = [
         (turn, a + one_at, b + other_at, ncc)
         for turn in turns
