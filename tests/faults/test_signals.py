@@ -58,6 +58,8 @@ def test_interrupted_at_any_time_it_says_cancelled_and_can_go_on(
         idle = not found or all(entry["status"] == "success" for entry in found["stages"].values())
         expected = (130, 0, -number) if idle else (130, 0)
         problems = [] if code in expected else [f"it ended with {code}: {warm.log(started)}"]
+        if not idle and warm.log(started).rstrip().endswith("KeyboardInterrupt"):
+            problems.append(f"nothing caught the signal: {warm.log(started)}")
         problems += [f"left running: {line}" for line in children_of(started[0])]
         if code and not idle and found["status"] != "cancelled":
             problems.append(f"the manifest says {found}")

@@ -107,7 +107,10 @@ def _child(message: dict[str, Any]) -> None:
         code = 0
     except BaseException as error:  # noqa: BLE001 - a child must never return into the server
         traceback.print_exc()
-        code = error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else 1
+        if isinstance(error, KeyboardInterrupt):
+            code = 128 + signal.SIGINT  # as Python itself ends, while it imports what is to be called
+        elif isinstance(error, SystemExit) and isinstance(error.code, int):
+            code = error.code
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
