@@ -82,7 +82,7 @@ def test_one_bad_data_set_does_not_keep_the_others_from_finishing(daemon: Daemon
     assert "1 of 1 runs ended, 0 failed" in again.stderr
     nothing = daemon.project.brainmri("backfill", "--select", "raw_dataset", "--only-missing")
     assert nothing.returncode == 0
-    assert "Nothing is missing" in nothing.stdout
+    assert "no partition is missing" in nothing.stdout
 
 
 def test_all_folds_and_their_report_are_filled_by_one_command(daemon: Daemon) -> None:

@@ -188,7 +188,7 @@ def test_a_patient_that_fetch_has_found_is_kept_and_named_as_a_csv_names_it(job:
         (
             {"P000 a": "P000", "P000 b": "8"},
             {"P000 a": "P000", "P000 b": "8", "P000 c": "P000"},
-            ["the first 8 and P000 by P000"],
+            ["the first 8 and P000 the name P000"],
         ),
         # the CSV's P001 is the pattern's P000, so the pattern's P001 is somebody else
         (
