@@ -106,11 +106,15 @@ def _keys(account: dict[str, str]) -> dict[str, list[dict[str, str]]]:
     return {"credentials": [{"accessKey": key, "secretKey": secret}]}
 
 
+# Not urlopen: its global opener keeps the proxy settings of the first request of this process, which may be another test's.
+_LOCAL = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
 def _until_it_answers(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
     deadline = time.monotonic() + PATIENCE_S
     while True:
         with suppress(urllib.error.HTTPError, OSError):
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/status", timeout=5).close()
+            _LOCAL.open(f"http://127.0.0.1:{port}/status", timeout=5).close()
             return
         ended = process.poll() is not None or time.monotonic() > deadline
         assert not ended, f"SeaweedFS did not start:\n{log.read_text()[-2000:]}"
@@ -119,7 +123,7 @@ def _until_it_answers(port: int, process: subprocess.Popen[bytes], log: Path) ->
 
 def _make_bucket(filer: int) -> None:
     request = urllib.request.Request(f"http://127.0.0.1:{filer}/buckets/{BUCKET}/", method="POST")
-    urllib.request.urlopen(request, timeout=60).close()
+    _LOCAL.open(request, timeout=60).close()
 
 
 Fault = Callable[[str, str], str | None]
