@@ -45,6 +45,8 @@ _ARCHIVES = os.environ.get(ARCHIVES_VARIABLE)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip the long tests unless ``make test-all`` runs; start with the files that take longest."""
     for item in items:
+        if "object_store" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.e2e)
         if not LONG and item.get_closest_marker("slow"):
             item.add_marker(pytest.mark.skip(reason="a long test: make test-all runs it"))
     if os.environ.get("PYTEST_XDIST_WORKER"):
