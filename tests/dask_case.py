@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 import json
 import os
@@ -66,6 +67,11 @@ def nap(seconds: float, number: int) -> Arrays:
     """Take a while: work for a worker."""
     time.sleep(seconds)
     return {"number": np.array(number)}
+
+
+def fail(kind: str) -> Arrays:
+    """Raise an error of Python's own, by name."""
+    raise getattr(builtins, kind)("it went wrong")
 
 
 def die() -> Arrays:

@@ -153,35 +153,42 @@ class _Pass:
         if piece is None:  # its copy was faster
             return
         with self._connected():
-            self.files[number] = self._answer(number, future)["file"]
+            failure = future.exception() if future.status == "error" else None
+            if failure is None:
+                self.files[number] = self._answer(number, future)["file"]
             others = [other for other in self.running.pop(number).futures if other is not future]
             if others:
                 self.client.cancel(others)
+        if failure is not None:  # outside, because an error of the work is not a lost scheduler
+            raise self._explained(number, failure)
         if piece.since is not None:
             self.longest = max(self.longest, time.monotonic() - piece.since)
 
     def _answer(self, number: int, future: Any) -> dict[str, Any]:
-        """Return the answer of a worker; raise the error that it or Dask reports."""
-        from distributed import KilledWorker
-
+        """Return the answer of a worker; raise the error that it reports."""
         found = list(self.workers.folder.glob(f"{number}-*")) if future.status == "finished" else []
         if found:  # a worker that hangs after its work could not be asked
             return {"file": found[0].name}
-        try:
-            answer: dict[str, Any] = future.result()
-        except KilledWorker:
-            raise StorageError(
-                f"Dask workers died {_at(self.what, number, len(self.pieces))} again and again; see their logs (is it "
-                "the memory limit?), and run again."
-            ) from None
-        except OSError as error:
-            raise StorageError(
-                f"Dask workers failed {_TRIES} times {_at(self.what, number, len(self.pieces))} ({error}); see their logs, and run again."
-            ) from None
+        answer: dict[str, Any] = future.result()
         if "error" in answer:
             raised: type[BrainMRIError] = getattr(errors, answer["error"], BrainMRIError)
             raise raised(answer["text"])
         return answer
+
+    def _explained(self, number: int, failure: BaseException) -> BaseException:
+        """Return the error to raise for a piece that failed at every try."""
+        from distributed import KilledWorker
+
+        place = _at(self.what, number, len(self.pieces))
+        if isinstance(failure, KilledWorker):
+            return StorageError(
+                f"Dask workers died {place} again and again; see their logs (is it the memory limit?), and run again."
+            )
+        if isinstance(failure, OSError):
+            return StorageError(
+                f"Dask workers failed {_TRIES} times {place} ({failure}); see their logs, and run again."
+            )
+        return failure
 
     @contextlib.contextmanager
     def _connected(self) -> Iterator[None]:

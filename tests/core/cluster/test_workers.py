@@ -22,7 +22,7 @@ from brainmri_core.errors import ConfigError, IntegrityError, StorageError
 from brainmri_core.project.job import Job
 from tests import ROOT
 from tests.counts import PATIENCE_S
-from tests.dask_case import Dask, dask, die, nap
+from tests.dask_case import Dask, dask, die, fail, nap
 
 
 def job_at(job: Job, address: str) -> Job:
@@ -162,6 +162,20 @@ class TestTwoWorkers:
             monkeypatch.setattr(workers_module, "WITHOUT_WORKERS_S", 3.0)
             with pytest.raises(StorageError, match=r"has had no worker for 3 s"):
                 list(workers.map("naps", nap, [(0.2, 1)]))
+
+
+@pytest.mark.full
+def test_an_error_of_the_work_is_not_taken_for_a_lost_scheduler(job: Job, tmp_path: Path) -> None:
+    with dask(tmp_path / "dask", "one") as running, workers_of(running.job(job, "r2")) as workers:
+        assert workers is not None
+        for kind in (RuntimeError, ZeroDivisionError):  # torch raises RuntimeError where memory is short
+            with pytest.raises(kind, match="it went wrong"):
+                list(workers.map("failures", fail, [(kind.__name__,)]))
+        with pytest.raises(
+            StorageError, match=r"failed 3 times at piece 1 of 1 \(failures\) \(it went wrong\)"
+        ):
+            list(workers.map("failures", fail, [("OSError",)]))
+        assert [int(item["number"]) for item in workers.map("naps", nap, [(0, 7)])] == [7]
 
 
 @pytest.mark.full
