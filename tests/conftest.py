@@ -15,8 +15,9 @@ from brainmri_core.project.catalogue import load_catalogue
 from brainmri_core.project.job import Job
 from brainmri_core.project.layout import ARCHIVES_VARIABLE, ROOT_VARIABLE, Layout
 from brainmri_core.project.logs import Record, StageLog
+from brainmri_core.system.object_store import PATIENCE_VARIABLE
 from tests.counts import LONG
-from tests.object_store import BUCKET, OWNER, StoreServer, environment, running_store
+from tests.object_store import BUCKET, OWNER, Proxy, StoreServer, environment, running_proxy, running_store
 from tests.once import once
 
 REAL = "sartajbhuvaji/brain-tumor-classification-mri"
@@ -125,6 +126,15 @@ def store_url(object_store: StoreServer, monkeypatch: pytest.MonkeyPatch) -> str
     for name, value in object_store.environment.items():
         monkeypatch.setenv(name, value)
     return f"s3://{BUCKET}/{uuid.uuid4().hex}"
+
+
+@pytest.fixture
+def proxy(object_store: StoreServer, store_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+    """A proxy that can do harm between this process and the object store."""
+    with running_proxy(object_store.port) as running:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{running.port}")
+        monkeypatch.setenv(PATIENCE_VARIABLE, "20")
+        yield running
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -9,17 +9,9 @@ import pytest
 from brainmri_core.errors import ConfigError, StorageError
 from brainmri_core.system.object_store import PATIENCE_VARIABLE, Bucket, LostRaceError, checked_url
 from tests.counts import rest, trials
-from tests.object_store import OWNER, READER, Proxy, StoreServer, environment, running_proxy
+from tests.object_store import OWNER, READER, Proxy, StoreServer, environment
 
 WRITERS = 5
-
-
-@pytest.fixture
-def proxy(object_store: StoreServer, store_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
-    with running_proxy(object_store.port) as running:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{running.port}")
-        monkeypatch.setenv(PATIENCE_VARIABLE, "20")
-        yield running
 
 
 def test_of_many_who_create_one_object_one_wins(store_url: str) -> None:

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -9,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from brainmri_core.errors import IntegrityError, StorageError
-from brainmri_core.system.object_store import PATIENCE_VARIABLE, Bucket
+from brainmri_core.system.object_store import Bucket
 from brainmri_core.system.storage import TEMPORARY_PREFIX
 from brainmri_core.system.store import LocalStore, RemoteStore, Store
 from tests.counts import rest
-from tests.object_store import Proxy, StoreServer, running_proxy
+from tests.object_store import Proxy
 
 PLAIN = ("small/",)
 FILES = {
@@ -23,14 +22,6 @@ FILES = {
     "images/a": b"A" * 9000,
     "images/b": b"B",
 }
-
-
-@pytest.fixture
-def proxy(object_store: StoreServer, store_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
-    with running_proxy(object_store.port) as running:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{running.port}")
-        monkeypatch.setenv(PATIENCE_VARIABLE, "20")
-        yield running
 
 
 def machine(url: str, root: Path) -> RemoteStore:
