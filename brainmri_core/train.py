@@ -35,6 +35,7 @@ from brainmri_core.learning.outcome import save_best, write_history, write_outco
 from brainmri_core.learning.pretrained import imagenet_statistics, initial_model
 from brainmri_core.learning.probe_head import probe_head
 from brainmri_core.learning.resume import continue_from, identity_of, owned, resume_file
+from brainmri_core.learning.shared_state import SharedState
 from brainmri_core.learning.snapshots import judge_snapshots
 from brainmri_core.learning.state import Data, Loop, State, new_state, save_state
 from brainmri_core.learning.team import Team, share_statistics
@@ -117,8 +118,15 @@ def train(config: TrainConfig, pack: PackPointer, job: Job, team: Team | None = 
             validation_images=len(loop.data.val),
             steps_per_epoch=loop.steps_per_epoch,
         )
-        pointer = _run(config, loop, state, pack, job, lambda: save_state(resume, state, identity))
+        shared = SharedState(resume, job)
+
+        def save() -> None:
+            save_state(resume, state, identity)
+            shared.pass_on(state)
+
+        pointer = _run(config, loop, state, pack, job, save)
         if team.leads:
+            shared.remove()
             remove_folder(resume.parent)
     return pointer.model_copy(update={"recipe": sha256_json([identity["train"], identity["weights_sha256"]])})
 

@@ -33,7 +33,7 @@ from brainmri_core.project.run_schema import (
     read_manifest,
     read_plan,
 )
-from brainmri_core.project.run_sharing import take_in_runs
+from brainmri_core.project.run_sharing import remote_store, take_in_runs
 from brainmri_core.project.sample_table import FETCH_COLUMNS, content_hash, read_samples
 from brainmri_core.system.checksums import sha256_file, sha256_json
 from brainmri_core.system.json_files import read_json
@@ -247,6 +247,10 @@ def _verify_entry(check: _Check, entry: StageEntry, name: str) -> None:
 def _verify_weights(check: _Check) -> None:
     """Check the files whose hash is in no pointer: the champion, the newest ``best.pth``, and states to resume from."""
     layout = check.layout
+    store = remote_store(layout)
+    for shared in store.shared_files() if store else []:
+        with _reported(check, shared.path):
+            shared.take(None)
     known: dict[Path, str] = {}
     models: set[Path] = set()
     for pointer_type, path in pointer_files(layout):

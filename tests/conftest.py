@@ -29,6 +29,8 @@ PARTS = {
     "tests/faults/": "the warm process",
     "tests/core/system/test_object_store.py": "the object store",
     "tests/core/system/test_store.py": "the object store",
+    "tests/core/system/test_shared_file.py": "the object store",
+    "tests/core/learning/test_shared_state.py": "the object store",
     "tests/core/project/test_run_sharing.py": "the object store",
     "tests/core/project/test_shared_project.py": "the object store",
     "tests/e2e/test_app.py": "the browser",

@@ -12,6 +12,7 @@ from brainmri_core.config.training import TrainConfig
 from brainmri_core.errors import BusyError, IntegrityError, StorageError
 from brainmri_core.learning.device import arithmetic
 from brainmri_core.learning.pretrained import weights_path
+from brainmri_core.learning.shared_state import SharedState
 from brainmri_core.learning.state import Loop, State, difference, load_state, state_bytes
 from brainmri_core.learning.team import Team
 from brainmri_core.project.job import Job
@@ -99,7 +100,7 @@ def owned(resume: Path, identity: dict[str, Any], team: Team, job: Job) -> Itera
 def continue_from(
     config: TrainConfig, resume: Path, state: State, identity: dict[str, Any], team: Team, job: Job
 ) -> None:
-    """Load the state of an interrupted training; warn of unfinished trainings that do not match.
+    """Load the state of an interrupted training, here or on another machine; warn of unfinished ones that do not match.
 
     Raises
     ------
@@ -108,6 +109,8 @@ def continue_from(
     """
     explicit = config.loop.resume_from
     path = resume if explicit is None else job.layout.configured(explicit)
+    if team.leads and (config.loop.resume or explicit) and path.is_relative_to(job.layout.root):
+        SharedState(path, job).take_in()
     begun, content = explicit is not None or (config.loop.resume and resume.is_file()), None
     if team.size > 1:  # the other processes may be on machines without the file
         content = team.from_leader(lambda: state_bytes(path) if begun else b"")

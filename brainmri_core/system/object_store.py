@@ -44,6 +44,11 @@ _NOT_THE_KEYS = {
 T = TypeVar("T")
 
 
+def blob(sha256: str) -> str:
+    """Return the name of the object that holds a content."""
+    return f"blobs/sha256/{sha256[:2]}/{sha256}"
+
+
 def is_url(value: str) -> bool:
     """Say whether a configured root is a URL of any kind, not a folder."""
     return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", value) is not None

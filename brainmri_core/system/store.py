@@ -6,20 +6,20 @@ Stages read and write the folder in both cases. Names are paths relative to the 
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
 from brainmri_core.system.copies import Copies
 from brainmri_core.system.folder_manifest import ManifestFile, folder_manifest, read_folder_manifest
-from brainmri_core.system.object_store import Bucket, LostRaceError
+from brainmri_core.system.object_store import Bucket, LostRaceError, blob
+from brainmri_core.system.shared_file import SHARED, SharedFile
 from brainmri_core.system.storage import write_bytes, write_new
 from brainmri_core.system.threads import threads
 
 _CONNECTIONS = 8
 _MANIFESTS = "manifests"
-_BLOBS = "blobs/sha256"
 _CHECKED = ".store/heeds-conditions"
 
 
@@ -187,6 +187,15 @@ class RemoteStore:
             write_bytes(self._root / name, data)
             return
 
+    def shared_file(self, name: str) -> SharedFile:
+        """Return a file of the cache folder whose newest content other machines can go on from."""
+        return SharedFile(self._bucket, name, self._root / name)
+
+    def shared_files(self) -> Iterator[SharedFile]:
+        """Yield the files that have a newest content in the bucket."""
+        for name in self._bucket.list(f"{SHARED}/"):
+            yield self.shared_file(name.removeprefix(f"{SHARED}/").removesuffix(".json"))
+
     def publish_folder(self, name: str) -> None:
         """Upload the files of a folder that the bucket lacks, then the manifest that names them all."""
         manifest = folder_manifest(self._root / name)
@@ -207,7 +216,7 @@ class RemoteStore:
         self._copies.make_room(0)
 
     def _upload(self, path: Path, item: ManifestFile) -> None:
-        key = _blob(item.sha256)
+        key = blob(item.sha256)
         if self._bucket.size(key) != item.size:
             self._bucket.upload(key, path)
 
@@ -250,11 +259,7 @@ class RemoteStore:
         return bool(wanted)
 
     def _download(self, folder: str, path: str, item: ManifestFile) -> None:
-        self._bucket.download(_blob(item.sha256), self._root / folder / path, item.sha256)
-
-
-def _blob(sha256: str) -> str:
-    return f"{_BLOBS}/{sha256[:2]}/{sha256}"
+        self._bucket.download(blob(item.sha256), self._root / folder / path, item.sha256)
 
 
 def _folders(name: str) -> list[str]:
