@@ -159,7 +159,7 @@ def batch_predict(config: BatchPredictConfig, fetched: FetchPointer, job: Job) -
 
 def _load(config: BatchPredictConfig, job: Job) -> _Model:
     if config.checkpoint is not None:
-        path = job.layout.configured(config.checkpoint)
+        path = job.layout.given(config.checkpoint)
     else:
         kinds = (ChampionPointer, CheckpointPointer)
         own = any(latest_pointer(job.layout, kind, job.dataset) is not None for kind in kinds)

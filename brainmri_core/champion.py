@@ -91,7 +91,11 @@ def crown(
         owner = checkpoint if crowned or current is None else follow(layout, CheckpointPointer, str(holder))
         # Also where the champion stays: a run that was killed after it wrote the weights, but before it wrote its
         # pointer, leaves the weights of a checkpoint that is not the champion.
-        if not weights.is_file() or sha256_file(weights) != owner.checkpoint_sha256:
+        if (
+            layout.url is not None
+        ):  # where nothing but gc removes the checkpoint itself, a copy that is replaced has no use
+            weights = layout.absolute(owner.checkpoint)
+        elif not weights.is_file() or sha256_file(weights) != owner.checkpoint_sha256:
             _install(layout.absolute(owner.checkpoint), owner.checkpoint_sha256, weights)
         record: dict[str, Any] = {
             "champion_checkpoint": holder,

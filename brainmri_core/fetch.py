@@ -121,7 +121,7 @@ def _reading(config: FetchConfig, job: Job) -> str:
     """Return a hash of the settings that decide how folders are read; each reading is unpacked to a folder of its own."""
     entry = job.entry
     slices = config.slices.model_dump(mode="json")
-    table = job.layout.configured(config.labels_csv) if config.labels_csv is not None else None
+    table = job.layout.given(config.labels_csv) if config.labels_csv is not None else None
     labels = sha256_file(table) if table is not None and table.is_file() else config.labels_csv
     read_by = [_RULES, config.subset, entry.classes, entry.aliases, entry.modality, slices, labels]
     return sha256_json(read_by if entry.labelled else [_RULES, "unlabelled", entry.modality, slices])[:8]

@@ -16,7 +16,7 @@ from brainmri_core.images.pack import open_pack
 from brainmri_core.images.statistics import scan_pack
 from brainmri_core.pages.validation_page import render_validation_html
 from brainmri_core.project.job import Job
-from brainmri_core.project.pointer_store import follow, read_mapping
+from brainmri_core.project.pointer_store import find_mapping, follow
 from brainmri_core.project.pointers import MappingPointer, PackPointer, ValidationPointer
 from brainmri_core.project.sample_table import FETCH_COLUMNS, RESIZE_COLUMNS, SPLIT_COLUMNS, read_samples
 from brainmri_core.splitting.record import copy_limits, read_split_record
@@ -182,13 +182,12 @@ def _gather(config: ValidateConfig, pack: PackPointer, job: Job) -> tuple[Eviden
 def _expected_mapping(config: ValidateConfig, mapping: MappingPointer, job: Job) -> MappingPointer:
     if config.mapping_pointer is None:
         return mapping
-    job.layout.require_folder("validate.mapping_pointer")
-    path = job.layout.configured(config.mapping_pointer)
-    if not (path / "latest.json" if path.is_dir() else path).is_file():
+    expected = find_mapping(job.layout, config.mapping_pointer)
+    if expected is None:
         raise MissingUpstreamError(
-            f"validate.mapping_pointer names {path}, where there is no mapping pointer; run split first or leave it empty."
+            f"validate.mapping_pointer names {job.layout.configured(config.mapping_pointer)}, where there is no mapping pointer; "
+            "run split first or leave it empty."
         )
-    expected = read_mapping(job.layout, path)
     if expected.dataset != job.dataset:
         raise ConfigError(
             f"validate.mapping_pointer is of the data set {expected.dataset}, but this run is about {job.dataset}; "

@@ -69,7 +69,7 @@ def _evaluations(weights: Path) -> Iterator[Path]:
     if (weights.parent / CLASSIFIER_NAME).is_file():
         yield weights.parent
     for layout in projects_above(weights):
-        if not layout.pointers(EvaluationPointer.kind).is_dir():
+        if layout.url is None and not layout.pointers(EvaluationPointer.kind).is_dir():
             continue
         for pointer in history(layout, EvaluationPointer):
             folder = layout.absolute(pointer.folder)

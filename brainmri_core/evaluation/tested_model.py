@@ -161,7 +161,7 @@ def _weights(config: EvaluateConfig, checkpoint: CheckpointPointer | None, job: 
         raise ConfigError(
             "There is no checkpoint to evaluate; train a model or set evaluate.model.weights_path to a file."
         )
-    return job.layout.configured(config.model.weights_path)
+    return job.layout.given(config.model.weights_path)
 
 
 def _check_fit(config: EvaluateConfig, meta: CheckpointMeta, pack: PackPointer, weights: Path) -> None:

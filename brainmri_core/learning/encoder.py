@@ -263,7 +263,7 @@ def kept_features(encoder: Encoder, pack: PackPointer, layout: Layout) -> F32 | 
 
 
 def _folder(key: dict[str, Any], pack: PackPointer, layout: Layout) -> Path:
-    return layout.features_dir(pack.dataset, sha256_json(key)[:16])
+    return layout.absolute(layout.relative(layout.features_dir(pack.dataset, sha256_json(key)[:16])))
 
 
 def _intact(folder: Path) -> F32 | None:

@@ -186,6 +186,11 @@ class Layout(BaseModel):
         """Return the absolute path of a configured folder; a relative value is below the root."""
         return Path(os.path.abspath(self.root / Path(value).expanduser()))
 
+    def given(self, value: str) -> Path:
+        """Return the absolute path of a configured file that is to be read, downloaded where it is one of the project's."""
+        path = self.configured(value)
+        return self.absolute(self.relative(path)) if self.url and path.is_relative_to(self.root) else path
+
     def dataset_cache(self, cache_dir: str, dataset: str) -> Path:
         """Folder that holds every fetched version of a data set."""
         return self.configured(cache_dir) / "raw" / dataset

@@ -35,8 +35,13 @@ _NOT_RESULTS = frozenset(
 )
 
 
-def read_mapping(layout: Layout, path: Path) -> MappingPointer:
-    """Read the mapping pointer at a file or folder, or the newest one that names an ``index_remap.json``.
+def find_mapping(layout: Layout, value: str) -> MappingPointer | None:
+    """Return the mapping pointer that a setting means: a file or folder, or the newest that names an ``index_remap.json``.
+
+    Returns
+    -------
+    MappingPointer or None
+        None where nothing lies at the path.
 
     Raises
     ------
@@ -45,10 +50,13 @@ def read_mapping(layout: Layout, path: Path) -> MappingPointer:
     MissingUpstreamError
         If no mapping pointer names the ``index_remap.json``.
     """
+    path = layout.configured(value)
     if path.name != "index_remap.json":
-        return read_pointer(layout, MappingPointer, path)
+        return read_pointer(layout, MappingPointer, path) if _file_at(layout, path).is_file() else None
+    if not layout.given(value).is_file():
+        return None
     for mapping in history(layout, MappingPointer):
-        if layout.absolute(mapping.path).resolve() == path.resolve():
+        if layout.inside(mapping.path).resolve() == path.resolve():
             return mapping
     raise MissingUpstreamError(
         f"No mapping pointer names {path}; give the mapping pointer of the split instead."
@@ -115,15 +123,21 @@ def read_pointer(layout: Layout, pointer_type: type[P], path: Path) -> P:
     IntegrityError
         If the file is no such pointer, or names a path outside the project root.
     """
-    file = path / _LATEST if path.is_dir() or (layout.url and not path.suffix) else path
-    if layout.url and file.is_relative_to(layout.outputs):
-        bring = layout.store.newest if file.name == _LATEST else layout.store.fetch_to_cache
-        file = bring(layout.relative(file))
+    file = _file_at(layout, path)
     problem = f"is not a {pointer_type.kind} pointer"
     pointer = read_model(file, pointer_type, problem, "restore it or run its stage again")
     for value in _paths(pointer):
         layout.inside(value)
     return pointer
+
+
+def _file_at(layout: Layout, path: Path) -> Path:
+    """Return the pointer's file that a file or folder means, after it was downloaded if it is in an object store."""
+    file = path / _LATEST if path.is_dir() or (layout.url and not path.suffix) else path
+    if layout.url and file.is_relative_to(layout.outputs):
+        bring = layout.store.newest if file.name == _LATEST else layout.store.fetch_to_cache
+        file = bring(layout.relative(file))
+    return file
 
 
 def latest_pointer(layout: Layout, pointer_type: type[P], place: str) -> P | None:

@@ -43,7 +43,7 @@ def read_labels(config: FetchConfig, files: Path, job: Job) -> ImageTable | None
     """
     if config.labels_csv is None:
         return None
-    path = job.layout.configured(config.labels_csv)
+    path = job.layout.given(config.labels_csv)
     inside = (files / config.labels_csv).resolve()
     if not path.is_file() and inside.is_relative_to(files.resolve()) and inside.is_file():
         path = inside

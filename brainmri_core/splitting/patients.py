@@ -113,7 +113,7 @@ def _from_table(config: SplitConfig, table: pd.DataFrame, job: Job, notes: list[
     given: ImageTable
     own = config.patients_csv is not None
     if config.patients_csv is not None:
-        given = read_table(job.layout.configured(config.patients_csv), ("patient", "group"))
+        given = read_table(job.layout.given(config.patients_csv), ("patient", "group"))
     elif job.entry.patients is not None:
         given = read_table(job.entry.patients, ("patient", "group"))
     else:

@@ -52,7 +52,7 @@ def read_predefined(config: SplitConfig, table: pd.DataFrame, patients: Objects,
         raise ConfigError(
             "split.strategy is predefined but split.predefined_csv is empty; name the CSV file."
         )
-    path = job.layout.configured(config.predefined_csv)
+    path = job.layout.given(config.predefined_csv)
     given = _read(path)
     known = set(table["path"])
     meant = stored_names(given["path"], table["path"])

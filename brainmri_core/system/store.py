@@ -9,10 +9,16 @@ import fnmatch
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path, PurePosixPath
-from typing import Protocol
+from typing import Any, Protocol
 
+from brainmri_core.errors import IntegrityError
 from brainmri_core.system.copies import Copies
-from brainmri_core.system.folder_manifest import ManifestFile, folder_manifest, read_folder_manifest
+from brainmri_core.system.folder_manifest import (
+    FolderManifest,
+    ManifestFile,
+    folder_manifest,
+    read_folder_manifest,
+)
 from brainmri_core.system.object_store import Bucket, LostRaceError, blob
 from brainmri_core.system.shared_file import SHARED, SharedFile
 from brainmri_core.system.storage import write_bytes, write_new
@@ -177,15 +183,20 @@ class RemoteStore:
             data = change(None if found is None else found[0])
             if data is None or (found is not None and data == found[0]):
                 return
+            if self._replaced(name, data, found):
+                write_bytes(self._root / name, data)
+                return
+
+    def _replaced(self, name: str, data: bytes, found: tuple[bytes, Any] | None) -> bool:
+        """Write an object that must still be as it was found; return False where another process has written in between."""
+        if found is None:
+            return self._bucket.put_new(name, data)
+        if found[0] != data:
             try:
-                if found is not None:
-                    self._bucket.compare_and_put(name, data, found[1])
-                elif not self._bucket.put_new(name, data):
-                    continue
+                self._bucket.compare_and_put(name, data, found[1])
             except LostRaceError:
-                continue
-            write_bytes(self._root / name, data)
-            return
+                return False
+        return True
 
     def shared_file(self, name: str) -> SharedFile:
         """Return a file of the cache folder whose newest content other machines can go on from."""
@@ -197,23 +208,34 @@ class RemoteStore:
             yield self.shared_file(name.removeprefix(f"{SHARED}/").removesuffix(".json"))
 
     def publish_folder(self, name: str) -> None:
-        """Upload the files of a folder that the bucket lacks, then the manifest that names them all."""
-        manifest = folder_manifest(self._root / name)
-        text = manifest.text()
-        key = f"{_MANIFESTS}/{name}.json"
-        if self._bucket.get(key) != text:
+        """Upload the files of a folder that the bucket lacks, then the manifest, which keeps what it named before.
+
+        So it does not matter how many of the folder's files are on this machine: all, those that it has made or opened, or none.
+        """
+        own, key = folder_manifest(self._root / name).files, f"{_MANIFESTS}/{name}.json"
+        while True:
+            found = self._bucket.get_tagged(key)
+            before = {} if found is None else self._files_before(found[0], name)
+            lacking = {
+                item.sha256: (self._root / name / path, item)
+                for path, item in own.items()
+                if before.get(path) != item
+            }
             with threads(_CONNECTIONS) as pool:
-                once = {item.sha256: (path, item) for path, item in manifest.files.items()}
-                list(
-                    pool.map(
-                        lambda found: self._upload(self._root / name / found[0], found[1]), once.values()
-                    )
-                )
-            self._bucket.put(key, text)
+                list(pool.map(lambda item: self._upload(*item), lacking.values()))
+            text = FolderManifest(files=dict(sorted((before | own).items()))).text()
+            if self._replaced(key, text, found):
+                break
         self._copies.use(name)
         self._copies.keep_manifest(name, text)
         self._read.pop(name, None)
         self._copies.make_room(0)
+
+    def _files_before(self, manifest: bytes, name: str) -> dict[str, ManifestFile]:
+        try:
+            return read_folder_manifest(manifest, self._bucket.url, name).files
+        except IntegrityError:
+            return {}  # what is damaged is replaced by what the stage has made again
 
     def _upload(self, path: Path, item: ManifestFile) -> None:
         key = blob(item.sha256)

@@ -31,7 +31,7 @@ def overlap(
         from brainmri_core.project.catalogue import find_entry, load_catalogue
         from brainmri_core.system.storage import atomic_file
 
-        layout, settings = opened(config, "brainmri overlap")
+        layout, settings = opened(config)
         catalogue = load_catalogue()
         one, other = (find_entry(catalogue, name) for name in (a, b))
         found = find_overlap(layout, one, other, settings)

@@ -57,7 +57,7 @@ def external_evaluation(
         weights = (
             checkpoint_in_use(job.layout, champion, model_checkpoint, home)
             if config.checkpoint is None
-            else job.layout.configured(config.checkpoint)
+            else job.layout.given(config.checkpoint)
         )
         pointer = evaluate_elsewhere(config, home, weights, pack, job)
         checks = external_results(read_json(job.layout.absolute(pointer.metrics)), config.max_ece)

@@ -9,6 +9,7 @@ import dagster as dg
 from brainmri_core.errors import BrainMRIError, StorageError
 from brainmri_core.project.layout import Layout
 from brainmri_core.project.run_record import close_run
+from brainmri_core.project.run_sharing import is_taken
 from brainmri_dagster.graph.asset_table import PROCESS_TAG
 from brainmri_dagster.running.dagster_internals import WILL_RETRY_TAG
 from brainmri_dagster.running.heartbeat import LastSign
@@ -100,7 +101,7 @@ def close_manifest(
         run_id = run_id_of(instance, run)
     except BrainMRIError:
         return False
-    if not layout.run_dir(run_id).is_dir():
+    if not is_taken(layout, run_id):
         return False
     close_run(layout, run_id, "cancelled" if cancelled else "failed", reason)
     return True

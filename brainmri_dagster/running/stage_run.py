@@ -38,7 +38,6 @@ from brainmri_dagster.graph.asset_table import (
     CONSOLE_TAG,
     EXPERIMENT_TAG,
     FOLD_ASSETS,
-    PIPELINE,
     PROCESS_TAG,
     RUN_ID_TAG,
     WHOLE_ASSETS,
@@ -179,8 +178,6 @@ def _open(step: Any, asset: str, partition: str) -> Iterator[StageRun]:
             try:
                 if problem is not None:
                     raise problem
-                if asset not in PIPELINE:
-                    layout.require_folder(f"The asset {asset}")
                 entry = EVERY if dataset == EVERY.key else find_entry(catalogue(), dataset)
                 if asset not in WITHOUT_LABELS:
                     entry.require_labels(f"the asset {asset}")

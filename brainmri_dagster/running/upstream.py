@@ -14,10 +14,10 @@ from brainmri_core.errors import DataError, MissingUpstreamError
 from brainmri_core.project.job import Job
 from brainmri_core.project.layout import Layout
 from brainmri_core.project.pointer_store import (
+    find_mapping,
     follow,
     history,
     latest_pointer,
-    read_mapping,
     read_pointer,
     write_pointer,
 )
@@ -113,7 +113,6 @@ def pack_for(stage: Stage, config: PipelineConfig, pack: PackPointer | None, job
         ),
     }[stage]
     if option is not None and not _is_own(option, job):
-        job.layout.require_folder(f"{stage}.mapping_pointer")
         return _pack_of_mapping(option, stage, job)
     if pack is None and (tree := raw_folder(raw, job)) is not None:
         return packed_tree(tree, "test" if stage == "evaluate" else "train", config, job)
@@ -147,13 +146,12 @@ def _is_own(option: str, job: Job) -> bool:
 
 
 def _pack_of_mapping(option: str, stage: Stage, job: Job) -> PackPointer:
-    path = job.layout.configured(option)
-    if not path.exists():
+    mapping = find_mapping(job.layout, option)
+    if mapping is None:
         raise MissingUpstreamError(
             f"The mapping pointer {option} of the {stage} stage does not exist; run the split that writes it or leave "
             "mapping_pointer empty."
         )
-    mapping = read_mapping(job.layout, path)
     for pack in history(job.layout, PackPointer, mapping.dataset):
         source = job.layout.absolute(pack.mapping_pointer) if pack.mapping_pointer else None
         if source is not None and source.is_file():
@@ -171,7 +169,7 @@ def checkpoint_for(
 ) -> CheckpointPointer | None:
     """Return the checkpoint to evaluate; None stands for ``evaluate.model.weights_path``, used where no pointer exists."""
     weights = config.evaluate.model.weights_path
-    if checkpoint is None and weights is not None and job.layout.configured(weights).is_file():
+    if checkpoint is None and weights is not None and job.layout.given(weights).is_file():
         job.log.info("no checkpoint pointer; reading the weights file", file=weights)
         return None
     if checkpoint is not None and weights not in (None, EvaluateConfig().model.weights_path):

@@ -48,7 +48,6 @@ def run_training(
         from brainmri_core.train import train
 
         return train(config, pack, run.job)
-    run.job.layout.require_folder("Training by several processes (train.distributed)")
     if shared.nodes > 1 and run.asset != MODEL:
         raise ConfigError(
             f"Several nodes can train only {MODEL}, not {run.asset}: set train.distributed.nodes to 1."
@@ -99,7 +98,7 @@ def request_of(
         "node": node,
         "config": config.model_dump(mode="json", by_alias=True),
         "pack": pack.model_dump(mode="json"),
-        "root": str(job.layout.root),
+        "layout": job.layout.model_dump(mode="json"),
         "run_id": job.run_id,
         "entry": job.entry.model_dump(mode="json"),
         "env": job.env.model_dump(mode="json"),

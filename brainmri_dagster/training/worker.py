@@ -60,7 +60,7 @@ def _train(request: dict[str, Any]) -> None:
     pack = PackPointer.model_validate(request["pack"])
     with _log(request) as (log, pipes):
         job = Job(
-            layout=Layout(root=Path(request["root"])),
+            layout=Layout.model_validate(request["layout"]),
             run_id=request["run_id"],
             entry=DatasetEntry.model_validate(request["entry"]),
             log=log,
@@ -85,7 +85,7 @@ def _log(request: dict[str, Any]) -> Iterator[tuple[StageLog, PipesContext | Non
     if int(os.environ["RANK"]) > 0:
         yield StageLog("train", run_id, dataset, [], config.level), None
         return
-    run_dir = Layout(root=Path(request["root"])).run_dir(run_id)
+    run_dir = Layout.model_validate(request["layout"]).run_dir(run_id)
     with open_dagster_pipes() as pipes:
 
         def tell(item: dict[str, Any]) -> None:

@@ -1,4 +1,7 @@
-"""Several machines on one: a real Postgres, a real Valkey, a daemon, and Celery workers that call themselves by other hosts' names."""
+"""Several machines on one: a real Postgres, a real Valkey, a daemon, and Celery workers that call themselves by other hosts' names.
+
+They share the project's folder or, where it is in a bucket, nothing but Postgres, the broker and the bucket.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,7 @@ from pathlib import Path
 
 import pytest
 
+from brainmri_core.project.layout import Layout
 from tests import ROOT
 from tests.e2e.conftest import Daemon, Project, make_project, running_daemon
 
@@ -111,6 +115,7 @@ class Cluster:
 
     daemon: Daemon
     folder: Path
+    url: str | None = None
     workers: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     @property
@@ -118,17 +123,25 @@ class Cluster:
         """The project that all machines share."""
         return self.daemon.project
 
+    @property
+    def layout(self) -> Layout:
+        """The project, as a machine sees it that takes no part."""
+        if self.url is None:
+            return Layout(root=self.project.root)
+        return Layout.at(self.url, str(self.folder / "onlooker"))
+
     def start_worker(self, host: str, queue: str) -> None:
-        """Start a worker as its unit does, with a DAGSTER_HOME and, by a namespace, a host name of its own."""
+        """Start a worker as its unit does: with homes, a cache and, by a namespace, a host name of its own."""
         home = self.folder / host
         home.mkdir()
         shutil.copy(DEPLOY / "dagster.yaml", home)
+        own = {"DAGSTER_HOME": str(home), "HOME": str(home), "BRAINMRI_COMPUTE_LOGS": str(home / "logs")}
         celery = [sys.executable, "-m", "celery", "-A", "dagster_celery.app", "worker", "--queues", queue]
         with (self.folder / f"{host}.log").open("wb") as log:
             self.workers[host] = subprocess.Popen(
                 [*namespace(), "sh", "-c", f'hostname {host} && exec "$0" "$@"', *celery, "--hostname", f"{queue}@{host}"],
                 cwd=ROOT,
-                env={**self.project.env, "DAGSTER_HOME": str(home)},
+                env={**self.project.env, **own},
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
@@ -154,11 +167,15 @@ def namespace() -> list[str]:
 
 @contextmanager
 def running_cluster(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, str]
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    changes: dict[str, str],
+    bucket: tuple[str, dict[str, str]] | None = None,
 ) -> Iterator[Cluster]:
     """Start servers and daemon by the files of `deploy/celery`; end them and all workers afterwards.
 
-    `changes` replace words of the small configuration, which the daemon reads when it starts.
+    `changes` replace words of the small configuration, which the daemon reads when it starts. `bucket` is the URL of the
+    project and what leads to its store, where it is not in a folder.
     """
     namespace()
     with postgres() as database, valkey() as broker:
@@ -173,12 +190,15 @@ def running_cluster(
             "BRAINMRI_BROKER_URL": broker,
             "BRAINMRI_COMPUTE_LOGS": str(folder / "logs"),
             "OMP_NUM_THREADS": "1",
+            "HOME": str(folder / "home"),
         }
+        if bucket is not None:
+            addresses |= {"BRAINMRI_HOME": bucket[0], **bucket[1]}
         project.env |= addresses | {"PYTHONPATH": f"{ROOT}:{DEPLOY}"}
         for name, value in addresses.items():
             monkeypatch.setenv(name, value)
         with running_daemon(project) as daemon:
-            cluster = Cluster(daemon, folder)
+            cluster = Cluster(daemon, folder, None if bucket is None else bucket[0])
             try:
                 yield cluster
             finally:

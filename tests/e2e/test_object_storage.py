@@ -73,10 +73,9 @@ def test_machines_that_share_a_bucket_go_on_from_one_another(store_url: str, tmp
 
     refused = {
         ("pipeline", "--dataset", PHANTOM, "--run-id", "one"): "The run id 'one' is taken",
-        ("embeddings", "--dataset", PHANTOM): "The asset embeddings needs a project in a folder",
+        ("tune", "--dataset", PHANTOM): "Tuning needs a project in a folder",
         ("pipeline", "--dataset", PHANTOM, "--dry-run"): "--dry-run needs a project in a folder",
         ("gc",): "brainmri gc needs a project in a folder",
-        ("train", "--dataset", PHANTOM, "-o", "train.distributed.nproc=2"): "Training by several processes",
     }
     for arguments, sentence in refused.items():
         ended = machines.brainmri("d", *arguments)

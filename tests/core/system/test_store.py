@@ -74,6 +74,29 @@ def test_content_that_is_there_is_not_sent_again(store_url: str, proxy: Proxy, t
     assert len(sent) == 2 and "/blobs/" in sent[0] and "/manifests/two.json" in sent[1]
 
 
+def test_a_folder_keeps_the_files_that_a_machine_does_not_have(
+    store_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second, third = (machine(store_url, tmp_path / name) for name in "abc")
+    fill(tmp_path / "a/run", FILES)
+    first.publish_folder("run")
+    second.publish_folder("run")  # it has none of them
+    second.fetch_to_cache("run/table")
+    fill(tmp_path / "b/run", {"decision": b"yes", "images/b": b"drawn again"})
+    fill(tmp_path / "a/run", {"by the first": b"too"})
+    compare_and_put = Bucket.compare_and_put
+
+    def overtaken(bucket: Bucket, name: str, data: bytes, tag: object) -> None:
+        monkeypatch.setattr(Bucket, "compare_and_put", compare_and_put)
+        first.publish_folder("run")
+        compare_and_put(bucket, name, data, tag)
+
+    monkeypatch.setattr(Bucket, "compare_and_put", overtaken)
+    second.publish_folder("run")
+    wanted = {**FILES, "decision": b"yes", "images/b": b"drawn again", "by the first": b"too"}
+    assert content(third.fetch_to_cache("run")) == wanted
+
+
 def test_copies_go_when_there_are_too_many_and_come_again(store_url: str, tmp_path: Path) -> None:
     first = machine(store_url, tmp_path / "a")
     for name in ("one", "two", "three"):
