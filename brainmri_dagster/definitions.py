@@ -15,9 +15,11 @@ from brainmri_dagster.defs.sensors import SCHEDULES, SENSORS
 from brainmri_dagster.graph.resources import project_resource
 from brainmri_dagster.running.io_managers import pointer_io_manager
 from brainmri_dagster.running.pools import install
+from brainmri_dagster.running.postgres import wait_for_postgres
 from brainmri_dagster.running.refused_partitions import explain_refusals
 
 install()
+wait_for_postgres()
 explain_refusals()
 defs = dg.Definitions(
     assets=[*GRAPH, champion, leaderboard, batch_predictions, embeddings],

@@ -118,7 +118,7 @@ class Bucket:
         self._scheme = url.partition("://")[0]
         self._obstore = obstore
         connect: Any = obstore.store.from_url
-        self._patience_s = _patience_s()
+        self._patience_s = patience_s()
         self._is_away = False
         insecure = os.environ.get("AWS_ENDPOINT_URL_S3", os.environ.get("AWS_ENDPOINT_URL", "")).startswith(
             "http://"
@@ -348,7 +348,14 @@ def _streamed(parts: Any) -> Iterator[bytes]:
         yield bytes(part)
 
 
-def _patience_s() -> float:
+def patience_s() -> float:
+    """Return how many seconds a server that is away is waited for.
+
+    Raises
+    ------
+    ConfigError
+        If the environment names no such number.
+    """
     value = os.environ.get(PATIENCE_VARIABLE, "")
     try:
         seconds = float(value or _PATIENCE_S)

@@ -304,4 +304,8 @@ def _reason(instance: dg.DagsterInstance, run: dg.DagsterRun) -> str:
             return str(data.user_failure_data.description)
         if data is not None and data.error is not None:
             return data.error.message.strip().splitlines()[0]
+    for record in instance.get_records_for_run(run.run_id, of_type=dg.DagsterEventType.RUN_FAILURE).records:
+        event = record.event_log_entry.dagster_event
+        if event is not None and event.message:
+            return event.message.strip().splitlines()[0]
     return f"the run {run.run_id} ended with status {run.status.value}"

@@ -57,6 +57,7 @@ from brainmri_dagster.graph.resources import ProjectConfig, project_of
 from brainmri_dagster.graph.run_config import run_config_for
 from brainmri_dagster.running.dagster_internals import ErrorSource, RunFailureReason
 from brainmri_dagster.running.dead_runs import close_dead_runs, close_own_runs
+from brainmri_dagster.running.postgres import opened_instance
 from brainmri_dagster.running.processes import this_process
 from brainmri_dagster.running.stage_run import plan_stages, run_id_of
 from brainmri_dagster.running.staleness import stale_assets
@@ -164,7 +165,15 @@ def configure(request: Request) -> tuple[PipelineConfig, str]:
 
 
 def open_instance(layout: Layout) -> dg.DagsterInstance:
-    """Return the instance of DAGSTER_HOME, else that of the project's ``.dagster`` folder, which is made if it is missing."""
+    """Return the instance of DAGSTER_HOME, else that of the project's ``.dagster`` folder, which is made if it is missing.
+
+    Raises
+    ------
+    ConfigError
+        If its dagster.yaml cannot be used.
+    StorageError
+        If it is in a Postgres that cannot be reached.
+    """
     named = os.environ.get("DAGSTER_HOME")
     home = Path(named).expanduser().resolve() if named else layout.root / ".dagster"
     make_dirs(home)
@@ -172,7 +181,7 @@ def open_instance(layout: Layout) -> dg.DagsterInstance:
         write_bytes(home / "dagster.yaml", _INSTANCE.read_bytes())
     # Two processes that open a new instance at once would both create its tables, and one would fail.
     with exclusive(home / ".open.lock"):
-        return dg.DagsterInstance.from_config(str(home))
+        return opened_instance(home)
 
 
 def _materialize(

@@ -32,6 +32,7 @@ COMMAND_TAG = "brainmri/command"
 CONSOLE_TAG = "brainmri/console"
 EXPERIMENT_TAG = "brainmri/experiment"
 PROCESS_TAG = "brainmri/process"
+CODE_TAG = "brainmri/code"
 
 
 @dataclass(frozen=True)

