@@ -13,12 +13,12 @@ from brainmri_core.evaluation.feature_checks import FeaturedImages
 from brainmri_core.evaluation.fold_scores import HEADLINE, pooled_scores, probabilities_of, scores_of
 from brainmri_core.evaluation.label_issues import label_issues
 from brainmri_core.evaluation.probe_folds import fold_predictions
-from brainmri_core.images.pack import open_pack
+from brainmri_core.images.pack import check_pack, open_pack
 from brainmri_core.learning.encoder import FEATURES_NAME, RECORD_NAME, Encoder, features_of, load_encoder
 from brainmri_core.project.job import Job
 from brainmri_core.project.pointers import EmbeddingsPointer, PackPointer
 from brainmri_core.project.sample_table import read_samples, write_samples
-from brainmri_core.system.checksums import check_sha256, sha256_file, sha256_json
+from brainmri_core.system.checksums import sha256_file, sha256_json
 from brainmri_core.system.clock import timestamp, utc_now
 from brainmri_core.system.json_files import write_json
 
@@ -53,7 +53,7 @@ def embeddings(config: EmbeddingsConfig, pack: PackPointer, job: Job) -> Embeddi
     ModelError
         If the network or its weights are not available, or it has fewer depths than asked for.
     """
-    check_sha256(job.layout.absolute(pack.pack), pack.pack_sha256, "pack")
+    check_pack(job.layout, pack)
     encoder = _encoder(config, pack, job)
     features, kept = features_of(encoder, pack, job.layout, job.log, config.batch_size)
     samples = read_samples(job.layout.absolute(pack.samples), dict.fromkeys(_COLUMNS, ""))

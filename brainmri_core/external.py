@@ -38,6 +38,7 @@ from brainmri_core.evaluation.taken_out import (
     refuse_one_archive,
     take_out,
 )
+from brainmri_core.images.pack import check_pack
 from brainmri_core.learning.checkpoint import CheckpointMeta, known_hashes, load_model, twin_sha256
 from brainmri_core.learning.device import choose_device
 from brainmri_core.pages.external_page import ExternalEvaluation, write_external_page
@@ -48,7 +49,7 @@ from brainmri_core.project.job import Job
 from brainmri_core.project.pointers import EvaluationPointer, ExternalEvaluationPointer, PackPointer
 from brainmri_core.project.sample_table import write_samples
 from brainmri_core.splitting.assignment import independent_units
-from brainmri_core.system.checksums import check_sha256, sha256_json
+from brainmri_core.system.checksums import sha256_json
 from brainmri_core.system.clock import timestamp, utc_now
 from brainmri_core.system.json_files import write_json
 
@@ -114,7 +115,7 @@ def evaluate_elsewhere(
     learnt = learnt_from(traveller.meta, job)
     if isinstance(learnt, Learnt):
         refuse_one_archive(learnt.images.pack, pack, job)
-    check_sha256(job.layout.absolute(pack.pack), pack.pack_sha256, "pack")
+    check_pack(job.layout, pack)
     other = PackedImages.read(pack, job)
     taken = (
         take_out(learnt, other, config.copies, job)

@@ -14,16 +14,13 @@ import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
 from brainmri_core.config import PipelineConfig
 from brainmri_core.errors import BusyError
-from brainmri_core.project.layout import ENSEMBLE_FOLDER, FOLDS_FOLDER, RESERVED_NAMES, Layout
-from brainmri_core.project.pointer_store import PATH_FIELDS, pointer_files, read_pointer
-from brainmri_core.project.pointers import PackPointer
-from brainmri_core.project.run_schema import manifest_files, read_manifest
+from brainmri_core.project.layout import FOLDS_FOLDER, RESERVED_NAMES, Layout
+from brainmri_core.project.references import referenced, result_folders
 from brainmri_core.studies.record import OUTCOMES_FOLDER, REPORT_FILE, data_of
 from brainmri_core.system.checksums import sha256_file
 from brainmri_core.system.locks import exclusive
@@ -92,10 +89,10 @@ def collect_garbage(layout: Layout, config: PipelineConfig | None = None, *, dry
         # A fetch may use an unpacked folder without writing to it: none may begin between listing and removal.
         fetching = [folder for folder in sorted(raw.glob("*/*")) if not _locked(layout, folder, locks)]
         # The folders are listed before the pointers are read, so that a result that appears later is not on the list.
-        candidates = [path for base in _bases(layout, config) for path in _results(base)]
+        candidates = [path for base in result_folders(layout, config) for path in _results(base)]
         studies = list(_studies(layout))
         candidates += [path for study in studies for path in _with_marks(study / OUTCOMES_FOLDER)]
-        keep = _referenced(layout, raw)
+        keep = referenced(layout, raw)
         for folder in fetching:
             keep.add(folder)
         newest = layout.configured(config.train.io.out_models) / "best.pth"
@@ -147,88 +144,6 @@ def remove_leftovers(layout: Layout, config: PipelineConfig | None = None) -> li
     return [path for folder in folders for path in remove_stale(folder)]
 
 
-class _References:
-    """The paths that pointers, manifests and running stages refer to, with symbolic links resolved."""
-
-    def __init__(self) -> None:
-        self.paths: set[Path] = set()
-        self.above: set[Path] = set()
-        self.running: set[str] = set()
-        self.data: set[str] = set()
-
-    def add(self, path: Path) -> None:
-        path = path.resolve()
-        self.paths.add(path)
-        self.above.update(path.parents)
-
-    def holds(self, folder: Path) -> bool:
-        """Say whether the folder, anything in it, or a folder above it is referred to."""
-        real = folder.resolve()
-        return (
-            real in self.above
-            or not self.paths.isdisjoint((real, *real.parents))
-            or any(folder.name.startswith(run_id) for run_id in self.running)
-        )
-
-
-def _referenced(layout: Layout, raw: Path) -> _References:
-    found = _References()
-    for pointer_type, path in pointer_files(layout):
-        pointer = read_pointer(layout, pointer_type, path)
-        if isinstance(pointer, PackPointer):
-            found.data.add(pointer.content_hash)
-        values: dict[str, Any] = pointer.model_dump()
-        for name, stored in values.items():
-            if name in PATH_FIELDS and stored:
-                found.add(layout.absolute(stored))
-    for path in manifest_files(layout):
-        manifest = read_manifest(path)
-        for stage, entry in manifest.stages.items():
-            for stored in entry.output_paths:
-                found.add(layout.absolute(stored))
-            if entry.status == "running":
-                found.running.add(path.parent.name)
-                if manifest.dataset:
-                    for place in _shared_by_runs(layout, raw, stage):
-                        found.add(place / manifest.dataset)
-    return found
-
-
-def _shared_by_runs(layout: Layout, raw: Path, stage: str) -> list[Path]:
-    """Return the folders where a running stage uses results whose name holds no run id."""
-    if stage == "fetch":
-        return [raw]
-    return [layout.features, *([layout.studies] if stage == "tune" else [])]
-
-
-def _bases(layout: Layout, config: PipelineConfig) -> list[Path]:
-    """Return the folders below which stages write their results; those outside the project root are left out."""
-    configured = [
-        layout.configured(config.fetch.cache_dir) / "raw",
-        layout.configured(config.resize.out_dir),
-        layout.configured(config.train.io.out_models),
-        layout.configured(config.train.io.out_summary),
-        layout.configured(config.evaluate.io.eval_out),
-        layout.configured(config.batch_predict.out_dir),
-        layout.configured(config.external.out),
-    ]
-    models = layout.configured(config.train.io.out_models)
-    configured += [models / "cross_validation", models / ENSEMBLE_FOLDER]
-    names = (
-        "mappings",
-        "validation",
-        "cross_validation",
-        "leaderboard",
-        "generalisation",
-        "embeddings",
-        "features",
-    )
-    fixed = [layout.outputs / name for name in names]
-    root = layout.root.resolve()
-    real = {path.resolve(): path for path in (*configured, *fixed) if path.resolve().is_relative_to(root)}
-    return list(real.values())
-
-
 def _results(base: Path) -> Iterator[Path]:
     """Yield the result folders below a folder: ``owner/slug/<run id>``, and those of the folds of a cross-validation.
 
@@ -273,7 +188,7 @@ def _shared_folders(layout: Layout, config: PipelineConfig) -> Iterator[Path]:
     ]
     once = dict.fromkeys((downloads, *exports, *sorted(raw.glob("*/*"))))
     yield from (path for path in once if path.is_dir())
-    bases = [layout.outputs, *(base for base in _bases(layout, config) if base != raw)]
+    bases = [layout.outputs, *(base for base in result_folders(layout, config) if base != raw)]
     seen: set[Path] = set()
     for base in bases:
         # os.walk skips folders that another run removes meanwhile.

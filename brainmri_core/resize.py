@@ -18,7 +18,7 @@ from brainmri_core.errors import DataError
 from brainmri_core.images.isolation import read_below
 from brainmri_core.images.levels import PLAIN_DEPTH, GrayRange
 from brainmri_core.images.measure import measure_ranges
-from brainmri_core.images.pack import write_pack
+from brainmri_core.images.pack import is_cut, read_pack, write_pack
 from brainmri_core.images.preparation import COLOUR_THRESHOLD, NO_FACTS, Resized, unchanged
 from brainmri_core.images.preparation_shards import resized_on
 from brainmri_core.project.job import Job
@@ -73,14 +73,18 @@ def resize(config: ResizeConfig, mapping: MappingPointer, job: Job) -> PackPoint
     with job.staged(target) as staging, workers_of(job) as workers:
         paths, hashes = (table[name].to_numpy(object)[todo].tolist() for name in ("path", "file_sha256"))
         images = resized_on(workers, root, paths, hashes, config, channels)
-        table, pack_hash = _fill(staging / "pack.npy", table, todo, images, config.size, channels)
+        table, pack_hash = _fill(staging / "pack.npy", table, todo, images, config, channels)
         write_samples(staging / "samples.parquet", table)
+        n_images = int((table["row"] >= 0).sum())
+        shard_bytes = config.shard_mib << 20 if is_cut(staging / "pack.npy") else 0
         if config.export_tree is not None:
-            _export(staging / "pack.npy", table, job.layout.configured(config.export_tree))
+            shape = (n_images, config.size, config.size, *([channels] if channels > 1 else []))
+            pixels = read_pack(staging / "pack.npy", shape, shard_bytes)
+            _export(pixels, table, job.layout.configured(config.export_tree))
     failed = int((table["split"] == "excluded").sum()) - (len(table) - len(todo))
     job.log.info(
         "packed",
-        images=int((table["row"] >= 0).sum()),
+        images=n_images,
         excluded_now=failed,
         channels=channels,
         size=config.size,
@@ -98,12 +102,13 @@ def resize(config: ResizeConfig, mapping: MappingPointer, job: Job) -> PackPoint
         samples=job.layout.relative(target / "samples.parquet"),
         size=config.size,
         channels=channels,
-        n_images=int((table["row"] >= 0).sum()),
+        n_images=n_images,
         mapping_pointer=mapping.pointer_path or "",
         classes=mapping.classes,
         fit=config.fit,
         gray_ranges=ranges,
         scaled_by=_said(scaled),
+        shard_bytes=shard_bytes,
     )
 
 
@@ -132,7 +137,7 @@ def _fill(
     table: pd.DataFrame,
     todo: Indices,
     prepared: Generator[Resized, None, None],
-    size: int,
+    config: ResizeConfig,
     channels: int,
 ) -> tuple[pd.DataFrame, str]:
     """Fill the pack in table order; images that fail are excluded with the reason and take no row.
@@ -161,7 +166,14 @@ def _fill(
             row += 1
 
     with contextlib.closing(prepared), contextlib.closing(images()) as written:
-        pack_hash = write_pack(path, written, most=len(todo), size=size, channels=channels)
+        pack_hash = write_pack(
+            path,
+            written,
+            most=len(todo),
+            size=config.size,
+            channels=channels,
+            shard_bytes=config.shard_mib << 20,
+        )
     for name, values in facts.items():
         table[name] = pd.array(values, dtype=RESIZE_COLUMNS.get(name)) if name in RESIZE_COLUMNS else values
     for index, reason in failures.items():
@@ -173,9 +185,8 @@ _EMPTY: dict[str, object] = {"row": -1, **NO_FACTS}
 _MAYBE_DEEP = (*FORMATS["PNG"], *FORMATS["TIFF"])
 
 
-def _export(pack_path: Path, table: pd.DataFrame, folder: Path) -> None:
+def _export(pack: U8, table: pd.DataFrame, folder: Path) -> None:
     """Write the resized images as ``<split>/<class>/<stem>.png`` for people to browse."""
-    pack = np.load(pack_path, mmap_mode="r")
     with staging_folder(folder, replace=True) as staging:
         for row, split, label, path in zip(
             table["row"], table["split"], table["label"], table["path"], strict=True

@@ -20,7 +20,7 @@ from brainmri_core.config.base import Precision
 from brainmri_core.config.training import TrainConfig
 from brainmri_core.copies.leaks import find_leaks, read_copies
 from brainmri_core.errors import ConfigError, DataError, ModelError
-from brainmri_core.images.pack import open_pack
+from brainmri_core.images.pack import check_pack, open_pack
 from brainmri_core.learning.batches import resident
 from brainmri_core.learning.device import (
     choose_device,
@@ -46,7 +46,7 @@ from brainmri_core.project.pointer_store import follow
 from brainmri_core.project.pointers import CheckpointPointer, MappingPointer, PackPointer
 from brainmri_core.project.sample_table import read_samples
 from brainmri_core.splitting.assignment import validation_mask
-from brainmri_core.system.checksums import check_sha256, sha256_json
+from brainmri_core.system.checksums import sha256_json
 from brainmri_core.system.storage import make_dirs, remove_folder, remove_stale, storage_error
 
 
@@ -98,7 +98,7 @@ def train(config: TrainConfig, pack: PackPointer, job: Job, team: Team | None = 
     if team.leads:
         for folder in (models, layout.training_dir(config.io.out_summary, job.dataset, job.run_id)):
             _check_writable(folder)
-        check_sha256(layout.absolute(pack.pack), pack.pack_sha256, "pack")
+        check_pack(layout, pack)
         # a run that is retried under the same id may have been killed while it wrote
         remove_stale(layout.checkpoint_dir(config.io.out_models, job.dataset, job.run_id))
     loop, state = _begin(config, pack, job, team)

@@ -13,7 +13,7 @@ from brainmri_core.config.base import parse_yaml
 from brainmri_core.errors import BrainMRIError, IntegrityError
 from brainmri_core.escaping import printable
 from brainmri_core.evaluation.test_ledger import identity, read_looks
-from brainmri_core.images.pack import open_pack
+from brainmri_core.images.pack import check_pack, open_pack
 from brainmri_core.project.layout import RESUME_FOLDER, Layout
 from brainmri_core.project.pointer_store import PATH_FIELDS, follow, pointer_files, read_pointer
 from brainmri_core.project.pointers import (
@@ -169,6 +169,9 @@ def _verify_pointer(check: _Check, pointer: Pointer, path: Path) -> None:
     for field, value in values.items():
         if field in PATH_FIELDS and value:
             check.exists(value, name)
+        elif isinstance(pointer, PackPointer) and pointer.shard_bytes and field == "pack_sha256":
+            with _reported(check, check.layout.absolute(pointer.pack)):
+                check_pack(check.layout, pointer)
         elif field.endswith("_sha256") and values.get(field.removesuffix("_sha256")):
             remedy = "run the stage that makes it again"
             check.content(values[field.removesuffix("_sha256")], value, name, remedy)

@@ -264,6 +264,14 @@ def gc(
     dry_run: Annotated[
         bool, typer.Option("--dry-run/--delete", help="Only list what would be removed, or remove it.")
     ] = True,
+    keep_days: Annotated[
+        int,
+        typer.Option(
+            "--keep-days",
+            min=1,
+            help="In a bucket, keep what is younger; longer than the longest stage.",
+        ),
+    ] = 7,
 ) -> None:
     """Remove results that no pointer, history copy, manifest or champion refers to, and half-written files of dead processes."""
     with sentences():
@@ -271,9 +279,12 @@ def gc(
         from brainmri_dagster.commands.launch import open_instance
         from brainmri_dagster.running.dead_runs import close_dead_runs
 
-        layout, settings = opened(config, "brainmri gc")
+        layout, settings = opened(config)
         with open_instance(layout) as instance:
             close_dead_runs(instance, layout)
+        if layout.url:
+            project.clear_bucket(layout, settings, keep_days, dry_run=dry_run)
+            return
         found = collect_garbage(layout, settings, dry_run=dry_run)
     for path in [*found.results, *found.temporaries]:
         print(layout.relative(path))

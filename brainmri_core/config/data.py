@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from brainmri_core.config.base import SeededConfig, StageConfig
+from brainmri_core.config.base import LATER, SeededConfig, StageConfig
 from brainmri_core.config.formats import ENDINGS, SCAN_ENDINGS, SLICE
 
 DEEP = ("16-bit", "32-bit", "float")
@@ -221,6 +221,13 @@ class ResizeConfig(_WithExtensions):
 
     export_tree: str | None = Field(
         None, description="Also export the resized images as a class-folder tree."
+    )
+    shard_mib: int = Field(
+        4096,
+        ge=0,
+        le=1 << 20,
+        json_schema_extra=LATER,
+        description="A pack above this size in MiB is several files, which are read as one; 0: always one file.",
     )
 
 

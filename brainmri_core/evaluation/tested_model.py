@@ -18,7 +18,7 @@ from brainmri_core.config.base import Precision
 from brainmri_core.config.evaluation import EvaluateConfig
 from brainmri_core.errors import ConfigError, DataError, IntegrityError, ModelError
 from brainmri_core.evaluation.seen_before import seen_in_training
-from brainmri_core.images.pack import open_pack
+from brainmri_core.images.pack import check_pack, open_pack
 from brainmri_core.learning.checkpoint import CheckpointMeta, Preprocessing, load_model
 from brainmri_core.learning.device import choose_device, choose_precision
 from brainmri_core.learning.inference import Predictions, predict_evenly
@@ -90,7 +90,7 @@ def load_subject(
     """
     layout = job.layout
     weights = _weights(config, checkpoint, job)
-    check_sha256(layout.absolute(pack.pack), pack.pack_sha256, "pack")
+    check_pack(layout, pack)
     device = choose_device(job.env)
     model, meta = load_model(weights, device)
     _check_fit(config, meta, pack, weights)

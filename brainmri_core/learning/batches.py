@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 
 import numpy as np
 import torch
@@ -40,7 +41,10 @@ def _writable_view(pack: U8) -> U8:
     """Map a read-only pack copy-on-write: torch requires writable memory, and the file stays unchanged."""
     if isinstance(pack, np.memmap) and pack.filename is not None:
         return np.memmap(pack.filename, pack.dtype, "c", pack.offset, pack.shape)
-    return pack
+    view = pack.view()
+    with suppress(ValueError):  # it is no map, but memory that stays read-only
+        view.flags.writeable = True  # a map of several files is copy-on-write
+    return view
 
 
 def resident(pack: U8, rows: I64, size: int) -> torch.Tensor:

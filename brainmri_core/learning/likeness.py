@@ -7,6 +7,7 @@ from typing import Any
 
 import brainmri_core
 from brainmri_core.config.training import TrainConfig
+from brainmri_core.images.pack import pack_sha256
 from brainmri_core.learning.device import arithmetic, choose_device, choose_precision
 from brainmri_core.learning.pretrained import weights_path
 from brainmri_core.learning.resume import decisive
@@ -34,7 +35,7 @@ def likeness(config: TrainConfig, pack: PackPointer, job: Job) -> dict[str, Any]
         "dataset": job.dataset,
         "data": {
             "content_hash": pack.content_hash,
-            "pack_sha256": sha256_file(job.layout.absolute(pack.pack)),
+            "pack_sha256": pack_sha256(job.layout, pack),
             "samples_sha256": sha256_file(job.layout.absolute(pack.samples)),
         },
         "train": {**decisive(config), "distributed": {"nodes": shared.nodes, "nproc": shared.nproc}},

@@ -104,6 +104,12 @@ class PackPointer(Pointer):
     scaled_by: dict[str, int] = Field(
         {}, description="what turned values of more than 8 bits into gray levels -> images"
     )
+    shard_bytes: int = Field(
+        0,
+        ge=0,
+        multiple_of=1 << 20,
+        description="bytes of each file of the pack but the last; 0: it is one file",
+    )
 
 
 class ValidationPointer(Pointer):

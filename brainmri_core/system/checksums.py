@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,23 @@ def sha256_file(path: Path) -> str:
     StorageError
         If the file cannot be read.
     """
+    return sha256_files([path])
+
+
+def sha256_files(paths: Iterable[Path]) -> str:
+    """Return the SHA-256 of the bytes of files, one after the other, as hexadecimal text.
+
+    Raises
+    ------
+    StorageError
+        If a file cannot be read.
+    """
     digest = hashlib.sha256()
-    with as_storage_errors(path, "read"), open(path, "rb", buffering=0) as handle:
-        # Faster for small files than hashlib.file_digest, which first clears a buffer of 256 KiB.
-        while part := handle.read(1 << 20):
-            digest.update(part)
+    for path in paths:
+        with as_storage_errors(path, "read"), open(path, "rb", buffering=0) as handle:
+            # Faster for small files than hashlib.file_digest, which first clears a buffer of 256 KiB.
+            while part := handle.read(1 << 20):
+                digest.update(part)
     return digest.hexdigest()
 
 

@@ -12,7 +12,8 @@ import random
 import re
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -32,6 +33,8 @@ _LONGEST_PAUSE_S = 5.0
 _REQUEST_TIMEOUT = "60s"
 _MOST_INCOMPLETE = 6
 _PART = 1 << 20
+_LARGEST_COPY = 5 << 30
+"""Bytes; S3 copies no larger object in one request."""
 _CODE = re.compile(r"<Code>([A-Za-z0-9]{1,60})</Code>")
 _NOT_THE_KEYS = {
     "SignatureDoesNotMatch",
@@ -83,6 +86,21 @@ def checked_url(value: str) -> str:
     if not parts.netloc or {".", ".."} & set(path):
         raise ConfigError(f"paths.root names no bucket and prefix; write it as {scheme}://bucket/prefix.")
     return "/".join([f"{scheme}://{parts.netloc}", *path])
+
+
+@dataclass(frozen=True)
+class Listed:
+    """An object as a listing shows it.
+
+    Attributes
+    ----------
+    modified : float
+        When it was written, in seconds since 1970 by the clock of the store.
+    """
+
+    name: str
+    size: int
+    modified: float
 
 
 class LostRaceError(Exception):
@@ -228,12 +246,42 @@ class Bucket:
 
     def list(self, prefix: str) -> list[str]:
         """Return the names of all objects below a prefix, which ends with a slash."""
+        return [item.name for item in self.listed(prefix)]
 
-        def look() -> list[str]:
-            parts = self._obstore.list(self._store, prefix)
-            return sorted(item["path"] for part in parts for item in part)
+    def listed(self, prefix: str) -> Sequence[Listed]:
+        """Return all objects below a prefix, which ends with a slash, by name."""
 
-        return self._patiently(look, "read", absent=list)
+        def look() -> Sequence[Listed]:
+            found = [item for part in self._obstore.list(self._store, prefix) for item in part]
+            every = (Listed(item["path"], item["size"], item["last_modified"].timestamp()) for item in found)
+            return sorted(every, key=lambda item: item.name)
+
+        return self._patiently(look, "read", absent=tuple)
+
+    def now(self) -> float:
+        """Return the time by the clock of the store: that at which it writes an object, which is removed again."""
+        name = f"probe-{secrets.token_hex(16)}"
+
+        def write() -> float:
+            self._obstore.put(self._store, name, b"")
+            return float(self._obstore.head(self._store, name)["last_modified"].timestamp())
+
+        try:
+            return self._patiently(write, "write")
+        finally:
+            self.remove(name)
+
+    def copy(self, name: str, target: str, size: int) -> bool:
+        """Copy an object within the bucket; return False where there is none."""
+
+        def copy() -> bool:
+            if size <= _LARGEST_COPY:
+                self._obstore.copy(self._store, name, target)
+            else:
+                self._obstore.put(self._store, target, self._obstore.get(self._store, name).stream())
+            return True
+
+        return self._patiently(copy, "write", absent=lambda: False)
 
     def remove(self, name: str) -> None:
         """Remove an object, if it exists."""

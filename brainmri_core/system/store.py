@@ -6,7 +6,8 @@ Stages read and write the folder in both cases. Names are paths relative to the 
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
@@ -25,7 +26,12 @@ from brainmri_core.system.storage import write_bytes, write_new
 from brainmri_core.system.threads import threads
 
 _CONNECTIONS = 8
-_MANIFESTS = "manifests"
+MANIFESTS, CONTENTS, TRASH = "manifests", "blobs", "trash"
+"""Prefixes of the objects that hold a folder's manifest or a content, and of those that gc has moved out of sight."""
+MOVED = b""
+"""Content of a manifest that gc has moved: it is never removed, because a machine may be about to replace it."""
+TRUSTED_S = 12 * 3600.0
+"""For how long a machine relies on what it has seen in the store while it publishes."""
 _CHECKED = ".store/heeds-conditions"
 
 
@@ -211,11 +217,13 @@ class RemoteStore:
         """Upload the files of a folder that the bucket lacks, then the manifest, which keeps what it named before.
 
         So it does not matter how many of the folder's files are on this machine: all, those that it has made or opened, or none.
+        What the bucket has is relied on for a limited time only, because gc removes it if nothing refers to it.
         """
-        own, key = folder_manifest(self._root / name).files, f"{_MANIFESTS}/{name}.json"
+        own, key = folder_manifest(self._root / name).files, f"{MANIFESTS}/{name}.json"
         while True:
-            found = self._bucket.get_tagged(key)
-            before = {} if found is None else self._files_before(found[0], name)
+            began, found = time.monotonic(), self._bucket.get_tagged(key)
+            data = found[0] if found and found[0] != MOVED else self._bucket.get(f"{TRASH}/{key}")
+            before = {} if data is None else self._files_before(data, name)
             lacking = {
                 item.sha256: (self._root / name / path, item)
                 for path, item in own.items()
@@ -224,7 +232,7 @@ class RemoteStore:
             with threads(_CONNECTIONS) as pool:
                 list(pool.map(lambda item: self._upload(*item), lacking.values()))
             text = FolderManifest(files=dict(sorted((before | own).items()))).text()
-            if self._replaced(key, text, found):
+            if time.monotonic() - began < TRUSTED_S and self._replaced(key, text, found):
                 break
         self._copies.use(name)
         self._copies.keep_manifest(name, text)
@@ -242,6 +250,37 @@ class RemoteStore:
         if self._bucket.size(key) != item.size:
             self._bucket.upload(key, path)
 
+    @property
+    def bucket(self) -> Bucket:
+        """The bucket."""
+        return self._bucket
+
+    def files_of(self, folder: str) -> Sequence[str]:
+        """Name the objects that hold the contents of a folder; none where it has no manifest.
+
+        Raises
+        ------
+        IntegrityError
+            If the manifest is damaged.
+        """
+        data = self._manifest(folder)
+        files = {} if data is None else read_folder_manifest(data, self._bucket.url, folder).files
+        return [blob(item.sha256) for item in files.values()]
+
+    def shared_contents(self) -> Sequence[str]:
+        """Name the objects that hold the contents of shared files."""
+        newest = (shared.newest() for shared in self.shared_files())
+        return [blob(version.sha256) for version in newest if version is not None]
+
+    def _manifest(self, folder: str) -> bytes | None:
+        """Return the manifest of a folder, also where gc has just moved it out of sight, or put it back."""
+        key = f"{MANIFESTS}/{folder}.json"
+        for place in (key, f"{TRASH}/{key}", key):
+            found = self._bucket.get(place)
+            if found is not None and found != MOVED:
+                return found
+        return None
+
     def _known(self, name: str) -> tuple[str, dict[str, ManifestFile]] | None:
         """Return the folder that holds a name, and its files, if its manifest is cached here."""
         for folder in _folders(name):
@@ -255,7 +294,7 @@ class RemoteStore:
     def _published(self, name: str) -> tuple[str, dict[str, ManifestFile]] | None:
         """Return the folder that holds a name, and its files, from the manifest in the bucket."""
         for folder in _folders(name):
-            data = self._bucket.get(f"{_MANIFESTS}/{folder}.json")
+            data = self._manifest(folder)
             if data is not None:
                 found = read_folder_manifest(data, self._bucket.url, folder).files
                 self._copies.use(folder)
@@ -281,7 +320,10 @@ class RemoteStore:
         return bool(wanted)
 
     def _download(self, folder: str, path: str, item: ManifestFile) -> None:
-        self._bucket.download(blob(item.sha256), self._root / folder / path, item.sha256)
+        key, target = blob(item.sha256), self._root / folder / path
+        for place in (key, f"{TRASH}/{key}", key):  # gc may put it back in between
+            if self._bucket.download(place, target, item.sha256):
+                return
 
 
 def _folders(name: str) -> list[str]:

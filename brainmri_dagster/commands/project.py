@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from brainmri_core.config import PipelineConfig
+from brainmri_core.project.layout import Layout
 from brainmri_dagster.commands.sentences import sentences
 
 
@@ -58,3 +60,18 @@ def datasets() -> None:
         print(
             f"{key:<{width}}  {entry.source:<8} {', '.join(entry.classes)}  ({entry.title}; {entry.licence})"
         )
+
+
+def clear_bucket(layout: Layout, settings: PipelineConfig, keep_days: int, *, dry_run: bool) -> None:
+    """Clear up a project in an object store, and print what was, or would be, done."""
+    from brainmri_core.project.bucket_gc import collect_in_bucket
+
+    found = collect_in_bucket(layout, settings, keep_days * 86_400.0, dry_run=dry_run)
+    for folder in found.results:
+        print(folder)
+    moved, freed = ("Would move", "would free") if dry_run else ("Moved", "freed")
+    print(
+        f"{moved} {len(found.results)} results and {found.contents} contents ({found.moved / 1e6:.1f} MB) to trash/, where a "
+        f"call after {keep_days} days frees them; {freed} {found.freed / 1e6:.1f} MB of earlier calls, and put back "
+        f"{found.restored} objects that are referred to again{'; --delete does it' if dry_run else ''}."
+    )

@@ -22,6 +22,7 @@ from brainmri_dagster.running.dagster_internals import (
     WorkerStatus,
     unpack_value,
 )
+from brainmri_dagster.running.dead_runs import fail_run
 from brainmri_dagster.running.postgres import wait_for_postgres
 
 _CONNECT_S = 5
@@ -84,7 +85,7 @@ class SameCodeTask(Task):  # type: ignore[misc]
             wait_for_postgres()
             run = instance.get_run_by_id(run_id)
             if run is not None and not run.is_finished and run.tags.get(CODE_TAG) != code():
-                instance.report_run_failed(run, refusal(run, str(self.request.hostname)))
+                fail_run(instance, run, refusal(run, str(self.request.hostname)))
                 return 1
         return super().__call__(execute_job_args_packed=execute_job_args_packed)
 

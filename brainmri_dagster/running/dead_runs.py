@@ -59,16 +59,21 @@ def close_dead_runs(
         if cancelled:
             instance.report_run_canceled(run, message=_REASON)
         else:
-            if instance.run_retries_enabled:
-                # Dagster sets this tag only after the run has failed. A backfill that looked in between would end, and the run
-                # would not be retried.
-                instance.add_run_tags(run.run_id, {WILL_RETRY_TAG: "true"})
-            instance.report_run_failed(run, message=_REASON)
+            fail_run(instance, run, _REASON)
         instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
         closed.append(run.run_id)
     if problems:
         raise problems[0]
     return closed
+
+
+def fail_run(instance: dg.DagsterInstance, run: dg.DagsterRun, reason: str) -> None:
+    """Record a run as failed, so that Dagster retries it where it retries runs."""
+    if instance.run_retries_enabled:
+        # Dagster sets this tag only after the run has failed. A backfill that looked in between would end, and the run would
+        # not be retried.
+        instance.add_run_tags(run.run_id, {WILL_RETRY_TAG: "true"})
+    instance.report_run_failed(run, message=reason)
 
 
 def _is_dead_here(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:

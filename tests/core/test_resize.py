@@ -100,6 +100,21 @@ def test_pack_holds_every_image_in_table_order(job: Job) -> None:
     assert table.loc[3, ["width", "height", "mode"]].tolist() == [60, 43, "L"]
 
 
+def test_the_result_is_the_same_however_the_pack_is_cut(job: Job) -> None:
+    mapping = make_mapping(job, {f"a/{n}.png": noise(40 + n, 60, n) for n in range(20)})
+    whole = resize(ResizeConfig(size=256, shard_mib=0), mapping, job)
+    cut = resize(
+        ResizeConfig(size=256, shard_mib=1, out_dir="data/cut", export_tree="data/tree"), mapping, job
+    )
+    assert (whole.shard_bytes, cut.shard_bytes) == (0, 1 << 20)
+    same = ("content_hash", "pack_sha256", "n_images", "size", "channels")
+    assert [getattr(cut, name) for name in same] == [getattr(whole, name) for name in same]
+    folder = job.layout.absolute(cut.pack).parent
+    assert sorted(path.name for path in folder.glob("pack.npy*")) == ["pack.npy", "pack.npy.1"]
+    assert np.array_equal(open_pack(job.layout, cut), open_pack(job.layout, whole))
+    assert len(list((job.layout.root / "data/tree").rglob("*.png"))) == 20
+
+
 def test_letterbox_keeps_the_aspect_ratio_and_stretch_does_not() -> None:
     pixels = np.full((100, 50), 200, np.uint8)
     boxed = fit_image(pixels, 64, "letterbox")

@@ -79,6 +79,19 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_does_not(job: Job
 
 
 @pytest.mark.full
+@pytest.mark.full
+def test_a_pack_of_several_files_trains_to_the_same_weights(job: Job) -> None:
+    pack = make_pack(job, per_class=20, size=128)
+    whole = train(config(loop={"epochs": 1}), pack, job)
+    path = job.layout.absolute(pack.pack)
+    data = path.read_bytes()
+    path.write_bytes(data[: 1 << 20])
+    path.with_name("pack.npy.1").write_bytes(data[1 << 20 :])
+    cut = pack.model_copy(update={"shard_bytes": 1 << 20})
+    again = train(config(loop={"epochs": 1}), cut, job)
+    assert again.content_hash == whole.content_hash
+
+
 def test_threads_that_read_ahead_change_nothing_in_the_result(job: Job) -> None:
     pack = make_pack(job, per_class=8)
     made = [

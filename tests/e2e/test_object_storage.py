@@ -75,13 +75,15 @@ def test_machines_that_share_a_bucket_go_on_from_one_another(store_url: str, tmp
         ("pipeline", "--dataset", PHANTOM, "--run-id", "one"): "The run id 'one' is taken",
         ("tune", "--dataset", PHANTOM): "Tuning needs a project in a folder",
         ("pipeline", "--dataset", PHANTOM, "--dry-run"): "--dry-run needs a project in a folder",
-        ("gc",): "brainmri gc needs a project in a folder",
     }
     for arguments, sentence in refused.items():
         ended = machines.brainmri("d", *arguments)
         assert (ended.returncode, ended.stdout) == (2, ""), (arguments, ended.stderr)
         assert sentence in ended.stderr
 
+    cleared = machines.brainmri("d", "gc", "--delete")
+    assert cleared.returncode == 0, cleared.stderr
+    assert cleared.stdout.startswith("Moved 0 results and 0 contents (0.0 MB) to trash/"), "all is young"
     verified = machines.brainmri("d", "verify")
     assert verified.returncode == 0, verified.stdout
     assert verified.stdout.startswith("All is well: ")

@@ -10,12 +10,14 @@ import os
 import shutil
 import signal
 import tempfile
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from brainmri_core.config import STAGES
+from brainmri_core.config import STAGES, PipelineConfig
+from brainmri_core.project.bucket_gc import collect_in_bucket
 from brainmri_core.project.layout import Layout
 from brainmri_core.project.pointer_store import history, latest_pointer, pointer_files, read_pointer
 from brainmri_core.project.pointers import FetchPointer
@@ -26,7 +28,9 @@ from brainmri_core.system.checksums import sha256_file
 from brainmri_core.system.object_store import Bucket
 from tests.faults.launches import PHANTOM
 from tests.faults.tiny import POINTERS, configuration, run_stage
+from tests.store_operations import Operations, counted
 
+PERIOD_S = 10.0
 LINKS = {
     "split": "fetch_pointer",
     "resize": "mapping_pointer",
@@ -83,6 +87,71 @@ def pipeline(
     app(["pipeline", "--config", config, "--run-id", run_id, "--dataset", PHANTOM, *skipped])
 
 
+def prepare_clearing(url: str, environment: dict[str, str], number: int) -> int:
+    """Lay down projects in which a stage ended and another died before its pointer; return how many operations gc takes."""
+    os.environ.update(environment)
+    for stage in ("fetch", "split"):
+        _alone(_run, f"{url}/base", stage, f"old-{stage}", "old", "", 0)
+    _alone(_run, f"{url}/base", "fetch", "crashed", "new", "", 0)
+    _alone(_forget, f"{url}/base", "crashed")
+    for trial in range(number):
+        _alone(_copy, f"{url}/base", f"{url}/{trial}")
+    time.sleep(PERIOD_S + 1)
+    return int(_alone(_clear, f"{url}/base", 0, ""))
+
+
+def clearing(
+    url: str, environment: dict[str, str], trials: list[tuple[str, int]], hashes: list[str]
+) -> list[dict[str, Any]]:
+    """Kill gc at an operation, both when it moves and when it frees; look after each, and after a gc that ends."""
+    os.environ.update(environment)
+    results = []
+    for number, (action, at) in enumerate(trials):
+        status, _ = _status(_clear, f"{url}/{number}", at, action)
+        results.append({"status": status, "problems": _alone(_seen, f"{url}/{number}", "split", hashes)})
+    for round_ in range(2):
+        time.sleep(PERIOD_S + 1)
+        for number, (action, at) in enumerate(trials):
+            kill = (at, action) if round_ == 0 else (0, "")
+            _status(_clear, f"{url}/{number}", *kill)
+            _alone(_clear, f"{url}/{number}", 0, "")
+            results[number]["problems"] += _alone(_seen, f"{url}/{number}", "split", hashes)
+    time.sleep(PERIOD_S + 1)
+    for number in range(len(trials)):
+        _alone(_clear, f"{url}/{number}", 0, "")
+        left = [name for name in _alone(_names, f"{url}/{number}") if "crashed" in name or "trash/" in name]
+        results[number]["problems"] += [f"{name} is left" for name in left]
+        results[number]["problems"] += _alone(_seen, f"{url}/{number}", "split", hashes)
+    return results
+
+
+def latest_of(url: str, environment: dict[str, str], stage: str) -> str:
+    """Return the content hash of a stage's newest result."""
+    os.environ.update(environment)
+    return str(_alone(_latest, url, stage))
+
+
+def _clear(url: str, at: int, action: str) -> int:
+    operations = Operations(at, _die, after=action == "kill after")
+    with tempfile.TemporaryDirectory() as folder, counted(operations):
+        collect_in_bucket(Layout.at(url, folder), PipelineConfig(), PERIOD_S, dry_run=False)
+    return operations.count
+
+
+def _forget(url: str, run_id: str) -> None:
+    """Remove the records of a run, as if it had died before it wrote its pointer."""
+    bucket = Bucket(url)
+    for name in bucket.list("outputs/"):
+        if run_id in name:
+            bucket.remove(name)
+    old = next(name for name in bucket.list("outputs/pointers/fetch/") if "old-fetch" in name)
+    bucket.put(f"{old.split('/history/')[0]}/latest.json", bucket.get(old) or b"")
+
+
+def _names(url: str) -> list[str]:
+    return [item.name for item in Bucket(url).listed("") if item.size]
+
+
 def looked_at(
     url: str, environment: dict[str, str], runs: dict[str, str], stages: list[str], whole: bool
 ) -> list[str]:
@@ -125,31 +194,14 @@ def _mixed(layout: Layout, stage: str, runs: dict[str, str]) -> list[str]:
 
 def _run(url: str, stage: str, run_id: str, variant: str, action: str, at: int) -> tuple[int, str]:
     """Run a stage on a machine with no copies; count the operations of the store, or end before or after one."""
-    import obstore
-
-    count = 0
-
-    def numbered(name: str) -> None:
-        real = getattr(obstore, name)
-
-        def call(*arguments: Any, **options: Any) -> Any:
-            nonlocal count
-            count += 1
-            own = count
-            if action == "kill before" and own == at:
-                os.kill(os.getpid(), signal.SIGKILL)
-            answer = real(*arguments, **options)
-            if action == "kill after" and own == at:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return answer
-
-        setattr(obstore, name, call)
-
-    for name in ("get", "put", "head", "list", "delete"):
-        numbered(name)
-    with tempfile.TemporaryDirectory() as folder:
+    operations = Operations(at, _die, after=action == "kill after")
+    with tempfile.TemporaryDirectory() as folder, counted(operations):
         pointer = run_stage(Path(folder), stage, run_id, configuration(variant), url)
-    return count, pointer.content_hash
+    return operations.count, pointer.content_hash
+
+
+def _die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _latest(url: str, stage: str) -> str:

@@ -28,6 +28,7 @@ KILLS = {
     "evaluate": trials(1, 8),
 }
 PAIRS = trials(1, 50)
+CLEARINGS = trials(4, 60)
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +61,21 @@ def test_killed_at_an_operation_of_the_store(
     assert problems(results) == []
     assert {item["status"] for item in results} <= {-9, 0}
     assert len(killed) >= 0.8 * len(results), "as many operations as were counted, give or take a few"
+
+
+def test_gc_killed_at_an_operation_of_the_store(warm: Warm, object_store: StoreServer) -> None:
+    url, environment = f"s3://{BUCKET}/clearing", object_store.environment
+    operations = warm.call(f"{TRIALS}:prepare_clearing", url, environment, CLEARINGS)
+    hashes = [warm.call(f"{TRIALS}:latest_of", f"{url}/base", environment, "split")]
+    kills = [
+        (("kill before", "kill after")[number % 2], at)
+        for number, at in enumerate(points(operations, CLEARINGS))
+    ]
+    results = warm.call(f"{TRIALS}:clearing", url, environment, kills, hashes)
+    killed = [item for item in results if item["status"] == -9]
+    tally("gc in a bucket killed at an operation", "gc", killed)
+    assert problems(results) == []
+    assert len(killed) >= 0.8 * len(results)
 
 
 def test_two_machines_that_share_a_bucket_mix_nothing(
