@@ -22,9 +22,11 @@ def rows(title: str) -> list[list[str]]:
 
 def cases(test: str) -> int:
     """Return how many cases a test of ours has, by the lists it is parametrised with."""
-    file, _, name = test.partition("::")
-    module = importlib.import_module(file.removesuffix(".py").replace("/", "."))
-    marks = getattr(getattr(module, name), "pytestmark", [])
+    file, *names = test.split("::")
+    found: object = importlib.import_module(file.removesuffix(".py").replace("/", "."))
+    for name in names:
+        found = getattr(found, name)
+    marks = getattr(found, "pytestmark", [])
     return math.prod(len(mark.args[1]) for mark in marks if mark.name == "parametrize")
 
 
@@ -33,7 +35,7 @@ def test_every_row_of_the_fault_table_names_a_test_that_exists() -> None:
     assert len(table) >= 60
     for row in table:
         assert len(row) == 5, row
-        named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", row[2])
+        named = re.findall(r"`(tests/[\w/]+\.py)::(?:\w+::)?(\w+)`", row[2])
         assert named, f"no test in the row {row[0]!r}"
         for file, test in named:
             assert f"def {test}(" in (ROOT / file).read_text(), f"{file}::{test} does not exist"
@@ -42,7 +44,7 @@ def test_every_row_of_the_fault_table_names_a_test_that_exists() -> None:
 def test_the_cases_of_the_fault_table_are_as_many_as_its_tests_have() -> None:
     table = [row for row in rows("Faults on trial") if row[3].split()[-1] in ("case", "cases")]
     assert len(table) >= 15
-    named = {row[0]: re.findall(r"`(tests/[\w/]+\.py::\w+)`", row[2]) for row in table}
+    named = {row[0]: re.findall(r"`(tests/[\w/]+\.py(?:::\w+)+)`", row[2]) for row in table}
     stated = {row[0]: int(row[3].split()[0]) for row in table}
     assert stated == {fault: sum(map(cases, tests)) for fault, tests in named.items()}
 
