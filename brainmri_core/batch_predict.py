@@ -22,7 +22,9 @@ from brainmri_core.classifier.finished_work import (
     FinishedWork,
     embeddings_of,
     features_of,
+    pass_on,
     public,
+    take_in,
 )
 from brainmri_core.classifier.prediction import Prediction
 from brainmri_core.classifier.record import CLASSIFIER_NAME, OUTLIERS_NAME
@@ -121,6 +123,7 @@ def batch_predict(config: BatchPredictConfig, fetched: FetchPointer, job: Job) -
     with exclusive(job.layout.lock("batch_predict", job.dataset)):
         job.clear_stale(place)
         work = FinishedWork(place / RESUME_FOLDER / model.identity, tuple(meta.classes))
+        take_in(work, job.layout)
         rows, reused = _predicted(model, work, table, job.layout.absolute(fetched.dataset_root), job)
         report = _report(config, model, rows, table, reused, job)
         target = place / job.run_id
@@ -128,6 +131,7 @@ def batch_predict(config: BatchPredictConfig, fetched: FetchPointer, job: Job) -
             write_samples(folder / "predictions.parquet", _described(rows, table))
             write_json(folder / "report.json", report)
         work.complete(rows)
+        pass_on(work, job.layout)
     counts = {key: report[key] for key in ("images", "unusable", "flagged")}
     job.log.info("predicted all images", **counts, reused=reused, drifted=report["drifted"])
     return BatchPredictionPointer(

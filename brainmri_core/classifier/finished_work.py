@@ -15,11 +15,15 @@ import pandas as pd
 from brainmri_core.arrays import F32, F64
 from brainmri_core.classifier.prediction import Prediction
 from brainmri_core.evaluation.shift import FEATURE_NAMES, image_features
-from brainmri_core.system.storage import atomic_file, remove_folder, storage_error
+from brainmri_core.project.layout import Layout
+from brainmri_core.project.run_sharing import remote_store
+from brainmri_core.system.clock import utc_now
+from brainmri_core.system.storage import remove_folder, storage_error, write_bytes
 
 KEY = ["path", "file_sha256"]
 FIRST = "first_predicted_utc"
 _TEXT = [*KEY, FIRST, "predicted", "error"]
+_WHOLE = "part-whole.parquet"
 _FEATURES = [f"feature_{name}" for name in FEATURE_NAMES]
 
 
@@ -95,8 +99,7 @@ class FinishedWork:
 
     def add(self, rows: pd.DataFrame) -> None:
         """Store rows in a new file, atomically."""
-        with atomic_file(self.folder / f"part-{uuid.uuid4().hex}.parquet") as handle:
-            handle.write(self.packed(rows))
+        write_bytes(self.folder / f"part-{uuid.uuid4().hex}.parquet", self.packed(rows))
 
     def read(self) -> tuple[pd.DataFrame, list[Path]]:
         """Return all stored rows, the newest of each image, and the damaged files, which are removed."""
@@ -118,13 +121,32 @@ class FinishedWork:
 
     def complete(self, rows: pd.DataFrame) -> None:
         """Store only these rows, in one file, and remove the folders of other classifiers."""
-        before = list(self.folder.glob("part-*.parquet"))
-        self.add(rows)
-        for path in before:
-            path.unlink(missing_ok=True)
+        write_bytes(self.folder / _WHOLE, self.packed(rows))
+        for path in self.folder.glob("part-*.parquet"):
+            if path.name != _WHOLE:
+                path.unlink(missing_ok=True)
         for other in self.folder.parent.iterdir():
             if other.is_dir() and other != self.folder:
                 remove_folder(other)
+
+
+def take_in(work: FinishedWork, layout: Layout) -> None:
+    """Download what the last complete run of any machine has left. A project in a folder needs none of this."""
+    store = remote_store(layout)
+    if store is not None:
+        store.shared_file(layout.relative(work.folder / _WHOLE)).take(None)
+
+
+def pass_on(work: FinishedWork, layout: Layout) -> None:
+    """Upload complete work, for the runs on other machines, and remove that of other classifiers."""
+    store = remote_store(layout)
+    if store is None:
+        return
+    own = store.shared_file(layout.relative(work.folder / _WHOLE))
+    own.replace((int(utc_now().timestamp()),))
+    for other in store.shared_files():
+        if other.path.parent.parent == work.folder.parent and other.path != own.path:
+            other.remove()
 
 
 def features_of(rows: pd.DataFrame) -> F64:

@@ -113,5 +113,5 @@ class SharedFile:
             return None if data is None else Version.model_validate_json(data)
         except ValidationError:
             raise IntegrityError(
-                f"The object {self._name} in {self._bucket.url} is damaged; delete it to begin its training again."
+                f"The object {self._name} in {self._bucket.url} is damaged; delete it to begin the work on it again."
             ) from None

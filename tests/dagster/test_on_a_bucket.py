@@ -155,7 +155,10 @@ def test_a_model_is_measured_on_a_data_set_of_another_machine(machines: Machines
 
 def test_images_are_predicted_by_the_model_of_another_machine(machines: Machines) -> None:
     machines.done(["raw_dataset"], partition=SECOND)
-    machines.done(["batch_predictions"], f"batch_predict.model_of={PHANTOM}", partition=SECOND)
+    for again in (False, True):
+        machines.done(["batch_predictions"], f"batch_predict.model_of={PHANTOM}", partition=SECOND)
+        report = read_json(machines.layout.absolute(machines.pointer("batch_predictions", SECOND).report))
+        assert report["reused"] == (report["images"] - report["unusable"] if again else 0)
     pointer = machines.pointer("batch_predictions", SECOND)
     assert isinstance(pointer, BatchPredictionPointer) and pointer.images > 0
     classifier = Classifier.load(model_in_use(machines.layout, PHANTOM, "--dataset"))

@@ -106,5 +106,5 @@ def test_what_was_changed_in_the_bucket_is_refused(here: Machine, there: Machine
     here.save(1, 0)
     for damage in (b"{", b'{"sha256": "../x", "size": 1, "progress": [1, 0]}', b"[]"):
         here.bucket.put(f"shared/{NAME}.json", damage)
-        with pytest.raises(IntegrityError, match="is damaged; delete it to begin its training again"):
+        with pytest.raises(IntegrityError, match="is damaged; delete it to begin the work on it again"):
             there.shared.take(None)
