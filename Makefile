@@ -5,8 +5,10 @@ export DAGSTER_HOME ?= $(CURDIR)/.dagster
 # Empty counts as unset. If a container image sets it, every process compiles all of torch and Dagster again, for ten seconds.
 export PYTHONDONTWRITEBYTECODE :=
 
-# Two workers with one thread each, so that they and the programs they start do not compete for the cores.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+# Workers with one thread each, so that they and the programs they start do not compete for the cores. One more than two cores have
+# work for, because tests wait for servers and the disk.
+WORKERS ?= 3
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS)
 .PHONY: help install demo static unit every check test test-rest test-all audit docs ui clean
 export NO_MKDOCS_2_WARNING = 1
 

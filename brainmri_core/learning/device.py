@@ -10,11 +10,13 @@ import resource
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from brainmri_core.config import EnvConfig
 from brainmri_core.config.base import Precision
@@ -147,11 +149,33 @@ def wrong_in_bf16(model: nn.Module, channels: int, side: int) -> str | None:
     return found[0] if found else None
 
 
-def autocast(device: torch.device, precision: Precision) -> contextlib.AbstractContextManager[object]:
-    """Return the autocast context of a precision; a null context for fp32."""
-    if precision == "fp32":
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, dtype=_DTYPES[precision])
+class _DepthwiseInFloat32(TorchFunctionMode):
+    """Leave depthwise convolutions out of autocast: oneDNN's bf16 kernels for their gradients are several times slower."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        groups = kwargs.get("groups", args[6] if len(args) > 6 else 1) if func is F.conv2d else 1
+        if groups == 1 or args[1].shape[1] > 1:  # one channel a group makes it depthwise
+            return func(*args, **kwargs)
+        floats = [item.float() if isinstance(item, torch.Tensor) else item for item in args]
+        with torch.autocast("cpu", enabled=False):
+            return func(*floats, **kwargs)
+
+
+@contextlib.contextmanager
+def autocast(device: torch.device, precision: Precision) -> Iterator[None]:
+    """Run what is inside in this precision.
+
+    On the CPU, depthwise convolutions whose gradients are needed stay in fp32 (`benchmarks/bench_train_step.py`).
+    """
+    with contextlib.ExitStack() as stack:
+        if precision != "fp32":
+            stack.enter_context(torch.autocast(device.type, dtype=_DTYPES[precision]))
+            if device.type == "cpu" and torch.is_grad_enabled():
+                stack.enter_context(_DepthwiseInFloat32())
+        yield
 
 
 def seed_everything(seed: int, env: EnvConfig) -> None:

@@ -8,7 +8,7 @@ from torch import nn
 
 from brainmri_core.errors import ModelError
 from brainmri_core.learning import device as device_module
-from brainmri_core.learning.device import choose_precision, wrong_in_bf16
+from brainmri_core.learning.device import autocast, choose_precision, wrong_in_bf16
 from brainmri_core.learning.models import build_model
 from brainmri_core.project.job import Job
 from brainmri_core.project.logs import Record
@@ -37,6 +37,34 @@ def test_on_cuda_bf16_must_be_in_hardware(
 
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
     assert choose_precision("auto", True, torch.device("cuda")) == chosen
+
+
+def test_depthwise_convolutions_train_in_fp32_and_predict_in_bf16() -> None:
+    depthwise = nn.Conv2d(8, 16, 3, padding=1, groups=8, bias=False)
+    others = [nn.Conv2d(1, 8, 3), nn.Conv2d(16, 16, 3, groups=4), nn.Conv2d(16, 4, 1)]
+    image = torch.randn(2, 1, 12, 12)
+
+    def dtypes() -> list[torch.dtype]:
+        image_of = image
+        made = []
+        with autocast(CPU, "bf16"):
+            for layer in (others[0], depthwise, *others[1:]):
+                image_of = layer(image_of)
+                made.append(image_of.dtype)
+        return made
+
+    bf16 = torch.bfloat16
+    assert dtypes() == [bf16, torch.float32, bf16, bf16]
+    with torch.inference_mode():
+        assert dtypes() == [bf16] * 4
+    values = torch.randn(2, 8, 12, 12).bfloat16()
+    with autocast(CPU, "bf16"):
+        depthwise(values).square().sum().backward()
+    found = depthwise.weight.grad
+    depthwise.weight.grad = None
+    depthwise(values.float()).square().sum().backward()
+    assert found is not None and depthwise.weight.grad is not None
+    assert torch.equal(found, depthwise.weight.grad)
 
 
 @pytest.mark.parametrize(("channels", "groups", "safe"), [(64, 1, 50), *rest((256, 1, 50)), (64, 64, 56)])
