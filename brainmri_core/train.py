@@ -29,7 +29,7 @@ from brainmri_core.learning.device import (
     wrong_in_bf16,
 )
 from brainmri_core.learning.encoder import preprocessing_for
-from brainmri_core.learning.loop import Reporting, run_epochs
+from brainmri_core.learning.loop import Reporting, run_epochs, validate_weights
 from brainmri_core.learning.models import check_name, with_depths
 from brainmri_core.learning.outcome import save_best, write_history, write_outcome
 from brainmri_core.learning.pretrained import imagenet_statistics, initial_model
@@ -217,6 +217,9 @@ def _begin(config: TrainConfig, pack: PackPointer, job: Job, team: Team) -> tupl
         state.epoch, state.best, state.best_epoch = 1, record["val_macro_f1"], 0
         state.best_weights = {name: value.detach().cpu().clone() for name, value in state.weights().items()}
         state.history.append(record)
+    else:  # epoch 0: the probe itself is kept where no epoch of fine-tuning is better
+        _, state.best, _ = validate_weights(loop, state.model, state.weights())
+        state.best_weights = {name: value.detach().cpu().clone() for name, value in state.weights().items()}
     return loop, state
 
 

@@ -119,6 +119,12 @@ class OptimConfig(StageConfig):
     frozen_epochs: int = Field(
         0, ge=0, description="Epochs that train the head alone, for pretrained weights."
     )
+    batch_norm: Literal["auto", "batch", "frozen"] = Field(
+        "auto",
+        json_schema_extra=LATER,
+        description="Statistics of batch normalisation in training: those of each batch, or those that come with the weights (frozen). "
+        "auto freezes them with probe_then_finetune, whose linear classifier was fitted on them.",
+    )
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="Label smoothing of the cross-entropy.")
     class_weights: bool = Field(True, description="Weigh the loss by inverse class frequency.")
     balanced_sampling: bool = Field(

@@ -21,7 +21,7 @@ from brainmri_core.learning.augment import augment, mix
 from brainmri_core.learning.batches import normalise, read_ahead, resample, to_float
 from brainmri_core.learning.device import autocast, freed_memory_kept, out_of_memory, step_seed
 from brainmri_core.learning.schedule import learning_rate, training_side
-from brainmri_core.learning.state import Loop, State, freeze
+from brainmri_core.learning.state import Loop, State, freeze, frozen_statistics
 from brainmri_core.learning.team import in_step
 from brainmri_core.system.signals import signals_held, termination_raises
 
@@ -108,7 +108,9 @@ def _epoch(loop: Loop, state: State, model: Any, reporting: Reporting) -> dict[s
     size, workers = loop.config.data.batch_size, loop.config.data.num_workers
     order = epoch_order(loop, state.epoch)
     batches = [order[i * size : (i + 1) * size] for i in range(state.batch, loop.steps_per_epoch)]
-    freeze(state.model, state.epoch < loop.config.optim.frozen_epochs)
+    freeze(
+        state.model, state.epoch < loop.config.optim.frozen_epochs, statistics=frozen_statistics(loop.config)
+    )
     together = in_step(model, loop.team)
     started, seen = time.monotonic(), state.images
     with tqdm(
@@ -250,7 +252,7 @@ def _most_parts(images: int) -> int:
 
 
 def _last_good(state: State, reporting: Reporting) -> str:
-    if state.best_epoch < 0:
+    if state.best < 0:
         return "there is no good checkpoint yet"
     good = f"the last good checkpoint, of epoch {state.best_epoch + 1} with a validation macro F1 of {state.best:.3f}"
     return f"{good}, is {reporting.rescue()}" if reporting.rescue is not None else f"{good}, is not kept"

@@ -16,7 +16,7 @@ from torch.optim.swa_utils import update_bn
 from brainmri_core.learning.batches import normalise, read_ahead, to_float
 from brainmri_core.learning.device import autocast, step_seed
 from brainmri_core.learning.loop import MODEL_SALT, validate_weights
-from brainmri_core.learning.state import Loop, State
+from brainmri_core.learning.state import Loop, State, frozen_statistics
 from brainmri_core.project.logs import StageLog
 
 
@@ -34,8 +34,9 @@ def judge_snapshots(loop: Loop, state: State, log: StageLog) -> None:
     averaged = copy.deepcopy(state.model)
     averaged.load_state_dict(state.snapshots)
     torch.manual_seed(step_seed(loop.seed, MODEL_SALT, state.epoch, 0))  # dropout comes before batch norm
-    with autocast(loop.device, loop.precision):
-        update_bn(_batches(loop, state), averaged)
+    if not frozen_statistics(loop.config):
+        with autocast(loop.device, loop.precision):
+            update_bn(_batches(loop, state), averaged)
     weights = averaged.state_dict()
     val_loss, macro_f1, balanced = validate_weights(loop, averaged, weights)
     better = macro_f1 > state.best

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from brainmri_core.arrays import I64
 from brainmri_core.config.base import Precision
@@ -86,7 +87,7 @@ class State:
     micro : int
         Number of parts that a batch is computed in; doubled when memory runs out.
     best, best_epoch, best_weights
-        Best validation macro F1, its epoch (from 0, -1 before the first) and weights.
+        Best validation macro F1, its epoch (from 0; -1: none, or the probe that fine-tuning starts from) and weights.
     history : list of dict
         One record per epoch.
     snapshots : dict or None
@@ -154,13 +155,22 @@ def new_state(loop: Loop, model: nn.Module) -> State:
     return State(model, optimiser, scaler, average)
 
 
-def freeze(model: nn.Module, frozen: bool) -> None:
-    """Set training mode; if `frozen`, only the head trains and the backbone keeps its batch-norm statistics."""
+def frozen_statistics(config: TrainConfig) -> bool:
+    """Tell whether batch normalisation keeps the statistics that came with the weights."""
+    chosen = config.optim.batch_norm
+    return config.method == "probe_then_finetune" if chosen == "auto" else chosen == "frozen"
+
+
+def freeze(model: nn.Module, frozen: bool, *, statistics: bool = False) -> None:
+    """Set training mode; if `frozen`, only the head trains. Batch-norm statistics stay if either is true."""
     for parameter in model.parameters():
         parameter.requires_grad_(not frozen)
     model.train(not frozen)
     if frozen:
         head(model).train().requires_grad_(True)
+    for module in model.modules():
+        if statistics and isinstance(module, _BatchNorm):
+            module.eval()
 
 
 def save_state(path: Path, state: State, identity: dict[str, Any]) -> None:

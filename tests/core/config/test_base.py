@@ -160,7 +160,7 @@ def test_settings_that_came_later_count_only_away_from_their_default() -> None:
         "erase_prob",
         "erase_area",
     }
-    assert usual["train"]["optim"].keys() - counted["train"]["optim"].keys() == {"snapshots"}
+    assert usual["train"]["optim"].keys() - counted["train"]["optim"].keys() == {"batch_norm", "snapshots"}
     back = {name: usual["train"][name] for name in ("aug", "optim")}
     assert {**counted, "train": {**counted["train"], **back}} == usual
     assert PipelineConfig.model_validate(counted).resolved() == usual, "what is left out reads as it was"

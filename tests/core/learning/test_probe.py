@@ -28,6 +28,7 @@ from brainmri_core.learning.inference import predict
 from brainmri_core.learning.models import head
 from brainmri_core.learning.pooled import PooledClassifier
 from brainmri_core.learning.probe import STRENGTHS, fit_probe
+from brainmri_core.learning.state import State
 from brainmri_core.learning.team import Team
 from brainmri_core.predict import Classifier
 from brainmri_core.project.job import Job
@@ -178,15 +179,35 @@ def test_another_pack_has_features_of_its_own_and_damaged_ones_are_computed_agai
 
 
 @pytest.mark.full
-def test_fine_tuning_can_start_from_the_probe(job: Job, records: list[Record]) -> None:
+@pytest.mark.parametrize("batch_norm", ["auto", "frozen", "batch"])
+def test_fine_tuning_starts_from_the_probe_with_the_statistics_it_was_fitted_on(
+    job: Job, records: list[Record], batch_norm: str
+) -> None:
     pack = make_pack(job, per_class=8)
     probed = train(probe_config(), pack, job)
-    slow = {"optim": {"lr": 1e-9, "ema_decay": 0.9}}
-    tuned = train(probe_config("probe_then_finetune", **slow), pack, replace(job, run_id="r2"))
+    slow = {"optim": {"lr": 1e-9, "ema_decay": 0, "batch_norm": batch_norm, "label_smoothing": 0}}
+    ended: list[State] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_module, "judge_snapshots", lambda loop, state, log: ended.append(state))
+        train(probe_config("probe_then_finetune", **slow), pack, replace(job, run_id="r2"))
     assert [record["event"] for record in records].count("epoch") == 1
-    weights = [load_checkpoint(job.layout.absolute(item.checkpoint))[1] for item in (probed, tuned)]
-    assert weights[0].keys() == weights[1].keys()
-    np.testing.assert_allclose(weights[0]["head.weight"], weights[1]["head.weight"], atol=1e-4)
+    before = load_checkpoint(job.layout.absolute(probed.checkpoint))[1]
+    after = ended[0].model.state_dict()
+    assert before.keys() == after.keys()
+    np.testing.assert_allclose(before["head.weight"], after["head.weight"], atol=1e-4)
+    kept = [torch.equal(before[name], after[name]) for name in before if "running_mean" in name]
+    assert kept == [batch_norm != "batch"] * len(kept) and kept
+
+
+@pytest.mark.full
+def test_the_probe_is_kept_where_fine_tuning_makes_it_worse(job: Job) -> None:
+    pack = make_pack(job, per_class=8)
+    probed = train(probe_config(), pack, job)
+    wild = {"optim": {"lr": 0.5, "ema_decay": 0}}
+    tuned = train(probe_config("probe_then_finetune", **wild), pack, replace(job, run_id="r2"))
+    assert tuned.best_epoch == 0 and tuned.epochs_run == 1
+    before, after = (load_checkpoint(job.layout.absolute(item.checkpoint))[1] for item in (probed, tuned))
+    np.testing.assert_allclose(before["head.weight"], after["head.weight"], atol=1e-6)
 
 
 @pytest.mark.full
