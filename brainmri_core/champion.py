@@ -89,12 +89,12 @@ def crown(
         crowned, reason, comparison = _decide(config, current, weights, checkpoint, job)
         holder = checkpoint.pointer_path if crowned or current is None else current.champion_checkpoint
         owner = checkpoint if crowned or current is None else follow(layout, CheckpointPointer, str(holder))
+        if layout.url is not None:
+            weights = layout.absolute(
+                owner.checkpoint
+            )  # a bucket has no copy: gc keeps the checkpoint of a champion
         # Also where the champion stays: a run that was killed after it wrote the weights, but before it wrote its
         # pointer, leaves the weights of a checkpoint that is not the champion.
-        if (
-            layout.url is not None
-        ):  # where nothing but gc removes the checkpoint itself, a copy that is replaced has no use
-            weights = layout.absolute(owner.checkpoint)
         elif not weights.is_file() or sha256_file(weights) != owner.checkpoint_sha256:
             _install(layout.absolute(owner.checkpoint), owner.checkpoint_sha256, weights)
         record: dict[str, Any] = {
