@@ -69,6 +69,7 @@ def test_one_dagster_command_goes_from_the_source_to_the_evaluation(project: Pro
         ]
 
 
+@pytest.mark.full
 def test_our_command_line_runs_the_graph_then_finds_nothing_to_do(project: Project) -> None:
     done = project.brainmri("pipeline", "--run-id", "first")
     assert done.returncode == 0, done.stderr

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.training
 
 # Trials by stage, reduced and long: killed before the N-th file operation, power cut there, killed at a random time.
 KILLS = {
-    "fetch": trials(5, 60),
+    "fetch": trials(3, 60),
     "split": trials(3, 30),
     "resize": trials(4, 40),
     "validate": trials(2, 20),

@@ -65,11 +65,13 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 def test_a_seed_gives_the_same_bytes_and_leaves_the_first_site_as_it_is(tmp_path: Path) -> None:
-    other = SMALL.second_site.model_copy(update={"shared_subjects": 0, "copies_per_kind": 1})
-    changed = SMALL.model_copy(update={"second_site": other})
-    for name, config in (("one", SMALL), ("again", SMALL), ("changed", changed)):
+    tiny = SMALL.model_copy(update={"subjects_per_class": 3, "slices_per_subject": 2})
+    other = tiny.second_site.model_copy(update={"shared_subjects": 0, "copies_per_kind": 1})
+    changed = tiny.model_copy(update={"second_site": other})
+    for name, config in (("one", tiny), ("again", tiny), ("changed", changed)):
         write_second_site(tmp_path / name, config)
-        write_phantom(tmp_path / f"first-{name}", config)
+    for name, config in (("first-one", tiny), ("first-changed", changed)):
+        write_phantom(tmp_path / name, config)
     assert content(tmp_path / "one") == content(tmp_path / "again") != content(tmp_path / "changed")
     assert content(tmp_path / "first-one") == content(tmp_path / "first-changed")
     assert "elsewhere" not in (tmp_path / "first-one/truth/truth.json").read_text()
