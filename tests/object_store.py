@@ -135,7 +135,8 @@ class Proxy:
     """Passes requests on to a server unless `fault` says otherwise.
 
     Faults are ``500``, ``503`` (SlowDown), ``reset`` before and ``reset after`` the server has done it, ``short`` (fewer
-    bytes than announced), ``cut`` (fewer bytes, and announced as such), ``agreed`` (it says that it is done) and ``skewed`` (the clock is wrong).
+    bytes than announced), ``cut`` (fewer bytes, and announced as such), ``agreed`` (it says that it is done), ``skewed`` (the clock is wrong)
+    and ``stale`` (what the same request was answered the first time).
     """
 
     target: int
@@ -143,6 +144,7 @@ class Proxy:
     fault: Fault = field(default=lambda method, path: None)
     hit: list[tuple[str, str, str]] = field(default_factory=list)
     seen: list[tuple[str, str]] = field(default_factory=list)
+    first: dict[str, tuple[int, dict[str, str], bytes]] = field(default_factory=dict)
 
 
 @contextmanager
@@ -198,6 +200,9 @@ def _pass_on(handler: BaseHTTPRequestHandler, proxy: Proxy) -> None:
     if fault == "reset":
         _hang_up(handler)
         return
+    if fault == "stale" and handler.path in proxy.first:
+        _answer(handler, *proxy.first[handler.path])
+        return
     connection = http.client.HTTPConnection("127.0.0.1", proxy.target, timeout=60)
     try:
         connection.request(handler.command, handler.path, body, dict(handler.headers))
@@ -212,6 +217,10 @@ def _pass_on(handler: BaseHTTPRequestHandler, proxy: Proxy) -> None:
         _hang_up(handler)
         return
     headers = {key: value for key, value in answer.getheaders() if key.lower() not in _NOT_PASSED}
+    if is_listing(handler.command, handler.path) and answer.status == 200:
+        proxy.first.setdefault(
+            handler.path, (answer.status, {**headers, "Content-Length": str(len(data))}, data)
+        )
     sent = data[: len(data) // 2] if fault in ("short", "cut") else data
     length = len(sent) if fault == "cut" else len(data)
     if handler.command == "HEAD":
@@ -219,6 +228,11 @@ def _pass_on(handler: BaseHTTPRequestHandler, proxy: Proxy) -> None:
     _answer(handler, answer.status, {**headers, "Content-Length": str(length)}, sent)
     if fault == "short":
         _hang_up(handler)
+
+
+def is_listing(method: str, path: str) -> bool:
+    """Say whether a request asks for a list of objects."""
+    return method == "GET" and "list-type=2" in path
 
 
 _NOT_PASSED = {"content-length", "transfer-encoding", "connection"}

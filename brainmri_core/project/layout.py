@@ -12,9 +12,9 @@ from pydantic import BaseModel, ConfigDict
 
 from brainmri_core.config.base import RUN_ID_PATTERN
 from brainmri_core.errors import ConfigError
-from brainmri_core.system.object_store import checked_url, is_url
 from brainmri_core.system.storage import write_bytes
 from brainmri_core.system.store import Store, open_store
+from brainmri_core.system.store_url import checked_url, is_url
 
 ROOT_VARIABLE = "BRAINMRI_HOME"
 ARCHIVES_VARIABLE = "BRAINMRI_ARCHIVES"

@@ -17,17 +17,12 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 from brainmri_core.errors import ConfigError, StorageError
 from brainmri_core.system.storage import atomic_file
+from brainmri_core.system.store_url import SCHEMES
 
 PATIENCE_VARIABLE = "BRAINMRI_STORE_PATIENCE_S"
-SCHEMES = {
-    "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
-    "gs": "GOOGLE_APPLICATION_CREDENTIALS",
-    "az": "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY",
-}
 _PATIENCE_S = 120.0
 _LONGEST_PAUSE_S = 5.0
 _REQUEST_TIMEOUT = "60s"
@@ -50,42 +45,6 @@ T = TypeVar("T")
 def blob(sha256: str) -> str:
     """Return the name of the object that holds a content."""
     return f"blobs/sha256/{sha256[:2]}/{sha256}"
-
-
-def is_url(value: str) -> bool:
-    """Say whether a configured root is a URL of any kind, not a folder."""
-    return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", value) is not None
-
-
-def checked_url(value: str) -> str:
-    """Return the URL of a place in an object store in its canonical form.
-
-    Parameters
-    ----------
-    value : str
-        The URL as configured.
-
-    Raises
-    ------
-    ConfigError
-        If its scheme is not supported, it names no bucket, or it holds more than bucket and prefix. The error does not
-        quote the URL, which may hold a key.
-    """
-    parts = urlsplit(value)
-    scheme = parts.scheme.lower()
-    if scheme not in SCHEMES:
-        raise ConfigError(
-            f"paths.root begins with {parts.scheme}://; write a folder, or s3://, gs:// or az:// with bucket and prefix."
-        )
-    if "@" in parts.netloc or parts.query or parts.fragment:
-        raise ConfigError(
-            f"paths.root holds more than bucket and prefix; write {scheme}://bucket/prefix, and leave credentials to the "
-            f"environment ({SCHEMES[scheme]})."
-        )
-    path = [part for part in parts.path.split("/") if part]
-    if not parts.netloc or {".", ".."} & set(path):
-        raise ConfigError(f"paths.root names no bucket and prefix; write it as {scheme}://bucket/prefix.")
-    return "/".join([f"{scheme}://{parts.netloc}", *path])
 
 
 @dataclass(frozen=True)

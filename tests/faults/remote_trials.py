@@ -75,6 +75,14 @@ def crash(
     return {"status": status, "problems": problems}
 
 
+def all_stages(url: str, disturbed: dict[str, str], environment: dict[str, str]) -> dict[str, Any]:
+    """Run all stages, each on a machine of its own, through a disturbed connection; look through an undisturbed one."""
+    os.environ.update(disturbed)
+    made = {stage: _alone(_run, url, stage, f"only-{stage}", "old", "", 0)[1] for stage in STAGES}
+    os.environ.update(environment)
+    return {"made": made, "problems": _alone(_seen, url, "evaluate", [made["evaluate"]])}
+
+
 def pipeline(
     url: str, environment: dict[str, str], home: str, config: str, run_id: str, stages: list[str]
 ) -> None:

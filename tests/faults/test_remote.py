@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import random
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from tests.faults.launches import make_home
 from tests.faults.test_crash import points
 from tests.faults.tiny import launch_file
 from tests.faults.warm import Warm
-from tests.object_store import BUCKET, StoreServer
+from tests.object_store import BUCKET, StoreServer, environment, is_listing, running_proxy
 
 pytestmark = [pytest.mark.training, pytest.mark.full]
 
@@ -29,6 +30,9 @@ KILLS = {
 }
 PAIRS = trials(1, 50)
 CLEARINGS = trials(4, 60)
+PIPELINES = trials(1, 20)
+RATE = 0.06
+"""Share of the requests that fail."""
 
 
 @pytest.fixture(scope="module")
@@ -63,15 +67,40 @@ def test_killed_at_an_operation_of_the_store(
     assert len(killed) >= 0.8 * len(results), "as many operations as were counted, give or take a few"
 
 
+@pytest.mark.parametrize("seed", range(PIPELINES))
+def test_all_stages_through_a_bad_connection_give_the_same(
+    warm: Warm, remote: tuple[str, dict[str, tuple[int, list[str]]]], object_store: StoreServer, seed: int
+) -> None:
+    chance = random.Random(seed)
+
+    def fault(method: str, path: str) -> str | None:
+        if chance.random() > RATE:
+            return None
+        kinds = ["500", "503", "reset", "reset after"]
+        if method == "GET":
+            kinds += ["short", "cut"] + ["stale"] * 4 * is_listing(method, path)
+        return chance.choice(kinds)
+
+    with running_proxy(object_store.port) as proxy:
+        proxy.fault = fault
+        disturbed = environment(proxy.port)
+        url = f"s3://{BUCKET}/connection-{seed}"
+        found = warm.call(f"{TRIALS}:all_stages", url, disturbed, object_store.environment)
+    tally("all stages through a bad connection", "pipeline", [found])
+    assert found["problems"] == []
+    assert found["made"] == {stage: hashes[0] for stage, (_, hashes) in remote[1].items()}
+    assert len({kind for kind, _, _ in proxy.hit}) >= 5, "faults of all kinds were met"
+
+
 def test_gc_killed_at_an_operation_of_the_store(warm: Warm, object_store: StoreServer) -> None:
-    url, environment = f"s3://{BUCKET}/clearing", object_store.environment
-    operations = warm.call(f"{TRIALS}:prepare_clearing", url, environment, CLEARINGS)
-    hashes = [warm.call(f"{TRIALS}:latest_of", f"{url}/base", environment, "split")]
+    url, account = f"s3://{BUCKET}/clearing", object_store.environment
+    operations = warm.call(f"{TRIALS}:prepare_clearing", url, account, CLEARINGS)
+    hashes = [warm.call(f"{TRIALS}:latest_of", f"{url}/base", account, "split")]
     kills = [
         (("kill before", "kill after")[number % 2], at)
         for number, at in enumerate(points(operations, CLEARINGS))
     ]
-    results = warm.call(f"{TRIALS}:clearing", url, environment, kills, hashes)
+    results = warm.call(f"{TRIALS}:clearing", url, account, kills, hashes)
     killed = [item for item in results if item["status"] == -9]
     tally("gc in a bucket killed at an operation", "gc", killed)
     assert problems(results) == []

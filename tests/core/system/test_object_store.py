@@ -7,7 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from brainmri_core.errors import ConfigError, StorageError
-from brainmri_core.system.object_store import PATIENCE_VARIABLE, Bucket, LostRaceError, checked_url
+from brainmri_core.system.object_store import PATIENCE_VARIABLE, Bucket, LostRaceError
+from brainmri_core.system.store_url import checked_url
 from tests.counts import rest, trials
 from tests.object_store import OWNER, READER, Proxy, StoreServer, environment
 
