@@ -42,7 +42,7 @@ def test_a_write_to_an_object_that_somebody_has_changed_is_refused(store_url: st
     assert bucket.get("shared") is None
 
 
-@pytest.mark.parametrize("fault", ["reset after", *rest("500", "503", "reset", "short")])
+@pytest.mark.parametrize("fault", ["reset after", *rest("500", "503", "reset", "short", "cut")])
 def test_a_fault_that_passes_costs_time_and_nothing_else(store_url: str, proxy: Proxy, fault: str) -> None:
     bucket = Bucket(store_url)
     bucket.put("there", b"content" * 100)
