@@ -161,8 +161,9 @@ def test_settings_that_came_later_count_only_away_from_their_default() -> None:
         "erase_area",
     }
     assert usual["train"]["optim"].keys() - counted["train"]["optim"].keys() == {"batch_norm", "snapshots"}
+    assert usual["resize"].keys() - counted["resize"].keys() == {"shard_mib"}
     back = {name: usual["train"][name] for name in ("aug", "optim")}
-    assert {**counted, "train": {**counted["train"], **back}} == usual
+    assert {**counted, "train": {**counted["train"], **back}, "resize": usual["resize"]} == usual
     assert PipelineConfig.model_validate(counted).resolved() == usual, "what is left out reads as it was"
     used = load_config(SPEC, ["train.aug.erase_area=0.3", "train.aug.bias_field=0.5"]).resolved()
     kept = without_later(PipelineConfig, used)["train"]["aug"]
