@@ -230,7 +230,7 @@ MODEL_ASSETS = ("champion", "model_checkpoint", "evaluation")
 # Settings that do not change the result, such as paths and worker counts: changing them makes nothing out of date.
 INCIDENTAL = frozenset(
     "fetch.archive fetch.cache_dir fetch.write_pointer fetch.offline fetch.modified_before fetch.retry fetch.limits split.dest split.clear_dest "
-    "resize.in_dir resize.out_dir resize.export_tree validate.in_dir train.data.train_in train.data.num_workers train.io train.tracking "
+    "resize.in_dir resize.out_dir resize.export_tree resize.shard_mib validate.in_dir train.data.train_in train.data.num_workers train.io train.tracking "
     "train.distributed.nodes train.distributed.rendezvous train.distributed.timeout_s "
     "evaluate.data.eval_in evaluate.data.num_workers evaluate.io.eval_out evaluate.model.weights_path evaluate.choose_by evaluate.challenger "
     "batch_predict.out_dir external.out embeddings.batch_size tune.per_run".split()
