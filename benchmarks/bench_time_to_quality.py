@@ -7,9 +7,9 @@ Both sides train resnet18 from scratch on the same training groups and are score
 split is not touched. Ours is `train` with from-scratch.yaml. After every epoch of ours the classic side runs its share of
 epochs, so that both see the same machine. What counts is training and validation, without start-up.
 
-Beside them the probe of quick.yaml at `--probe-size` pixels, on the same groups: seconds from the pack to its validation score, features
-computed anew; and once the seconds from the pack to its 5-fold score, with the interval over patients. `--probe-size 0` leaves it
-out.
+Beside them, on the same groups, the probe of quick.yaml at `--probe-size` pixels and the fine-tuning of solid.yaml at `--tune-size`:
+seconds from the pack to the validation score, features computed anew; and once the seconds from the pack to the probe's 5-fold
+score, with the interval over patients. A size of 0 leaves one out.
 """
 
 from __future__ import annotations
@@ -96,11 +96,14 @@ def race(options: argparse.Namespace, seed: int) -> tuple[Scores, Scores]:
     return ours, other
 
 
-def probe(options: argparse.Namespace, seed: int) -> tuple[float, float]:
-    """Return the seconds of a probe from the pack to its validation score, and the score."""
-    config = with_seed(load_config(config_file("experiments/quick.yaml")).train, seed)
+def shipped(options: argparse.Namespace, name: str, seed: int, *overrides: str) -> tuple[float, float]:
+    """Return the seconds of a shipped recipe from the pack to its best validation score, and the score."""
+    recipe = load_config(
+        config_file(f"experiments/{name}.yaml"), ["train.loop.resume=false", *overrides]
+    ).train
+    config = with_seed(recipe, seed)
     assert isinstance(config, TrainConfig)
-    job, pack = probe_pack(options)
+    job, pack = shipped_pack(options)
     start = time.perf_counter()
     made = train(config, pack, job)
     return time.perf_counter() - start, made.val_macro_f1
@@ -111,7 +114,7 @@ def probe_over_folds(options: argparse.Namespace) -> str:
     recipe = load_config(config_file("experiments/quick.yaml")).train
     config = with_seed(EmbeddingsConfig(model=recipe.model, probe=recipe.probe), options.seeds[0])
     assert isinstance(config, EmbeddingsConfig)
-    job, pack = probe_pack(options)
+    job, pack = shipped_pack(options)
     start = time.perf_counter()
     made = embeddings(config, pack, job)
     seconds = time.perf_counter() - start
@@ -120,9 +123,9 @@ def probe_over_folds(options: argparse.Namespace) -> str:
     return f"probe, {options.probe_size} px: 5-fold macro F1 {score} after {seconds:.0f} s from the pack"
 
 
-def probe_pack(options: argparse.Namespace) -> tuple[Job, PackPointer]:
-    """Return the pack for the probe, without stored features."""
-    pack = real_pack(options.root, options.probe_size)
+def shipped_pack(options: argparse.Namespace) -> tuple[Job, PackPointer]:
+    """Return the pack for the shipped recipes, without stored features."""
+    pack = real_pack(options.root, max(options.probe_size, options.tune_size))
     job = make_job(options.root, f"probe-{time.time_ns()}", [])
     kept = job.layout.features_dir(job.dataset, "").parent
     if kept.is_dir():
@@ -163,6 +166,12 @@ def main() -> None:
     parser.add_argument(
         "--probe-size", type=int, default=128, help="image side of the probe, in pixels; 0: no probe"
     )
+    parser.add_argument(
+        "--tune-size",
+        type=int,
+        default=128,
+        help="image side of the fine-tuning, at most --probe-size; 0: none",
+    )
     options = parser.parse_args()
     print(
         f"resnet18 from scratch, {options.size} px, ours {options.epochs} epochs, classic {options.classic_epochs}"
@@ -172,8 +181,14 @@ def main() -> None:
     ratios = []
     for seed in options.seeds:
         if options.probe_size:
-            seconds, score = probe(options, seed)
-            print(f"seed {seed}: probe {score:.3f} after {seconds / 60:.2f} min from the pack")
+            seconds, score = shipped(options, "quick", seed)
+            print(f"seed {seed}: probe {score:.3f} after {seconds / 60:.2f} min from the pack", flush=True)
+        if options.tune_size:
+            size = f"train.data.image_size={options.tune_size}"
+            seconds, score = shipped(options, "solid", seed, size)
+            print(
+                f"seed {seed}: fine-tuning {score:.3f} after {seconds / 60:.2f} min from the pack", flush=True
+            )
         ours, classic = race(options, seed)
         best = max(score for _, score in classic)
         there, here = reached(classic, best), reached(ours, best)
