@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.full, pytest.mark.e2e, pytest.mark.journey]
 EPOCHS, FOLDS = 8, 5
 
 
-@pytest.fixture(scope="module", params=["folder", "bucket"])
+@pytest.fixture(scope="module", params=[pytest.param("folder", marks=pytest.mark.slow), "bucket"])
 def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     folder, bucket = tmp_path_factory.mktemp("celery"), None
     if request.param == "bucket":
