@@ -188,6 +188,7 @@ batch_predict.batch_predict(BatchPredictConfig(seed=42), latest_pointer(layout, 
 """
 
 
+@pytest.mark.full
 def test_work_done_before_a_kill_is_not_done_again(case: Case, inbox: Path) -> None:
     for path in list(inbox.iterdir()):  # files no other test has predicted
         Image.open(path).convert("L").resize((90, 90)).save(path.with_suffix(".png"))

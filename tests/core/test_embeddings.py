@@ -178,6 +178,7 @@ def test_a_class_that_only_validates_is_refused() -> None:
         fit_on_training(np.zeros((8, 3), np.float32), table, ["a", "b"], val_frac=0.2, seed=0, balanced=True)
 
 
+@pytest.mark.full
 def test_a_report_compares_the_model_with_frozen_features_where_there_are_some(case: Case) -> None:
     without = case.evaluate("without")
     reasons = read_metrics(case.job.layout.absolute(without.metrics)).reasons

@@ -85,6 +85,7 @@ def together(
     return [f"{run_id} failed: {warm.log(item)}" for run_id, item in started.items() if warm.wait(item)]
 
 
+@pytest.mark.full
 def test_two_runs_of_one_partition_started_together_mix_nothing(warm: Warm, tmp_path: Path) -> None:
     make_home(tmp_path)
     layout = Layout(root=tmp_path / "project")

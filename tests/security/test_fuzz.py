@@ -222,7 +222,9 @@ def usual_pointer(kind: str) -> dict[str, Any]:
         value[name] = USUAL.get(written, value[name])
         if "dict" in str(info.annotation):
             value[name] = {}
-    return value | ({"fit": "stretch"} if "fit" in value else {})
+    return value | {
+        name: usual for name, usual in {"fit": "stretch", "shard_bytes": 0}.items() if name in value
+    }
 
 
 POINTERS = {kind: usual_pointer(kind) for kind in POINTER_TYPES}

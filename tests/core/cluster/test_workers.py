@@ -190,6 +190,7 @@ def test_work_that_kills_its_workers_is_given_up(job: Job, tmp_path: Path) -> No
         list(workers.map("deaths", die, [()]))
 
 
+@pytest.mark.full
 def test_dask_is_imported_only_where_a_scheduler_is_named() -> None:
     code = "import sys; from brainmri_core import batch_predict, resize, split; print('distributed' in sys.modules)"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)

@@ -120,6 +120,7 @@ def finished(root: Path) -> Path:
     return root / "models" / "brainmri" / "phantom" / "r1" / "last.pth"
 
 
+@pytest.mark.full
 def test_a_training_killed_at_random_moments_ends_with_the_same_bits(
     job: Job, tmp_path: Path, start: Callable[[Path, PackPointer], ForkServerProcess]
 ) -> None:

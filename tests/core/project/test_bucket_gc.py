@@ -106,6 +106,7 @@ def test_what_nothing_refers_to_is_moved_and_a_period_later_freed(store_url: str
     assert fresh.absolute("my models/best/best.pth").read_text() == "a model put elsewhere"
 
 
+@pytest.mark.full
 def test_nothing_is_removed_where_a_pointer_cannot_be_read(store_url: str, tmp_path: Path) -> None:
     layout = Layout.at(store_url, str(tmp_path / "a"))
     stored = write_pointer(layout, laid_down(layout, "good", "good"))
@@ -118,6 +119,7 @@ def test_nothing_is_removed_where_a_pointer_cannot_be_read(store_url: str, tmp_p
     assert names(layout) == before
 
 
+@pytest.mark.full
 def test_a_gc_that_takes_too_long_removes_nothing_more(store_url: str, tmp_path: Path) -> None:
     layout = Layout.at(store_url, str(tmp_path / "a"))
     write_pointer(layout, laid_down(layout, "good", "good"))
@@ -129,6 +131,7 @@ def test_a_gc_that_takes_too_long_removes_nothing_more(store_url: str, tmp_path:
     assert set(remote(layout).files_of(gone)) <= names(layout)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("again", ["another run", "the same folder"])
 def test_a_result_published_while_gc_removes_the_same_content_is_kept(
     store_url: str, tmp_path: Path, again: str

@@ -78,6 +78,7 @@ def test_only_a_fall_beyond_noise_is_a_regression() -> None:
     ]
 
 
+@pytest.mark.full
 def test_an_evaluation_is_compared_with_the_checkpoint_before_and_ranked(evaluated: Workbench) -> None:
     stages = ["model_checkpoint", "evaluation"]
     first = checks_of(evaluated.done(stages, "train.data.seed=5", "train.data.val_seed=42"))

@@ -66,6 +66,7 @@ def _key(name: str) -> Any:
     return dg.AssetKey(name)
 
 
+@pytest.mark.full
 def test_it_is_an_asset_like_the_others(sites: Workbench, measured: Any) -> None:
     pointer = sites.pointer("external_evaluation", PAIR)
     assert isinstance(pointer, ExternalEvaluationPointer)

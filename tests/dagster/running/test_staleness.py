@@ -57,7 +57,7 @@ def test_a_setting_that_came_later_makes_nothing_stale_while_it_is_off() -> None
             "data": {"train_in", "num_workers"},
             "distributed": {"nodes", "rendezvous", "timeout_s"},
             "io": True,
-            "optim": {"snapshots"},
+            "optim": {"batch_norm", "snapshots"},
             "tracking": True,
         },
     )
