@@ -33,12 +33,14 @@ PARTS = {
     "tests/core/learning/test_shared_state.py": "the object store",
     "tests/core/project/test_run_sharing.py": "the object store",
     "tests/core/project/test_shared_project.py": "the object store",
+    "tests/core/project/test_bucket_gc.py": "the object store",
     "tests/e2e/test_app.py": "the browser",
     "tests/e2e/test_ui.py": "the browser",
 }
 # These start first, in this order, so that no worker is left with a long part at the end.
 FIRST = (
-    *("tests/e2e/test_docs.py", "tests/e2e/test_daemon.py", "tests/faults/", "tests/e2e/test_app.py"),
+    *("tests/deploy/test_celery.py", "tests/e2e/test_docs.py", "tests/e2e/test_daemon.py", "tests/faults/"),
+    *("tests/deploy/", "tests/dagster/test_on_a_bucket.py", "tests/e2e/test_app.py"),
     *("tests/e2e/test_ui.py", "tests/e2e/test_wheel.py", "tests/security/test_canary.py", "tests/e2e/"),
     *("tests/dagster/training/", "tests/core/test_train.py", "tests/dagster/", "tests/core/learning/"),
 )

@@ -166,9 +166,9 @@ def test_images_are_predicted_by_the_model_of_another_machine(machines: Machines
 
 
 def test_a_mapping_of_another_machine_chooses_the_images(machines: Machines) -> None:
-    first = latest_pointer(machines.layout, MappingPointer, PHANTOM)
     pack = machines.pointer("resized_images")
-    assert first is not None and isinstance(pack, PackPointer)
+    assert isinstance(pack, PackPointer)
+    first = follow(machines.layout, MappingPointer, pack.mapping_pointer)
     machines.done(PIPELINE[1:3], "split.test_frac=0.4")
     for value in (first.pointer_path, first.path):
         machines.done(["model_checkpoint"], f"train.data.mapping_pointer={value}")
