@@ -6,6 +6,7 @@ shown, because their text holds names of keys.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import random
@@ -196,7 +197,9 @@ class Bucket:
             heeded = self.put_new(name, b"first") and not self.put_new(name, b"second")
             found = self.get_tagged(name)
             if heeded and found is not None:
-                self.compare_and_put(name, b"third", found[1])
+                # Nobody else writes it: what is beaten here is a try whose answer was lost.
+                with contextlib.suppress(LostRaceError):
+                    self.compare_and_put(name, b"third", found[1])
                 try:
                     self.compare_and_put(name, b"fourth", found[1])
                     heeded = False
