@@ -90,9 +90,8 @@ def crown(
         holder = checkpoint.pointer_path if crowned or current is None else current.champion_checkpoint
         owner = checkpoint if crowned or current is None else follow(layout, CheckpointPointer, str(holder))
         if layout.url is not None:
-            weights = layout.absolute(
-                owner.checkpoint
-            )  # a bucket has no copy: gc keeps the checkpoint of a champion
+            # A bucket has no copy: gc keeps the checkpoint of a champion.
+            weights = layout.absolute(owner.checkpoint)
         # Also where the champion stays: a run that was killed after it wrote the weights, but before it wrote its
         # pointer, leaves the weights of a checkpoint that is not the champion.
         elif not weights.is_file() or sha256_file(weights) != owner.checkpoint_sha256:
