@@ -9,9 +9,10 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from brainmri_core.arrays import F64, U8
+from brainmri_core.arrays import F64, U8, Mask
+from brainmri_core.evaluation.metrics import no_tumour_index
 from brainmri_core.pictures.thumbnails import Sheet, to_rgb
-from brainmri_core.project.sample_table import FOLD_REASON
+from brainmri_core.project.sample_table import FOLD_REASON, known_patients
 
 _COLUMNS, _ROWS = 8, 6
 
@@ -25,6 +26,7 @@ ISSUE_COLUMNS = (
     "prob_label",
     "prob_suggested",
     "margin",
+    "patient_has_both",
 )
 
 
@@ -34,10 +36,15 @@ def label_issues(table: pd.DataFrame, probabilities: F64, classes: Sequence[str]
     The threshold of a class is its mean probability on the images with that label (the confident joint). An image is a
     candidate if the most probable of the classes above their threshold is not its label.
 
+    A patient hardly ever has two kinds of tumour. So where the images of a known patient carry several classes, less
+    evidence is enough: an image is a candidate if another class of its patient is more probable than its label. These
+    candidates come first. A slice without a tumour says nothing about the others of its patient.
+
     Parameters
     ----------
     table : pandas.DataFrame
-        N rows with path, group, split, label, class_index, of images that the model was not trained on.
+        N rows with path, group, split, label, class_index and, where known, patient, of images that the model was not
+        trained on.
     probabilities : numpy.ndarray
         float64 ``(N, K)`` of the same rows.
     classes : sequence of str
@@ -46,7 +53,8 @@ def label_issues(table: pd.DataFrame, probabilities: F64, classes: Sequence[str]
     Returns
     -------
     pandas.DataFrame
-        Columns `ISSUE_COLUMNS`, most disputed first (by ``margin``, prob_label - prob_suggested).
+        Columns `ISSUE_COLUMNS`, most disputed first: those whose patient has images of both classes
+        (``patient_has_both``), then by ``margin``, prob_label - prob_suggested.
     """
     labels = table["class_index"].to_numpy(np.int64)
     own = probabilities[np.arange(len(labels)), labels]
@@ -55,15 +63,38 @@ def label_issues(table: pd.DataFrame, probabilities: F64, classes: Sequence[str]
     threshold = np.divide(sums, counts, out=np.full(len(classes), np.inf), where=counts > 0)
     confident = np.where(probabilities >= threshold, probabilities, -1.0)
     suggested = confident.argmax(axis=1)
-    rows = np.flatnonzero((confident.max(axis=1) > 0) & (suggested != labels))
+    disputed = (confident.max(axis=1) > 0) & (suggested != labels)
+    of_patient = np.where(_other_classes_of_patient(table, classes), probabilities, -1.0)
+    both = of_patient.max(axis=1) > own
+    suggested = np.where(both, of_patient.argmax(axis=1), suggested)
+    rows = np.flatnonzero(disputed | both)
     other = probabilities[rows, suggested[rows]]
     found = table.iloc[rows][["path", "group", "split", "label"]].reset_index(drop=True)
     found["suggested"] = np.asarray(classes, object)[suggested[rows]]
     found["prob_label"], found["prob_suggested"] = own[rows], other
     found["margin"] = own[rows] - other
-    found = found.sort_values(["margin", "path"], ignore_index=True)
+    found["patient_has_both"] = both[rows]
+    found = found.sort_values(
+        ["patient_has_both", "margin", "path"], ascending=[False, True, True], ignore_index=True
+    )
     found["rank"] = np.arange(1, len(found) + 1)
     return found[list(ISSUE_COLUMNS)]
+
+
+def _other_classes_of_patient(table: pd.DataFrame, classes: Sequence[str]) -> Mask:
+    """Say for each image and class ``(N, K)`` whether other images of its known patient show that other kind of tumour."""
+    labels, patients = table["class_index"].to_numpy(np.int64), known_patients(table)
+    number, names = pd.factorize(patients)
+    has = np.zeros((len(names), len(classes)), np.bool_)
+    has[number, labels] = True
+    has[names == ""] = False
+    others: Mask = has[number]
+    others[np.arange(len(labels)), labels] = False
+    healthy = no_tumour_index(classes)
+    if healthy is not None:
+        others[:, healthy] = False
+        others[labels == healthy] = False
+    return others
 
 
 def known_error_ranks(issues: pd.DataFrame, known: Mapping[str, str]) -> pd.DataFrame:

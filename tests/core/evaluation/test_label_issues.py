@@ -83,3 +83,51 @@ def test_known_errors_have_ranks_and_what_is_no_candidate_has_none() -> None:
     assert ranks["rank"].isna().tolist() == [False, False, True]
     assert ranks["rank"].tolist()[:2] == [1, 3]
     assert (ranks["suggested"] == ranks["right"]).tolist() == [False, True, False]
+
+
+def test_a_patient_with_two_kinds_of_tumour_comes_first_and_on_less_evidence() -> None:
+    # thresholds: glioma .725, pituitary .675: no image reaches that of another class
+    labels = np.array([0, 0, 0, 0, 2, 2])
+    shares = np.array(
+        [
+            [0.9, 0.05, 0.05],
+            [0.5, 0.4, 0.1],  # its patient also has a slice without a tumour, which says nothing
+            [0.8, 0.1, 0.1],
+            [0.7, 0.1, 0.2],  # of the patient with two tumours, but its label is the more probable
+            [0.4, 0.25, 0.35],  # of the same patient
+            [0.0, 0.0, 1.0],
+        ]
+    )
+    table = table_of(labels, np.log(shares + 1e-9), CLASSES)
+    assert not len(label_issues(table, shares, CLASSES))
+    found = label_issues(table.assign(patient=["a", "b", "", "c", "c", "d"]), shares, CLASSES)
+    assert found[["path", "suggested", "patient_has_both"]].to_numpy().tolist() == [
+        ["test/004.png", "glioma", True]
+    ]
+
+
+def test_a_slice_without_a_tumour_is_no_reason_to_doubt_the_others_of_its_patient() -> None:
+    labels = np.array([0, 1, 0, 1])
+    shares = np.array([[0.4, 0.5, 0.1], [0.3, 0.65, 0.05], [0.9, 0.0, 0.1], [0.0, 0.9, 0.1]])
+    table = table_of(labels, np.log(shares + 1e-9), CLASSES).assign(patient=["a", "a", "b", "c"])
+    assert not len(label_issues(table, shares, CLASSES))
+
+
+def test_a_patient_with_two_tumours_precedes_what_is_disputed_more() -> None:
+    labels = np.array([0, 0, 0, 2, 2, 2])
+    shares = np.array(
+        [
+            [0.9, 0.0, 0.1],
+            [0.4, 0.0, 0.6],  # of the patient with two tumours
+            [0.0, 0.0, 1.0],  # disputed, of another patient
+            [0.1, 0.0, 0.9],
+            [0.2, 0.0, 0.8],
+            [0.2, 0.0, 0.8],
+        ]
+    )
+    table = table_of(labels, np.log(shares + 1e-9), CLASSES)
+    plain = label_issues(table, shares, CLASSES)
+    known = label_issues(table.assign(patient=["a", "b", "c", "b", "d", "e"]), shares, CLASSES)
+    assert plain["path"].tolist() == ["test/002.png"]
+    assert known["path"].tolist() == ["test/001.png", "test/002.png"]
+    assert known["rank"].tolist() == [1, 2]
