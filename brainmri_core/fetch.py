@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +19,7 @@ from brainmri_core.project.job import Job
 from brainmri_core.project.layout import ARCHIVES_VARIABLE
 from brainmri_core.project.pointers import FetchPointer
 from brainmri_core.project.sample_table import FETCH_COLUMNS, content_hash, read_samples, write_samples
+from brainmri_core.project.work_locks import work_lock
 from brainmri_core.sources.archive import extract_archive, unpack_inner
 from brainmri_core.sources.folder import copy_tree, list_folder
 from brainmri_core.sources.index import LEFT_OUT, QUIET_KINDS, index_files
@@ -34,8 +37,8 @@ from brainmri_core.sources.tree import split_of
 from brainmri_core.system.checksums import sha256_file, sha256_json
 from brainmri_core.system.clock import timestamp, utc_now
 from brainmri_core.system.json_files import read_json, write_json
-from brainmri_core.system.locks import exclusive
 from brainmri_core.system.storage import staging_folder
+from brainmri_core.system.store import MANIFESTS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -106,15 +109,35 @@ def fetch(config: FetchConfig, job: Job) -> FetchPointer:
     cache = job.layout.dataset_cache(config.cache_dir, job.dataset)
     if replaces_shipped(job.dataset):
         job.log.info("the catalogue's own entry is replaced by the user's", file=str(catalogue_path()))
-    with exclusive(job.layout.lock("fetch", job.dataset)):
+
+    def told(owner: str) -> None:
+        job.log.info("another machine may be fetching the data set; waiting for it", owner=owner)
+
+    with work_lock(job.layout, job.layout.lock("fetch", job.dataset), told=told) as waited:
         job.clear_stale(cache)
-        source = _locate(config, job)
-        target = cache / f"{source.key}-{_reading(config, job)}"
+        reading = _reading(config, job)
+        source = _locate(config, job, lambda: _fetched_elsewhere(config, job, reading) if waited else None)
+        target = cache / f"{source.key}-{reading}"
+        folder = job.layout.relative(target)
+        if waited or target.is_dir():
+            job.layout.absolute(folder)  # from another machine, or what this one has only a part of
         if target.is_dir():
-            job.log.info("already unpacked", folder=job.layout.relative(target))
+            job.log.info("already unpacked", folder=folder)
         else:
             _unpack(config, source, target, job)
+        job.layout.store.publish_folder(folder)  # so that a machine that waits finds it
     return _pointer(source, target, job)
+
+
+def _fetched_elsewhere(config: FetchConfig, job: Job, reading: str) -> _Source | None:
+    """Download the version from Kaggle that another machine has just published; return None where there is none."""
+    cache = job.layout.relative(job.layout.dataset_cache(config.cache_dir, job.dataset))
+    wanted = re.compile(rf"v({config.version or '[0-9]+'})-[0-9a-f]{{16}}(?=-{reading}\.json$)")
+    names = (name.rpartition("/")[2] for name in job.layout.store.list(f"{MANIFESTS}/{cache}/v*.json"))
+    found = [match for match in map(wanted.match, names) if match]
+    key = max(found, key=lambda match: int(match[1]))[0] if found else None
+    there = key is not None and job.layout.absolute(f"{cache}/{key}-{reading}").is_dir()
+    return _Source("kaggle", key, None, {}) if key and there else None
 
 
 def _reading(config: FetchConfig, job: Job) -> str:
@@ -149,7 +172,7 @@ def _local(config: FetchConfig, job: Job) -> Path | None:
     return path
 
 
-def _locate(config: FetchConfig, job: Job) -> _Source:
+def _locate(config: FetchConfig, job: Job, published: Callable[[], _Source | None]) -> _Source:
     if (path := _local(config, job)) is not None:
         job.log.info("using a local copy", source=path.name)
         if path.is_dir():
@@ -171,7 +194,7 @@ def _locate(config: FetchConfig, job: Job) -> _Source:
             f"The data set {job.dataset} is only had as a local archive: give fetch.archive (or --archive PATH), or set "
             f"{ARCHIVES_VARIABLE} to a folder that holds {[f'{job.entry.slug}.zip', *job.entry.archives][-1]}."
         )
-    return _from_kaggle(config, job)
+    return published() or _from_kaggle(config, job)
 
 
 def _modified_before(config: FetchConfig, job: Job) -> float | None:

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+from brainmri_core.system.leases import LEASE_VARIABLE
 from tests.counts import PATIENCE_S
 
 BUCKET = "projects"
@@ -41,8 +42,9 @@ class StoreServer:
 
 
 def environment(port: int, account: dict[str, str] = OWNER) -> dict[str, str]:
-    """Return the variables that lead an account to a server or proxy."""
-    return {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}", "AWS_REGION": "us-east-1", **account}
+    """Return the variables that lead an account to a server or proxy; leases are short, so that no test waits a minute."""
+    where = {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}", "AWS_REGION": "us-east-1"}
+    return {**where, LEASE_VARIABLE: "5", **account}
 
 
 def _free_ports(count: int) -> list[int]:

@@ -18,6 +18,7 @@ from brainmri_core.learning.team import Team
 from brainmri_core.project.job import Job
 from brainmri_core.project.layout import RESUME_FOLDER
 from brainmri_core.project.pointers import PackPointer
+from brainmri_core.project.work_locks import work_lock
 from brainmri_core.system.checksums import sha256_file, sha256_json
 from brainmri_core.system.json_files import read_json, write_json
 from brainmri_core.system.locks import exclusive
@@ -77,17 +78,22 @@ def _is_running(resume: Path, job: Job) -> bool:
 
 @contextlib.contextmanager
 def owned(resume: Path, identity: dict[str, Any], team: Team, job: Job) -> Iterator[None]:
-    """Lock the folder of this training's state during the block, for all processes of the team.
+    """Lock this training during the block, for all processes of the team.
 
     Raises
     ------
     BusyError
-        If another run has locked it.
+        If another run has locked it, here or on another machine.
     """
     with contextlib.ExitStack() as held:
         if team.leads:
+
+            def told(owner: str) -> None:
+                job.log.info("another machine may be at work on this training; waiting to see", owner=owner)
+
+            lock = _lock_of(resume, job)
             held.enter_context(
-                exclusive(_lock_of(resume, job), wait=False, busy="the same training is running")
+                work_lock(job.layout, lock, wait=False, busy="the same training is running", told=told)
             )
             make_dirs(resume.parent)
             for folder in (resume.parent.parent, resume.parent):

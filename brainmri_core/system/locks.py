@@ -81,8 +81,13 @@ def _locked(path: Path, wait: bool, busy: str) -> FileIO:
             raise
 
 
-def _sign(handle: FileIO) -> None:
+def signature() -> str:
+    """Return what a lock says of its owner: this process, this machine and the time."""
     since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    return f"process {os.getpid()} on {platform.node()} since {since}"
+
+
+def _sign(handle: FileIO) -> None:
     with contextlib.suppress(OSError):  # on a full disk, commands that free space need their locks
         handle.truncate(0)
-        handle.write(f"process {os.getpid()} on {platform.node()} since {since}\n".encode())
+        handle.write(f"{signature()}\n".encode())

@@ -77,6 +77,8 @@ class Bucket:
     ----------
     url : str
         A URL from `checked_url`.
+    patience : float or None
+        Seconds of further tries in place of those of the environment.
 
     Raises
     ------
@@ -84,7 +86,7 @@ class Bucket:
         If obstore is not installed, or the environment's settings for the store are wrong.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, patience: float | None = None) -> None:
         try:
             import obstore
             import obstore.store
@@ -96,7 +98,7 @@ class Bucket:
         self._scheme = url.partition("://")[0]
         self._obstore = obstore
         connect: Any = obstore.store.from_url
-        self._patience_s = patience_s()
+        self._patience_s = patience_s() if patience is None else patience
         self._is_away = False
         insecure = os.environ.get("AWS_ENDPOINT_URL_S3", os.environ.get("AWS_ENDPOINT_URL", "")).startswith(
             "http://"
@@ -239,6 +241,18 @@ class Bucket:
             return self._patiently(write, "write")
         finally:
             self.remove(name)
+
+    def age(self, name: str) -> float | None:
+        """Return how many seconds ago an object was written, by the clock of the store, None where there is none.
+
+        Stores give whole seconds, so it may be wrong by one.
+        """
+
+        def look() -> float:
+            return float(self._obstore.head(self._store, name)["last_modified"].timestamp())
+
+        written = self._patiently(look, "read", absent=_none)
+        return None if written is None else self.now() - written
 
     def copy(self, name: str, target: str, size: int) -> bool:
         """Copy an object within the bucket; return False where there is none."""

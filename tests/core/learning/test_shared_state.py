@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from brainmri_core.config import PipelineConfig
+from brainmri_core.errors import BusyError
 from brainmri_core.learning.checkpoint import load_checkpoint
 from brainmri_core.project.layout import Layout
 from brainmri_core.project.pointer_store import latest_pointer
@@ -38,8 +40,8 @@ class Machines:
     def layout(self, name: str) -> Layout:
         return Layout.at(self.url, str(self.folder / name))
 
-    def start(self, name: str, run_id: str) -> ForkServerProcess:
-        arguments = (self.folder / name, "train", run_id, CONFIG, self.url)
+    def start(self, name: str, run_id: str, config: PipelineConfig = CONFIG) -> ForkServerProcess:
+        arguments = (self.folder / name, "train", run_id, config, self.url)
         process = self.context.Process(target=run_stage, args=arguments)
         process.start()
         return process
@@ -94,6 +96,25 @@ def test_a_training_killed_on_one_machine_ends_on_another_with_the_same_weights(
     ]
     (_, one), (_, other) = map(load_checkpoint, files)
     assert all(value.equal(other[name]) for name, value in one.items())
+
+
+@pytest.mark.full
+def test_a_training_that_another_machine_is_at_work_on_is_not_begun(machines: Machines) -> None:
+    long = configuration("old", train={"loop": {"epochs": 500, "precision": "fp32"}})
+    process = machines.start("a", "first", long)
+    until = time.monotonic() + PATIENCE_S
+    while len(machines.epochs("a", "first")) < 1:
+        assert process.is_alive() and time.monotonic() < until
+        time.sleep(0.02)
+    with pytest.raises(
+        BusyError, match=rf"the same training is running \(process {process.pid} on .*\); wait for it"
+    ):
+        run_stage(machines.folder / "b", "train", "second", long, machines.url)
+    assert process.is_alive()
+    assert any("waiting to see" in line["event"] for line in machines.log("b", "second"))
+    run_stage(machines.folder / "b", "train", "another", CONFIG, machines.url)
+    process.kill()
+    process.join()
 
 
 @pytest.mark.full
