@@ -2,14 +2,18 @@
 
     OMP_NUM_THREADS=1 python benchmarks/bench_scale.py --images 3000 30000
     OMP_NUM_THREADS=1 python benchmarks/bench_scale.py --hashes 75000 150000 300000
+    OMP_NUM_THREADS=1 python benchmarks/bench_scale.py --hashes 300000 1000000 3000000 --orientations mirror
 
 Images are made from the built-in data set's, each with another brightness, shift and noise. The cores are the same in
 each column: threads of one worker, or as many divided among two. Each round measures the columns one after the other, so
 that a busy machine is busy for all of them. The figures are medians of the rounds: seconds, and in brackets processor
 seconds of all processes that take part, which other programs on the machine disturb less. Ratios are to the first column.
-The workers are warm, as those of a cluster are: each column begins with a pass that is not counted.
+The workers are warm, as those of a cluster are: each column begins with a pass that is not counted. They keep freed memory, as
+`docs/deployment.md` has it; ``--give-back`` starts them as Dask does by itself, so that they give every freed array back.
 
-``--hashes`` measures the search for copies alone, on synthetic fingerprints, with its exponent since the number before.
+``--hashes`` measures the search for copies alone, on synthetic fingerprints, with its exponent since the number before. Memory
+is the largest that the process had of its own, without the mapped file of thumbnails. A search of the mirror image only makes 4 of
+the 14 passes over the index that one of all orientations makes.
 """
 
 from __future__ import annotations
@@ -24,6 +28,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -50,6 +55,7 @@ from brainmri_core.system.threads import cores
 
 KEY = "brainmri/phantom"
 SIZE = 224
+KEEP_FREED = {"MALLOC_TRIM_THRESHOLD_": str(64 << 20), "MALLOC_MMAP_THRESHOLD_": str(32 << 20)}
 Column = tuple[Workers | None, list[int]]
 STAGES = ("fingerprints", "search for copies", "resize")
 
@@ -88,20 +94,24 @@ def processor_seconds(programs: list[int]) -> float:
 
 
 @contextlib.contextmanager
-def cluster(folder: Path, workers: int, threads: int) -> Iterator[tuple[str, list[int]]]:
+def cluster(
+    folder: Path, workers: int, threads: int, environment: dict[str, str]
+) -> Iterator[tuple[str, list[int]]]:
     """Run a scheduler and workers on loopback, and yield the address and the processes."""
     folder.mkdir(parents=True)
     place = folder / "scheduler.json"
     loopback = ("--host", "127.0.0.1")
     bound = ("--port", "0", "--dashboard-address", "127.0.0.1:0", "--scheduler-file", str(place))
-    running = [_dask(folder, "scheduler", *loopback, *bound)]
+    running = [_dask(folder, "scheduler", *loopback, *bound, environment={})]
     try:
         while not (place.exists() and place.stat().st_size):
             time.sleep(0.1)
         time.sleep(0.5)
         address = json.loads(place.read_text())["address"]
         settings = (*loopback, "--no-dashboard", "--nthreads", str(threads))
-        running += [_dask(folder, "worker", address, *settings) for _ in range(workers)]
+        running += [
+            _dask(folder, "worker", address, *settings, environment=environment) for _ in range(workers)
+        ]
         yield address, [process.pid for process in running]
     finally:
         for process in reversed(running):
@@ -109,12 +119,12 @@ def cluster(folder: Path, workers: int, threads: int) -> Iterator[tuple[str, lis
             process.wait()
 
 
-def _dask(folder: Path, kind: str, *arguments: str) -> subprocess.Popen[bytes]:
+def _dask(folder: Path, kind: str, *arguments: str, environment: dict[str, str]) -> subprocess.Popen[bytes]:
     program = [sys.executable, "-m", f"distributed.cli.dask_{kind}", *arguments]
     root = str(Path(__file__).resolve().parents[1])
     with (folder / f"{kind}.log").open("ab") as log:
         return subprocess.Popen(
-            program, cwd=folder, env=os.environ | {"PYTHONPATH": root}, stdout=log, stderr=log
+            program, cwd=folder, env=os.environ | {"PYTHONPATH": root} | environment, stdout=log, stderr=log
         )
 
 
@@ -149,14 +159,14 @@ def stages(root: Path, paths: list[str], column: Column) -> dict[str, tuple[floa
     return taken
 
 
-def compare(folder: Path, n: int, rounds: int) -> None:
+def compare(folder: Path, n: int, rounds: int, environment: dict[str, str]) -> None:
     """Print a table of the stages in each column, in images a second and as a ratio to the first column."""
     paths = write_images(folder / str(n), n)
     root, some = folder / str(n), paths[: min(n, 512)]
     whole, half = cores(), max(1, cores() // 2)
     with (
-        cluster(folder / f"one-{n}", 1, whole) as one,
-        cluster(folder / f"two-{n}", 2, half) as two,
+        cluster(folder / f"one-{n}", 1, whole, environment) as one,
+        cluster(folder / f"two-{n}", 2, half, environment) as two,
         contextlib.ExitStack() as opened,
     ):
         columns: dict[str, Column] = {f"{whole} processes": (None, [])}
@@ -199,35 +209,58 @@ def report(n: int, taken: dict[str, list[dict[str, tuple[float, float]]]]) -> No
         print(f"| {stage} | {' | '.join(cells)} | {', '.join(ratios)} |", flush=True)
 
 
-def search(folder: Path, numbers: list[int]) -> None:
+@contextlib.contextmanager
+def watched_memory() -> Iterator[Callable[[], float]]:
+    """Look at the memory of this process a few times a second, and yield what returns the largest, in GB."""
+    ended, seen = threading.Event(), [0]
+
+    def look() -> None:
+        while not ended.wait(0.2):
+            memory = psutil.Process().memory_info()
+            seen.append(memory.rss - memory.shared)
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        yield lambda: max(seen) / 1e9
+    finally:
+        ended.set()
+        thread.join()
+
+
+def search(folder: Path, numbers: list[int], config: CopySearchConfig) -> None:
     """Print the seconds of the search for copies in this process, at rising numbers of fingerprints, with the exponent."""
     before = None
-    print(
-        "| fingerprints | processor seconds | us an image | pairs | exponent |\n| ---: | ---: | ---: | ---: | ---: |"
-    )
+    print("| fingerprints | processor seconds | us an image | pairs | exponent | memory |")
+    print("| ---: | ---: | ---: | ---: | ---: | ---: |", flush=True)
     for n in numbers:
         table, _ = synthetic(n, folder, np.random.default_rng(n))
-        start = time.process_time()
-        pairs = find_copies_on(None, table, CopySearchConfig())
-        seconds = time.process_time() - start
+        with watched_memory() as memory:
+            start = time.process_time()
+            pairs = find_copies_on(None, table, config)
+            seconds = time.process_time() - start
         exponent = f"{math.log(seconds / before[1]) / math.log(n / before[0]):.2f}" if before else ""
         print(
-            f"| {n:,} | {seconds:.1f} | {seconds / n * 1e6:.0f} | {len(pairs.first):,} | {exponent} |",
+            f"| {n:,} | {seconds:.1f} | {seconds / n * 1e6:.0f} | {len(pairs.first):,} | {exponent} | {memory():.1f} GB |",
             flush=True,
         )
         before = (n, seconds)
+        (folder / f"{n}.npy").unlink()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, nargs="*", default=[])
     parser.add_argument("--hashes", type=int, nargs="*", default=[])
+    parser.add_argument("--orientations", choices=("all", "mirror", "identity"), default="all")
+    parser.add_argument("--give-back", action="store_true")
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         for n in options.images:
-            compare(Path(folder), n, options.rounds)
-        search(Path(folder), options.hashes)
+            compare(Path(folder), n, options.rounds, {} if options.give_back else KEEP_FREED)
+        if options.hashes:
+            search(Path(folder), options.hashes, CopySearchConfig(orientations=options.orientations))
 
 
 if __name__ == "__main__":
