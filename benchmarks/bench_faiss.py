@@ -8,7 +8,7 @@ images, as they are). All look for the pairs whose hashes differ in at most the 
 these pairs that an index finds; "of copies" is its recall of those that the pixels then confirm. Seconds are the processor's, of one
 thread. The ratio is that of all 14 passes, in which an index is built twice, to the exact search, which makes its index in each pass.
 
-IndexBinaryMultiHash divides the bits as the exact search does: with 4 parts and 2 flipped bits in each, it misses nothing either.
+IndexBinaryMultiHash divides the bits as the exact search does: with 3 parts and 2 flipped bits in each, it misses nothing either.
 IndexBinaryHNSW cannot search by radius, so it is asked for the 32 nearest.
 """
 
@@ -76,8 +76,8 @@ def indexes(faiss: Any, n: int) -> dict[str, tuple[Callable[[], Any], list[tuple
     lists = round(4 * n**0.5)
 
     return {
-        "IndexBinaryMultiHash, 4 parts": (
-            lambda: faiss.IndexBinaryMultiHash(64, 4, 16),
+        "IndexBinaryMultiHash, 3 parts": (
+            lambda: faiss.IndexBinaryMultiHash(64, 3, 21),
             [(f"{flips} flipped", "nflip", flips) for flips in (0, 1, 2)],
         ),
         f"IndexBinaryIVF, {lists:,} lists": (

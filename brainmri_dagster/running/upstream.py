@@ -57,12 +57,14 @@ def recorded_pointer(
         of its own), else None.
     """
     pointer_type = ASSETS[asset].pointer
-    records = materializations(instance, asset, partition, _RECENT)
     rank = {run_id: place for place, run_id in enumerate(run_ids)}
-    for record in sorted(records, key=lambda item: rank.get(item.run_id, len(rank))):
-        path = pointer_file(layout, record.asset_materialization)
-        if path is not None:
-            return read_pointer(layout, pointer_type, path)
+    # Records hold pictures and are slow to read, so without a choice of runs the newest is tried alone first.
+    for limit in (_RECENT,) if run_ids else (1, _RECENT):
+        records = materializations(instance, asset, partition, limit)
+        for record in sorted(records, key=lambda item: rank.get(item.run_id, len(rank))):
+            path = pointer_file(layout, record.asset_materialization)
+            if path is not None:
+                return read_pointer(layout, pointer_type, path)
     return None if asset in FOLD_ASSETS else latest_pointer(layout, pointer_type, pointer_place(partition))
 
 

@@ -73,3 +73,13 @@ def test_a_record_of_another_project_is_passed_over(layout, tmp_path):
         assert recorded_pointer(instance, layout, "raw_dataset", PARTITION) is None
         here = write_pointer(layout, pointer("b"))
         assert recorded_pointer(instance, layout, "raw_dataset", PARTITION) == here
+
+
+def test_an_older_record_counts_where_the_newest_is_of_another_project(layout, tmp_path):
+    elsewhere = Layout(root=tmp_path / "elsewhere")
+    with dg.DagsterInstance.ephemeral() as instance:
+        here = write_pointer(layout, pointer("a"))
+        record(instance, here)
+        record(instance, write_pointer(elsewhere, pointer("b")))
+        write_pointer(layout, pointer("c"))
+        assert recorded_pointer(instance, layout, "raw_dataset", PARTITION) == here
