@@ -22,7 +22,7 @@ from brainmri_core.project.work_locks import work_lock
 from brainmri_core.system.checksums import sha256_file, sha256_json
 from brainmri_core.system.json_files import read_json, write_json
 from brainmri_core.system.locks import exclusive
-from brainmri_core.system.storage import make_dirs, remove_stale
+from brainmri_core.system.storage import in_scratch, make_dirs, remove_stale
 
 
 def decisive(config: TrainConfig) -> dict[str, Any]:
@@ -91,9 +91,11 @@ def owned(resume: Path, identity: dict[str, Any], team: Team, job: Job) -> Itera
             def told(owner: str) -> None:
                 job.log.info("another machine may be at work on this training; waiting to see", owner=owner)
 
-            lock = _lock_of(resume, job)
+            lock, busy = _lock_of(resume, job), "the same training is running"
             held.enter_context(
-                work_lock(job.layout, lock, wait=False, busy="the same training is running", told=told)
+                exclusive(lock, wait=False, busy=busy)
+                if in_scratch(resume)
+                else work_lock(job.layout, lock, wait=False, busy=busy, told=told)
             )
             make_dirs(resume.parent)
             for folder in (resume.parent.parent, resume.parent):

@@ -9,13 +9,16 @@ from brainmri_core.errors import StorageError
 from brainmri_core.learning.state import State, read_state
 from brainmri_core.project.job import Job
 from brainmri_core.project.run_sharing import remote_store
+from brainmri_core.system.storage import in_scratch
 
 _PAUSE_S = 600.0
 """After a failed upload the store is left alone for this long, because waiting for it holds up the training."""
 
 
 class SharedState:
-    """Keeps the state of a training in the project's object store up to date. For a project in a folder it does nothing.
+    """Keeps the state of a training in the project's object store up to date.
+
+    It does nothing for a project in a folder, and for a training in a scratch folder, which nobody goes on with.
 
     Parameters
     ----------
@@ -26,7 +29,7 @@ class SharedState:
     """
 
     def __init__(self, file: Path, job: Job) -> None:
-        store = remote_store(job.layout)
+        store = None if in_scratch(file) else remote_store(job.layout)
         self._shared = None if store is None else store.shared_file(job.layout.relative(file))
         self._file, self._job = file, job
         self._told, self._not_before = False, 0.0

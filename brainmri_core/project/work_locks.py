@@ -57,11 +57,15 @@ def work_lock(
 
 
 def is_at_work(layout: Layout, lock: Path) -> bool:
-    """Say whether a process, here or on another machine, holds a lock. The lock of a dead one is removed."""
+    """Say whether a process, here or on another machine, holds a lock. The lock of a dead one is removed.
+
+    Only one process of this machine may ask at a time.
+    """
+    was_here = lock.is_file()
     try:
         with exclusive(lock, wait=False):
             lock.unlink(missing_ok=True)
     except BusyError:
         return True
     store = remote_store(layout)
-    return store is not None and is_held(store.bucket, lock.stem)
+    return store is not None and not was_here and is_held(store.bucket, lock.stem)

@@ -1,33 +1,34 @@
-"""The trials of a study in Optuna's journal file, which any number of processes can use at the same time.
+"""The trials of a study in Optuna's journal, which any number of processes can use at the same time.
 
-Every process holds a lock of its own while it works, which the kernel releases however the process ends. So a trial of a dead
-process can be distinguished from a running one, and its values are tried again. Optuna's own file locks remain when their
-process is killed, and all others then wait; so the journal is locked by the kernel, too.
+Every process holds a lock of its own while it works, on this machine and among all that share the project. So a trial of a dead
+process can be distinguished from a running one, and its values are tried again.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import optuna
 from optuna.samplers import TPESampler
 from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from brainmri_core.config.tuning import TuneConfig
-from brainmri_core.errors import BusyError, ConfigError, IntegrityError
+from brainmri_core.errors import ConfigError, IntegrityError
 from brainmri_core.project.layout import Layout
+from brainmri_core.project.work_locks import is_at_work, work_lock
+from brainmri_core.studies.bucket_journal import BucketJournal, bucket_journal
+from brainmri_core.studies.file_journal import FileJournal
 from brainmri_core.studies.record import JOURNAL, Identity, State, Trial, TrialRecord
 from brainmri_core.studies.space import Setting, Space, Value
 from brainmri_core.system.checksums import sha256_json
 from brainmri_core.system.locks import exclusive
-from brainmri_core.system.storage import make_dirs, storage_error
+from brainmri_core.system.storage import make_dirs
 
 _STATES: dict[TrialState, State] = {
     TrialState.COMPLETE: "complete",
@@ -38,46 +39,7 @@ _STATES: dict[TrialState, State] = {
 _DAMAGED = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError)
 """What Optuna and pydantic raise on a damaged journal."""
 _BEGUN = ("complete", "pruned", "failed", "running")
-
-
-class _KernelLock(JournalFileOpenLock):
-    """Lock of a journal that a dead process cannot keep; an incomplete line that it left at the end is removed."""
-
-    def __init__(self, lock: Path, journal: Path) -> None:
-        self._lock, self._journal = lock, journal
-        self._held = contextlib.ExitStack()
-
-    def acquire(self) -> bool:
-        """Wait for the lock."""
-        self._held.enter_context(exclusive(self._lock))
-        _cut_half_line(self._journal)
-        return True
-
-    def release(self) -> None:
-        """Release the lock."""
-        self._held.close()
-
-
-class _Journal(JournalFileBackend):
-    """The journal, with this package's errors for failed writes."""
-
-    def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        """Append operations, one per line."""
-        try:
-            super().append_logs(logs)
-        except OSError as error:
-            raise storage_error(error, Path(self._file_path)) from error
-
-
-def _cut_half_line(path: Path) -> None:
-    with path.open("r+b") as handle:
-        size = handle.seek(0, os.SEEK_END)
-        if not size:
-            return
-        handle.seek(size - 1)
-        if handle.read(1) != b"\n":
-            handle.seek(0)
-            handle.truncate(handle.read().rfind(b"\n") + 1)
+T = TypeVar("T")
 
 
 def open_study(layout: Layout, dataset: str, config: TuneConfig, identity: Identity) -> optuna.Study:
@@ -91,36 +53,53 @@ def open_study(layout: Layout, dataset: str, config: TuneConfig, identity: Ident
         If its journal is damaged.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    path = make_dirs(layout.study_dir(dataset, config.study)) / JOURNAL
-    lock = _KernelLock(layout.lock("journal", dataset, config.study), path)
-    with exclusive(_lock_of(layout, dataset, config.study)), _readable(path):
-        storage = JournalStorage(_Journal(str(path), lock_obj=lock))
-        study = optuna.create_study(
-            storage=storage,
-            study_name=config.study,
-            direction="maximize",
-            load_if_exists=True,
-            pruner=_pruner(config),
-        )
-        stored = study.user_attrs.get("identity")
-        if stored is None and not study.trials:
-            study.set_user_attr("identity", identity.model_dump(mode="json"))
-            return study
-        begun = Identity.model_validate(stored)
-    _check_same(begun, identity, config.study, path.parent)
+    shared = bucket_journal(layout, dataset, config.study)
+    where = _where(layout, dataset, config.study)
+    with exclusive(_lock_of(layout, dataset, config.study)), _readable(where):
+        if shared is None:
+            file = make_dirs(layout.study_dir(dataset, config.study)) / JOURNAL
+            lock = layout.lock("journal", dataset, config.study)
+            study = _created(JournalStorage(FileJournal(file, lock)), config.study, identity)
+        else:
+            _create_shared(shared, config.study, identity)
+            study = optuna.load_study(study_name=config.study, storage=JournalStorage(shared))
+        study.pruner = _pruner(config)
+        begun = Identity.model_validate(study.user_attrs.get("identity"))
+    _check_same(begun, identity, config.study, where)
     return study
 
 
+def _created(storage: JournalStorage, name: str, identity: Identity) -> optuna.Study:
+    study = optuna.create_study(storage=storage, study_name=name, direction="maximize", load_if_exists=True)
+    if study.user_attrs.get("identity") is None and not study.trials:
+        study.set_user_attr("identity", identity.model_dump(mode="json"))
+    return study
+
+
+def _create_shared(shared: BucketJournal, name: str, identity: Identity) -> None:
+    """Begin a journal in an object store, unless a machine has begun it."""
+    while not (draft := shared.draft()).number:
+        _created(JournalStorage(draft), name, identity)
+        if shared.commit(draft):
+            return
+
+
+def _where(layout: Layout, dataset: str, study: str) -> str:
+    """Name the journal of a study for messages: the file, or the objects below a prefix."""
+    shared = bucket_journal(layout, dataset, study)
+    return str(layout.study_dir(dataset, study) / JOURNAL) if shared is None else shared.where
+
+
 @contextlib.contextmanager
-def _readable(path: Path) -> Iterator[None]:
+def _readable(where: str) -> Iterator[None]:
     """Turn the errors of Optuna and pydantic on a damaged journal into an IntegrityError."""
     try:
         yield
     except (*_DAMAGED, optuna.exceptions.OptunaError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise IntegrityError(
-            f"The journal {path} of the study is damaged ({reason}); restore it, or delete {path.parent} to begin the study "
-            "again."
+            f"The journal {where} of the study is damaged ({reason}); restore it, or delete {_folder(where)} to begin the "
+            "study again."
         ) from None
 
 
@@ -130,7 +109,11 @@ def _pruner(config: TuneConfig) -> optuna.pruners.BasePruner:
     return optuna.pruners.MedianPruner(n_startup_trials=config.unpruned)
 
 
-def _check_same(begun: Identity, now: Identity, study: str, folder: Path) -> None:
+def _folder(where: str) -> str:
+    return where.rpartition("/")[0]
+
+
+def _check_same(begun: Identity, now: Identity, study: str, where: str) -> None:
     if begun.data != now.data:
         what = f"on other data, the images of run {begun.pack_run} and not those of {now.pack_run}"
     elif begun.space != now.space:
@@ -147,7 +130,7 @@ def _check_same(begun: Identity, now: Identity, study: str, folder: Path) -> Non
         return
     raise ConfigError(
         f"The study {study!r} was begun {what}, so its trials cannot be compared; give the new study a name of its own, or "
-        f"delete {folder} to begin it again."
+        f"delete {_folder(where)} to begin it again."
     )
 
 
@@ -169,7 +152,7 @@ def working(layout: Layout, run_id: str) -> Iterator[None]:
         If another process works under this run id.
     """
     lock = _lock_of_run(layout, run_id)
-    with exclusive(lock, wait=False, busy="another process works on the study under this run id"):
+    with work_lock(layout, lock, wait=False, busy="another process works on the study under this run id"):
         try:
             yield
         finally:
@@ -182,11 +165,12 @@ def _lock_of_run(layout: Layout, run_id: str) -> Path:
 
 def lacking(layout: Layout, dataset: str, config: TuneConfig) -> int:
     """Return how many trials a study still lacks; all of them if it was not begun."""
+    shared = bucket_journal(layout, dataset, config.study)
     path = layout.study_dir(dataset, config.study) / JOURNAL
-    if not path.is_file():
-        return config.trials
-    with _readable(path):
-        storage = JournalStorage(JournalFileBackend(str(path)))
+    with _readable(_where(layout, dataset, config.study)):
+        if not path.is_file() if shared is None else not shared.draft().number:
+            return config.trials
+        storage = JournalStorage(shared or JournalFileBackend(str(path)))
         return max(0, config.trials - _begun(optuna.load_study(study_name=config.study, storage=storage)))
 
 
@@ -202,7 +186,8 @@ def next_trial(
     The values depend only on the seed, the number of earlier trials and their scores, so that a study that was interrupted
     and continued tries the same values as one without interruption.
     """
-    with exclusive(_lock_of(layout, dataset, config.study)):
+
+    def begin(study: optuna.Study) -> int | None:
         _abandon_dead(study, space, layout, run_id)
         begun = _begun(study)
         if begun >= config.trials:
@@ -213,7 +198,24 @@ def next_trial(
         trial.set_user_attr("run_id", run_id)
         for key, setting in space.items():
             _suggest(trial, key, setting)
-    return trial
+        return trial._trial_id
+
+    found = _alone(layout, dataset, study, begin)
+    return None if found is None else optuna.trial.Trial(study, found)
+
+
+def _alone(layout: Layout, dataset: str, study: optuna.Study, change: Callable[[optuna.Study], T]) -> T:
+    """Change a study by what it holds, while no other process changes it in between; `change` may be called several times."""
+    name = study.study_name
+    with exclusive(_lock_of(layout, dataset, name)):
+        shared = bucket_journal(layout, dataset, name)
+        if shared is None:
+            return change(study)
+        while True:
+            draft = shared.draft()
+            done = change(optuna.load_study(study_name=name, storage=JournalStorage(draft)))
+            if shared.commit(draft):
+                return done
 
 
 def _suggest(trial: optuna.Trial, key: str, setting: Setting) -> None:
@@ -230,7 +232,7 @@ def _abandon_dead(study: optuna.Study, space: Space, layout: Layout, run_id: str
     """Close the trials whose process is dead, and enqueue their values again."""
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         owner = trial.user_attrs.get("run_id")
-        if owner is None or owner == run_id or not _works(layout, owner):
+        if owner is None or owner == run_id or not is_at_work(layout, _lock_of_run(layout, owner)):
             study.tell(trial.number, state=TrialState.FAIL)
             try_again(study, space, trial.params)
 
@@ -239,16 +241,6 @@ def try_again(study: optuna.Study, space: Space, values: dict[str, Value]) -> No
     """Enqueue the values of a trial that was stopped from outside, if all of them were drawn."""
     if set(values) == set(space):
         study.enqueue_trial(values)
-
-
-def _works(layout: Layout, run_id: str) -> bool:
-    lock = _lock_of_run(layout, run_id)
-    try:
-        with exclusive(lock, wait=False):
-            lock.unlink(missing_ok=True)
-            return False
-    except BusyError:
-        return True
 
 
 def end_trial(study: optuna.Study, trial: optuna.Trial, record: TrialRecord, state: State) -> None:

@@ -39,9 +39,8 @@ def best_of(trials: Sequence[Trial]) -> Trial | None:
     return max(complete, key=lambda trial: (trial.score or 0.0, -trial.number), default=None)
 
 
-def optimism_of(trials: Sequence[Trial], calls: Path, classes: Sequence[str], seed: int) -> float | None:
-    """Return by how much the best score is too high; None if predictions of a complete trial are missing."""
-    files = [calls_file(calls, trial.number) for trial in trials if trial.state == "complete"]
+def optimism_of(files: Sequence[Path], classes: Sequence[str], seed: int) -> float | None:
+    """Return by how much the best score is too high, from the predictions of all complete trials; None if some are missing."""
     if not files or not all(file.is_file() for file in files):
         return None
     tables = [read_samples(file).sort_values("path", ignore_index=True) for file in files]

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import optuna
 import pandas as pd
+from optuna.exceptions import UpdateFinishedTrialError
 
 from brainmri_core.config.training import TrainConfig
 from brainmri_core.config.tuning import TuneConfig
@@ -95,7 +96,8 @@ def _make(study: Study, trial: optuna.Trial) -> str | None:
     folds: list[FoldResult] = []
     values, reason = dict(trial.params), None
 
-    def end(state: State, *, interrupted: bool = False) -> None:
+    def end(state: State, *, interrupted: bool = False) -> bool:
+        """Store the result; return False if another machine has taken this one for dead, and makes the trial again."""
         record = TrialRecord(
             run_id=study.job.run_id,
             values=values,
@@ -104,12 +106,19 @@ def _make(study: Study, trial: optuna.Trial) -> str | None:
             reason=reason,
             interrupted=interrupted,
         )
-        end_trial(study.optuna, trial, record, state)
+        try:
+            end_trial(study.optuna, trial, record, state)
+        except UpdateFinishedTrialError:
+            _say_lost(study, trial)
+            return False
         score = folds[-1].pooled_macro_f1 if folds else None
         study.job.log.info("trial", number=trial.number, state=state, macro_f1=score, seconds=record.seconds)
+        return True
 
     try:
         end(_folds(study, trial, values, folds))
+    except UpdateFinishedTrialError:
+        _say_lost(study, trial)
     except (ConfigError, DataError, ModelError) as error:
         reason = str(error)
         study.job.log.warning("trial failed", number=trial.number, reason=reason)
@@ -118,11 +127,17 @@ def _make(study: Study, trial: optuna.Trial) -> str | None:
         # A signal, a full disk, a damaged pack: not caused by the values of this trial.
         outside = isinstance(error, BrainMRIError) or not isinstance(error, Exception)
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        end("failed", interrupted=outside)
-        if outside:
+        if end("failed", interrupted=outside) and outside:
             try_again(study.optuna, study.identity.space, values)
         raise
     return reason
+
+
+def _say_lost(study: Study, trial: optuna.Trial) -> None:
+    study.job.log.warning(
+        "the trial is given up: this process was taken for dead, and its values are tried again",
+        number=trial.number,
+    )
 
 
 def _folds(study: Study, trial: optuna.Trial, values: dict[str, Any], results: list[FoldResult]) -> State:
@@ -151,7 +166,9 @@ def _folds(study: Study, trial: optuna.Trial, values: dict[str, Any], results: l
     calls = pd.concat(parts, ignore_index=True)
     called = calls[[f"prob_{name}" for name in study.folds[0].classes]].to_numpy().argmax(axis=1)
     kept = calls[["path", "group", "patient", "class_index", "fold"]].assign(called=called)
-    write_samples(calls_file(study.folder, trial.number), kept)
+    file, layout = calls_file(study.folder, trial.number), study.job.layout
+    write_samples(file, kept)
+    layout.store.publish_folder(layout.relative(file.parent))
     return "complete"
 
 
@@ -207,7 +224,10 @@ def report_of(study: Study) -> StudyReport:
         reasons = [trial.record.reason for trial in trials if trial.record.reason]
         told = f", the last because: {reasons[-1]}" if reasons else "."
         raise ModelError(f"No trial of the study {name!r} is complete{told}")
-    optimism = optimism_of(trials, study.folder, study.folds[0].classes, seed)
+    layout = study.job.layout
+    calls = [calls_file(study.folder, trial.number) for trial in trials if trial.state == "complete"]
+    files = [layout.absolute(layout.relative(file)) for file in calls]
+    optimism = optimism_of(files, study.folds[0].classes, seed)
     return StudyReport(
         study=name,
         dataset=study.job.dataset,

@@ -247,6 +247,11 @@ def staging_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
             guard.unlink(missing_ok=True)
 
 
+def in_scratch(path: Path) -> bool:
+    """Say whether a path is below a temporary folder, which ends with its process."""
+    return any(part.startswith(TEMPORARY_PREFIX) for part in path.parts)
+
+
 @contextlib.contextmanager
 def scratch_folder(parent: Path) -> Iterator[Path]:
     """Yield an empty folder that is removed when the block ends.

@@ -33,7 +33,6 @@ def tune_queued(request: Request) -> int:
     config, dataset = configure(request)
     read_space(find_study(config.tune.study))
     project = project_of(config)
-    project.layout.require_folder("Tuning")
     count = lacking_trials(config.tune, project.layout, dataset)
     if not count:
         print(

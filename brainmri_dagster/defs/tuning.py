@@ -25,7 +25,6 @@ def tuning_study(
 ) -> dg.MaterializeResult[TuningPointer]:
     """The result of a search over the folds of the training side: the best settings as an experiment, and their expected score."""
     with stage_run(context) as run:
-        run.job.layout.require_folder("Tuning")
         pack = pack_for("train", run.config, resized_images, run.job)
         from brainmri_core.tuning import tune
         from brainmri_dagster.training.distributed import run_training

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,14 +23,18 @@ from brainmri_core.images.pack import open_pack
 from brainmri_core.learning.checkpoint import load_model, save_checkpoint
 from brainmri_core.project.job import Job
 from brainmri_core.project.layout import Layout
+from brainmri_core.project.pointer_store import latest_pointer
 from brainmri_core.project.pointers import CheckpointPointer, PackPointer, TuningPointer
 from brainmri_core.project.sample_table import read_samples
 from brainmri_core.studies.record import StudyReport, read_report
 from brainmri_core.studies.space import with_values
 from brainmri_core.system.checksums import sha256_file
+from brainmri_core.system.object_store import Bucket
 from brainmri_core.train import train
+from brainmri_core.verify import verify
 from tests import ROOT
-from tests.core.tuning_case import PHANTOM, SPACE, around, make_packed, pack_in, search
+from tests.core.tuning_case import PHANTOM, SPACE, around, make_packed, pack_in, project_in, search
+from tests.counts import PATIENCE_S
 from tests.dagster.defs.champion_case import teach
 from tests.once import once
 
@@ -231,6 +237,77 @@ def test_two_processes_work_on_one_study_at_the_same_time(root: Path, tmp_path: 
 
 def report_of_run(root: Path, run_id: str) -> StudyReport:
     return read_report(root / f"outputs/studies/{PHANTOM}/small/outcomes/{run_id}/study.json")
+
+
+@pytest.mark.full
+def test_machines_that_share_a_bucket_work_on_one_study_and_one_is_killed(
+    store_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_study(tmp_path, SPACE)
+    make_packed(store_url)
+    program = (
+        "import sys; from tests.core.tuning_case import search; from brainmri_core.project.pointer_store import write_pointer; "
+        "from tests.core.tuning_case import project_in; url, run, trials = sys.argv[1:]; "
+        "write_pointer(project_in(url, run), search(url, run, int(trials)))"
+    )
+
+    def start(run_id: str, trials: int) -> subprocess.Popen[bytes]:
+        words = [sys.executable, "-c", program, store_url, run_id, str(trials)]
+        return subprocess.Popen(words, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)})
+
+    killed, bucket = start("killed", 3), Bucket(store_url)
+    place = f"outputs/studies/{PHANTOM}/small/journal/"
+    until = time.monotonic() + PATIENCE_S
+    while b'"step":0' not in b"".join(bucket.get(name) or b"" for name in bucket.list(place)):
+        assert killed.poll() is None and time.monotonic() < until
+        time.sleep(0.1)
+    killed.kill()
+    killed.wait()
+    time.sleep(8)  # longer than a lease lasts here
+    workers = [start(run_id, 3) for run_id in ("a", "b")]
+    assert [worker.wait(PATIENCE_S) for worker in workers] == [0, 0]
+
+    layout = project_in(store_url, "look")
+    found = latest_pointer(layout, TuningPointer, f"{PHANTOM}+small")
+    assert found is not None
+    assert layout.absolute(found.experiment_file).is_file() and layout.absolute(found.plot).is_file()
+    again = read_report(project_in(store_url, "again").absolute(search(store_url, "again", 3).metrics))
+    states = [trial.state for trial in again.trials]
+    assert sorted(states) == ["abandoned", *["complete"] * 3]
+    lost = again.trials[states.index("abandoned")]
+    assert lost.record.run_id == "killed"
+    assert lost.record.values in [trial.record.values for trial in again.trials if trial is not lost]
+    assert again.optimism is not None, "the predictions of all machines are there"
+    assert [bucket.list(f"{prefix}/") for prefix in ("leases", "shared")] == [[], []]
+    assert verify(layout).problems == []
+
+
+@pytest.mark.full
+def test_a_machine_that_was_taken_for_dead_gives_its_trial_up_and_makes_the_next(
+    store_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_study(tmp_path, SPACE)
+    pack = make_packed(store_url)
+    begun: list[str] = []
+
+    def overtaken(config: TrainConfig, seen: PackPointer, job: Job) -> CheckpointPointer:
+        begun.append(job.run_id)
+        if len(begun) == 1:
+            Bucket(store_url).remove("leases/study-run-frozen.json")
+            search(store_url, "other", 2, per_run=1)
+        return train(config, seen, job)
+
+    report = read_report(
+        project_in(store_url, "frozen").absolute(
+            search(store_url, "frozen", 2, fit=overtaken, pack=pack).metrics
+        )
+    )
+    assert [trial.state for trial in report.trials] == ["abandoned", "complete", "complete"]
+    assert [trial.record.run_id for trial in report.trials] == ["frozen", "other", "frozen"]
+    assert report.trials[0].record.values == report.trials[1].record.values
+    assert begun == ["frozen-0-0", "frozen-2-0", "frozen-2-1"]
 
 
 def test_without_optuna_the_extra_is_named(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ from brainmri_core.project.pointer_store import latest_pointer, write_pointer
 from brainmri_core.project.pointers import PackPointer, TuningPointer
 from brainmri_core.resize import resize
 from brainmri_core.split import split
+from brainmri_core.system.store_url import is_url
 from brainmri_core.tuning import tune
 from tests.core.learning.training_pack import config as train_config
 
@@ -30,12 +31,19 @@ space:
 """
 
 
-def job_in(root: Path, run_id: str) -> Job:
+def project_in(root: Path | str, run_id: str) -> Layout:
+    """Return a project in a folder, or in an object store; each run is on a machine of its own there."""
+    return Layout.at(str(root), f"machine-{run_id}") if is_url(str(root)) else Layout(root=Path(root))
+
+
+def job_in(root: Path | str, run_id: str) -> Job:
     """Return a job on the phantom."""
-    return Job(Layout(root=root), run_id, load_catalogue()[PHANTOM], StageLog("tune", run_id, PHANTOM, []))
+    return Job(
+        project_in(root, run_id), run_id, load_catalogue()[PHANTOM], StageLog("tune", run_id, PHANTOM, [])
+    )
 
 
-def make_packed(root: Path) -> PackPointer:
+def make_packed(root: Path | str) -> PackPointer:
     """Fetch, split into two folds and resize."""
     job = job_in(root, "data")
     phantom = {"subjects_per_class": 5, "slices_per_subject": 4, "copies_per_kind": 1, "label_conflicts": 0}
@@ -44,9 +52,9 @@ def make_packed(root: Path) -> PackPointer:
     return write_pointer(job.layout, resize(ResizeConfig(size=32), mapping, job))
 
 
-def pack_in(root: Path) -> PackPointer:
+def pack_in(root: Path | str, run_id: str = "data") -> PackPointer:
     """Return the newest pack of a project."""
-    pack = latest_pointer(Layout(root=root), PackPointer, PHANTOM)
+    pack = latest_pointer(project_in(root, run_id), PackPointer, PHANTOM)
     assert pack is not None
     return pack
 
@@ -57,11 +65,11 @@ def around(**blocks: dict[str, Any]) -> TrainConfig:
 
 
 def search(
-    root: Path, run_id: str, trials: int, *, pack: PackPointer | None = None, **more: Any
+    root: Path | str, run_id: str, trials: int, *, pack: PackPointer | None = None, **more: Any
 ) -> TuningPointer:
     """Work on the study `small`."""
     settings = {"study": "small", "trials": trials, "seed": 1, "random_trials": 2, "pruner": "none"}
     given = {key: more.pop(key) for key in ("usual", "fit", "train") if key in more}
     config = TuneConfig.model_validate({**settings, **more})
     job = replace(job_in(root, run_id))
-    return tune(config, given.pop("train", around()), pack or pack_in(root), job, **given)
+    return tune(config, given.pop("train", around()), pack or pack_in(root, run_id), job, **given)

@@ -28,7 +28,9 @@ from brainmri_core.project.pointers import (
     LeaderboardPointer,
     MappingPointer,
     PackPointer,
+    TuningPointer,
 )
+from brainmri_core.studies.record import read_report
 from brainmri_core.system.json_files import read_json
 from brainmri_core.verify import verify
 from brainmri_dagster.cli import app
@@ -196,10 +198,20 @@ def test_several_processes_train_for_a_bucket(machines: Machines) -> None:
     assert machines.layout.absolute(pointer.checkpoint).is_file()
 
 
-def test_tuning_says_that_it_needs_a_folder(machines: Machines) -> None:
-    assert "Tuning needs a project in a folder, and this one is s3://" in failure_of(
-        machines.run(["tuning_study"])
-    )
+def test_a_study_is_continued_on_another_machine(
+    machines: Machines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "configs/studies").mkdir(parents=True)
+    (tmp_path / "configs/studies/shared.yaml").write_text("space: {train.optim.lr: {low: 1e-4, high: 0.1}}")
+    monkeypatch.chdir(tmp_path)
+    for made in (1, 2):
+        machines.done(["tuning_study"], "tune.study=shared", "tune.trials=2", "tune.per_run=1")
+        assert machines.newest("tuning_study").metadata["complete"].value == made
+    pointer = latest_pointer(machines.layout, TuningPointer, f"{PHANTOM}+shared")
+    assert pointer is not None and pointer.headline["optimism"] is not None
+    assert read_report(machines.layout.absolute(pointer.metrics)).count("complete") == 2
+    told = failure_of(machines.run(["tuning_study"], "tune.study=shared", "train.optim.gamma=0.5"))
+    assert told.startswith("The study 'shared' was begun with other settings")
 
 
 def test_what_all_of_them_left_is_well(machines: Machines) -> None:

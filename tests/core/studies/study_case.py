@@ -1,6 +1,6 @@
 """A study whose trials are scored without a training, and processes that work on it, some of which get killed.
 
-python -m tests.core.studies.study_case ROOT RUN_ID TRIALS FATE
+python -m tests.core.studies.study_case ROOT RUN_ID TRIALS FATE [CACHE]
 """
 
 from __future__ import annotations
@@ -70,4 +70,5 @@ def work(
 
 
 if __name__ == "__main__":
-    work(Layout(root=Path(sys.argv[1])), sys.argv[2], int(sys.argv[3]), sys.argv[4])
+    place, name, number, end, *cache = sys.argv[1:]
+    work(Layout.at(place, *cache) if cache else Layout(root=Path(place)), name, int(number), end)
