@@ -24,9 +24,9 @@ REAL = "sartajbhuvaji/brain-tumor-classification-mri"
 # No deadline: a test must not fail because the machine is busy.
 settings.register_profile("brainmri", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("brainmri")
-# Tests that stay on one worker, because they share a warm process or a browser; every other file is a part of its own.
+# Tests that stay on one worker, because they share a warm process, a server or a browser; every other file is a part of its own.
 PARTS = {
-    "tests/faults/": "the warm process",
+    **({} if LONG else {"tests/faults/": "the warm process"}),
     "tests/core/system/test_object_store.py": "the object store",
     "tests/core/system/test_store.py": "the object store",
     "tests/core/system/test_shared_file.py": "the object store",
@@ -37,6 +37,8 @@ PARTS = {
     "tests/e2e/test_app.py": "the browser",
     "tests/e2e/test_ui.py": "the browser",
 }
+# With many trials each function of these is a part of its own: a warm process for each worker costs less than waiting.
+BY_FUNCTION = ("tests/faults/",) if LONG else ()
 # These start first, in this order, so that no worker is left with a long part at the end.
 FIRST = (
     *("tests/deploy/test_celery.py", "tests/e2e/test_docs.py", "tests/e2e/test_daemon.py", "tests/faults/"),
@@ -66,6 +68,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     class Parts(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = nodeid.partition("::")[0]
+            if nodeid.startswith(BY_FUNCTION):
+                return nodeid.partition("[")[0]
             return next((part for start, part in PARTS.items() if file.startswith(start)), file)
 
     config.option.loadscopereorder = False

@@ -20,7 +20,13 @@ def trials(few: T, many: T) -> T:
 
 def rest(*values: Any) -> list[Any]:
     """Return values of a parameter, or tuples of values, marked `full`: more of a kind, which ``make test`` leaves out."""
-    return [
-        pytest.param(*(value if isinstance(value, tuple) else (value,)), marks=pytest.mark.full)
-        for value in values
-    ]
+    return [_marked(value, pytest.mark.full) for value in values]
+
+
+def long(*values: Any) -> list[Any]:
+    """Return the same marked `slow` as well: ``make test-rest`` leaves them out, too."""
+    return [_marked(value, pytest.mark.full, pytest.mark.slow) for value in values]
+
+
+def _marked(value: Any, *marks: pytest.MarkDecorator) -> Any:
+    return pytest.param(*(value if isinstance(value, tuple) else (value,)), marks=marks)

@@ -17,13 +17,14 @@ from brainmri_core.system.store import RemoteStore
 from brainmri_dagster.graph.asset_table import PROCESS_TAG
 from brainmri_dagster.running.stage_run import run_id_of
 from tests import ROOT
+from tests.counts import trials
 from tests.deploy.celery_case import Cluster, running_cluster
 from tests.e2e.conftest import PHANTOM
 from tests.object_store import BUCKET, StoreServer
 
 pytestmark = [pytest.mark.full, pytest.mark.e2e, pytest.mark.journey]
 
-EPOCHS, FOLDS = 8, 5
+EPOCHS, FOLDS = 8, trials(2, 5)
 
 
 @pytest.fixture(scope="module", params=[pytest.param("folder", marks=pytest.mark.slow), "bucket"])

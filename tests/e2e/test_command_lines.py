@@ -36,6 +36,7 @@ def test_a_partition_that_is_not_in_the_catalogue_is_refused_by_name(project: Pr
 
 
 @pytest.mark.full
+@pytest.mark.slow
 def test_one_dagster_command_goes_from_the_source_to_the_evaluation(project: Project) -> None:
     config = {"ops": {"model_checkpoint": {"config": {"loop": {"epochs": 1}, "optim": {"lr": 0.002}}}}}
     done = project.dagster(

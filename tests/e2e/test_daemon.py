@@ -85,6 +85,7 @@ def test_one_bad_data_set_does_not_keep_the_others_from_finishing(daemon: Daemon
     assert "no partition is missing" in nothing.stdout
 
 
+@pytest.mark.slow
 def test_all_folds_and_their_report_are_filled_by_one_command(daemon: Daemon) -> None:
     daemon.instance.event_log_storage.set_concurrency_slots("accelerator", 2)
     prepared = daemon.project.brainmri("pipeline", "--skip", "train", "--skip", "evaluate")
@@ -128,6 +129,7 @@ def test_a_daemon_that_runs_with_older_settings_is_to_be_restarted(daemon: Daemo
     assert last.endswith("restart it and ask again.")
 
 
+@pytest.mark.slow
 def test_every_trial_of_a_study_is_a_run_of_the_queue(daemon: Daemon) -> None:
     prepared = daemon.project.brainmri(
         "pipeline", "--skip", "train", "--skip", "evaluate", "--stale-only", "--dataset", PHANTOM

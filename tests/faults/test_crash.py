@@ -15,27 +15,27 @@ pytestmark = pytest.mark.training
 
 # Trials by stage, reduced and long: killed before the N-th file operation, power cut there, killed at a random time.
 KILLS = {
-    "fetch": trials(3, 60),
-    "split": trials(3, 30),
-    "resize": trials(4, 40),
-    "validate": trials(2, 20),
-    "train": trials(3, 30),
-    "evaluate": trials(1, 12),
+    "fetch": trials(3, 30),
+    "split": trials(3, 16),
+    "resize": trials(4, 24),
+    "validate": trials(2, 10),
+    "train": trials(3, 14),
+    "evaluate": trials(1, 6),
 }
 POWER = {
-    "fetch": trials(3, 30),
-    "split": trials(1, 10),
-    "resize": trials(3, 30),
-    "validate": trials(1, 6),
-    "train": trials(2, 12),
+    "fetch": trials(3, 14),
+    "split": trials(1, 6),
+    "resize": trials(3, 14),
+    "validate": trials(1, 4),
+    "train": trials(2, 8),
     "evaluate": trials(1, 4),
 }
 RANDOM = {
-    "fetch": trials(2, 20),
-    "split": trials(1, 10),
-    "resize": trials(2, 15),
-    "validate": trials(1, 8),
-    "train": trials(1, 10),
+    "fetch": trials(2, 10),
+    "split": trials(1, 6),
+    "resize": trials(2, 8),
+    "validate": trials(1, 5),
+    "train": trials(1, 6),
     "evaluate": trials(1, 4),
 }
 SECONDS = {"fetch": 0.2, "split": 1.0, "resize": 0.4, "validate": 1.5, "train": 2.5, "evaluate": 5.0}
@@ -114,7 +114,7 @@ def test_every_operation_fails_from_some_point_on(
     number = getattr(errno, name)
     results = [
         warm.call("tests.faults.trials:crash", folder, stage, hashes[stage], number, at, 0.0)
-        for at in points(operations[stage], trials(2, 8))
+        for at in points(operations[stage], trials(2, 4))
     ]
     tally(f"{name} injected", stage, results)
     assert problems(results) == []

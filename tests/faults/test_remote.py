@@ -21,16 +21,16 @@ pytestmark = [pytest.mark.training, pytest.mark.full]
 TRIALS = "tests.faults.remote_trials"
 # Trials by stage, reduced and long; half are killed before an operation of the store, half after it.
 KILLS = {
-    "fetch": trials(2, 28),
-    "split": trials(1, 20),
-    "resize": trials(2, 28),
-    "validate": trials(1, 14),
-    "train": trials(1, 14),
-    "evaluate": trials(1, 8),
+    "fetch": trials(2, 26),
+    "split": trials(1, 18),
+    "resize": trials(2, 26),
+    "validate": trials(1, 13),
+    "train": trials(1, 12),
+    "evaluate": trials(1, 7),
 }
 PAIRS = trials(1, 50)
-CLEARINGS = trials(4, 60)
-PIPELINES = trials(1, 20)
+CLEARINGS = trials(4, 20)
+PIPELINES = trials(1, 8)
 RATE = 0.06
 """Share of the requests that fail."""
 

@@ -21,7 +21,7 @@ from tests.faults.warm import Warm
 
 pytestmark = pytest.mark.training
 
-TRIALS = trials(2, 40)
+TRIALS = trials(2, 16)
 
 
 @pytest.mark.parametrize(

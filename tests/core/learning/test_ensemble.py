@@ -22,6 +22,7 @@ from brainmri_core.learning.ensemble import Ensemble, Member, networks_of
 from brainmri_core.learning.inference import predict
 from brainmri_core.learning.models import build_model, head
 from tests.core.learning.models_case import META
+from tests.counts import long
 
 CPU = torch.device("cpu")
 NAME = "resnet18"
@@ -110,7 +111,9 @@ def test_the_randomisation_check_reaches_every_member(stage: str) -> None:
 
 @pytest.mark.full
 @pytest.mark.training
-@pytest.mark.parametrize("name", ["densenet121", "timm/tf_efficientnet_lite0", "timm/vit_tiny_patch16_224"])
+@pytest.mark.parametrize(
+    "name", ["timm/tf_efficientnet_lite0", *long("densenet121", "timm/vit_tiny_patch16_224")]
+)
 def test_probes_and_other_encoders_make_an_ensemble_too(name: str, tmp_path: Path) -> None:
     pytest.importorskip("onnxscript")
     onnxruntime = pytest.importorskip("onnxruntime")

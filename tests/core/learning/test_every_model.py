@@ -21,7 +21,7 @@ from brainmri_core.project.logs import Record
 from brainmri_core.train import train
 from tests import ROOT
 from tests.core.learning.training_pack import config, make_pack
-from tests.counts import rest
+from tests.counts import long, rest
 
 pytestmark = pytest.mark.training
 
@@ -31,6 +31,8 @@ _ROW = re.compile(
 _PAGE = (ROOT / "docs/training.md").read_text(encoding="utf-8")
 TABLE = {row["name"]: row for row in _ROW.finditer(_PAGE.partition("## Encoders\n")[2].partition("\n## ")[0])}
 CHEAP = ["timm/mobilenetv4_conv_small"]
+TYPICAL = ["resnet18", "convnext_tiny", "timm/tf_efficientnet_lite0", "timm/vit_small_patch14_dinov2.lvd142m"]
+OTHERS = [name for name in TABLE if name not in CHEAP + TYPICAL]
 SIDES = {"timm/vit_small_patch14_dinov2.lvd142m": 56}
 
 
@@ -42,7 +44,7 @@ def test_the_table_holds_the_encoders_that_are_promised() -> None:
     } <= set(TABLE)
 
 
-@pytest.mark.parametrize("name", [*CHEAP, *rest(*(name for name in TABLE if name not in CHEAP))])
+@pytest.mark.parametrize("name", [*CHEAP, *rest(*TYPICAL), *long(*OTHERS)])
 def test_an_encoder_is_trained_kept_explained_exported_and_used(
     job: Job, tmp_path: Path, records: list[Record], name: str
 ) -> None:

@@ -99,6 +99,7 @@ def bench(packed: Workbench, monkeypatch: pytest.MonkeyPatch) -> Iterator[Workbe
 
 
 @pytest.mark.full
+@pytest.mark.slow
 def test_several_processes_report_through_the_event_log(bench: Workbench) -> None:
     result = bench.done(TRAIN, *TWO, "train.loop.epochs=2")
     lines = event_log(bench, result.dagster_run.run_id)

@@ -123,6 +123,7 @@ def test_two_nodes_learn_the_bits_of_two_processes_and_the_second_writes_nothing
 
 @training
 @pytest.mark.full
+@pytest.mark.slow
 def test_nodes_that_differ_both_say_in_what(packed: Workbench, copy: Path, address: str) -> None:
     with helper(copy, *nodes(address, "train.optim.lr=0.002")) as second:
         sentence = "Node 1 of 2 (numbered from 0) has train.optim.lr 0.002 and the first node 0.001"
