@@ -8,7 +8,7 @@ export PYTHONDONTWRITEBYTECODE :=
 # Workers with one thread each, so that they and the programs they start do not compete for the cores. One more than two cores have
 # work for, because tests wait for servers and the disk.
 WORKERS ?= 3
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS)
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS)
 .PHONY: help install demo static unit every check test test-rest test-all audit docs ui clean
 export NO_MKDOCS_2_WARNING = 1
 
@@ -49,7 +49,9 @@ static: .venv/.installed .venv/hadolint
 check: .venv/.installed .venv/hadolint  ## lint, types, import contracts and the unit tests that train nothing
 	@$(MAKE) --no-print-directory --jobs=2 unit static
 
-# The unit tests alone. `check` runs lint and types at the same time, because the tests leave cores idle while they start.
+# The unit tests alone, which wait for no server. `check` runs lint and types at the same time, because the tests leave cores idle
+# while they start.
+unit: WORKERS = 2
 unit: .venv/.installed
 	$(PYTEST) -m "not training and not e2e and not full and not slow" tests/core tests/dagster tests/repository
 

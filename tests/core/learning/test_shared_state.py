@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import time
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -27,6 +28,11 @@ EPOCHS = 6
 CONFIG = configuration("old", train={"loop": {"epochs": EPOCHS, "precision": "fp32"}})
 
 
+def _run_stage(environment: dict[str, str], *arguments: Any) -> None:
+    os.environ.update(environment)
+    run_stage(*arguments)
+
+
 class Machines:
     """Machines that share a bucket, in which a data set is ready for training."""
 
@@ -41,8 +47,9 @@ class Machines:
         return Layout.at(self.url, str(self.folder / name))
 
     def start(self, name: str, run_id: str, config: PipelineConfig = CONFIG) -> ForkServerProcess:
-        arguments = (self.folder / name, "train", run_id, config, self.url)
-        process = self.context.Process(target=run_stage, args=arguments)
+        # the server may have started for an earlier test, without this one's credentials
+        arguments = (dict(os.environ), self.folder / name, "train", run_id, config, self.url)
+        process = self.context.Process(target=_run_stage, args=arguments)
         process.start()
         return process
 
