@@ -34,6 +34,9 @@ PARTS = {
     "tests/core/project/test_run_sharing.py": "the object store",
     "tests/core/project/test_shared_project.py": "the object store",
     "tests/core/project/test_bucket_gc.py": "the object store",
+    "tests/core/project/test_work_locks.py": "the object store",
+    "tests/core/studies/test_bucket_journal.py": "the object store",
+    "tests/core/system/test_leases.py": "the object store",
     "tests/e2e/test_app.py": "the browser",
     "tests/e2e/test_ui.py": "the browser",
 }
