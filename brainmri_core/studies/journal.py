@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -39,6 +40,8 @@ _STATES: dict[TrialState, State] = {
 _DAMAGED = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError)
 """What Optuna and pydantic raise on a damaged journal."""
 _BEGUN = ("complete", "pruned", "failed", "running")
+PREDICTIONS = "predictions"
+"""Attribute of a study in an object store: name of the folder of its predictions, which no deleted study of its name has used."""
 T = TypeVar("T")
 
 
@@ -79,7 +82,8 @@ def _created(storage: JournalStorage, name: str, identity: Identity) -> optuna.S
 def _create_shared(shared: BucketJournal, name: str, identity: Identity) -> None:
     """Begin a journal in an object store, unless a machine has begun it."""
     while not (draft := shared.draft()).number:
-        _created(JournalStorage(draft), name, identity)
+        study = _created(JournalStorage(draft), name, identity)
+        study.set_user_attr(PREDICTIONS, secrets.token_hex(6))
         if shared.commit(draft):
             return
 
@@ -168,7 +172,8 @@ def lacking(layout: Layout, dataset: str, config: TuneConfig) -> int:
     shared = bucket_journal(layout, dataset, config.study)
     path = layout.study_dir(dataset, config.study) / JOURNAL
     with _readable(_where(layout, dataset, config.study)):
-        if not path.is_file() if shared is None else not shared.draft().number:
+        is_begun = path.is_file() if shared is None else shared.draft().number > 0
+        if not is_begun:
             return config.trials
         storage = JournalStorage(shared or JournalFileBackend(str(path)))
         return max(0, config.trials - _begun(optuna.load_study(study_name=config.study, storage=storage)))

@@ -56,7 +56,7 @@ def optimism_of(files: Sequence[Path], classes: Sequence[str], seed: int) -> flo
 
 
 def calls_file(folder: Path, number: int) -> Path:
-    """Return the file of a complete trial's out-of-fold predictions, in the study's folder."""
+    """Return the file of a complete trial's out-of-fold predictions in a folder."""
     return folder / "out_of_fold" / f"{number:05}.parquet"
 
 

@@ -26,7 +26,14 @@ from brainmri_core.learning.inference import predict
 from brainmri_core.project.job import Job
 from brainmri_core.project.pointers import CheckpointPointer, FoldPackPointer, PackPointer
 from brainmri_core.project.sample_table import known_patients, read_samples, write_samples
-from brainmri_core.studies.journal import end_trial, importance_of, next_trial, trials_of, try_again
+from brainmri_core.studies.journal import (
+    PREDICTIONS,
+    end_trial,
+    importance_of,
+    next_trial,
+    trials_of,
+    try_again,
+)
 from brainmri_core.studies.outcome import best_of, calls_file, note_of, optimism_of
 from brainmri_core.studies.record import FoldResult, Identity, State, StudyReport, TrialRecord
 from brainmri_core.studies.space import with_values
@@ -65,6 +72,10 @@ class Study:
     def folder(self) -> Path:
         """Folder of the study's files, which all its runs share."""
         return self.job.layout.study_dir(self.job.dataset, self.config.study)
+
+    def calls(self, number: int) -> Path:
+        """Return the file of a trial's predictions."""
+        return calls_file(self.folder / self.optuna.user_attrs.get(PREDICTIONS, ""), number)
 
 
 def make_trials(study: Study) -> None:
@@ -166,7 +177,7 @@ def _folds(study: Study, trial: optuna.Trial, values: dict[str, Any], results: l
     calls = pd.concat(parts, ignore_index=True)
     called = calls[[f"prob_{name}" for name in study.folds[0].classes]].to_numpy().argmax(axis=1)
     kept = calls[["path", "group", "patient", "class_index", "fold"]].assign(called=called)
-    file, layout = calls_file(study.folder, trial.number), study.job.layout
+    file, layout = study.calls(trial.number), study.job.layout
     write_samples(file, kept)
     layout.store.publish_folder(layout.relative(file.parent))
     return "complete"
@@ -225,7 +236,7 @@ def report_of(study: Study) -> StudyReport:
         told = f", the last because: {reasons[-1]}" if reasons else "."
         raise ModelError(f"No trial of the study {name!r} is complete{told}")
     layout = study.job.layout
-    calls = [calls_file(study.folder, trial.number) for trial in trials if trial.state == "complete"]
+    calls = [study.calls(trial.number) for trial in trials if trial.state == "complete"]
     files = [layout.absolute(layout.relative(file)) for file in calls]
     optimism = optimism_of(files, study.folds[0].classes, seed)
     return StudyReport(

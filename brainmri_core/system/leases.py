@@ -102,11 +102,9 @@ def leased(
         yield waited
     finally:
         ended.set()
-        keeper.join()
-        with contextlib.suppress(StorageError):  # it expires
-            found = keeping.get(key)
-            if found is not None and _holder(found) == own.token:
-                keeping.remove(key)
+        keeper.join(_PATIENCE_S)
+        if not keeper.is_alive():  # else the store does not answer, and the lease expires
+            _give_back(keeping, key, own)
 
 
 def is_held(bucket: Bucket, name: str) -> bool:
@@ -151,6 +149,13 @@ def _keep(bucket: Bucket, key: str, own: Lease, ended: threading.Event) -> None:
         with contextlib.suppress(StorageError):  # the next time, perhaps
             if not _renewed(bucket, key, own.model_copy(update={"renewals": renewals})):
                 return
+
+
+def _give_back(bucket: Bucket, key: str, own: Lease) -> None:
+    with contextlib.suppress(StorageError):
+        found = bucket.get(key)
+        if found is not None and _holder(found) == own.token:
+            bucket.remove(key)
 
 
 def _renewed(bucket: Bucket, key: str, lease: Lease) -> bool:

@@ -13,7 +13,7 @@ import pytest
 from brainmri_core.errors import BusyError, ConfigError, IntegrityError
 from brainmri_core.project.layout import Layout
 from brainmri_core.studies.bucket_journal import BucketJournal, Draft
-from brainmri_core.studies.journal import lacking, trials_of, working
+from brainmri_core.studies.journal import PREDICTIONS, lacking, trials_of, working
 from brainmri_core.studies.record import Trial
 from brainmri_core.system.object_store import Bucket
 from brainmri_core.system.store import RemoteStore
@@ -141,6 +141,18 @@ def test_a_study_is_not_continued_on_other_data(store_url: str, tmp_path: Path) 
         opened(machine(store_url, tmp_path, "b"), 2, HERE.model_copy(update={"data": "e" * 8}))
     assert "The study 's' was begun on other data" in str(caught.value)
     assert f"delete {store_url}/outputs/studies/{DATASET}/s to begin it again" in str(caught.value)
+
+
+@pytest.mark.full
+def test_a_study_that_is_begun_again_takes_no_predictions_of_the_deleted_one(
+    store_url: str, tmp_path: Path
+) -> None:
+    first = opened(machine(store_url, tmp_path, "a"), 2).user_attrs[PREDICTIONS]
+    assert opened(machine(store_url, tmp_path, "b"), 2).user_attrs[PREDICTIONS] == first
+    bucket = Bucket(store_url)
+    for name in bucket.list(f"outputs/studies/{DATASET}/s/"):
+        bucket.remove(name)
+    assert opened(machine(store_url, tmp_path, "c"), 2).user_attrs[PREDICTIONS] != first
 
 
 @pytest.mark.full
