@@ -28,6 +28,7 @@ from brainmri_core.project.pointers import CheckpointPointer, PackPointer, Tunin
 from brainmri_core.project.sample_table import read_samples
 from brainmri_core.studies.record import StudyReport, read_report
 from brainmri_core.studies.space import with_values
+from brainmri_core.system import leases
 from brainmri_core.system.checksums import sha256_file
 from brainmri_core.system.object_store import Bucket
 from brainmri_core.train import train
@@ -290,6 +291,7 @@ def test_a_machine_that_was_taken_for_dead_gives_its_trial_up_and_makes_the_next
     monkeypatch.chdir(tmp_path)
     write_study(tmp_path, SPACE)
     pack = make_packed(store_url)
+    monkeypatch.setattr(leases, "_keep", lambda *_: None)  # nobody renews the lease of a frozen machine
     begun: list[str] = []
 
     def overtaken(config: TrainConfig, seen: PackPointer, job: Job) -> CheckpointPointer:

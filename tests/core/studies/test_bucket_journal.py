@@ -15,6 +15,7 @@ from brainmri_core.project.layout import Layout
 from brainmri_core.studies.bucket_journal import BucketJournal, Draft
 from brainmri_core.studies.journal import PREDICTIONS, lacking, trials_of, working
 from brainmri_core.studies.record import Trial
+from brainmri_core.system import leases
 from brainmri_core.system.object_store import Bucket
 from brainmri_core.system.store import RemoteStore
 from tests import ROOT
@@ -117,7 +118,11 @@ def test_a_running_trial_of_a_live_machine_is_left_to_it(store_url: str, tmp_pat
 
 
 @pytest.mark.full
-def test_who_was_taken_for_dead_cannot_end_the_trial_and_goes_on(store_url: str, tmp_path: Path) -> None:
+def test_who_was_taken_for_dead_cannot_end_the_trial_and_goes_on(
+    store_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leases, "_keep", lambda *_: None)  # nobody renews the lease of a frozen machine
+    monkeypatch.setenv(leases.LEASE_VARIABLE, "600")
     here, there = machine(store_url, tmp_path, "a"), machine(store_url, tmp_path, "b")
     study = opened(here, 3)
     with working(here, "frozen"):
