@@ -74,12 +74,7 @@ def nearest(codes: Any) -> Look:
 def indexes(faiss: Any, n: int) -> dict[str, tuple[Callable[[], Any], list[tuple[str, str, int]]]]:
     """Return how to make each index, and the settings to search it with: name, attribute, value."""
     lists = round(4 * n**0.5)
-
     return {
-        "IndexBinaryMultiHash, 3 parts": (
-            lambda: faiss.IndexBinaryMultiHash(64, 3, 21),
-            [(f"{flips} flipped", "nflip", flips) for flips in (0, 1, 2)],
-        ),
         f"IndexBinaryIVF, {lists:,} lists": (
             lambda: faiss.IndexBinaryIVF(faiss.IndexBinaryFlat(64), 64, lists),
             [(f"{probes} looked at", "nprobe", probes) for probes in (4, 16, 64)],
@@ -87,6 +82,10 @@ def indexes(faiss: Any, n: int) -> dict[str, tuple[Callable[[], Any], list[tuple
         "IndexBinaryHNSW, 16 neighbours": (
             lambda: faiss.IndexBinaryHNSW(64, 16),
             [(f"{width} candidates", "efSearch", width) for width in (32, 128)],
+        ),
+        "IndexBinaryMultiHash, 3 parts": (
+            lambda: faiss.IndexBinaryMultiHash(64, 3, 21),
+            [(f"{flips} flipped", "nflip", flips) for flips in (0, 1, 2)],
         ),
     }
 

@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 python benchmarks/bench_scale.py --images 3000 30000
     OMP_NUM_THREADS=1 python benchmarks/bench_scale.py --hashes 75000 150000 300000
-    OMP_NUM_THREADS=1 python benchmarks/bench_scale.py --hashes 300000 1000000 3000000 --orientations mirror
+    OMP_NUM_THREADS=1 python benchmarks/bench_scale.py --hashes 300000 1000000 3000000 --some 131072
 
 Images are made from the built-in data set's, each with another brightness, shift and noise. The cores are the same in
 each column: threads of one worker, or as many divided among two. Each round measures the columns one after the other, so
@@ -12,8 +12,9 @@ The workers are warm, as those of a cluster are: each column begins with a pass 
 `docs/deployment.md` has it; ``--give-back`` starts them as Dask does by itself, so that they give every freed array back.
 
 ``--hashes`` measures the search for copies alone, on synthetic fingerprints, with its exponent since the number before. Memory
-is the largest that the process had of its own, without the mapped file of thumbnails. A search of the mirror image only makes 4 of
-the 14 passes over the index that one of all orientations makes.
+is the largest that the process had of its own, without the mapped file of thumbnails. ``--some`` looks up
+only some of the images, mirrored, in the index of all, and estimates one of the 14 passes of a search from it: what the index costs,
+and the rest for all images.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,8 @@ from brainmri_core.cluster.workers import Workers, workers_of
 from brainmri_core.config.cluster import ClusterConfig
 from brainmri_core.config.data import CopySearchConfig, PhantomConfig, ResizeConfig
 from brainmri_core.copies.fingerprint_shards import fingerprint_on
+from brainmri_core.copies.hamming import candidate_pairs
+from brainmri_core.copies.search import confirmed, prepare
 from brainmri_core.copies.search_shards import find_copies_on
 from brainmri_core.images.pack import write_pack
 from brainmri_core.images.preparation_shards import resized_on
@@ -57,6 +61,7 @@ KEY = "brainmri/phantom"
 SIZE = 224
 KEEP_FREED = {"MALLOC_TRIM_THRESHOLD_": str(64 << 20), "MALLOC_MMAP_THRESHOLD_": str(32 << 20)}
 Column = tuple[Workers | None, list[int]]
+MIRRORED = 1  # an index into `likeness.ORIENTATIONS`
 STAGES = ("fingerprints", "search for copies", "resize")
 
 
@@ -248,11 +253,41 @@ def search(folder: Path, numbers: list[int], config: CopySearchConfig) -> None:
         (folder / f"{n}.npy").unlink()
 
 
+def search_for_some(folder: Path, numbers: list[int], some: int) -> None:
+    """Print what one pass of a search costs by looking up some of the images in the index of all."""
+    config, stopped, before = CopySearchConfig(), threading.Event(), None
+    print("| fingerprints | index | a pass, estimated | us an image | pairs of hashes | exponent | memory |")
+    print("| ---: | ---: | ---: | ---: | ---: | ---: | ---: |", flush=True)
+    for n in numbers:
+        table, _ = synthetic(n, folder, np.random.default_rng(n))
+        with watched_memory() as memory:
+            every = prepare(table.thumbs, table.hashes, np.arange(n))
+            taken = []
+            for count in (1, some):
+                start = time.process_time()
+                confirmed(replace(every, rows=np.arange(count)), every, MIRRORED, config, stopped, offset=0)
+                taken.append(time.process_time() - start)
+        looked_up = candidate_pairs(
+            table.hashes[:some, MIRRORED], table.hashes[:, 0], config.hash_radius, "ordered"
+        )
+        pairs = sum(len(first) for first, _ in looked_up) * n // some
+        seconds = taken[0] + (taken[1] - taken[0]) * n / some
+        exponent = f"{math.log(seconds / before[1]) / math.log(n / before[0]):.2f}" if before else ""
+        print(
+            f"| {n:,} | {taken[0]:.1f} s | {seconds:.1f} s | {seconds / n * 1e6:.1f} | {pairs:,} | {exponent} | "
+            f"{memory():.1f} GB |",
+            flush=True,
+        )
+        before = (n, seconds)
+        (folder / f"{n}.npy").unlink()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, nargs="*", default=[])
     parser.add_argument("--hashes", type=int, nargs="*", default=[])
     parser.add_argument("--orientations", choices=("all", "mirror", "identity"), default="all")
+    parser.add_argument("--some", type=int, help="look up only so many of the hashes")
     parser.add_argument("--give-back", action="store_true")
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
@@ -260,7 +295,10 @@ def main() -> None:
         for n in options.images:
             compare(Path(folder), n, options.rounds, {} if options.give_back else KEEP_FREED)
         if options.hashes:
-            search(Path(folder), options.hashes, CopySearchConfig(orientations=options.orientations))
+            if options.some:
+                search_for_some(Path(folder), options.hashes, options.some)
+            else:
+                search(Path(folder), options.hashes, CopySearchConfig(orientations=options.orientations))
 
 
 if __name__ == "__main__":
