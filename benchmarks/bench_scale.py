@@ -12,9 +12,8 @@ The workers are warm, as those of a cluster are: each column begins with a pass 
 `docs/deployment.md` has it; ``--give-back`` starts them as Dask does by itself, so that they give every freed array back.
 
 ``--hashes`` measures the search for copies alone, on synthetic fingerprints, with its exponent since the number before. Memory
-is the largest that the process had of its own, without the mapped file of thumbnails. ``--some`` looks up
-only some of the images, mirrored, in the index of all, and estimates one of the 14 passes of a search from it: what the index costs,
-and the rest for all images.
+is the largest that the process had of its own, without the mapped file of thumbnails. ``--some`` looks up only some of the
+images, mirrored, in the index of all, and estimates one of the 14 passes of a search from it: the index, and the rest for all images.
 """
 
 from __future__ import annotations
