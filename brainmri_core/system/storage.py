@@ -21,6 +21,7 @@ from typing import IO, Any, BinaryIO
 from brainmri_core.errors import StorageError
 
 TEMPORARY_PREFIX = ".tmp-"
+_REMOVALS = 10
 _TEMPORARY = re.compile(r"\.tmp-\d+-[0-9a-f]{12}(\.lock|-.*)?", re.DOTALL)
 _REMEDIES = {
     errno.ENOSPC: "there is no space left on the device; free some and run again",
@@ -270,8 +271,16 @@ def scratch_folder(parent: Path) -> Iterator[Path]:
         held.callback(guard.unlink, missing_ok=True)
         held.enter_context(_held(guard))
         folder.mkdir()
-        held.callback(shutil.rmtree, folder, ignore_errors=True)
+        held.callback(_remove_busy, folder)
         yield folder
+
+
+def _remove_busy(folder: Path) -> None:
+    """Remove a folder into which others may still be writing what they had begun."""
+    for _ in range(_REMOVALS):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
 
 
 def _fsync_tree(folder: Path) -> None:

@@ -73,7 +73,6 @@ def test_machines_that_share_a_bucket_go_on_from_one_another(store_url: str, tmp
 
     refused = {
         ("pipeline", "--dataset", PHANTOM, "--run-id", "one"): "The run id 'one' is taken",
-        ("tune", "--study", "augmentation", "--dataset", PHANTOM): "Tuning needs a project in a folder",
         ("pipeline", "--dataset", PHANTOM, "--dry-run"): "--dry-run needs a project in a folder",
     }
     for arguments, sentence in refused.items():

@@ -34,6 +34,9 @@ mutation($params: ExecutionParams!) {
 }
 """
 
+STEP_S = 40.0
+"""Patience for one step of a dialog, before all its steps are made again."""
+
 
 def wait_for(browser: Any, xpath: str, timeout: float = PATIENCE_S) -> Any:
     from selenium.webdriver.common.by import By
@@ -58,15 +61,20 @@ def click(browser: Any, xpath: str, timeout: float = PATIENCE_S) -> None:
             time.sleep(0.2)
 
 
-def launch_by_clicking(browser: Any, xpath: str, launched: Callable[[], Any]) -> None:
-    """Click what launches until something is launched: the dialog closes with it, and a busy page can lose a click."""
+def launch_by_clicking(
+    browser: Any, job: str, choose: Callable[[], None], button: str, launched: Callable[[], Any]
+) -> None:
+    """Launch a job by its dialog. A page that is still being drawn can lose a click or the whole dialog: then begin again."""
     from selenium.common.exceptions import TimeoutException
 
     deadline = time.monotonic() + PATIENCE_S
     while True:
+        browser.get(job)
         with suppress(TimeoutException):
-            click(browser, xpath, 20)
-        looked_until = time.monotonic() + 20
+            click(browser, "//button[contains(., 'Materialize all')]", STEP_S)
+            choose()
+            click(browser, button, STEP_S)
+        looked_until = time.monotonic() + STEP_S
         while time.monotonic() < looked_until:
             if launched():
                 return
@@ -74,11 +82,13 @@ def launch_by_clicking(browser: Any, xpath: str, launched: Callable[[], Any]) ->
         assert time.monotonic() < deadline, page_text(browser)
 
 
-def close_list(browser: Any) -> None:
-    """Close the open list of partitions, which lies over what is below it, by a click beside it."""
+def choose_data_set(browser: Any) -> None:
+    """Choose the built-in data set in the open dialog, and close the list, which lies over what is below it, by a click beside it."""
     from selenium.webdriver import ActionChains
 
-    title = wait_for(browser, "//*[contains(text(), 'Launch runs to materialize')]")
+    click(browser, "(//*[contains(text(), 'Select a partition')])[1]", STEP_S)
+    click(browser, f"//span[text()='{PHANTOM}']", STEP_S)
+    title = wait_for(browser, "//*[contains(text(), 'Launch runs to materialize')]", STEP_S)
     ActionChains(browser).move_to_element(title).click().perform()
 
 
@@ -167,13 +177,12 @@ def test_the_launchpad_explains_types_and_bounds(server: Server, browser: Any) -
 
 
 def test_a_partition_is_materialised_by_clicking(server: Server, browser: Any) -> None:
-    browser.get(f"{server.url}{JOBS}/pipeline")
-    click(browser, "//button[contains(., 'Materialize all')]")
-    click(browser, "//*[contains(text(), 'Select a partition')]")
-    click(browser, f"//span[text()='{PHANTOM}']")
-    close_list(browser)
-    screenshot(browser, "launch")
-    launch_by_clicking(browser, "//button[contains(., 'Launch 1 run')]", server.runs)
+    def choose() -> None:
+        choose_data_set(browser)
+        screenshot(browser, "launch")
+
+    button = "//button[contains(., 'Launch 1 run')]"
+    launch_by_clicking(browser, f"{server.url}{JOBS}/pipeline", choose, button, server.runs)
     look_away(browser)
     (run,) = server.wait_for_runs(1)
     assert run["status"] == "SUCCESS", (server.project.root.parent / "server.log").read_text()[-5000:]
@@ -187,14 +196,13 @@ def test_a_partition_is_materialised_by_clicking(server: Server, browser: Any) -
 
 @pytest.mark.full
 def test_a_backfill_of_folds_is_launched_by_clicking(server: Server, browser: Any) -> None:
-    browser.get(f"{server.url}{JOBS}/folds")
-    click(browser, "//button[contains(., 'Materialize all')]")
-    click(browser, "(//*[contains(text(), 'Select a partition')])[1]")
-    click(browser, f"//span[text()='{PHANTOM}']")
-    close_list(browser)
-    click(browser, "(//button[normalize-space()='All'])[2]")
-    screenshot(browser, "backfill-folds")
-    launch_by_clicking(browser, "//button[contains(., 'Launch')]", lambda: backfills(server))
+    def choose() -> None:
+        choose_data_set(browser)
+        click(browser, "(//button[normalize-space()='All'])[2]", STEP_S)
+        screenshot(browser, "backfill-folds")
+
+    button = "//button[contains(., 'Launch')]"
+    launch_by_clicking(browser, f"{server.url}{JOBS}/folds", choose, button, lambda: backfills(server))
     assert [item["numPartitions"] for item in backfills(server)] == [2]
     look_away(browser)
 

@@ -265,3 +265,19 @@ def test_what_somebody_else_removes_first_is_no_error_and_what_cannot_go_is_name
         patch.setattr(os, "unlink", vanish)
         assert storage.remove_stale(tmp_path) == [stale]
     assert not list(tmp_path.iterdir())
+
+
+def test_a_scratch_folder_goes_though_somebody_still_writes_into_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remove, late = os.rmdir, ["a", "b"]
+
+    with storage.scratch_folder(tmp_path) as folder:
+
+        def rmdir(path: Any, **where: Any) -> None:
+            if folder.exists() and late:
+                (folder / late.pop()).write_bytes(b"what was begun before")
+            remove(path, **where)
+
+        monkeypatch.setattr(os, "rmdir", rmdir)
+    assert not late and not any(tmp_path.iterdir())
