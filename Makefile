@@ -50,10 +50,11 @@ check: .venv/.installed .venv/hadolint  ## lint, types, import contracts and the
 	@$(MAKE) --no-print-directory --jobs=2 unit static
 
 # The unit tests alone, which wait for no server. `check` runs lint and types at the same time, because the tests leave cores idle
-# while they start.
+# while they start. Folders are left out rather than named, because pytest loads what a named folder needs before its workers start.
 unit: WORKERS = 2
+unit: NOT_UNIT = cases deploy e2e faults security
 unit: .venv/.installed
-	$(PYTEST) -m "not training and not e2e and not full and not slow" tests/core tests/dagster tests/repository
+	$(PYTEST) -m "not training and not e2e and not full and not slow" $(NOT_UNIT:%=--ignore=tests/%)
 
 test: .venv/.installed .venv/hadolint  ## check, the documentation, and tests of every part, the real UI included
 	@$(MAKE) --no-print-directory --jobs=3 every static docs
@@ -64,6 +65,7 @@ every: .venv/.installed
 test-rest: .venv/.installed  ## the tests that `test` leaves out, with few trials of each fault
 	$(PYTEST) -m "full or journey"
 
+test-all: WORKERS = 4
 test-all: .venv/.installed  ## all tests, with many trials of each fault
 	BRAINMRI_LONG_TESTS=1 $(PYTEST) --timeout=1400
 

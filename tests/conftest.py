@@ -24,7 +24,8 @@ REAL = "sartajbhuvaji/brain-tumor-classification-mri"
 # No deadline: a test must not fail because the machine is busy.
 settings.register_profile("brainmri", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("brainmri")
-# Tests that stay on one worker, because they share a warm process, a server or a browser; every other file is a part of its own.
+# Tests that stay on one worker, because they share a warm process, a server, a browser or what takes seconds to build; every other
+# file is a part of its own.
 PARTS = {
     **({} if LONG else {"tests/faults/": "the warm process"}),
     "tests/core/system/test_object_store.py": "the object store",
@@ -37,6 +38,7 @@ PARTS = {
     "tests/core/project/test_work_locks.py": "the object store",
     "tests/core/studies/test_bucket_journal.py": "the object store",
     "tests/core/system/test_leases.py": "the object store",
+    "tests/core/learning/test_weights": "all architectures",
     "tests/e2e/test_app.py": "the browser",
     "tests/e2e/test_ui.py": "the browser",
 }

@@ -24,18 +24,26 @@ from tests.object_store import BUCKET, StoreServer
 
 pytestmark = [pytest.mark.full, pytest.mark.e2e, pytest.mark.journey]
 
-EPOCHS, FOLDS = 8, trials(2, 5)
+EPOCHS, FOLDS = 8, {"folder": 2, "bucket": trials(2, 5)}
 
 
 @pytest.fixture(scope="module", params=[pytest.param("folder", marks=pytest.mark.slow), "bucket"])
-def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def place(request: pytest.FixtureRequest) -> str:
+    """What the workers share."""
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def cluster(
+    place: str, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Cluster]:
     folder, bucket = tmp_path_factory.mktemp("celery"), None
-    if request.param == "bucket":
+    if place == "bucket":
         store: StoreServer = request.getfixturevalue("object_store")
         bucket = (f"s3://{BUCKET}/celery", store.environment)
     changes = {
         "epochs: 1": f"epochs: {EPOCHS}",
-        "folds: 2": f"folds: {FOLDS}",
+        "folds: 2": f"folds: {FOLDS[place]}",
         "per_class: 5": "per_class: 8",
     }
     with pytest.MonkeyPatch.context() as patch, running_cluster(folder, patch, changes, bucket) as running:
@@ -106,13 +114,13 @@ def test_a_run_goes_to_the_queue_that_its_job_asks_for(cluster: Cluster) -> None
     assert any("validate finished" in file.read_text() for file in printed), "the UI's stderr tab"
 
 
-def test_the_folds_of_a_backfill_are_shared_by_two_machines(cluster: Cluster) -> None:
+def test_the_folds_of_a_backfill_are_shared_by_two_machines(cluster: Cluster, place: str) -> None:
     cluster.start_worker("three", "gpu")
     done = cluster.project.brainmri("backfill", "--select", "fold_evaluation", "--dataset", PHANTOM)
     assert done.returncode == 0, done.stderr
-    assert f"{2 * FOLDS} partitions of fold_checkpoint, fold_evaluation" in done.stderr
+    assert f"{2 * FOLDS[place]} partitions of fold_checkpoint, fold_evaluation" in done.stderr
     trained = runs(cluster)[1:]
-    assert [run.status for run in trained] == [dg.DagsterRunStatus.SUCCESS] * FOLDS
+    assert [run.status for run in trained] == [dg.DagsterRunStatus.SUCCESS] * FOLDS[place]
     assert {host(run) for run in trained} == {"one", "three"}
 
 

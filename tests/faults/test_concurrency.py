@@ -20,7 +20,7 @@ from tests.faults.warm import Warm
 
 pytestmark = pytest.mark.training
 
-TOGETHER = trials(2, 30)
+TOGETHER = trials(2, 20)
 WHOLE = trials(1, 3)
 SHARED = 10
 LINKS = {

@@ -29,6 +29,8 @@ KILLS = {
     "evaluate": trials(1, 7),
 }
 PAIRS = trials(1, 50)
+SHARED = 10
+"""Pairs that share a project: the looks at it take longer with each."""
 CLEARINGS = trials(4, 20)
 PIPELINES = trials(1, 8)
 RATE = 0.06
@@ -110,7 +112,7 @@ def test_gc_killed_at_an_operation_of_the_store(warm: Warm, object_store: StoreS
 def test_two_machines_that_share_a_bucket_mix_nothing(
     warm: Warm, object_store: StoreServer, tmp_path: Path
 ) -> None:
-    url, stages = f"s3://{BUCKET}/pairs", ["fetch", "split", "resize"]
+    stages = ["fetch", "split", "resize"]
     results = []
     configs = {}
     for machine in "ab":
@@ -119,6 +121,8 @@ def test_two_machines_that_share_a_bucket_mix_nothing(
             cache = {"cache": str(tmp_path / machine / "cache")}
             configs[machine, variant] = launch_file(tmp_path / machine, variant, paths=cache)
     for trial in range(PAIRS):
+        last = trial % SHARED == SHARED - 1 or trial == PAIRS - 1
+        url = f"s3://{BUCKET}/pairs-{trial // SHARED}"
         pair = {f"a{trial}": "old", f"b{trial}": "new" if trial % 2 else "old"}
         started = {}
         for run_id, variant in pair.items():
@@ -128,11 +132,9 @@ def test_two_machines_that_share_a_bucket_mix_nothing(
                 f"{TRIALS}:pipeline", url, object_store.environment, home, config, run_id, stages
             )
         failed = [f"{run_id} failed: {warm.log(item)}" for run_id, item in started.items() if warm.wait(item)]
-        seen = warm.call(
-            f"{TRIALS}:looked_at", url, object_store.environment, pair, stages, trial == PAIRS - 1
-        )
+        seen = warm.call(f"{TRIALS}:looked_at", url, object_store.environment, pair, stages, last)
         results.append({"problems": [*failed, *seen]})
         tally("two machines with one bucket", "fetch to resize", results[-1:])
-        if trial % 10 == 9:  # a machine whose copies are gone goes on as well
+        if trial % SHARED == SHARED // 2:  # a machine whose copies are gone goes on as well
             shutil.rmtree(tmp_path / "b" / "cache")
     assert problems(results) == []

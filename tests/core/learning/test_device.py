@@ -9,9 +9,12 @@ import pytest
 
 from tests.counts import PATIENCE_S
 
-pytestmark = pytest.mark.skipif(
-    sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "mallopt"), reason="only glibc has mallopt"
-)
+pytestmark = [
+    pytest.mark.training,
+    pytest.mark.skipif(
+        sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "mallopt"), reason="only glibc has mallopt"
+    ),
+]
 
 # In a process of its own: free memory that other tests have left in the heap would be used first, without a page fault.
 COUNTS = """

@@ -505,7 +505,7 @@ def _unpacks_inside_or_raises_our_error(data: bytes) -> None:
         assert sorted(path.name for path in folder.iterdir()) == ["a.zip", "dest"]
 
 
-@settings(max_examples=trials(100, 500), deadline=None)
+@settings(max_examples=trials(100, 300), deadline=None)
 @given(ARCHIVES)
 def test_any_archive_unpacks_inside_or_raises_our_error(data: bytes) -> None:
     _unpacks_inside_or_raises_our_error(data)

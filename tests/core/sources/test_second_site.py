@@ -23,6 +23,8 @@ from brainmri_core.sources.phantom import PhantomTruth, read_truth, write_phanto
 from brainmri_core.sources.second_site import CLASS_MIX, write_second_site
 from brainmri_core.split import split
 
+pytestmark = pytest.mark.training  # fetches and splits both sites
+
 FIRST, SECOND = "brainmri/phantom", "brainmri/phantom-b"
 SMALL = PhantomConfig(subjects_per_class=6, slices_per_subject=3, copies_per_kind=2, label_conflicts=1)
 
