@@ -2,7 +2,7 @@
 # docker build --tag brainmri:cuda --build-arg ACCELERATOR=cuda .  with torch for NVIDIA GPUs
 # docker build --tag brainmri:celery --build-arg EXTRAS=export,medical,celery .  for deploy/; or kubernetes
 # docker run --rm --volume "$PWD:/project" --user "$(id -u):$(id -g)" brainmri pipeline --dataset brainmri/phantom
-ARG PYTHON_VERSION=3.12
+ARG PYTHON_VERSION=3.11
 
 FROM python:${PYTHON_VERSION}-slim-bookworm AS build
 ARG ACCELERATOR=cpu

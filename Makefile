@@ -35,6 +35,7 @@ $(DAGSTER_HOME)/dagster.yaml: | brainmri_dagster/dagster.yaml
 
 install: .venv/.installed  ## install into .venv
 
+# A file of configs/ that does not exist here is the package's, in brainmri_core/defaults.
 demo: .venv/.installed $(DAGSTER_HOME)/dagster.yaml  ## run the whole graph on the built-in synthetic data set
 	$(BIN)/brainmri pipeline --config configs/demo.yaml
 

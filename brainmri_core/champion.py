@@ -105,7 +105,7 @@ def crown(
             "decided_at_utc": timestamp(utc_now()),
         }
         write_json(folder / job.run_id / "champion_decision.json", record)
-    job.log.info("crowned" if crowned else "kept as a candidate", reason=reason)
+    job.log.info("new champion" if crowned else "kept as a candidate", reason=reason)
     return ChampionPointer(
         dataset=job.dataset,
         run_id=job.run_id,
@@ -217,7 +217,7 @@ def _on_validation(
                 0,
                 obstacle="the champion was trained on every validation image, or a relative of it",
             )
-        calls = [contender.calls(table, pack, ours.meta.classes) for contender in (ours, theirs)]
+        calls = [contender.predicted_classes(table, pack, ours.meta.classes) for contender in (ours, theirs)]
     except (StorageError, IntegrityError) as error:  # the champion's training data was deleted or changed
         return _Comparison("validation", len(table), obstacle=str(error).rstrip("."))
     readable = (calls[0] >= 0) & (calls[1] >= 0)

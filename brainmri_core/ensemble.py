@@ -91,7 +91,12 @@ def fold_ensemble(
         save_checkpoint(folder / "best.pth", ensemble.state_dict(), meta)
         write_samples(folder / "history.parquet", table)
     best = target / "best.pth"
-    job.log.info("joined", members=len(members), parameters=record.parameters, bytes=record.weights_bytes)
+    job.log.info(
+        "ensemble made of the folds",
+        members=len(members),
+        parameters=record.parameters,
+        bytes=record.weights_bytes,
+    )
     return _pointer(best, meta, checkpoints, pack, job)
 
 

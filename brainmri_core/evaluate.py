@@ -35,8 +35,8 @@ from brainmri_core.evaluation.outliers import OutlierModel, fit_outliers
 from brainmri_core.evaluation.prediction_table import logits_of, prediction_table
 from brainmri_core.evaluation.subsets import subset_masks
 from brainmri_core.evaluation.test_ledger import looks_record, record_look
-from brainmri_core.evaluation.tested_data import Evidence, gather_evidence
-from brainmri_core.evaluation.tested_model import Subject, forward, load_subject
+from brainmri_core.evaluation.tested_data import TestedData, gather_tested_data
+from brainmri_core.evaluation.tested_model import TestedModel, forward, load_tested_model
 from brainmri_core.learning.inference import Predictions
 from brainmri_core.pages.evaluation_page import Evaluation, write_pages
 from brainmri_core.pictures.figures import write_confusion
@@ -82,22 +82,22 @@ def evaluate(
         If the classes of checkpoint and pack differ, or the test split is empty.
     """
     clock = [time.perf_counter()]
-    subject = load_subject(config, checkpoint, pack, job)
-    found = forward(subject)
+    tested_model = load_tested_model(config, checkpoint, pack, job)
+    found = forward(tested_model)
     clock.append(time.perf_counter())
-    weights = checkpoint.content_hash if checkpoint else sha256_file(subject.weights)
-    evidence = gather_evidence(pack, subject.pixels, job)
-    outliers = _outliers(config, subject, found)
-    table = _table(subject, found, outliers)
-    measured = _measure(config, table, subject, evidence, job)
+    weights = checkpoint.content_hash if checkpoint else sha256_file(tested_model.weights)
+    tested_data = gather_tested_data(pack, tested_model.pixels, job)
+    outliers = _outliers(config, tested_model, found)
+    table = _table(tested_model, found, outliers)
+    measured = _measure(config, table, tested_model, tested_data, job)
     clock.append(time.perf_counter())
     target = job.layout.evaluation_dir(config.io.eval_out, job.dataset, job.run_id)
     with job.staged(target) as folder:
         write_samples(folder / "predictions.parquet", table)
-        write_confusion(folder / "confusion.png", measured.confusion_matrix, subject.classes)
-        galleries, explained = _pictures(config, folder, table, subject, evidence)
+        write_confusion(folder / "confusion.png", measured.confusion_matrix, tested_model.classes)
+        galleries, explained = _pictures(config, folder, table, tested_model, tested_data)
         temperature = measured.calibration.temperature
-        issues = _issues(folder, table, subject, evidence, temperature or 1.0)
+        issues = _issues(folder, table, tested_model, tested_data, temperature or 1.0)
         metrics = whole_document(
             measured,
             dataset=job.dataset,
@@ -109,15 +109,15 @@ def evaluate(
             looks=_looks(table, measured, weights, checkpoint, pack, job),
         )
         write_json(folder / "metrics.json", metrics.model_dump(mode="json"))
-        write_classifier(folder, ClassifierFile.of(subject, temperature, outliers, target), outliers)
+        write_classifier(folder, ClassifierFile.of(tested_model, temperature, outliers, target), outliers)
         result = Evaluation(
             metrics,
             table,
             galleries,
             explained if isinstance(explained, Explained) else None,
             issues,
-            subject,
-            evidence,
+            tested_model,
+            tested_data,
             checkpoint,
             config,
         )
@@ -145,7 +145,7 @@ def evaluate(
         headline=headline(metrics),
         checkpoint_pointer=checkpoint.pointer_path if checkpoint else None,
         pack_pointer=pack.pointer_path,
-        inference=subject.inference,
+        inference=tested_model.inference,
         test_split=metrics.test_looks.split if metrics.test_looks else None,
     )
 
@@ -173,44 +173,42 @@ def _looks(
     return looks_record(found, measured.intervals.get("macro_f1"))
 
 
-def _outliers(config: EvaluateConfig, subject: Subject, found: Predictions) -> OutlierModel | None:
-    samples = subject.samples
+def _outliers(config: EvaluateConfig, tested_model: TestedModel, found: Predictions) -> OutlierModel | None:
+    samples = tested_model.samples
     validation = (samples["split"] == "validation").to_numpy()
-    assert found.embeddings is not None
     return fit_outliers(
-        found.embeddings[validation],
+        found.asked_embeddings[validation],
         samples["class_index"].to_numpy(np.int64)[validation],
         independent_units(samples[validation]),
         config.data.resolved_seed,
     )
 
 
-def _table(subject: Subject, found: Predictions, outliers: OutlierModel | None) -> pd.DataFrame:
-    assert found.embeddings is not None
-    none = np.full(len(subject.samples), np.nan)
-    distance = none if outliers is None else outliers.score(found.embeddings)
-    return prediction_table(subject.samples, found.logits, subject.classes, distance)
+def _table(tested_model: TestedModel, found: Predictions, outliers: OutlierModel | None) -> pd.DataFrame:
+    none = np.full(len(tested_model.samples), np.nan)
+    distance = none if outliers is None else outliers.score(found.asked_embeddings)
+    return prediction_table(tested_model.samples, found.logits, tested_model.classes, distance)
 
 
 def _measure(
-    config: EvaluateConfig, table: pd.DataFrame, subject: Subject, evidence: Evidence, job: Job
+    config: EvaluateConfig, table: pd.DataFrame, tested_model: TestedModel, tested_data: TestedData, job: Job
 ) -> Measured:
-    train, test = evidence.positions("train"), evidence.positions("test")
+    train, test = tested_data.positions("train"), tested_data.positions("test")
     baselines = make_baselines(
-        evidence.samples, evidence.thumbs, subject.pixels, train, test, len(subject.classes)
+        tested_data.samples, tested_data.thumbs, tested_model.pixels, train, test, len(tested_model.classes)
     )
-    method, seed = subject.meta.train_config.get("method", "finetune"), config.data.resolved_seed
-    frozen = frozen_baseline(evidence, subject.classes, method, seed, job) if baselines else ""
+    method, seed = tested_model.meta.train_config.get("method", "finetune"), config.data.resolved_seed
+    frozen = frozen_baseline(tested_data, tested_model.classes, method, seed, job) if baselines else ""
     context = Context(
         resamples=config.bootstrap_resamples,
         seed=seed,
-        subsets=subset_masks(evidence.samples, evidence.copies, test, evidence.planes),
+        subsets=subset_masks(tested_data.samples, tested_data.copies, test, tested_data.planes),
         baselines=[*baselines, *([] if isinstance(frozen, str) else [frozen])],
-        known_copies=evidence.leak.row("this split").copies or 0,
-        seen_in_training=subject.seen_in_training,
-        known_patients_in_training=evidence.leak.row("this split").patients or 0,
+        known_copies=tested_data.leak.row("this split").copies or 0,
+        seen_in_training=tested_model.seen_in_training,
+        known_patients_in_training=tested_data.leak.row("this split").patients or 0,
     )
-    measured = evaluation_metrics(table, subject.classes, context)
+    measured = evaluation_metrics(table, tested_model.classes, context)
     missing = {f"baselines.{FROZEN}": frozen} if isinstance(frozen, str) and baselines else {}
     return measured.model_copy(update={"reasons": measured.reasons | missing})
 
@@ -228,30 +226,36 @@ def outlier_facts(table: pd.DataFrame, outliers: OutlierModel | None) -> Outlier
 
 
 def _pictures(
-    config: EvaluateConfig, folder: Path, table: pd.DataFrame, subject: Subject, evidence: Evidence
+    config: EvaluateConfig,
+    folder: Path,
+    table: pd.DataFrame,
+    tested_model: TestedModel,
+    tested_data: TestedData,
 ) -> tuple[pd.DataFrame, Explained | Unavailable]:
     """Write galleries and explanation maps; return the galleries, and the maps with their scores or why there are none."""
-    classes = subject.classes
+    classes = tested_model.classes
     test = table[table["split"] == "test"]
     galleries = select_galleries(test, classes, config.io.top_per_class)
     if config.io.make_galleries:
         (folder / "galleries").mkdir()
-        write_sheets(folder / "galleries", galleries, classes, subject.pixels)
+        write_sheets(folder / "galleries", galleries, classes, tested_model.pixels)
     if not config.io.make_gradcam:
         return galleries, Unavailable(reason="evaluate.io.make_gradcam is false")
     try:
-        explained = explain(subject, galleries, test, evidence, config.data.resolved_seed)
+        explained = explain(tested_model, galleries, test, tested_data, config.data.resolved_seed)
     except MapError as error:
         return galleries, Unavailable(reason=str(error))
-    write_overlays(folder / "gradcam.png", galleries, classes, subject.pixels, explained.rows, explained.maps)
+    write_overlays(
+        folder / "gradcam.png", galleries, classes, tested_model.pixels, explained.rows, explained.maps
+    )
     return galleries, explained
 
 
 def _issues(
-    folder: Path, table: pd.DataFrame, subject: Subject, evidence: Evidence, temperature: float
+    folder: Path, table: pd.DataFrame, tested_model: TestedModel, tested_data: TestedData, temperature: float
 ) -> pd.DataFrame:
-    shares = probabilities(logits_of(table, subject.classes), temperature)
-    issues = label_issues(table, shares, subject.classes)
+    shares = probabilities(logits_of(table, tested_model.classes), temperature)
+    issues = label_issues(table, shares, tested_model.classes)
     issues.to_csv(folder / "label_issues.csv", index=False)
-    split_without(evidence.samples, issues).to_csv(folder / "split_without_label_issues.csv", index=False)
+    split_without(tested_data.samples, issues).to_csv(folder / "split_without_label_issues.csv", index=False)
     return issues

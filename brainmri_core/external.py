@@ -25,18 +25,18 @@ from brainmri_core.evaluation.external_scores import (
     full_scores,
     score_rows,
 )
-from brainmri_core.evaluation.external_shift import Seen, describe_shift, see
+from brainmri_core.evaluation.external_shift import ExternalPredictions, describe_shift, predict_external
 from brainmri_core.evaluation.external_warnings import external_warnings, no_score
 from brainmri_core.evaluation.outliers import OutlierModel
 from brainmri_core.evaluation.prediction_table import labels_of, logits_of, prediction_table, read_predictions
 from brainmri_core.evaluation.recalibration import plan_recalibration
 from brainmri_core.evaluation.taken_out import (
-    Learnt,
     PackedImages,
     TakenOut,
-    learnt_from,
+    TrainingImages,
     refuse_one_archive,
     take_out,
+    training_images_of,
 )
 from brainmri_core.images.pack import check_pack
 from brainmri_core.learning.checkpoint import CheckpointMeta, known_hashes, load_model, twin_sha256
@@ -58,7 +58,7 @@ BARE_BATCH_SIZE = 32
 
 
 @dataclass(frozen=True)
-class _Traveller:
+class _ExternalModel:
     """A checkpoint to measure on another data set, with the temperature and outlier model of its own evaluation."""
 
     weights: Path
@@ -110,25 +110,27 @@ def evaluate_elsewhere(
         If the pack was changed.
     """
     check_pair(trained_on, job)
-    traveller = _load(weights, trained_on, job)
-    known = _known_classes(traveller.meta, pack)
-    learnt = learnt_from(traveller.meta, job)
-    if isinstance(learnt, Learnt):
+    external_model = _load(weights, trained_on, job)
+    known = _known_classes(external_model.meta, pack)
+    learnt = training_images_of(external_model.meta, job)
+    if isinstance(learnt, TrainingImages):
         refuse_one_archive(learnt.images.pack, pack, job)
     check_pack(job.layout, pack)
     other = PackedImages.read(pack, job)
     taken = (
         take_out(learnt, other, config.copies, job)
-        if isinstance(learnt, Learnt)
+        if isinstance(learnt, TrainingImages)
         else TakenOut.nothing(learnt)
     )
     job.log.info("taken out as seen", images=len(taken.table), of=len(other.table), **taken.counts())
-    seen = see(traveller.model, _named(other.table, known, traveller.meta), pack)
-    table = _table(traveller, seen, taken)
-    metrics = _measure(config, traveller, table, known, taken)
-    metrics |= describe_shift(config, traveller.model, traveller.carried, learnt, seen, _scored(table), job)
-    metrics["warnings"] = external_warnings(metrics, traveller.meta, taken)
-    return _write(config, traveller, table, metrics, learnt, other, taken, job)
+    seen = predict_external(external_model.model, _named(other.table, known, external_model.meta), pack)
+    table = _table(external_model, seen, taken)
+    metrics = _measure(config, external_model, table, known, taken)
+    metrics |= describe_shift(
+        config, external_model.model, external_model.carried, learnt, seen, _scored(table), job
+    )
+    metrics["warnings"] = external_warnings(metrics, external_model.meta, taken)
+    return _write(config, external_model, table, metrics, learnt, other, taken, job)
 
 
 def check_pair(trained_on: str, job: Job) -> None:
@@ -156,7 +158,7 @@ def check_pair(trained_on: str, job: Job) -> None:
     job.entry.require_labels("an external evaluation")
 
 
-def _load(weights: Path, trained_on: str, job: Job) -> _Traveller:
+def _load(weights: Path, trained_on: str, job: Job) -> _ExternalModel:
     """Load a checkpoint with the temperature, outlier model and predictions of its newest evaluation on its own data."""
     device = choose_device(job.env)
     model, meta = load_model(weights, device)
@@ -179,7 +181,7 @@ def _load(weights: Path, trained_on: str, job: Job) -> _Traveller:
     batch_size = described.batch_size if described else BARE_BATCH_SIZE
     precision, mirror = (described.precision, described.mirror) if described else ("fp32", False)
     contender = Contender(model, meta, device, precision, mirror, batch_size, job)
-    return _Traveller(weights, contender, carried, outliers, found)
+    return _ExternalModel(weights, contender, carried, outliers, found)
 
 
 def _known_classes(meta: CheckpointMeta, pack: PackPointer) -> dict[str, str]:
@@ -216,11 +218,11 @@ def _named(samples: pd.DataFrame, known: dict[str, str], meta: CheckpointMeta) -
     )
 
 
-def _table(traveller: _Traveller, seen: Seen, taken: TakenOut) -> pd.DataFrame:
+def _table(external_model: _ExternalModel, seen: ExternalPredictions, taken: TakenOut) -> pd.DataFrame:
     """Make the prediction table; the column ``taken_out`` says why an image was taken out, and is empty for the others."""
     none = np.full(len(seen.table), np.nan)
-    distance = none if traveller.outliers is None else traveller.outliers.score(seen.embeddings)
-    table = prediction_table(seen.table, seen.logits, traveller.meta.classes, distance)
+    distance = none if external_model.outliers is None else external_model.outliers.score(seen.embeddings)
+    table = prediction_table(seen.table, seen.logits, external_model.meta.classes, distance)
     reasons = dict(zip(taken.table["path"], taken.table["reason"], strict=True))
     table["taken_out"] = [reasons.get(path, "") for path in table["path"]]
     return table
@@ -233,9 +235,13 @@ def _scored(table: pd.DataFrame) -> Mask:
 
 
 def _measure(
-    config: ExternalConfig, traveller: _Traveller, table: pd.DataFrame, known: dict[str, str], taken: TakenOut
+    config: ExternalConfig,
+    external_model: _ExternalModel,
+    table: pd.DataFrame,
+    known: dict[str, str],
+    taken: TakenOut,
 ) -> dict[str, Any]:
-    classes, carried = traveller.meta.classes, traveller.carried
+    classes, carried = external_model.meta.classes, external_model.carried
     common = list(dict.fromkeys(known.values()))
     counts = _scored(table)
     learnt = (table["class_index"] >= 0).to_numpy(np.bool_)
@@ -244,7 +250,7 @@ def _measure(
     reason = no_score(table, taken, len(scored))
     metrics: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
-        "trained_on": traveller.meta.dataset,
+        "trained_on": external_model.meta.dataset,
         "classes": list(classes),
         "common_classes": common,
         "never_learnt": sorted(set(table["label"][~learnt])),
@@ -287,10 +293,10 @@ def _measure(
 
 def _write(
     config: ExternalConfig,
-    traveller: _Traveller,
+    external_model: _ExternalModel,
     table: pd.DataFrame,
     metrics: dict[str, Any],
-    learnt: Learnt | str,
+    learnt: TrainingImages | str,
     other: PackedImages,
     taken: TakenOut,
     job: Job,
@@ -305,13 +311,13 @@ def _write(
             write_confusion(folder / "confusion.png", scores["confusion_matrix"], metrics["classes"])
         document = {**identity, **metrics}
         write_json(folder / "metrics.json", document)
-        images = learnt.images if isinstance(learnt, Learnt) else None
+        images = learnt.images if isinstance(learnt, TrainingImages) else None
         write_external_page(
-            folder, ExternalEvaluation(document, traveller.meta, images, other, taken, config), job
+            folder, ExternalEvaluation(document, external_model.meta, images, other, taken, config), job
         )
     for warning in metrics["warnings"]:
         job.log.warning(warning["text"], severity=warning["level"])
-    training = recorded_checkpoint(layout, traveller.weights, traveller.meta.dataset)
+    training = recorded_checkpoint(layout, external_model.weights, external_model.meta.dataset)
     headline = external_headline(metrics)
     job.log.info(
         "evaluated elsewhere",
@@ -321,9 +327,11 @@ def _write(
     return ExternalEvaluationPointer(
         dataset=job.dataset,
         run_id=job.run_id,
-        content_hash=sha256_json([sorted(known_hashes(traveller.weights)), other.pack.content_hash, metrics]),
+        content_hash=sha256_json(
+            [sorted(known_hashes(external_model.weights)), other.pack.content_hash, metrics]
+        ),
         written_at_utc=identity["written_at_utc"],
-        trained_on=traveller.meta.dataset,
+        trained_on=external_model.meta.dataset,
         folder=layout.relative(target),
         metrics=layout.relative(target / "metrics.json"),
         predictions=layout.relative(target / "predictions.parquet"),
@@ -332,9 +340,9 @@ def _write(
         images=metrics["images"]["scored"],
         taken_out=metrics["images"]["taken_out"],
         reason=metrics["reason"],
-        checkpoint_sha256=twin_sha256(traveller.weights),
+        checkpoint_sha256=twin_sha256(external_model.weights),
         checkpoint_pointer=training.pointer_path if training else None,
-        evaluation_pointer=traveller.evaluation.pointer_path if traveller.evaluation else None,
+        evaluation_pointer=external_model.evaluation.pointer_path if external_model.evaluation else None,
         pack_pointer=other.pack.pointer_path,
     )
 

@@ -110,10 +110,10 @@ def fetch(config: FetchConfig, job: Job) -> FetchPointer:
     if replaces_shipped(job.dataset):
         job.log.info("the catalogue's own entry is replaced by the user's", file=str(catalogue_path()))
 
-    def told(owner: str) -> None:
+    def say_who(owner: str) -> None:
         job.log.info("another machine may be fetching the data set; waiting for it", owner=owner)
 
-    with work_lock(job.layout, job.layout.lock("fetch", job.dataset), told=told) as waited:
+    with work_lock(job.layout, job.layout.lock("fetch", job.dataset), on_wait=say_who) as waited:
         job.clear_stale(cache)
         reading = _reading(config, job)
         source = _locate(config, job, lambda: _fetched_elsewhere(config, job, reading) if waited else None)

@@ -32,12 +32,10 @@ def rooms(package: str) -> dict[str, list[str]]:
     """Return the rooms of a package from top to bottom, each with its modules; the files of its root are one room."""
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
     contracts = settings["tool"]["importlinter"]["contracts"]
-    layers = next(
-        item["layers"] for item in contracts if item["type"] == "layers" and package in item["layers"][0]
-    )
+    layers = next(item["layers"] for item in contracts if item.get("containers") == [package])
     found: dict[str, list[str]] = {}
     for layer in layers:
-        for module in (name.strip().removeprefix(f"{package}.") for name in layer.split("|")):
+        for module in map(str.strip, layer.split("|")):
             folder = (ROOT / package / module).is_dir()
             found.setdefault(f"{module}/" if folder else _root_room(package, module), []).append(module)
     return found

@@ -48,7 +48,7 @@ BY_FUNCTION = ("tests/faults/",) if LONG else ()
 FIRST = (
     *("tests/deploy/test_celery.py", "tests/e2e/test_docs.py", "tests/e2e/test_daemon.py", "tests/faults/"),
     *("tests/deploy/", "tests/dagster/test_on_a_bucket.py", "tests/e2e/test_app.py"),
-    *("tests/e2e/test_ui.py", "tests/e2e/test_wheel.py", "tests/security/test_canary.py", "tests/e2e/"),
+    *("tests/e2e/test_ui.py", "tests/e2e/test_wheel.py", "tests/security/", "tests/e2e/"),
     *("tests/dagster/training/", "tests/core/test_train.py", "tests/dagster/", "tests/core/learning/"),
 )
 _ARCHIVES = os.environ.get(ARCHIVES_VARIABLE)

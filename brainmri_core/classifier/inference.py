@@ -71,14 +71,14 @@ class Inference:
         """
         pixels = np.stack([item.pixels for item in batch])
         found = self.outputs(pixels, np.arange(len(batch)))
-        assert found.embeddings is not None
+        embeddings = found.asked_embeddings
         called = np.asarray(found.logits.argmax(axis=1), np.int64)
         shares = probabilities(found.logits, self.temperature or 1.0)
         scores, limit = None, 0.0
         if self.outliers is not None:
             # in batches that are all equally long, as the predictions: else the last bit depends on the other images
             missing = -len(batch) % self.batch_size
-            padded = np.concatenate([found.embeddings, np.repeat(found.embeddings[-1:], missing, axis=0)])
+            padded = np.concatenate([embeddings, np.repeat(embeddings[-1:], missing, axis=0)])
             scores, limit = self.outliers.score(padded)[: len(batch)], self.outliers.threshold
         heat, reason = self._maps(pixels, called) if maps else (None, None)
         classes = self.meta.classes
@@ -95,7 +95,7 @@ class Inference:
                 pixels=item.pixels if maps or traces else None,
                 heatmap=None if heat is None else heat[row],
                 no_heatmap=reason,
-                embedding=found.embeddings[row] if traces else None,
+                embedding=embeddings[row] if traces else None,
                 width=item.width if traces else None,
                 height=item.height if traces else None,
             )

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from brainmri_core.config.base import Precision
 from brainmri_core.errors import IntegrityError
 from brainmri_core.evaluation.outliers import OutlierModel
-from brainmri_core.evaluation.tested_model import Subject
+from brainmri_core.evaluation.tested_model import TestedModel
 from brainmri_core.system.checksums import sha256_file
 from brainmri_core.system.json_files import write_json
 from brainmri_core.system.json_models import read_model
@@ -51,18 +51,18 @@ class ClassifierFile(BaseModel):
 
     @classmethod
     def of(
-        cls, subject: Subject, temperature: float | None, outliers: OutlierModel | None, folder: Path
+        cls, tested_model: TestedModel, temperature: float | None, outliers: OutlierModel | None, folder: Path
     ) -> ClassifierFile:
-        """Describe the subject of an evaluation whose results go to `folder`."""
+        """Describe the evaluated model whose results go to `folder`."""
         return cls(
-            checkpoint=Path(os.path.relpath(subject.weights, folder)).as_posix(),
-            checkpoint_sha256=sha256_file(subject.weights),
-            classes=subject.classes,
+            checkpoint=Path(os.path.relpath(tested_model.weights, folder)).as_posix(),
+            checkpoint_sha256=sha256_file(tested_model.weights),
+            classes=tested_model.classes,
             temperature=temperature,
             outlier_threshold=None if outliers is None else outliers.threshold,
-            batch_size=subject.batch_size,
-            precision=subject.precision,
-            mirror=subject.mirror,
+            batch_size=tested_model.batch_size,
+            precision=tested_model.precision,
+            mirror=tested_model.mirror,
         )
 
 

@@ -266,7 +266,7 @@ def workers_of(job: Job) -> Iterator[Workers | None]:
     with _client(address) as client, scratch_folder(place) as folder:
         workers = Workers(client, address, folder, job.log)
         job.log.info(
-            "Dask",
+            "connected to Dask",
             scheduler=address,
             dashboard=client.dashboard_link,
             workers=len(client.nthreads()),

@@ -64,7 +64,7 @@ class Contender:
         precision = choose_precision(config.precision, True, device)
         return cls(model, meta, device, precision, config.mirror, config.data.batch_size, job)
 
-    def calls(self, table: pd.DataFrame, pack: PackPointer, classes: list[str]) -> I64:
+    def predicted_classes(self, table: pd.DataFrame, pack: PackPointer, classes: list[str]) -> I64:
         """Predict images of a pack: from its pixels if their preprocessing is the model's, else from their files.
 
         Parameters

@@ -22,8 +22,8 @@ from brainmri_core.evaluation.metrics_schema import (
     NoLocalisation,
     Randomisation,
 )
-from brainmri_core.evaluation.tested_data import Evidence
-from brainmri_core.evaluation.tested_model import Subject
+from brainmri_core.evaluation.tested_data import TestedData
+from brainmri_core.evaluation.tested_model import TestedModel
 
 CHECKED_IMAGES = 16
 SHOWN_CHECKS = 4
@@ -54,45 +54,45 @@ class Explained:
 
 
 def explain(
-    subject: Subject, galleries: pd.DataFrame, test: pd.DataFrame, evidence: Evidence, seed: int
+    tested_model: TestedModel, galleries: pd.DataFrame, test: pd.DataFrame, tested_data: TestedData, seed: int
 ) -> Explained:
     """Compute the maps of the gallery's images and check them.
 
     Parameters
     ----------
-    subject : Subject
+    tested_model : TestedModel
         The model and its images.
     galleries : pandas.DataFrame
         From `select_galleries`.
     test : pandas.DataFrame
         Test rows of the prediction table.
-    evidence : Evidence
+    tested_data : TestedData
         With tumour masks where they are known.
     seed : int
         Seed of the random parameters.
     """
     called = dict(zip(test["row"].tolist(), test["predicted_index"].tolist(), strict=True))
     rows = np.unique(galleries["row"].to_numpy(np.int64))
-    maps = _maps(subject, rows, np.asarray([called[row] for row in rows.tolist()], np.int64))
+    maps = _maps(tested_model, rows, np.asarray([called[row] for row in rows.tolist()], np.int64))
     sure = galleries[galleries["gallery"] == KINDS[0]].sort_values(["rank", "class"], kind="stable")
     sure = sure if len(sure) else galleries
     checked = pd.unique(sure["row"])[:CHECKED_IMAGES].astype(np.int64)
     randomisation, check_maps = randomisation_check(
-        subject.model,
-        subject.meta.model_name,
-        subject.pixels,
+        tested_model.model,
+        tested_model.meta.model_name,
+        tested_model.pixels,
         checked,
         np.asarray([called[row] for row in checked.tolist()], np.int64),
-        subject.preprocessing,
-        device=subject.device,
-        batch_size=subject.batch_size,
+        tested_model.preprocessing,
+        device=tested_model.device,
+        batch_size=tested_model.batch_size,
         seed=seed,
     )
     scores = Explanations(
         methods=["Grad-CAM", "Grad-CAM++"],
         grid=maps.grid,
         randomisation=Randomisation(**randomisation),
-        localisation=_localisation(subject, test, evidence),
+        localisation=_localisation(tested_model, test, tested_data),
     )
     return Explained(
         rows,
@@ -103,35 +103,40 @@ def explain(
     )
 
 
-def _maps(subject: Subject, rows: I64, targets: I64) -> Maps:
+def _maps(tested_model: TestedModel, rows: I64, targets: I64) -> Maps:
     return maps_of_rows(
-        subject.model,
-        subject.meta.model_name,
-        subject.pixels,
+        tested_model.model,
+        tested_model.meta.model_name,
+        tested_model.pixels,
         rows,
         targets,
-        subject.preprocessing,
-        device=subject.device,
-        batch_size=subject.batch_size,
+        tested_model.preprocessing,
+        device=tested_model.device,
+        batch_size=tested_model.batch_size,
     )
 
 
-def _localisation(subject: Subject, test: pd.DataFrame, evidence: Evidence) -> Localisation | NoLocalisation:
+def _localisation(
+    tested_model: TestedModel, test: pd.DataFrame, tested_data: TestedData
+) -> Localisation | NoLocalisation:
     """Score the maps of the true class against the known tumour masks, on up to `MAX_MASKED` test images."""
-    known = test[test["path"].map(evidence.has_mask).astype(bool)]
+    known = test[test["path"].map(tested_data.has_mask).astype(bool)]
     if known.empty:
         return NoLocalisation(reason="no test image has a known tumour mask")
     step = -(-len(known) // MAX_MASKED)
     chosen = known.iloc[::step]
     masks = np.stack(
-        [shrink_mask(evidence.mask(path), subject.preprocessing.image_size) for path in chosen["path"]]
+        [
+            shrink_mask(tested_data.mask(path), tested_model.preprocessing.image_size)
+            for path in chosen["path"]
+        ]
     )
     visible = masks.any(axis=(1, 2))
     if not visible.any():
         return NoLocalisation(reason="no known tumour mask has a pixel in the model's input")
     chosen, masks = chosen[visible], masks[visible]
     labels = chosen["class_index"].to_numpy(np.int64)
-    maps = _maps(subject, chosen["row"].to_numpy(np.int64), labels)
+    maps = _maps(tested_model, chosen["row"].to_numpy(np.int64), labels)
     return Localisation(
         images=len(chosen),
         explained="the true class",

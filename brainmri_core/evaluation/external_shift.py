@@ -15,14 +15,14 @@ from brainmri_core.evaluation.contender import Contender
 from brainmri_core.evaluation.external_scores import Carried
 from brainmri_core.evaluation.label_shift import estimate_label_shift
 from brainmri_core.evaluation.shift import ImageSet, image_features, measure_shift
-from brainmri_core.evaluation.taken_out import Learnt
+from brainmri_core.evaluation.taken_out import TrainingImages
 from brainmri_core.project.job import Job
 from brainmri_core.project.pointers import PackPointer
 from brainmri_core.splitting.assignment import independent_units
 
 
 @dataclass(frozen=True)
-class Seen:
+class ExternalPredictions:
     """Images and a model's output for them.
 
     Attributes
@@ -46,18 +46,17 @@ class Seen:
         return ImageSet(self.features[mask], groups, self.embeddings[mask])
 
 
-def see(model: Contender, table: pd.DataFrame, pack: PackPointer) -> Seen:
+def predict_external(model: Contender, table: pd.DataFrame, pack: PackPointer) -> ExternalPredictions:
     """Run a model on images of a pack, with its own preprocessing."""
     width, height = (table[name].to_numpy(np.int64) for name in ("width", "height"))
     places, logits, embeddings, features = [], [], [], []
     for positions, pixels, found in model.outputs(table, pack):
-        assert found.embeddings is not None
         places.append(positions)
         logits.append(found.logits)
-        embeddings.append(found.embeddings)
+        embeddings.append(found.asked_embeddings)
         features.append(image_features(pixels, width[positions], height[positions]))
     order = np.concatenate(places)
-    return Seen(
+    return ExternalPredictions(
         table.iloc[order].reset_index(drop=True),
         np.concatenate(logits),
         np.concatenate(embeddings),
@@ -69,8 +68,8 @@ def describe_shift(
     config: ExternalConfig,
     model: Contender,
     carried: Carried,
-    learnt: Learnt | str,
-    seen: Seen,
+    learnt: TrainingImages | str,
+    seen: ExternalPredictions,
     scored: Mask,
     job: Job,
 ) -> dict[str, Any]:
@@ -84,9 +83,9 @@ def describe_shift(
         The model.
     carried : Carried
         What is carried over from the model's evaluation on its own data.
-    learnt : Learnt or str
+    learnt : TrainingImages or str
         The training and validation images of the model, or why they are not available.
-    seen : Seen
+    seen : ExternalPredictions
         The images of the other data set, with the model's output for them.
     scored : numpy.ndarray
         bool ``(N,)``: the images that are scored.
@@ -106,7 +105,7 @@ def describe_shift(
         reason = reason or "the checkpoint does not say which images it was selected by"
         return {"shift": {"reason": reason}, "prevalence": {"reason": reason}}
     own = learnt.images.table[learnt.validation].reset_index(drop=True)
-    at_home = see(model, own, learnt.images.pack)
+    at_home = predict_external(model, own, learnt.images.pack)
     everything = np.ones(len(at_home.table), np.bool_)
     report = measure_shift(
         at_home.images(everything),

@@ -7,7 +7,7 @@ import pandas as pd
 from brainmri_core.errors import BrainMRIError
 from brainmri_core.evaluation.baselines import Baseline
 from brainmri_core.evaluation.probe_folds import fit_on_training, probe_shares
-from brainmri_core.evaluation.tested_data import Evidence
+from brainmri_core.evaluation.tested_data import TestedData
 from brainmri_core.learning.encoder import read_features
 from brainmri_core.project.job import Job
 from brainmri_core.project.pointer_store import latest_pointer
@@ -18,13 +18,13 @@ _VAL_FRAC = 0.2
 
 
 def frozen_baseline(
-    evidence: Evidence, classes: list[str], trained_by: str, seed: int, job: Job
+    tested_data: TestedData, classes: list[str], trained_by: str, seed: int, job: Job
 ) -> Baseline | str:
     """Fit a probe on the training images of an evaluation's data and apply it to the test images.
 
     Parameters
     ----------
-    evidence : Evidence
+    tested_data : TestedData
         The data.
     classes : list of str
         Class names.
@@ -44,12 +44,12 @@ def frozen_baseline(
     if trained_by == "probe":
         return "the model is a linear model on frozen features itself"
     pointer = latest_pointer(job.layout, EmbeddingsPointer, job.dataset)
-    if pointer is None or pointer.pack_sha256 != evidence.pack.pack_sha256 or not pointer.pretrained:
+    if pointer is None or pointer.pack_sha256 != tested_data.pack.pack_sha256 or not pointer.pretrained:
         found = (
             "no embeddings" if pointer is None else "no embeddings of these images by a pretrained network"
         )
         return f"there are {found}; `brainmri embeddings --dataset {job.dataset}` makes them"
-    samples: pd.DataFrame = evidence.samples
+    samples: pd.DataFrame = tested_data.samples
     used = samples[(samples["row"] >= 0) & samples["split"].isin(["train", "test"])]
     used = used.sort_values("row", ignore_index=True)
     try:
@@ -57,6 +57,6 @@ def frozen_baseline(
         probe = fit_on_training(features, used, classes, val_frac=_VAL_FRAC, seed=seed, balanced=True)
     except BrainMRIError as error:
         return str(error).rstrip(".")
-    rows = samples["row"].to_numpy()[evidence.positions("test")]
+    rows = samples["row"].to_numpy()[tested_data.positions("test")]
     meaning = f"a linear model on the features of {pointer.model_name} as the embeddings have it, without training here"
     return Baseline(FROZEN, meaning, probe_shares(probe, features[rows]), True)

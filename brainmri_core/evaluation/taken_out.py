@@ -93,7 +93,7 @@ class PackedImages:
 
 
 @dataclass(frozen=True)
-class Learnt:
+class TrainingImages:
     """The images of a checkpoint's own data set: those it was trained on, those that selected it, and the rest.
 
     Attributes
@@ -149,7 +149,7 @@ class TakenOut:
         return {name: int(found.get(name, 0)) for name in REASONS}
 
 
-def learnt_from(meta: CheckpointMeta, job: Job) -> Learnt | str:
+def training_images_of(meta: CheckpointMeta, job: Job) -> TrainingImages | str:
     """Find the images that a checkpoint was trained on.
 
     Parameters
@@ -162,7 +162,7 @@ def learnt_from(meta: CheckpointMeta, job: Job) -> Learnt | str:
 
     Returns
     -------
-    Learnt or str
+    TrainingImages or str
         The images, or the reason why they are unknown.
     """
     pack = next(packs_trained_on(meta, job.layout), None)
@@ -174,7 +174,7 @@ def learnt_from(meta: CheckpointMeta, job: Job) -> Learnt | str:
         return f"the images that the checkpoint was trained on cannot be read: {str(error).rstrip('.')}"
     validation = validation_of(images.table, meta)
     training = (images.table["split"] == "train").to_numpy(np.bool_) & ~validation
-    return Learnt(images, training, validation)
+    return TrainingImages(images, training, validation)
 
 
 def refuse_one_archive(own: PackPointer, other: PackPointer, job: Job) -> None:
@@ -195,7 +195,7 @@ def _fetched(pack: PackPointer, job: Job) -> FetchPointer | None:
         return None
 
 
-def take_out(learnt: Learnt, other: PackedImages, config: CopySearchConfig, job: Job) -> TakenOut:
+def take_out(learnt: TrainingImages, other: PackedImages, config: CopySearchConfig, job: Job) -> TakenOut:
     """Find the images of another data set that a checkpoint may have seen.
 
     These are copies, in any orientation that the search tries, of a training or validation image; images of their patients;
@@ -203,7 +203,7 @@ def take_out(learnt: Learnt, other: PackedImages, config: CopySearchConfig, job:
 
     Parameters
     ----------
-    learnt : Learnt
+    learnt : TrainingImages
         The images of the checkpoint's own data set.
     other : PackedImages
         N images of the other data set.

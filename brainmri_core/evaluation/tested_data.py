@@ -27,7 +27,7 @@ _GALLERY_PAIRS = 4
 
 
 @dataclass(frozen=True)
-class Evidence:
+class TestedData:
     """The data behind an evaluation.
 
     Attributes
@@ -80,7 +80,7 @@ class Evidence:
         return fit_image(drawn, self.pack.size, self.pack.fit)
 
 
-def gather_evidence(pack: PackPointer, pixels: U8, job: Job) -> Evidence:
+def gather_tested_data(pack: PackPointer, pixels: U8, job: Job) -> TestedData:
     """Collect what earlier stages recorded about a pack.
 
     Raises
@@ -100,7 +100,7 @@ def gather_evidence(pack: PackPointer, pixels: U8, job: Job) -> Evidence:
     # A foreign archive may contain such files, too, which could name any image for this process to open.
     ours = fetched is not None and fetched.source == "phantom"
     planes, masks = _truth(layout.absolute(mapping.dataset_root)) if ours else ({}, {})
-    return Evidence(
+    return TestedData(
         pack=pack,
         mapping=mapping,
         fetched=fetched,

@@ -1,4 +1,4 @@
-"""The subject of an evaluation: a model, and the images that it is evaluated on."""
+"""What an evaluation measures: a model, and the images that it is evaluated on."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from brainmri_core.system.checksums import check_sha256
 
 
 @dataclass(frozen=True)
-class Subject:
+class TestedModel:
     """A model and the images that it is evaluated on.
 
     Attributes
@@ -74,9 +74,9 @@ class Subject:
         return self.meta.preprocessing
 
 
-def load_subject(
+def load_tested_model(
     config: EvaluateConfig, checkpoint: CheckpointPointer | None, pack: PackPointer, job: Job
-) -> Subject:
+) -> TestedModel:
     """Load a checkpoint and choose the rows of a pack to predict.
 
     Raises
@@ -119,7 +119,7 @@ def load_subject(
     seen = 0 if own else seen_in_training(packed[test], pack, meta, job)
     chosen = packed[test | validation].reset_index(drop=True)
     chosen["split"] = np.where(chosen["split"] == "test", "test", "validation")
-    return Subject(
+    return TestedModel(
         model=model,
         meta=meta,
         weights=weights,
@@ -133,22 +133,22 @@ def load_subject(
     )
 
 
-def forward(subject: Subject) -> Predictions:
-    """Predict the subject's images, with embeddings."""
-    return predict_rows(subject, subject.samples["row"].to_numpy(np.int64))
+def forward(tested_model: TestedModel) -> Predictions:
+    """Predict the images, with embeddings."""
+    return predict_rows(tested_model, tested_model.samples["row"].to_numpy(np.int64))
 
 
-def predict_rows(subject: Subject, rows: I64) -> Predictions:
+def predict_rows(tested_model: TestedModel, rows: I64) -> Predictions:
     """Predict rows of the pack; the same image always gets the same bits."""
     return predict_evenly(
-        subject.model,
-        subject.pixels,
+        tested_model.model,
+        tested_model.pixels,
         rows,
-        subject.preprocessing,
-        device=subject.device,
-        batch_size=subject.batch_size,
-        precision=subject.precision,
-        tta=subject.mirror,
+        tested_model.preprocessing,
+        device=tested_model.device,
+        batch_size=tested_model.batch_size,
+        precision=tested_model.precision,
+        tta=tested_model.mirror,
     )
 
 

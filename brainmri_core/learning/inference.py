@@ -32,6 +32,21 @@ class Predictions:
     logits: F32
     embeddings: F32 | None
 
+    @property
+    def asked_embeddings(self) -> F32:
+        """The embeddings, of a call of `predict` that asked for them.
+
+        Raises
+        ------
+        ValueError
+            If it did not.
+        """
+        if self.embeddings is None:
+            raise ValueError(
+                "These predictions have no embeddings: predict was called without embeddings=True."
+            )
+        return self.embeddings
+
 
 def forward(
     model: nn.Module, batch: torch.Tensor, precision: Precision, *, tta: bool = False
@@ -145,5 +160,4 @@ def predict_evenly(
         tta=tta,
         progress=progress,
     )
-    assert found.embeddings is not None
-    return Predictions(found.logits[: len(rows)], found.embeddings[: len(rows)])
+    return Predictions(found.logits[: len(rows)], found.asked_embeddings[: len(rows)])

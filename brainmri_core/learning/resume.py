@@ -88,14 +88,14 @@ def owned(resume: Path, identity: dict[str, Any], team: Team, job: Job) -> Itera
     with contextlib.ExitStack() as held:
         if team.leads:
 
-            def told(owner: str) -> None:
+            def say_who(owner: str) -> None:
                 job.log.info("another machine may be at work on this training; waiting to see", owner=owner)
 
             lock, busy = _lock_of(resume, job), "the same training is running"
             held.enter_context(
                 exclusive(lock, wait=False, busy=busy)
                 if in_scratch(resume)
-                else work_lock(job.layout, lock, wait=False, busy=busy, told=told)
+                else work_lock(job.layout, lock, wait=False, busy=busy, on_wait=say_who)
             )
             make_dirs(resume.parent)
             for folder in (resume.parent.parent, resume.parent):

@@ -146,7 +146,7 @@ def _told(name: str, log: StageLog) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # noqa: BLE001 - trackers raise anything, MLflow's file store even plain Exceptions
-        log.warning(f"{name} did not take a record", reason=_first_line(error))
+        log.warning(f"{name} could not store a record", reason=_first_line(error))
 
 
 @contextlib.contextmanager

@@ -18,8 +18,8 @@ from brainmri_core.evaluation.galleries import KINDS
 from brainmri_core.evaluation.metrics_schema import EvaluationMetrics, Patients
 from brainmri_core.evaluation.prediction_table import labels_of, logits_of
 from brainmri_core.evaluation.test_ledger import looks_sentence
-from brainmri_core.evaluation.tested_data import Evidence
-from brainmri_core.evaluation.tested_model import Subject
+from brainmri_core.evaluation.tested_data import TestedData
+from brainmri_core.evaluation.tested_model import TestedModel
 from brainmri_core.pages.environment import rendered, style_sheet
 from brainmri_core.pages.validation_page import render_leak_section
 from brainmri_core.pictures.figures import curves_figure, reliability_figure
@@ -61,8 +61,8 @@ class Evaluation:
     galleries: pd.DataFrame
     explained: Explained | None
     issues: pd.DataFrame
-    subject: Subject
-    evidence: Evidence
+    tested_model: TestedModel
+    tested_data: TestedData
     checkpoint: CheckpointPointer | None
     config: EvaluateConfig
 
@@ -71,7 +71,7 @@ def write_pages(folder: Path, result: Evaluation, job: Job) -> None:
     """Write ``report.html`` and ``model_card.md``."""
     values = {
         "metrics": result.metrics,
-        "meta": result.subject.meta,
+        "meta": result.tested_model.meta,
         "data": _data(result, job),
         "reproduce": _reproduce(result, job),
         "config": result.config,
@@ -84,7 +84,7 @@ def write_pages(folder: Path, result: Evaluation, job: Job) -> None:
         **values,
         style=style_sheet("evaluation.css"),
         leak_style=style_sheet("validation.css"),
-        leak_section=render_leak_section(result.evidence.leak),
+        leak_section=render_leak_section(result.tested_data.leak),
         figures=_figures(result, job),
         galleries=_galleries(result),
         bar=data_uri(colour_bar(240, 12), 90),
@@ -114,17 +114,17 @@ def standing(units: int, patients: Patients, each: str = "test image") -> str:
 
 def _data(result: Evaluation, job: Job) -> dict[str, Any]:
     """Collect the report's section on the data: source, split and excluded images."""
-    evidence, entry = result.evidence, job.entry
-    samples = evidence.samples
+    tested_data, entry = result.tested_data, job.entry
+    samples = tested_data.samples
     counts = samples.groupby(["split", "label"]).size()
     validation = result.table["split"] == "validation"
     by_split = {
-        side: {name: int(counts.get((side, name), 0)) for name in evidence.pack.classes}
+        side: {name: int(counts.get((side, name), 0)) for name in tested_data.pack.classes}
         for side in ("train", "test", "excluded")
     }
     inner = result.table.loc[validation, "label"].value_counts()
     excluded = samples.loc[samples["split"] == "excluded", "reason"].replace("", "no reason given")
-    fetched, config = evidence.fetched, evidence.split_record.get("config", {})
+    fetched, config = tested_data.fetched, tested_data.split_record.get("config", {})
     return {
         "key": job.dataset,
         "title": entry.title,
@@ -138,7 +138,7 @@ def _data(result: Evaluation, job: Job) -> dict[str, Any]:
         "data_hash": fetched.content_hash if fetched else None,
         "n_images": len(samples),
         "counts": by_split,
-        "validation": {name: int(inner.get(name, 0)) for name in evidence.pack.classes},
+        "validation": {name: int(inner.get(name, 0)) for name in tested_data.pack.classes},
         "excluded": {str(name): int(n) for name, n in excluded.value_counts().items()},
         "strategy": config.get("strategy"),
         "group_by": config.get("group_by"),
@@ -156,26 +156,26 @@ def _reproduce(result: Evaluation, job: Job) -> dict[str, Any]:
     return {
         "command": plan and plan.command,
         "code": code_version(),
-        "trained_with": result.subject.meta.code,
+        "trained_with": result.tested_model.meta.code,
         "environment": found,
         "packages": {name: version for name, version in found["packages"].items() if version},
         "config": config,
         "config_hash": sha256_json(config),
-        "train_config": result.subject.meta.train_config,
-        "checkpoint": job.layout.relative(result.subject.weights)
-        if result.subject.weights.is_relative_to(job.layout.root)
-        else result.subject.weights.name,
+        "train_config": result.tested_model.meta.train_config,
+        "checkpoint": job.layout.relative(result.tested_model.weights)
+        if result.tested_model.weights.is_relative_to(job.layout.root)
+        else result.tested_model.weights.name,
         "checkpoint_sha256": result.checkpoint.checkpoint_sha256 if result.checkpoint else None,
-        "pack_hash": result.evidence.pack.content_hash,
-        "pack_sha256": result.evidence.pack.pack_sha256,
-        "mapping_hash": result.evidence.mapping.content_hash,
-        "device": str(result.subject.device),
-        "precision": result.subject.precision,
+        "pack_hash": result.tested_data.pack.content_hash,
+        "pack_sha256": result.tested_data.pack.pack_sha256,
+        "mapping_hash": result.tested_data.mapping.content_hash,
+        "device": str(result.tested_model.device),
+        "precision": result.tested_model.precision,
     }
 
 
 def _figures(result: Evaluation, job: Job) -> dict[str, str | None]:
-    metrics, classes = result.metrics, result.subject.classes
+    metrics, classes = result.metrics, result.tested_model.classes
     test = result.table[result.table["split"] == "test"]
     calibration = metrics.calibration
     areas = {name: (row.auroc, row.average_precision) for name, row in metrics.per_class.items()}
@@ -199,7 +199,7 @@ def _picture_file(path: Path) -> str:
 
 def _galleries(result: Evaluation) -> list[dict[str, Any]]:
     """Return the galleries with their pictures; large galleries are cut to keep the page small."""
-    classes = result.subject.classes
+    classes = result.tested_model.classes
     per_row = max(1, MAX_PICTURES // (len(KINDS) * len(classes)))
     shown = result.galleries[result.galleries["rank"] <= per_row]
     made: list[dict[str, Any]] = []
@@ -215,7 +215,7 @@ def _galleries(result: Evaluation) -> list[dict[str, Any]]:
 
 
 def _card(item: Mapping[Any, Any], result: Evaluation) -> dict[str, Any]:
-    pixels = result.subject.pixels[item["row"]]
+    pixels = result.tested_model.pixels[item["row"]]
     pictures = {"image": data_uri(resized(np.asarray(pixels), TILE))}
     if result.explained is not None:
         position = int(np.searchsorted(result.explained.rows, item["row"]))
@@ -233,7 +233,7 @@ def _check(result: Evaluation) -> list[dict[str, str]]:
         return []
     rows = []
     for position, row in enumerate(result.explained.check_rows.tolist()):
-        pixels = np.asarray(result.subject.pixels[row])
+        pixels = np.asarray(result.tested_model.pixels[row])
         pictures = {"image": data_uri(resized(pixels, 128))}
         for stage in _CHECK_STAGES:
             pictures[stage] = data_uri(
@@ -249,7 +249,9 @@ def _issues(result: Evaluation) -> list[dict[str, Any]]:
     return [
         {
             **{str(key): value for key, value in item.items()},
-            "picture": data_uri(resized(np.asarray(result.subject.pixels[int(rows[item["path"]])]), 112)),
+            "picture": data_uri(
+                resized(np.asarray(result.tested_model.pixels[int(rows[item["path"]])]), 112)
+            ),
         }
         for item in found.to_dict("records")
     ]

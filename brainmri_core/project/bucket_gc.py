@@ -1,12 +1,12 @@
-"""Garbage collection in an object store: what no pointer reaches is first moved out of sight, and freed a period later.
+"""Garbage collection in an object store.
 
-A content that nothing refers to may be wanted again at any moment: a machine that publishes the same content relies on what
-the store has. No store removes an object on the condition that nobody wants it. So nothing is removed at once: it is copied
-below ``trash/``, where readers still find it, and removed from its place. A manifest, which may change, leaves an empty object
-there, on the condition that it is the one that was copied. A later call, a period after that, puts back
-what is referred to by then, and frees the rest. A machine relies on what it has seen for less than half a period (see
-`RemoteStore.publish_folder`), and so does a call of `collect_in_bucket`; hence whoever saw a content before it was moved has
-long published what refers to it when it is freed.
+Deletion has two steps, because another machine may start to use an object at any time, and no store deletes an object on the
+condition that nobody refers to it. First, unreferenced objects are copied to ``trash/``, where they can still be read, and removed from
+their place. A manifest, which may change, leaves an empty object there, on the condition that it is the one that was copied. A
+later call, at least one period later, restores the objects that are referenced again and deletes the rest.
+
+A machine trusts a listing for less than half a period (see `RemoteStore.publish_folder`), and so does a call of
+`collect_in_bucket`. So whoever saw an object before it was moved has published its reference before the object is deleted.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ def work_lock(
     *,
     wait: bool = True,
     busy: str = "another run holds it",
-    told: Callable[[str], object] = lambda owner: None,
+    on_wait: Callable[[str], object] = lambda owner: None,
 ) -> Iterator[bool]:
     """Hold a lock on this machine and a lease among all machines that share the project.
 
@@ -34,7 +34,7 @@ def work_lock(
         Wait until it is free; otherwise it is an error if another process, here or elsewhere, is at work.
     busy : str
         What the error says.
-    told : callable
+    on_wait : callable
         Called with the owner if a process on another machine is waited for.
 
     Yields
@@ -52,7 +52,7 @@ def work_lock(
         if store is None:
             yield False
             return
-        with leased(store.bucket, lock.stem, wait=wait, busy=busy, told=told) as waited:
+        with leased(store.bucket, lock.stem, wait=wait, busy=busy, on_wait=on_wait) as waited:
             yield waited
 
 

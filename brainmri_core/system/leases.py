@@ -1,8 +1,8 @@
-"""Leases in an object store: who is at work on something that is only costly to do twice.
+"""Leases in an object store.
 
-The holder writes its lease anew again and again; a lease that was not written for a while has expired, and is taken over. Nothing
-relies on it: a machine that was taken for dead goes on, and what both make is right. The clocks of machines may differ, so the
-age of a lease is measured by the clock of the store.
+A lease says which machine works on something, so that another does not do the same costly work. The holder renews it regularly.
+If it is not renewed in time, it expires, and another machine may take it. Results stay correct even if two machines work at once.
+The age of a lease is measured by the store's clock, because the clocks of machines differ.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Lease(BaseModel):
 
 @contextlib.contextmanager
 def leased(
-    bucket: Bucket, name: str, *, wait: bool, busy: str, told: Callable[[str], object]
+    bucket: Bucket, name: str, *, wait: bool, busy: str, on_wait: Callable[[str], object]
 ) -> Iterator[bool]:
     """Hold a lease during the block, as long as no other machine takes this one for dead.
 
@@ -74,7 +74,7 @@ def leased(
         an error.
     busy : str
         What the error says of a lease that is held.
-    told : callable
+    on_wait : callable
         Called once with the owner before this process waits.
 
     Yields
@@ -93,7 +93,7 @@ def leased(
     """
     own = Lease(owner=signature(), token=secrets.token_hex(16), renewals=0, lasts_s=_lasts_s())
     key = _key(name)
-    waited = _take(bucket, key, own, wait, busy, told)
+    waited = _take(bucket, key, own, wait, busy, on_wait)
     # A bucket of its own: what it finds out about the store must not change how patient the block is.
     keeping, ended = Bucket(bucket.url, _PATIENCE_S), threading.Event()
     keeper = threading.Thread(target=_keep, args=(keeping, key, own, ended), name=key, daemon=True)
@@ -119,7 +119,9 @@ def is_held(bucket: Bucket, name: str) -> bool:
     return True
 
 
-def _take(bucket: Bucket, key: str, own: Lease, wait: bool, busy: str, told: Callable[[str], object]) -> bool:
+def _take(
+    bucket: Bucket, key: str, own: Lease, wait: bool, busy: str, on_wait: Callable[[str], object]
+) -> bool:
     """Take a lease as soon as nobody has it; return whether that took time."""
     first: bytes | None = None
     while True:
@@ -134,7 +136,7 @@ def _take(bucket: Bucket, key: str, own: Lease, wait: bool, busy: str, told: Cal
                 return first is not None
             continue
         if first is None:
-            told(lease.owner)
+            on_wait(lease.owner)
             first = found[0]
         elif not wait and first != found[0]:
             raise BusyError(f"Cannot begin: {busy} ({lease.owner}); wait for it to end and run again.")

@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 
 import dagster as dg
@@ -62,7 +63,7 @@ from brainmri_dagster.running.processes import this_process
 from brainmri_dagster.running.stage_run import plan_stages, run_id_of
 from brainmri_dagster.running.staleness import stale_assets
 
-_INSTANCE = Path(__file__).parents[1] / "dagster.yaml"
+_INSTANCE = Path(str(files("brainmri_dagster"))) / "dagster.yaml"
 
 
 @dataclass(frozen=True)

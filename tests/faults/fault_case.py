@@ -22,3 +22,12 @@ def tally(name: str, stage: str, results: list[dict[str, Any]]) -> None:
 
 def problems(results: list[dict[str, Any]]) -> list[str]:
     return [text for item in results for text in item["problems"]]
+
+
+def points(total: int, wanted: int) -> list[int]:
+    """Spread points evenly over the operations, the first and the last among them; a single one lies in the middle."""
+    if wanted >= total:
+        return list(range(1, total + 1))
+    if wanted == 1:
+        return [(1 + total) // 2]
+    return [1 + round(step * (total - 1) / (wanted - 1)) for step in range(wanted)]

@@ -20,7 +20,7 @@ from tests.faults.warm import Warm
 
 pytestmark = pytest.mark.training
 
-TOGETHER = trials(2, 20)
+TOGETHER = trials(2, 15)
 WHOLE = trials(1, 3)
 SHARED = 10
 LINKS = {

@@ -8,7 +8,7 @@ import pytest
 from brainmri_core.config import STAGES
 from brainmri_core.errors import StorageError
 from tests.counts import rest, trials
-from tests.faults.fault_case import problems, tally
+from tests.faults.fault_case import points, problems, tally
 from tests.faults.warm import Warm
 
 pytestmark = pytest.mark.training
@@ -40,15 +40,6 @@ RANDOM = {
 }
 SECONDS = {"fetch": 0.2, "split": 1.0, "resize": 0.4, "validate": 1.5, "train": 2.5, "evaluate": 5.0}
 ERRORS = {"ENOSPC": "no space", "EACCES": "permission", "EIO": "input/output"}
-
-
-def points(total: int, wanted: int) -> list[int]:
-    """Spread points evenly over the operations, the first and the last among them; a single one lies in the middle."""
-    if wanted >= total:
-        return list(range(1, total + 1))
-    if wanted == 1:
-        return [(1 + total) // 2]
-    return [1 + round(step * (total - 1) / (wanted - 1)) for step in range(wanted)]
 
 
 @pytest.mark.parametrize("stage", ["fetch", "resize", "train", *rest("split", "validate", "evaluate")])

@@ -9,9 +9,8 @@ import pytest
 
 from brainmri_core.config import STAGES
 from tests.counts import trials
-from tests.faults.fault_case import problems, tally
+from tests.faults.fault_case import points, problems, tally
 from tests.faults.launches import make_home
-from tests.faults.test_crash import points
 from tests.faults.tiny import launch_file
 from tests.faults.warm import Warm
 from tests.object_store import BUCKET, StoreServer, environment, is_listing, running_proxy

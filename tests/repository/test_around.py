@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
+from configparser import ConfigParser
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
 import yaml
+from packaging.utils import canonicalize_name
 
 from brainmri_core import __version__
 from scripts.pins import ROOT
 from scripts.release_notes import CHANGELOG, notes
 
+PACKAGES = ("brainmri_core", "brainmri_dagster")
 FORMS = sorted((ROOT / ".github/ISSUE_TEMPLATE").glob("*.yml"))
 WORKFLOWS = sorted((ROOT / ".github/workflows").glob("*.yml"))
 CHECKED = [
@@ -92,3 +97,25 @@ def test_the_version_stands_in_one_place() -> None:
     assigned = re.compile(rf"""(?m)^\s*_*version_*\s*[:=]\s*["']?{re.escape(__version__)}""")
     found = [path for path in files if path.is_file() and assigned.search(path.read_text(errors="replace"))]
     assert found == [ROOT / "brainmri_core/__init__.py"]
+
+
+def test_every_package_that_is_imported_is_declared() -> None:
+    options = ConfigParser()
+    options.read(ROOT / "setup.cfg")
+    lines = [options["options"]["install_requires"], *options["options.extras_require"].values()]
+    declared = {canonicalize_name(name) for name in re.findall(r"(?m)^[A-Za-z0-9._-]+", "\n".join(lines))}
+    undeclared, owners_of = {}, packages_distributions()
+    for path in (file for package in PACKAGES for file in (ROOT / package).rglob("*.py")):
+        for name in imported(path) - sys.stdlib_module_names - set(PACKAGES):
+            owners = owners_of.get(name, [name])
+            if declared.isdisjoint(map(canonicalize_name, owners)):
+                undeclared[name] = path.name
+    assert undeclared == {}
+
+
+def imported(path: Path) -> set[str]:
+    """Return the top-level names that a file imports."""
+    nodes = list(ast.walk(ast.parse(path.read_text())))
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module}
+    return {name.partition(".")[0] for name in names}

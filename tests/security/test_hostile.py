@@ -16,7 +16,7 @@ from brainmri_core.config.data import FetchConfig, ResizeConfig, SplitConfig
 from brainmri_core.copies import fingerprint
 from brainmri_core.copies.fingerprint import fingerprint_files
 from brainmri_core.errors import SourceError
-from brainmri_core.evaluation.tested_data import gather_evidence
+from brainmri_core.evaluation.tested_data import gather_tested_data
 from brainmri_core.fetch import fetch
 from brainmri_core.images import isolation
 from brainmri_core.images.decode import DecodeError, decode
@@ -219,7 +219,7 @@ def test_ground_truth_that_an_archive_brings_along_is_not_believed(tmp_path: Pat
     fetched = write_pointer(job.layout, fetch(FetchConfig(archive=str(tree)), job))
     mapping = write_pointer(job.layout, split(SplitConfig(seed=1), fetched, job))
     pack = write_pointer(job.layout, resize(ResizeConfig(size=32), mapping, job))
-    found = gather_evidence(pack, open_pack(job.layout, pack), job)
+    found = gather_tested_data(pack, open_pack(job.layout, pack), job)
     assert (found.masks, found.planes) == ({}, {})
 
 

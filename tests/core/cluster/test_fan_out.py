@@ -110,5 +110,5 @@ def test_split_and_pack_are_the_same_to_the_byte_though_a_worker_is_killed(job: 
     copies = pd.read_parquet(job.layout.absolute(mapping.samples).with_name("copies.parquet"))
     assert not copies["exact"].all() and set(copies["orientation"]) == {"identity", "mirrored"}
     assert not list(job.layout.shards.iterdir())
-    told = next(record for record in cluster.records if record["event"] == "Dask")
+    told = next(record for record in cluster.records if record["event"] == "connected to Dask")
     assert told["scheduler"] == cluster.address and told["dashboard"].startswith("http://127.0.0.1:")

@@ -5,7 +5,7 @@ from PIL import Image
 
 from brainmri_core.config.data import CopySearchConfig, ResizeConfig, SplitConfig
 from brainmri_core.copies.leaks import read_copies
-from brainmri_core.evaluation.tested_data import gather_evidence
+from brainmri_core.evaluation.tested_data import gather_tested_data
 from brainmri_core.images.pack import open_pack
 from brainmri_core.project.job import Job
 from brainmri_core.project.pointer_store import write_pointer
@@ -32,4 +32,4 @@ def test_an_evaluation_looks_for_unlisted_copies_by_the_limits_of_its_split(
     pack = write_pointer(job.layout, resize(ResizeConfig(size=32), mapping, job))
     folder = job.layout.absolute(mapping.samples).parent
     write_samples(folder / "copies.parquet", read_copies(folder).iloc[:0])  # as if the search had missed them
-    assert len(gather_evidence(pack, open_pack(job.layout, pack), job).leak.unlisted) == found
+    assert len(gather_tested_data(pack, open_pack(job.layout, pack), job).leak.unlisted) == found

@@ -16,7 +16,7 @@ from brainmri_core.config.data import FetchConfig, ResizeConfig, SplitConfig, Va
 from brainmri_core.config.evaluation import EvaluateConfig
 from brainmri_core.copies.fingerprint import fingerprint
 from brainmri_core.errors import ConfigError
-from brainmri_core.evaluation.tested_model import load_subject
+from brainmri_core.evaluation.tested_model import load_tested_model
 from brainmri_core.fetch import fetch
 from brainmri_core.images.decode import decode
 from brainmri_core.images.levels import common_range, own_range
@@ -221,7 +221,7 @@ def test_evaluation_says_when_other_data_was_scaled_otherwise(deep: Case) -> Non
     assert other.gray_ranges == {"16-bit": (0, 9000)}
     assert open_pack(job.layout, other).max() < 130
     deep.records.clear()
-    load_subject(EvaluateConfig(), deep.checkpoint, other, job)
+    load_tested_model(EvaluateConfig(), deep.checkpoint, other, job)
     assert any("another gray range" in str(record) for record in deep.records)
 
 

@@ -138,7 +138,7 @@ def test_a_tracker_that_fails_in_the_middle_is_said_and_ends_no_training(
     )
     assert pointer.epochs_run == 3
     name = {"mlflow": "MLflow", "tensorboard": "TensorBoard"}[backend]
-    logged = [record for record in records if record["event"] == f"{name} did not take a record"]
+    logged = [record for record in records if record["event"] == f"{name} could not store a record"]
     assert len(logged) >= 2
     assert all(record["reason"] and record["level"] == "WARNING" for record in logged)
 

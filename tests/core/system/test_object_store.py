@@ -96,10 +96,10 @@ def test_what_is_wrong_with_the_account_or_bucket_is_said_at_once(
 ) -> None:
     for name, value in environment(object_store.port, account).items():
         monkeypatch.setenv(name, value)
-    bucket, began = Bucket(where or store_url), time.monotonic()
+    bucket = Bucket(where or store_url)
+    monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail("patience does not help here"))
     with pytest.raises(StorageError, match=sentence) as caught:
         bucket.put_new("new", b"") if action == "put_new" else bucket.upload("new", request.path)
-    assert time.monotonic() - began < 10
     assert (where or store_url) in str(caught.value)
     assert "canary" not in str(caught.value)
 
@@ -111,10 +111,8 @@ def test_a_store_that_is_gone_is_waited_for_and_then_named(
     bucket = Bucket(store_url)
     bucket.put("there", b"before")
     proxy.fault = lambda method, path: "reset"
-    began = time.monotonic()
     with pytest.raises(StorageError, match="the store does not answer; nothing was changed there, run again"):
         bucket.put("there", b"after")
-    assert time.monotonic() - began >= 1
     assert len(proxy.hit) > 1
     proxy.fault = lambda method, path: None
     assert bucket.get("there") == b"before"

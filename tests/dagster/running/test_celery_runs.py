@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import shutil
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -86,10 +85,9 @@ def test_a_broker_that_is_away_is_named_without_its_password(instance: dg.Dagste
     launcher = CeleryLauncher(default_queue="gpu", broker=broker, backend=broker)
     launcher.register_instance(instance)
     run = handed_over(instance, {})
-    began = time.monotonic()
     with pytest.raises(
         DagsterUserCodeUnreachableError, match=r"^Cannot use the broker at 127\.0\.0\.1:1"
     ) as caught:
         launcher.launch_run(LaunchRunContext(dagster_run=run, workspace=None))
     assert caught.type is BrokerAwayError and "aPassWord" not in str(caught.value)
-    assert "\n" not in str(caught.value) and time.monotonic() - began < 30
+    assert "\n" not in str(caught.value)
