@@ -72,8 +72,8 @@ CHANGES: dict[str, list[str]] = {
     "no EMA": ["train.optim.ema_decay=0"],
     "from the probe on": ["train.method=probe_then_finetune"],
 }
-# `solid` at a third of its cost, so that all changes can be tried over folds on a small machine
-SMALL = ["train.data.image_size=96", "train.loop.epochs=4"]
+# `solid` at a third of its cost, with a head from random weights, so that all changes can be tried over folds on a small machine
+SMALL = ["train.method=finetune", "train.data.image_size=96", "train.loop.epochs=4"]
 
 
 def _lite(size: int) -> list[str]:
@@ -90,6 +90,7 @@ RECIPES: dict[str, tuple[str, list[str]]] = {
     "quick, Lite1": ("quick", _lite(1)),
     "quick, Lite2": ("quick", _lite(2)),
     "solid": ("solid", []),
+    "solid, a random head": ("solid", ["train.method=finetune"]),
     "solid, 160 px": ("solid", ["train.data.image_size=160"]),
     "solid, half the epochs": ("solid", ["train.loop.epochs=3"]),
     **{f"solid, {name}": ("solid", change) for name, change in CHANGES.items()},
