@@ -66,6 +66,7 @@ every: .venv/.installed
 test-rest: .venv/.installed  ## the tests that `test` leaves out, with few trials of each fault
 	$(PYTEST) -m "full or journey"
 
+# One worker more than above: in the long trials most workers wait for other processes.
 test-all: WORKERS = 4
 test-all: .venv/.installed  ## all tests, with many trials of each fault
 	BRAINMRI_LONG_TESTS=1 $(PYTEST) --timeout=1400

@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -84,6 +85,21 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 def pytest_configure() -> None:
     """Let SIGINT reach the programs that tests start: background jobs of a shell inherit that it is ignored."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture
+def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The seconds of each sleep that this process asks for; it sleeps as long as it asked."""
+    asked: list[float] = []
+    sleep = time.sleep
+
+    def noted(seconds: float) -> None:
+        asked.append(seconds)
+        sleep(seconds)
+
+    monkeypatch.setattr(time, "sleep", noted)
+    monkeypatch.setattr("kombu.utils.functional.sleep", noted)
+    return asked
 
 
 @pytest.fixture(autouse=True)

@@ -4,7 +4,6 @@ import resource
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -43,13 +42,11 @@ def test_a_study_that_is_continued_tries_what_one_that_ran_through_does(tmp_path
 
 @pytest.mark.parametrize("fate", ["dies in a line", pytest.param("dies in a trial", marks=pytest.mark.full)])
 def test_the_trial_of_a_killed_process_is_made_again_and_its_lock_keeps_nobody_out(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fate: str
+    tmp_path: Path, slept: list[float], fate: str
 ) -> None:
     layout = Layout(root=tmp_path)
     killed = started(layout, "dead", 5, fate)
     assert killed.wait(60) == -signal.SIGKILL
-    slept, sleep = [0.0], time.sleep
-    monkeypatch.setattr(time, "sleep", lambda seconds: (slept.append(seconds), sleep(seconds)))
     found = work(layout, "r2", 5)
     assert max(slept) < 1, "nobody waits for a dead process"
     assert [trial.state for trial in found] == ["complete", "abandoned", *["complete"] * 4]

@@ -74,12 +74,13 @@ def test_who_comes_second_waits_until_the_lease_is_given_back(bucket: Bucket, to
 
 @pytest.mark.parametrize("wait", [True, pytest.param(False, marks=pytest.mark.full)])
 def test_the_lease_of_a_killed_process_is_taken_over(
-    bucket: Bucket, holder: subprocess.Popen[str], told: list[str], wait: bool
+    bucket: Bucket, holder: subprocess.Popen[str], told: list[str], slept: list[float], wait: bool
 ) -> None:
     holder.kill()
     assert holder.wait(60) == -signal.SIGKILL
     with leased(bucket, "work", wait=wait, busy="busy", on_wait=told.append) as waited:
         assert waited and len(told) == 1
+        assert sum(slept) < 60
 
 
 @pytest.mark.full
