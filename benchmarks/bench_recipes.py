@@ -58,7 +58,9 @@ SETS = {"kaggle": DATASET, "figshare": "figshare/1512427"}
 FOLDS, RESAMPLES, PACK_SIZE = 5, 1000, 224
 # what a fine-tuning may do otherwise, one at a time
 CHANGES: dict[str, list[str]] = {
+    "half the rate": ["train.optim.lr=0.001"],
     "a third of the rate": ["train.optim.lr=0.0007"],
+    "a quarter of the rate": ["train.optim.lr=0.0005"],
     "a slower backbone": ["train.optim.head_lr_factor=5"],
     "a rate for each layer": ["train.optim.layer_decay=0.8"],
     "an epoch frozen": ["train.optim.frozen_epochs=1"],
@@ -92,6 +94,7 @@ RECIPES: dict[str, tuple[str, list[str]]] = {
     "solid": ("solid", []),
     "solid, a random head": ("solid", ["train.method=finetune"]),
     "solid, 160 px": ("solid", ["train.data.image_size=160"]),
+    "solid, 192 px, half the rate": ("solid", ["train.data.image_size=192", *CHANGES["half the rate"]]),
     "solid, half the epochs": ("solid", ["train.loop.epochs=3"]),
     **{f"solid, {name}": ("solid", change) for name, change in CHANGES.items()},
     "small": ("solid", SMALL),

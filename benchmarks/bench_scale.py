@@ -1,6 +1,7 @@
 """The data stages at many images: processes of this machine against one and two Dask workers on the same cores.
 
     OMP_NUM_THREADS=1 python benchmarks/bench_scale.py --images 3000 30000
+    OMP_NUM_THREADS=1 python benchmarks/bench_scale.py --images 300000 --rounds 1 --without-search
     OMP_NUM_THREADS=1 python benchmarks/bench_scale.py --hashes 75000 150000 300000
     OMP_NUM_THREADS=1 python benchmarks/bench_scale.py --hashes 300000 1000000 3000000 --some 131072
 
@@ -10,6 +11,7 @@ that a busy machine is busy for all of them. The figures are medians of the roun
 seconds of all processes that take part, which other programs on the machine disturb less. Ratios are to the first column.
 The workers are warm, as those of a cluster are: each column begins with a pass that is not counted. They keep freed memory, as
 `docs/deployment.md` has it; ``--give-back`` starts them as Dask does by itself, so that they give every freed array back.
+``--without-search`` leaves out the search, whose cost grows with the square.
 
 ``--hashes`` measures the search for copies alone, on synthetic fingerprints, with its exponent since the number before. Memory
 is the largest that the process had of its own, without the mapped file of thumbnails. ``--some`` looks up only some of the
@@ -138,8 +140,8 @@ def job_at(root: Path, address: str | None) -> Job:
     return Job(Layout(root=root), "r", entry, log, cluster=ClusterConfig(scheduler=address))
 
 
-def stages(root: Path, paths: list[str], column: Column) -> dict[str, tuple[float, float]]:
-    """Run the data stages and return the seconds of each, and the processor seconds."""
+def stages(root: Path, paths: list[str], column: Column, searched: bool) -> dict[str, tuple[float, float]]:
+    """Run the data stages, without the search if told so, and return the seconds of each, and the processor seconds."""
     taken: dict[str, tuple[float, float]] = {}
     workers, programs = column
 
@@ -150,7 +152,8 @@ def stages(root: Path, paths: list[str], column: Column) -> dict[str, tuple[floa
         return result
 
     prints = timed(STAGES[0], lambda: fingerprint_on(workers, root, paths))
-    timed(STAGES[1], lambda: find_copies_on(workers, prints, CopySearchConfig()))
+    if searched:
+        timed(STAGES[1], lambda: find_copies_on(workers, prints, CopySearchConfig()))
     hashes = [hashlib.sha256((root / path).read_bytes()).hexdigest() for path in paths]
     config = ResizeConfig(size=SIZE)
 
@@ -163,7 +166,7 @@ def stages(root: Path, paths: list[str], column: Column) -> dict[str, tuple[floa
     return taken
 
 
-def compare(folder: Path, n: int, rounds: int, environment: dict[str, str]) -> None:
+def compare(folder: Path, n: int, rounds: int, searched: bool, environment: dict[str, str]) -> None:
     """Print a table of the stages in each column, in images a second and as a ratio to the first column."""
     paths = write_images(folder / str(n), n)
     root, some = folder / str(n), paths[: min(n, 512)]
@@ -183,11 +186,11 @@ def compare(folder: Path, n: int, rounds: int, environment: dict[str, str]) -> N
             workers.client.wait_for_workers(count, timeout=120)
             columns[name] = workers, programs
         for column in columns.values():
-            stages(root, some, column)
+            stages(root, some, column, searched)
         taken: dict[str, list[dict[str, tuple[float, float]]]] = {name: [] for name in columns}
         for _ in range(rounds):
             for name, column in columns.items():
-                taken[name].append(stages(root, paths, column))
+                taken[name].append(stages(root, paths, column, searched))
     report(n, taken)
 
 
@@ -196,7 +199,7 @@ def report(n: int, taken: dict[str, list[dict[str, tuple[float, float]]]]) -> No
     first, *others = taken
     print(f"\n{n:,} images, {len(taken[first])} rounds\n\n| stage | {' | '.join(taken)} | ratios |")
     print(f"| --- |{' ---: |' * len(taken)} --- |")
-    for stage in STAGES:
+    for stage in taken[first][0]:
         cells, ratios = [], []
         for passes in taken.values():
             seconds, used = (statistics.median(item[stage][kind] for item in passes) for kind in (0, 1))
@@ -288,11 +291,13 @@ def main() -> None:
     parser.add_argument("--orientations", choices=("all", "mirror", "identity"), default="all")
     parser.add_argument("--some", type=int, help="look up only so many of the hashes")
     parser.add_argument("--give-back", action="store_true")
+    parser.add_argument("--without-search", action="store_true")
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         for n in options.images:
-            compare(Path(folder), n, options.rounds, {} if options.give_back else KEEP_FREED)
+            environment = {} if options.give_back else KEEP_FREED
+            compare(Path(folder), n, options.rounds, not options.without_search, environment)
         if options.hashes:
             if options.some:
                 search_for_some(Path(folder), options.hashes, options.some)

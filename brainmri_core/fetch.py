@@ -29,6 +29,7 @@ from brainmri_core.sources.local import (
     is_browser_name,
     local_archive,
     names_looked_for,
+    others_of_this_name,
     saved_by_browser,
 )
 from brainmri_core.sources.masks import MASKS
@@ -153,6 +154,8 @@ def _reading(config: FetchConfig, job: Job) -> str:
 def _local(config: FetchConfig, job: Job) -> Path | None:
     """Return the local archive or folder; warn before the network is used where the folder of archives does not hold it."""
     path, archives = local_archive(config, job.entry), archives_folder(job.entry)
+    if path is not None and config.archive:
+        _warn_of_anothers(path, job)
     if path is not None or archives is None:
         return path
     names = ", ".join(names_looked_for(job.dataset, job.entry.archives))
@@ -170,6 +173,21 @@ def _local(config: FetchConfig, job: Job) -> Path | None:
             looked_for=names,
         )
     return path
+
+
+def _warn_of_anothers(path: Path, job: Job) -> None:
+    """Warn where an archive that the user names may be of another data set."""
+    others = others_of_this_name(path, job.entry)
+    if others:
+        job.log.warning(
+            f"{path.name} has the name of {' and '.join(others)}, but its images are taken as those of {job.dataset}; "
+            f"if that is wrong, give --dataset {others[0]}"
+        )
+    elif job.entry.source == "phantom":
+        job.log.warning(
+            f"{job.dataset} is a built-in synthetic data set, but its images are taken from {path.name}; if that is wrong, "
+            "name the archive's data set with --dataset OWNER/SLUG"
+        )
 
 
 def _locate(config: FetchConfig, job: Job, published: Callable[[], _Source | None]) -> _Source:

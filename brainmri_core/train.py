@@ -155,6 +155,13 @@ def _run(
             run_epochs(loop, state, reporting)
             judge_snapshots(loop, state, job.log)
         pointer = write_outcome(config, loop, state, pack, job, tracker.link)
+        if pointer.best_epoch == 0:
+            job.log.warning(
+                "no epoch of fine-tuning was better than the probe it started from, which is kept; "
+                "try a lower train.optim.lr",
+                learning_rate=config.optim.lr,
+                val_macro_f1=pointer.val_macro_f1,
+            )
         loop.team.from_leader(lambda: pointer.model_dump_json().encode())
         numbers = {"val_macro_f1": pointer.val_macro_f1, "best_epoch": pointer.best_epoch}
         tracker.finish(job.layout.absolute(pointer.checkpoint), numbers)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from brainmri_core.config.data import FetchConfig
 from brainmri_core.errors import SourceError
-from brainmri_core.project.catalogue import DatasetEntry
+from brainmri_core.project.catalogue import DatasetEntry, load_catalogue
 from brainmri_core.project.foreign_names import compared, shown_name
 from brainmri_core.project.layout import ARCHIVES_VARIABLE
 from brainmri_core.system.storage import storage_error
@@ -84,6 +84,15 @@ def names_looked_for(dataset: str, further: Sequence[str] = ()) -> list[str]:
     """Return the names that a data set's archive or folder may have, in order of preference."""
     owner, _, slug = dataset.partition("/")
     return [*(f"{stem}{ending}" for ending in _ENDINGS for stem in (f"{owner}__{slug}", slug)), *further]
+
+
+def others_of_this_name(path: Path, entry: DatasetEntry) -> list[str]:
+    """Return the other data sets of the catalogue whose archive has this name, if it is not one of the entry's own."""
+
+    def named(item: DatasetEntry) -> bool:
+        return compared(path.name) in map(compared, names_looked_for(item.key, item.archives))
+
+    return [] if named(entry) else [key for key, item in load_catalogue().items() if named(item)]
 
 
 def is_browser_name(path: Path) -> bool:

@@ -186,7 +186,7 @@ def _open(step: Any, asset: str, partition: str) -> Iterator[StageRun]:
                 job = Job(
                     layout=layout, run_id=run_id, entry=entry, log=log, env=config.env, cluster=config.cluster
                 )
-                log.info("started", asset=asset)
+                log.info("started", asset=asset, partition=partition)
                 yield StageRun(
                     config, job, record, asset, step.dagster_run.tags.get(EXPERIMENT_TAG, "default")
                 )

@@ -9,6 +9,7 @@ from brainmri_core.config.data import FetchConfig
 from brainmri_core.errors import BrainMRIError, DataError, IntegrityError, SourceError
 from brainmri_core.fetch import fetch
 from brainmri_core.project.job import Job
+from brainmri_core.project.logs import Record
 from brainmri_core.project.pointers import FetchPointer
 from brainmri_core.project.sample_table import FETCH_COLUMNS, read_samples
 from tests.core.fetch_case import OFFICIAL, make_tree, make_zip
@@ -107,3 +108,25 @@ def test_changed_file_is_refused_by_name(tmp_path: Path, job: Job) -> None:
 def test_missing_archive_is_named(tmp_path: Path, job: Job) -> None:
     with pytest.raises(SourceError, match="gone"):
         get(job, tmp_path / "gone.zip")
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "words"),
+    [
+        ("Brain-Tumor-Classification-MRI.zip", "owner/set", "--dataset sartajbhuvaji/brain-tumor-classification-mri"),
+        ("sartajbhuvaji__brain-tumor-classification-mri", "brainmri/phantom", "taken as those of brainmri/phantom"),
+        ("scans.zip", "brainmri/phantom", "built-in synthetic data set, but its images are taken from scans.zip"),
+        ("brain-tumor-mri-dataset.zip", "clinic/brain-tumor-mri-dataset", ""),
+        ("scans.zip", "owner/set", ""),
+        ("archive.zip", "owner/set", ""),
+    ],
+)  # fmt: skip
+def test_an_archive_that_may_be_of_another_data_set_is_named(
+    tmp_path: Path, job: Job, records: list[Record], name: str, key: str, words: str
+) -> None:
+    tree = make_tree(tmp_path / "tree", OFFICIAL)
+    archive = make_zip(tree, tmp_path / name) if name.endswith(".zip") else tree.rename(tmp_path / name)
+    source = "phantom" if key == "brainmri/phantom" else "archive"
+    get(replace(job, entry=job.entry.model_copy(update={"key": key, "source": source})), archive)
+    said = [item["event"] for item in records if item["level"] == "WARNING"]
+    assert len(said) == bool(words) and words in "".join(said)

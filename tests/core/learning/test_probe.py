@@ -200,12 +200,14 @@ def test_fine_tuning_starts_from_the_probe_with_the_statistics_it_was_fitted_on(
 
 
 @pytest.mark.full
-def test_the_probe_is_kept_where_fine_tuning_makes_it_worse(job: Job) -> None:
+def test_the_probe_is_kept_where_fine_tuning_makes_it_worse(job: Job, records: list[Record]) -> None:
     pack = make_pack(job, per_class=8)
     probed = train(probe_config(), pack, job)
     wild = {"optim": {"lr": 0.5, "ema_decay": 0}}
     tuned = train(probe_config("probe_then_finetune", **wild), pack, replace(job, run_id="r2"))
     assert tuned.best_epoch == 0 and tuned.epochs_run == 1
+    (said,) = [item for item in records if "the probe it started from" in item["event"]]
+    assert (said["level"], said["learning_rate"]) == ("WARNING", 0.5)
     before, after = (load_checkpoint(job.layout.absolute(item.checkpoint))[1] for item in (probed, tuned))
     np.testing.assert_allclose(before["head.weight"], after["head.weight"], atol=1e-6)
 
