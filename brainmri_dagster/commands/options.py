@@ -98,26 +98,21 @@ def _option(name: str) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
 
 
-def opened(config: Path | None, folder_for: str | None = None) -> tuple[Layout, PipelineConfig]:
+def opened(config: Path | None) -> tuple[Layout, PipelineConfig]:
     """Return the project and the settings of the file that ``--config`` names.
 
     Parameters
     ----------
     config : pathlib.Path or None
         The file.
-    folder_for : str or None
-        The command, where it works on a project in a folder only.
 
     Raises
     ------
     ConfigError
-        If it does and the project is in an object store, or the configuration is wrong.
+        If the configuration is wrong.
     """
     from brainmri_core.config import load_config
     from brainmri_core.project.layout import Layout
 
     settings = load_config(config)
-    layout = Layout.at(settings.paths.root, settings.paths.cache, settings.paths.cache_gib)
-    if folder_for is not None:
-        layout.require_folder(folder_for)
-    return layout, settings
+    return Layout.of(settings.paths), settings

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 from typing import Annotated
 
 import typer
@@ -24,7 +25,7 @@ def init(
         print(f"wrote {folder / name}")
     for name in made.kept:
         print(f"kept  {folder / name}")
-    print(f"Next: cd {folder} && brainmri pipeline --config configs/demo.yaml")
+    print(f"Next: cd {quote(str(folder))} && brainmri pipeline --config configs/demo.yaml")
 
 
 def add_dataset(
@@ -46,7 +47,7 @@ def add_dataset(
             return
         path = add_entry(guess)
     print(f"Written to {path}. Check the classes above, then run:")
-    print(f"brainmri pipeline --dataset {dataset} --archive {archive}")
+    print(f"brainmri pipeline --dataset {quote(dataset)} --archive {quote(str(archive))}")
 
 
 def datasets() -> None:

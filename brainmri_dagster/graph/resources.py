@@ -25,7 +25,7 @@ class ProjectConfig(StageConfig):
     @property
     def layout(self) -> Layout:
         """The path layout of the project root."""
-        return Layout.at(self.paths.root, self.paths.cache, self.paths.cache_gib)
+        return Layout.of(self.paths)
 
 
 @cache

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from PIL import Image
 from typer.testing import CliRunner
 
 import brainmri_dagster
@@ -43,6 +44,16 @@ def test_help_loads_neither_dagster_nor_anything_heavy():
     assert modules_after(code, "dagster", *HEAVY) == []
 
 
+def test_commands_that_are_printed_can_be_pasted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("BRAINMRI_CONFIG", raising=False)
+    for label in ("glioma", "notumor"):
+        (tmp_path / f"my images/{label}").mkdir(parents=True)
+        Image.new("L", (8, 8)).save(tmp_path / f"my images/{label}/1.png")
+    said = [run("init", "my project").output, run("add-dataset", "a/b", "--archive", "my images").output]
+    assert "cd 'my project' &&" in said[0] and "--dataset a/b --archive 'my images'" in said[1]
+
+
 def test_the_version_is_that_of_the_installed_package():
     assert run("--version").output == f"brainmri {version('brainmri')}\n"
 
@@ -55,6 +66,7 @@ def test_the_code_location_loads_nothing_heavy_and_warns_of_nothing():
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
+        (["tune", "--study", "no-such-study"], "no-such-study"),
         (
             ["train", "-o", "train.optim.lrr=3"],
             "unknown key 'train.optim.lrr'; did you mean 'train.optim.lr'?",

@@ -78,6 +78,7 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Project:
         "scripts",
     ):
         (checkout / name).symlink_to(ROOT / name)
+    (folder / "home").rename(checkout / ".dagster")
     (home / "Downloads").mkdir(parents=True)
     files = folder / "phantom"
     write_phantom(files, PhantomConfig(subjects_per_class=4, slices_per_subject=3, copies_per_kind=1))
@@ -87,7 +88,14 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Project:
     shutil.copy(home / "Downloads/brain-tumor-classification-mri.zip", home / "Downloads/brains.zip")
     Path(project.env["BRAINMRI_CONFIG"]).write_text(QUICK)
     return replace(
-        project, cwd=checkout, env=project.env | {"HOME": str(home), "BRAINMRI_HOME": str(checkout)}
+        project,
+        cwd=checkout,
+        env=project.env
+        | {
+            "HOME": str(home),
+            "BRAINMRI_HOME": str(checkout),
+            "DAGSTER_HOME": str(checkout / ".dagster"),
+        },
     )
 
 

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -175,6 +176,11 @@ def test_an_error_of_the_work_is_not_taken_for_a_lost_scheduler(job: Job, tmp_pa
             StorageError, match=r"failed 3 times at piece 1 of 1 \(failures\) \(it went wrong\)"
         ):
             list(workers.map("failures", fail, [("OSError",)]))
+        elsewhere = replace(workers, folder=tmp_path / "of-another-machine")
+        with pytest.raises(
+            StorageError, match=r"worker one does not see the folder .*of-another-machine; mount"
+        ):
+            list(elsewhere.map("naps", nap, [(0, 7)]))
         assert [int(item["number"]) for item in workers.map("naps", nap, [(0, 7)])] == [7]
 
 

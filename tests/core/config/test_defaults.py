@@ -1,10 +1,19 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import yaml
 
 from brainmri_core.config import STAGES, PipelineConfig, load_config
-from brainmri_core.config.files import SHIPPED
+from brainmri_core.config.files import (
+    CONFIG_VARIABLE,
+    ROOT_VARIABLE,
+    SHIPPED,
+    default_config_path,
+    user_configs,
+)
+from brainmri_core.new_project import new_project
 from brainmri_core.project.catalogue import load_catalogue
 from tests import ROOT
 
@@ -50,3 +59,19 @@ def test_the_catalogue_canonises_class_folders():
     entry = load_catalogue(CONFIGS / "datasets.yaml")["sartajbhuvaji/brain-tumor-classification-mri"]
     found = ["glioma_tumor", "meningioma_tumor", "pituitary_tumor", "no_tumor"]
     assert [entry.canonical(name) for name in found] == entry.classes
+
+
+def test_the_users_files_are_those_of_the_named_file_else_of_the_project_else_those_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv(CONFIG_VARIABLE, raising=False)
+    monkeypatch.setenv(ROOT_VARIABLE, str(tmp_path / "project"))
+    assert user_configs() == tmp_path / "configs" and default_config_path() == SHIPPED / "pipeline.yaml"
+    new_project(tmp_path / "project")
+    assert default_config_path() == tmp_path / "project/configs/pipeline.yaml"
+    monkeypatch.setenv(CONFIG_VARIABLE, "elsewhere/own.yaml")
+    assert user_configs() == tmp_path / "elsewhere" and default_config_path().name == "own.yaml"
+    monkeypatch.delenv(CONFIG_VARIABLE)
+    monkeypatch.setenv(ROOT_VARIABLE, "s3://bucket/project")
+    assert user_configs() == tmp_path / "configs"
