@@ -13,7 +13,7 @@ import typer
 from brainmri_core import __version__
 from brainmri_core.errors import IntegrityError
 from brainmri_dagster.commands import model, overlap, project
-from brainmri_dagster.commands.options import Config, opened, takes
+from brainmri_dagster.commands.options import Config, Debug, Experiment, opened, takes
 from brainmri_dagster.commands.sentences import sentences
 from brainmri_dagster.graph.asset_table import ENSEMBLE_ASSETS
 
@@ -188,10 +188,7 @@ def tune(
     trials: Annotated[
         int | None, typer.Option("--trials", help="Number of trials, those of earlier runs included.")
     ] = None,
-    experiment: Annotated[
-        str | None,
-        typer.Option("--experiment", metavar="NAME", help="Experiment that sets what is not searched."),
-    ] = None,
+    experiment: Experiment = None,
     queue: Annotated[
         bool,
         typer.Option("--queue", help="Let the Dagster daemon run every trial as a run of its own, and wait."),
@@ -220,17 +217,11 @@ def backfill(
         bool,
         typer.Option("--only-missing", help="Only partitions that are missing or failed."),
     ] = False,
-    experiment: Annotated[
-        str | None,
-        typer.Option(
-            "--experiment",
-            metavar="NAME",
-            help="Use an experiment's settings: its name, or the path of its file.",
-        ),
-    ] = None,
+    experiment: Experiment = None,
+    debug: Debug = False,
 ) -> None:
     """Materialise many partitions through the Dagster daemon, and wait for it."""
-    with sentences():
+    with sentences(debug):
         from brainmri_dagster.commands.backfill import backfill as fill
         from brainmri_dagster.commands.launch import open_instance
         from brainmri_dagster.graph.resources import default_project
@@ -241,13 +232,13 @@ def backfill(
 
 
 @app.command()
-def verify(config: Config = None) -> None:
+def verify(config: Config = None, debug: Debug = False) -> None:
     """Check every pointer, file, hash, manifest, pack and checkpoint of the project, and name what is damaged."""
     from tqdm import tqdm
 
     from brainmri_core.verify import verify as check
 
-    with sentences(), tqdm(desc="verifying", unit="record", disable=None) as bar:
+    with sentences(debug), tqdm(desc="verifying", unit="record", disable=None) as bar:
         found = check(opened(config)[0], bar.update)
     for problem in found.problems:
         print(f"{problem.path}: {problem.message}")
@@ -272,9 +263,10 @@ def gc(
             help="In a bucket, keep what is younger; longer than the longest stage.",
         ),
     ] = 7,
+    debug: Debug = False,
 ) -> None:
     """Remove results that no pointer, history copy, manifest or champion refers to, and half-written files of dead processes."""
-    with sentences():
+    with sentences(debug):
         from brainmri_core.gc import collect_garbage
         from brainmri_dagster.commands.launch import open_instance
         from brainmri_dagster.running.dead_runs import close_dead_runs

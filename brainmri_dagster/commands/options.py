@@ -19,6 +19,14 @@ Config = Annotated[
     Path | None, typer.Option("--config", "-c", help="YAML configuration; default: configs/pipeline.yaml.")
 ]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+Experiment = Annotated[
+    str | None,
+    typer.Option(
+        "--experiment",
+        metavar="NAME",
+        help="Use an experiment's settings: its name, or the path of its file.",
+    ),
+]
 
 # By field of `launch.Request`.
 RUN_OPTIONS: dict[str, Any] = {

@@ -10,16 +10,18 @@ import typer
 
 from brainmri_core.config import PipelineConfig
 from brainmri_core.project.layout import Layout
+from brainmri_dagster.commands.options import Debug
 from brainmri_dagster.commands.sentences import sentences
 
 
 def init(
     folder: Annotated[Path, typer.Argument(help="Folder of the new project; made if it does not exist.")],
+    debug: Debug = False,
 ) -> None:
     """Write a new project: configuration to edit, and the files that Dagster's programs look for. Nothing is overwritten."""
     from brainmri_core.new_project import new_project
 
-    with sentences():
+    with sentences(debug):
         made = new_project(folder)
     for name in made.written:
         print(f"wrote {folder / name}")
@@ -32,12 +34,13 @@ def add_dataset(
     dataset: Annotated[str, typer.Argument(metavar="OWNER/SLUG", help="Key of the new entry.")],
     archive: Annotated[Path, typer.Option("--archive", help="Zip or folder that holds the data set.")],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the entry and write nothing.")] = False,
+    debug: Debug = False,
 ) -> None:
     """Guess the classes of a data set from its folders, show them, and write its entry to configs/datasets.yaml."""
     from brainmri_core.add_dataset import add_entry, guess_entry
     from brainmri_core.escaping import printable
 
-    with sentences():
+    with sentences(debug):
         guess = guess_entry(dataset, archive.expanduser())
         for label, name in guess.folders.items():
             print(f"{guess.images[label]:>8,} images in {printable(label)!r} -> {printable(name)}")
@@ -50,11 +53,11 @@ def add_dataset(
     print(f"brainmri pipeline --dataset {quote(dataset)} --archive {quote(str(archive))}")
 
 
-def datasets() -> None:
+def datasets(debug: Debug = False) -> None:
     """List the data sets of the catalogue: the built-in ones and your own."""
     from brainmri_core.project.catalogue import load_catalogue
 
-    with sentences():
+    with sentences(debug):
         entries = load_catalogue()
     width = max(map(len, entries))
     for key, entry in entries.items():

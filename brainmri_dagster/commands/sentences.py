@@ -12,7 +12,7 @@ from brainmri_core.errors import BrainMRIError
 
 
 @contextlib.contextmanager
-def sentences(debug: bool = False) -> Iterator[None]:
+def sentences(debug: bool) -> Iterator[None]:
     """Print an error as one sentence and exit with its code; with `debug`, let it through with its traceback."""
     try:
         yield

@@ -7,6 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+import typer
 import yaml
 from PIL import Image
 from typer.testing import CliRunner
@@ -52,6 +53,15 @@ def test_commands_that_are_printed_can_be_pasted(tmp_path: Path, monkeypatch: py
         Image.new("L", (8, 8)).save(tmp_path / f"my images/{label}/1.png")
     said = [run("init", "my project").output, run("add-dataset", "a/b", "--archive", "my images").output]
     assert "cd 'my project' &&" in said[0] and "--dataset a/b --archive 'my images'" in said[1]
+
+
+def test_every_command_can_show_the_traceback_of_an_error() -> None:
+    without = [
+        name
+        for name, command in typer.main.get_command(app).commands.items()
+        if "debug" not in {item.name for item in command.params}
+    ]
+    assert not without
 
 
 def test_the_version_is_that_of_the_installed_package():
