@@ -79,6 +79,7 @@ def backfill(
         If no daemon serves the instance, or the daemon stops while the backfill runs.
     """
     from brainmri_dagster.code_location import defs
+    from brainmri_dagster.defs.jobs import WITHOUT_GPU
 
     graph = defs.resolve_asset_graph()
     for name in datasets:
@@ -91,6 +92,8 @@ def backfill(
     require_daemon(instance)
     run_config = None if config is None else run_config_for(config, list(target))
     tags = {} if experiment is None else {EXPERIMENT_TAG: find_experiment(experiment).stem}
+    if not any("accelerator" in graph.get(dg.AssetKey(name)).pools for name in target):
+        tags |= WITHOUT_GPU
     return launch_and_wait(instance, graph, target, run_config, tags)
 
 

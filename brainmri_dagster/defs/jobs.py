@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
+
 import dagster as dg
 
 from brainmri_dagster.graph.asset_table import FOLD_ASSETS, PIPELINE
 
-# With several machines, runs go to one with a GPU by default. These tags send a run that trains and predicts nothing to a
-# machine without one.
+# With several machines, runs go to one with a GPU by default. These tags send a run that trains and predicts nothing, one
+# without an asset of the pool `accelerator`, to a machine without one.
 WITHOUT_GPU = {
     "dagster-celery/queue": "cpu",
-    "dagster-k8s/config": {"container_config": {"resources": {"limits": {"nvidia.com/gpu": "0"}}}},
+    "dagster-k8s/config": json.dumps(
+        {"container_config": {"resources": {"limits": {"nvidia.com/gpu": "0"}}}}
+    ),
 }
 pipeline_job = dg.define_asset_job(
     "pipeline",

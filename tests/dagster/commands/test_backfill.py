@@ -105,6 +105,23 @@ def test_a_backfill_of_an_experiment_has_its_settings(
         dg.validate_run_config(job.get_subset(asset_selection={dg.AssetKey(name)}), found.run_config)
 
 
+@pytest.mark.parametrize(
+    ("select", "queue"),
+    [("key:raw_dataset or key:leaderboard", "cpu"), ("key:raw_dataset or key:fold_checkpoint", None)],
+)
+def test_a_backfill_without_a_model_asks_for_no_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, select: str, queue: str | None
+) -> None:
+    monkeypatch.setenv(ROOT_VARIABLE, str(tmp_path))
+    with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
+        beat(instance, 0)
+        threading.Thread(target=cancel_the_first, args=(instance,), daemon=True).start()
+        backfill(instance, select, [PHANTOM])
+        (found,) = instance.get_backfills()
+    assert found.tags.get("dagster-celery/queue") == queue
+    assert ("dagster-k8s/config" in found.tags) == (queue is not None)
+
+
 def cancel_the_first(instance: dg.DagsterInstance) -> None:
     while not (found := instance.get_backfills()):
         time.sleep(0.05)
