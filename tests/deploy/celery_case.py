@@ -19,9 +19,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import dagster as dg
 import pytest
 
 from brainmri_core.project.layout import Layout
+from brainmri_dagster.graph.asset_table import PROCESS_TAG
 from tests import ROOT
 from tests.e2e.conftest import Daemon, Project, make_project, running_daemon
 
@@ -196,6 +198,16 @@ def namespace() -> list[str]:
         if shutil.which("unshare") and subprocess.run([*command, "true"], check=False).returncode == 0:
             return command
     pytest.skip("no namespaces: the tests of several machines cannot give a worker a host name of its own")
+
+
+def runs(cluster: Cluster) -> list[dg.DagsterRun]:
+    """All runs, oldest first."""
+    return list(cluster.daemon.instance.get_runs())[::-1]
+
+
+def host(run: dg.DagsterRun) -> str:
+    """The machine that a run is or was at work on."""
+    return run.tags[PROCESS_TAG].partition(":")[0]
 
 
 @contextmanager

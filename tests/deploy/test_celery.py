@@ -14,11 +14,10 @@ from brainmri_core.project.pointers import CheckpointPointer
 from brainmri_core.project.run_schema import Manifest, manifest_files, read_manifest
 from brainmri_core.project.run_sharing import take_in_runs
 from brainmri_core.system.store import RemoteStore
-from brainmri_dagster.graph.asset_table import PROCESS_TAG
 from brainmri_dagster.running.stage_run import run_id_of
 from tests import ROOT
 from tests.counts import trials
-from tests.deploy.celery_case import Cluster, running_cluster
+from tests.deploy.celery_case import Cluster, host, running_cluster, runs
 from tests.e2e.conftest import PHANTOM
 from tests.object_store import BUCKET, StoreServer
 
@@ -50,22 +49,12 @@ def cluster(
         yield running
 
 
-def runs(cluster: Cluster) -> list[dg.DagsterRun]:
-    """All runs, oldest first."""
-    return list(cluster.daemon.instance.get_runs())[::-1]
-
-
 def wait_until(found: Callable[[], object], what: str, seconds: float = 600) -> None:
     """Look every second; fail with `what` was waited for."""
     deadline = time.monotonic() + seconds
     while not found():
         assert time.monotonic() < deadline, f"no {what} within {seconds} s"
         time.sleep(1)
-
-
-def host(run: dg.DagsterRun) -> str:
-    """The machine that a run is or was at work on."""
-    return run.tags[PROCESS_TAG].partition(":")[0]
 
 
 def checkpoint(cluster: Cluster) -> CheckpointPointer:
