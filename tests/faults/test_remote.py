@@ -24,8 +24,8 @@ KILLS = {
     "split": trials(1, 18),
     "resize": trials(2, 26),
     "validate": trials(1, 13),
-    "train": trials(1, 12),
-    "evaluate": trials(1, 7),
+    "train": trials(1, 16),
+    "evaluate": trials(1, 13),
 }
 PAIRS = trials(1, 50)
 SHARED = 10
