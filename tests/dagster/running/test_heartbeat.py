@@ -19,6 +19,7 @@ from brainmri_dagster.running.dagster_internals import WILL_RETRY_TAG
 from brainmri_dagster.running.dead_runs import close_dead_runs
 from brainmri_dagster.running.heartbeat import LOOKS, LastSign, give_sign, last_signs
 from brainmri_dagster.running.pools import PatientClaims
+from tests.counts import PATIENCE_S
 
 STARTED, FAILURE = dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.FAILURE
 
@@ -86,7 +87,7 @@ def test_a_run_gives_signs_while_its_steps_work_and_none_on_one_machine(instance
     monkeypatch.setattr(heartbeat, "SqliteRunStorage", ())
     signs = set()
     with PatientClaims(instance, run):
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + PATIENCE_S
         while len(signs) < 3:
             signs |= {sign.sign for sign in last_signs(instance, {}).values()}
             assert time.monotonic() < deadline, signs
@@ -111,7 +112,7 @@ def test_signs_go_on_after_the_storage_was_away(instance, monkeypatch):
 
     monkeypatch.setattr(type(instance.run_storage), "set_cursor_values", away_at_first)
     with PatientClaims(instance, run):
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + PATIENCE_S
         while not last_signs(instance, {}):
             assert time.monotonic() < deadline, "no sign was given after the outage"
 
