@@ -30,13 +30,13 @@ from brainmri_core.config.embeddings import EmbeddingsConfig
 from brainmri_core.config.files import config_file
 from brainmri_core.config.training import TrainConfig
 from brainmri_core.embeddings import embeddings
+from brainmri_core.evaluation.embeddings_schema import read_embeddings_metrics
 from brainmri_core.images.pack import open_pack
 from brainmri_core.project.job import Job
 from brainmri_core.project.logs import Record
 from brainmri_core.project.pointers import PackPointer
 from brainmri_core.project.sample_table import read_samples
 from brainmri_core.splitting.assignment import validation_mask
-from brainmri_core.system.json_files import read_json
 from brainmri_core.system.storage import remove_folder
 from brainmri_core.train import train
 
@@ -118,7 +118,10 @@ def probe_over_folds(options: argparse.Namespace) -> str:
     start = time.perf_counter()
     made = embeddings(config, pack, job)
     seconds = time.perf_counter() - start
-    low, high = read_json(job.layout.absolute(made.metrics))["pooled"]["intervals"]["macro_f1"]
+    pooled = read_embeddings_metrics(job.layout.absolute(made.metrics)).pooled
+    interval = pooled.intervals["macro_f1"] if pooled and pooled.intervals else None
+    assert interval is not None
+    low, high = interval
     score = f"{made.headline['macro_f1']:.3f} ({low:.3f} to {high:.3f})"
     return f"probe, {options.probe_size} px: 5-fold macro F1 {score} after {seconds:.0f} s from the pack"
 

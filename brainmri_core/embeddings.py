@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
 from brainmri_core.config.embeddings import EmbeddingsConfig
 from brainmri_core.errors import DataError, ModelError
+from brainmri_core.evaluation.cross_validation_schema import FoldScores, PooledScores
+from brainmri_core.evaluation.drift import DriftMeasure
+from brainmri_core.evaluation.embeddings_schema import EmbeddingsMetrics, OutlierCounts
 from brainmri_core.evaluation.feature_checks import FeaturedImages
 from brainmri_core.evaluation.fold_scores import HEADLINE, pooled_scores, probabilities_of, scores_of
 from brainmri_core.evaluation.label_issues import label_issues
+from brainmri_core.evaluation.metrics_schema import Unavailable
 from brainmri_core.evaluation.probe_folds import fold_predictions
 from brainmri_core.images.pack import check_pack, open_pack
 from brainmri_core.learning.encoder import FEATURES_NAME, RECORD_NAME, Encoder, features_of, load_encoder
@@ -73,20 +77,22 @@ def embeddings(config: EmbeddingsConfig, pack: PackPointer, job: Job) -> Embeddi
     target = job.layout.result_dir("embeddings", job.dataset, job.run_id)
     images = FeaturedImages.of(features, samples, open_pack(job.layout, pack))
     with job.staged(target) as folder:
-        metrics = {**_metrics(config, predictions, pack, reason), **_checks(folder, images, config, job)}
-        write_json(folder / "metrics.json", metrics)
+        metrics = _metrics(config, predictions, pack, reason, *_checks(folder, images, config, job))
+        write_json(folder / "metrics.json", metrics.model_dump(mode="json"))
         if predictions is not None:
             write_samples(folder / "predictions.parquet", predictions)
             issues = label_issues(predictions, probabilities_of(predictions, pack.classes), pack.classes)
             issues.to_csv(folder / "label_issues.csv", index=False)
             _draw(folder / "label_issues.png", images, "Labels that look wrong", issues["path"].tolist())
-    headline = {name: metrics["pooled"][name] for name in HEADLINE} if predictions is not None else {}
+    headline = {name: getattr(metrics.pooled, name) for name in HEADLINE} if metrics.pooled else {}
     job.log.info("embeddings", images=len(features), features=features.shape[1], **headline)
     relative = job.layout.relative
     return EmbeddingsPointer(
         dataset=job.dataset,
         run_id=job.run_id,
-        content_hash=sha256_json([sha256_file(kept / FEATURES_NAME), pack.content_hash, metrics]),
+        content_hash=sha256_json(
+            [sha256_file(kept / FEATURES_NAME), pack.content_hash, metrics.model_dump(mode="json")]
+        ),
         written_at_utc=timestamp(utc_now()),
         folder=relative(target),
         metrics=relative(target / "metrics.json"),
@@ -126,37 +132,40 @@ def _encoder(config: EmbeddingsConfig, pack: PackPointer, job: Job) -> Encoder:
 
 
 def _metrics(
-    config: EmbeddingsConfig, predictions: pd.DataFrame | None, pack: PackPointer, reason: str | None
-) -> dict[str, Any]:
-    """Return the probe's scores on all folds together and on each fold, or why there is none."""
-    if predictions is None:
-        return {"pooled": None, "folds": {}, "reason": reason}
-    drawn = config.bootstrap_resamples, config.resolved_seed
-    folds = {str(fold): scores_of(part, pack.classes) for fold, part in predictions.groupby("fold")}
-    return {
-        "pooled": pooled_scores(predictions, pack.classes, *drawn).model_dump(mode="json"),
-        "folds": {name: item.model_dump(mode="json") for name, item in folds.items()},
-        "reason": None,
-    }
+    config: EmbeddingsConfig,
+    predictions: pd.DataFrame | None,
+    pack: PackPointer,
+    reason: str | None,
+    outliers: OutlierCounts | Unavailable,
+    drift: Sequence[DriftMeasure],
+) -> EmbeddingsMetrics:
+    """Score the probe on all folds together and on each fold, if there are predictions, and assemble the document."""
+    pooled: PooledScores | None = None
+    folds: dict[str, FoldScores] = {}
+    if predictions is not None:
+        drawn = config.bootstrap_resamples, config.resolved_seed
+        pooled = pooled_scores(predictions, pack.classes, *drawn)
+        folds = {str(fold): scores_of(part, pack.classes) for fold, part in predictions.groupby("fold")}
+    return EmbeddingsMetrics(pooled=pooled, folds=folds, reason=reason, outliers=outliers, drift=list(drift))
 
 
-def _checks(folder: Path, images: FeaturedImages, config: EmbeddingsConfig, job: Job) -> dict[str, Any]:
+def _checks(
+    folder: Path, images: FeaturedImages, config: EmbeddingsConfig, job: Job
+) -> tuple[OutlierCounts | Unavailable, Sequence[DriftMeasure]]:
     """Write the outliers among all images; return their counts, and the drift of the test images."""
     drift = images.drift(config.false_alarms, config.resolved_seed)
     unlike = [item.kind for item in drift if item.exceeded]
     if unlike:
         job.log.warning(f"The test images are unlike the training images in {', '.join(unlike)}.")
     found = images.outliers(config.resolved_seed)
-    short: dict[str, Any] = {"reason": "too few training images, or all of one group"}
-    if found is not None:
-        table, threshold = found
-        table.to_csv(folder / "outliers.csv", index=False)
-        _draw(
-            folder / "outliers.png", images, "Images most unlike the training images", table["path"].tolist()
-        )
-        flagged = table[table["flagged"]]["split"].value_counts()
-        short = {"threshold": threshold, **{side: int(flagged.get(side, 0)) for side in ("train", "test")}}
-    return {"outliers": short, "drift": [item.model_dump(mode="json") for item in drift]}
+    if found is None:
+        return Unavailable(reason="too few training images, or all of one group"), drift
+    table, threshold = found
+    table.to_csv(folder / "outliers.csv", index=False)
+    _draw(folder / "outliers.png", images, "Images most unlike the training images", table["path"].tolist())
+    flagged = table[table["flagged"]]["split"].value_counts()
+    counts = {side: int(flagged.get(side, 0)) for side in ("train", "test")}
+    return OutlierCounts(threshold=threshold, **counts), drift
 
 
 def _draw(path: Path, images: FeaturedImages, title: str, paths: list[str]) -> None:

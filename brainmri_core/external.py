@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,18 +17,28 @@ from brainmri_core.classifier.search import own_evaluation, recorded_checkpoint
 from brainmri_core.config.external import ExternalConfig
 from brainmri_core.errors import ConfigError, DataError
 from brainmri_core.evaluation.contender import Contender
+from brainmri_core.evaluation.external_schema import (
+    ExternalMeasured,
+    ExternalMetrics,
+    ImageCounts,
+    Prevalence,
+    TakenOutCounts,
+)
 from brainmri_core.evaluation.external_scores import (
     Carried,
     compare_with_own,
+    external_headline,
     flag_rates,
     full_scores,
     score_rows,
 )
 from brainmri_core.evaluation.external_shift import ExternalPredictions, describe_shift, predict_external
 from brainmri_core.evaluation.external_warnings import external_warnings, no_score
+from brainmri_core.evaluation.metrics_schema import Identity, Unavailable
 from brainmri_core.evaluation.outliers import OutlierModel
 from brainmri_core.evaluation.prediction_table import labels_of, logits_of, prediction_table, read_predictions
 from brainmri_core.evaluation.recalibration import plan_recalibration
+from brainmri_core.evaluation.shift import ShiftReport
 from brainmri_core.evaluation.taken_out import (
     PackedImages,
     TakenOut,
@@ -53,7 +62,6 @@ from brainmri_core.system.checksums import sha256_json
 from brainmri_core.system.clock import timestamp, utc_now
 from brainmri_core.system.json_files import write_json
 
-SCHEMA_VERSION = 1
 BARE_BATCH_SIZE = 32
 
 
@@ -125,12 +133,11 @@ def evaluate_elsewhere(
     job.log.info("taken out as seen", images=len(taken.table), of=len(other.table), **taken.counts())
     seen = predict_external(external_model.model, _named(other.table, known, external_model.meta), pack)
     table = _table(external_model, seen, taken)
-    metrics = _measure(config, external_model, table, known, taken)
-    metrics |= describe_shift(
+    shift, prevalence = describe_shift(
         config, external_model.model, external_model.carried, learnt, seen, _scored(table), job
     )
-    metrics["warnings"] = external_warnings(metrics, external_model.meta, taken)
-    return _write(config, external_model, table, metrics, learnt, other, taken, job)
+    measured = _measure(config, external_model, table, known, taken, shift, prevalence)
+    return _write(config, external_model, table, measured, learnt, other, taken, job)
 
 
 def check_pair(trained_on: str, job: Job) -> None:
@@ -240,7 +247,9 @@ def _measure(
     table: pd.DataFrame,
     known: dict[str, str],
     taken: TakenOut,
-) -> dict[str, Any]:
+    shift: ShiftReport | Unavailable,
+    prevalence: Prevalence | Unavailable,
+) -> ExternalMeasured:
     classes, carried = external_model.meta.classes, external_model.carried
     common = list(dict.fromkeys(known.values()))
     counts = _scored(table)
@@ -248,38 +257,30 @@ def _measure(
     left = (table["taken_out"] == "").to_numpy(np.bool_)
     scored = table[counts].reset_index(drop=True)
     reason = no_score(table, taken, len(scored))
-    metrics: dict[str, Any] = {
-        "schema_version": SCHEMA_VERSION,
-        "trained_on": external_model.meta.dataset,
-        "classes": list(classes),
-        "common_classes": common,
-        "never_learnt": sorted(set(table["label"][~learnt])),
-        "images": {
-            "predicted": len(table),
-            "taken_out": int((~left).sum()),
-            "never_learnt": int((left & ~learnt).sum()),
-            "scored": len(scored),
-        },
-        "taken_out": {
-            "by_reason": taken.counts(),
-            "obstacle": taken.obstacle,
-            "left_but_in_own_test": taken.tested,
-        },
-        "reason": reason,
-        "out_of_distribution": flag_rates(
+    return ExternalMeasured(
+        trained_on=external_model.meta.dataset,
+        classes=list(classes),
+        common_classes=common,
+        never_learnt=sorted(set(table["label"][~learnt])),
+        images=ImageCounts(
+            predicted=len(table),
+            taken_out=int((~left).sum()),
+            never_learnt=int((left & ~learnt).sum()),
+            scored=len(scored),
+        ),
+        taken_out=TakenOutCounts(
+            by_reason=taken.counts(), obstacle=taken.obstacle, left_but_in_own_test=taken.tested
+        ),
+        reason=reason,
+        out_of_distribution=flag_rates(
             table[left].reset_index(drop=True), learnt[left], carried, classes, config
         ),
-        "rows": score_rows(
-            table[learnt].reset_index(drop=True), counts[learnt], classes, common, config
-        ),
-        "scores": None,
-        "comparison": {"reason": reason},
-        "recalibration": [],
-    }  # fmt: skip
-    if reason is None:
-        metrics["scores"] = full_scores(scored, classes, carried, config)
-        metrics["comparison"] = compare_with_own(scored, classes, carried, config)
-        metrics["recalibration"] = plan_recalibration(
+        rows=score_rows(table[learnt].reset_index(drop=True), counts[learnt], classes, common, config),
+        scores=full_scores(scored, classes, carried, config) if reason is None else None,
+        comparison=compare_with_own(scored, classes, carried, config)
+        if reason is None
+        else Unavailable(reason=reason),
+        recalibration=plan_recalibration(
             logits_of(scored, classes),
             labels_of(scored),
             independent_units(scored),
@@ -288,35 +289,44 @@ def _measure(
             resamples=config.recalibration_resamples,
             seed=config.resolved_seed,
         )
-    return metrics
+        if reason is None
+        else [],
+        shift=shift,
+        prevalence=prevalence,
+    )
 
 
 def _write(
     config: ExternalConfig,
     external_model: _ExternalModel,
     table: pd.DataFrame,
-    metrics: dict[str, Any],
+    measured: ExternalMeasured,
     learnt: TrainingImages | str,
     other: PackedImages,
     taken: TakenOut,
     job: Job,
 ) -> ExternalEvaluationPointer:
-    layout, scores = job.layout, metrics["scores"]
+    layout = job.layout
     target = layout.evaluation_dir(config.out, job.dataset, job.run_id)
-    identity = {"dataset": job.dataset, "run_id": job.run_id, "written_at_utc": timestamp(utc_now())}
+    metrics = ExternalMetrics(
+        dataset=job.dataset,
+        run_id=job.run_id,
+        written_at_utc=timestamp(utc_now()),
+        **dict(measured),
+        warnings=external_warnings(measured, external_model.meta, taken),
+    )
     with job.staged(target) as folder:
         write_samples(folder / "predictions.parquet", table)
         taken.table.drop(columns="position").to_csv(folder / "taken_out.csv", index=False)
-        if scores is not None:
-            write_confusion(folder / "confusion.png", scores["confusion_matrix"], metrics["classes"])
-        document = {**identity, **metrics}
-        write_json(folder / "metrics.json", document)
+        if metrics.scores is not None:
+            write_confusion(folder / "confusion.png", metrics.scores.confusion_matrix, metrics.classes)
+        write_json(folder / "metrics.json", metrics.model_dump(mode="json"))
         images = learnt.images if isinstance(learnt, TrainingImages) else None
         write_external_page(
-            folder, ExternalEvaluation(document, external_model.meta, images, other, taken, config), job
+            folder, ExternalEvaluation(metrics, external_model.meta, images, other, taken, config), job
         )
-    for warning in metrics["warnings"]:
-        job.log.warning(warning["text"], severity=warning["level"])
+    for warning in metrics.warnings:
+        job.log.warning(warning.text, severity=warning.level)
     training = recorded_checkpoint(layout, external_model.weights, external_model.meta.dataset)
     headline = external_headline(metrics)
     job.log.info(
@@ -328,52 +338,24 @@ def _write(
         dataset=job.dataset,
         run_id=job.run_id,
         content_hash=sha256_json(
-            [sorted(known_hashes(external_model.weights)), other.pack.content_hash, metrics]
+            [
+                sorted(known_hashes(external_model.weights)),
+                other.pack.content_hash,
+                metrics.model_dump(mode="json", exclude={*Identity.model_fields}),
+            ]
         ),
-        written_at_utc=identity["written_at_utc"],
+        written_at_utc=metrics.written_at_utc,
         trained_on=external_model.meta.dataset,
         folder=layout.relative(target),
         metrics=layout.relative(target / "metrics.json"),
         predictions=layout.relative(target / "predictions.parquet"),
         report=layout.relative(target / "report.html"),
         headline=headline,
-        images=metrics["images"]["scored"],
-        taken_out=metrics["images"]["taken_out"],
-        reason=metrics["reason"],
+        images=metrics.images.scored,
+        taken_out=metrics.images.taken_out,
+        reason=metrics.reason,
         checkpoint_sha256=twin_sha256(external_model.weights),
         checkpoint_pointer=training.pointer_path if training else None,
         evaluation_pointer=external_model.evaluation.pointer_path if external_model.evaluation else None,
         pack_pointer=other.pack.pointer_path,
     )
-
-
-def external_headline(metrics: dict[str, Any]) -> dict[str, float | None]:
-    """Return the main figures of an external evaluation; without a score, all but the two shares are None.
-
-    Parameters
-    ----------
-    metrics : dict
-        The content of its ``metrics.json``.
-
-    Returns
-    -------
-    dict
-        Name to value: scores, the difference in macro F1 to the model's own test images, the expected calibration error
-        before and after temperature scaling, and the shares of images taken out and flagged as outliers.
-    """
-    scores, measures = metrics["scores"] or {}, metrics["comparison"].get("measures", {})
-    calibration = scores.get("calibration") or {"before": None, "after": None}
-    images = metrics["images"]
-    return {
-        **{
-            name: scores.get(name)
-            for name in ("accuracy", "balanced_accuracy", "macro_f1", "macro_auroc", "mcc")
-        },
-        "macro_f1_difference": measures["macro_f1"]["difference"] if "macro_f1" in measures else None,
-        **{
-            f"ece_{when}": calibration[when] and calibration[when]["ece_equal_width"]
-            for when in ("before", "after")
-        },
-        "taken_out_share": images["taken_out"] / max(images["predicted"], 1),
-        "flagged_share": metrics["out_of_distribution"]["flagged_share"],
-    }

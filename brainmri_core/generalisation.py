@@ -8,6 +8,8 @@ from typing import Any
 import pandas as pd
 
 from brainmri_core.errors import DataError
+from brainmri_core.evaluation.external_schema import read_external_metrics
+from brainmri_core.evaluation.metrics_schema import read_metrics
 from brainmri_core.pages.generalisation_page import write_generalisation_page
 from brainmri_core.pictures.matrix import write_matrix
 from brainmri_core.project.job import Job
@@ -16,7 +18,6 @@ from brainmri_core.project.pointer_store import follow, places, read_pointer
 from brainmri_core.project.pointers import EvaluationPointer, ExternalEvaluationPointer, GeneralisationPointer
 from brainmri_core.system.checksums import sha256_json
 from brainmri_core.system.clock import timestamp, utc_now
-from brainmri_core.system.json_files import read_json
 from brainmri_core.system.storage import atomic_file
 
 COLUMNS = [
@@ -127,27 +128,25 @@ def rank_models(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _row(pointer: ExternalEvaluationPointer, layout: Layout) -> dict[str, Any]:
-    metrics = read_json(layout.absolute(pointer.metrics))
-    scores = metrics["scores"] or {}
-    drop = metrics["comparison"].get("measures", {}).get("macro_f1") or {}
-    low, high = scores.get("intervals", {}).get("macro_f1") or (None, None)
-    drop_low, drop_high = drop.get("interval") or (None, None)
-    images = metrics["images"]
+    metrics = read_external_metrics(layout.absolute(pointer.metrics))
+    scores, drop, images = metrics.scores, metrics.measures.get("macro_f1"), metrics.images
+    low, high = (scores.intervals.get("macro_f1") if scores else None) or (None, None)
+    drop_low, drop_high = (drop.interval if drop else None) or (None, None)
     return {
         "trained_on": pointer.trained_on,
         "evaluated_on": pointer.dataset,
-        "macro_f1": scores.get("macro_f1"),
+        "macro_f1": scores.macro_f1 if scores else None,
         "low": low,
         "high": high,
-        "own": drop.get("own"),
-        "difference": drop.get("difference"),
+        "own": drop.own if drop else None,
+        "difference": drop.difference if drop else None,
         "difference_low": drop_low,
         "difference_high": drop_high,
-        "images": images["scored"],
-        "groups": scores.get("n_units", 0),
-        "taken_out": images["taken_out"],
-        "taken_out_share": images["taken_out"] / max(images["predicted"], 1),
-        "obstacle": metrics["taken_out"]["obstacle"] or "",
+        "images": images.scored,
+        "groups": scores.n_units if scores else 0,
+        "taken_out": images.taken_out,
+        "taken_out_share": images.taken_out / max(images.predicted, 1),
+        "obstacle": metrics.taken_out.obstacle or "",
         "reason": pointer.reason or "",
         "run_id": pointer.run_id,
         "checkpoint": pointer.checkpoint_sha256[:12],
@@ -159,6 +158,6 @@ def _own(pointer: ExternalEvaluationPointer, layout: Layout) -> dict[str, Any]:
     if pointer.evaluation_pointer is None:
         return {}
     home = follow(layout, EvaluationPointer, pointer.evaluation_pointer)
-    metrics = read_json(layout.absolute(home.metrics))
-    low, high = (metrics.get("intervals") or {}).get("macro_f1") or (None, None)
-    return {"macro_f1": metrics["macro_f1"], "low": low, "high": high, "images": metrics["n_images"]}
+    metrics = read_metrics(layout.absolute(home.metrics))
+    low, high = metrics.intervals.get("macro_f1") or (None, None)
+    return {"macro_f1": metrics.macro_f1, "low": low, "high": high, "images": metrics.n_images}

@@ -10,6 +10,7 @@ import numpy as np
 
 from brainmri_core.arrays import F64
 from brainmri_core.evaluation.bootstrap import interval
+from brainmri_core.evaluation.external_schema import read_external_metrics
 from brainmri_core.evaluation.paired import macro_f1_draws
 from brainmri_core.evaluation.prediction_table import read_predictions
 from brainmri_core.evaluation.selection import same_images
@@ -17,7 +18,6 @@ from brainmri_core.project.layout import Layout
 from brainmri_core.project.pointer_store import history
 from brainmri_core.project.pointers import CheckpointPointer, ExternalEvaluationPointer
 from brainmri_core.splitting.assignment import independent_units
-from brainmri_core.system.json_files import read_json
 
 ExternalBasis = Literal["external_worst", "external_mean"]
 Evaluations = dict[str, ExternalEvaluationPointer]
@@ -55,7 +55,7 @@ def external_evaluations(checkpoint: CheckpointPointer, layout: Layout) -> Evalu
             and pointer.reason is None
             and pointer.dataset not in found
             and layout.absolute(pointer.predictions).is_file()
-            and read_json(layout.absolute(pointer.metrics))["taken_out"]["obstacle"] is None
+            and read_external_metrics(layout.absolute(pointer.metrics)).taken_out.obstacle is None
         ):
             found[pointer.dataset] = pointer
     return dict(sorted(found.items()))

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from brainmri_core.arrays import F64, Mask
+from brainmri_core.arrays import F32, F64, I64, Mask
 from brainmri_core.config.external import ExternalConfig
 from brainmri_core.evaluation.bootstrap import (
     LEVEL,
@@ -20,7 +19,27 @@ from brainmri_core.evaluation.bootstrap import (
     proper_scores,
 )
 from brainmri_core.evaluation.calibration import calibration_scores, probabilities
+from brainmri_core.evaluation.external_schema import (
+    CarriedCalibration,
+    Comparison,
+    Difference,
+    ExternalMeasured,
+    ExternalScores,
+    FlagRates,
+    PartAccuracy,
+    UnlearntClass,
+)
 from brainmri_core.evaluation.metrics import classification_metrics, tumour_versus_none
+from brainmri_core.evaluation.metrics_file import HEADLINE
+from brainmri_core.evaluation.metrics_schema import (
+    Bootstrap,
+    CalibrationScores,
+    Interval,
+    Patients,
+    Subset,
+    TumourVersusNone,
+    Unavailable,
+)
 from brainmri_core.evaluation.prediction_table import labels_of, logits_of
 from brainmri_core.evaluation.subsets import score_subsets
 from brainmri_core.project.sample_table import known_patients
@@ -60,7 +79,7 @@ class Carried:
 
 def full_scores(
     scored: pd.DataFrame, classes: Sequence[str], carried: Carried, config: ExternalConfig
-) -> dict[str, Any]:
+) -> ExternalScores:
     """Score the images of classes that the model knows, without those that it may have seen.
 
     Parameters
@@ -73,12 +92,6 @@ def full_scores(
         Holds the temperature.
     config : ExternalConfig
         Resamples and seed.
-
-    Returns
-    -------
-    dict
-        The result of `metrics.classification_metrics` with ``intervals``, ``bootstrap``, ``patients``, ``calibration``
-        before and after the carried temperature, and ``tumour_vs_none``.
     """
     labels, logits = labels_of(scored), logits_of(scored, classes)
     shares = probabilities(logits)
@@ -89,35 +102,43 @@ def full_scores(
     )
     intervals = {name: interval(drawn[1:]) for name, drawn in values.items()}
     found["reasons"] |= {f"intervals.{name}": UNDEFINED for name, item in intervals.items() if item is None}
-    after = carried.temperature
-    return found | {
-        "n_groups": int(scored["group"].nunique()),
-        "n_units": len(set(independent_units(scored))),
-        "patients": {
-            "known": len(set(patients) - {""}),
-            "images": int((patients != "").sum()),
-            "images_unknown": int((patients == "").sum()),
-        },
-        "intervals": intervals,
-        "bootstrap": {
-            "level": LEVEL,
-            "resamples": config.bootstrap_resamples,
-            "unit": "patient" if (patients != "").any() else "group",
-            "seed": config.resolved_seed,
-        },
-        "calibration": {
-            "temperature": after,
-            "before": calibration_scores(logits, labels),
-            "after": calibration_scores(logits, labels, after) if after is not None else None,
-            **({"reason": carried.reason or "its evaluation fitted none"} if after is None else {}),
-        },
-        "tumour_vs_none": tumour_versus_none(labels, shares, classes),
-    }
+    binary = tumour_versus_none(labels, shares, classes)
+    return ExternalScores(
+        **found,
+        n_groups=int(scored["group"].nunique()),
+        n_units=len(set(independent_units(scored))),
+        patients=Patients(
+            known=len(set(patients) - {""}),
+            images=int((patients != "").sum()),
+            images_unknown=int((patients == "").sum()),
+        ),
+        intervals=intervals,
+        bootstrap=Bootstrap(
+            level=LEVEL,
+            resamples=config.bootstrap_resamples,
+            unit="patient" if (patients != "").any() else "group",
+            seed=config.resolved_seed,
+        ),
+        calibration=_calibrated(logits, labels, carried),
+        tumour_vs_none=Unavailable(**binary) if "reason" in binary else TumourVersusNone(**binary),
+    )
+
+
+def _calibrated(logits: F32, labels: I64, carried: Carried) -> CarriedCalibration:
+    temperature = carried.temperature
+    return CarriedCalibration(
+        temperature=temperature,
+        before=CalibrationScores(**calibration_scores(logits, labels)),
+        after=None
+        if temperature is None
+        else CalibrationScores(**calibration_scores(logits, labels, temperature)),
+        reason=(carried.reason or "its evaluation fitted none") if temperature is None else None,
+    )
 
 
 def score_rows(
     known: pd.DataFrame, unseen: Mask, classes: Sequence[str], common: Sequence[str], config: ExternalConfig
-) -> list[dict[str, Any]]:
+) -> list[Subset]:
     """Score the unseen images in two ways and, for comparison, all images, which is not an external score.
 
     Parameters
@@ -135,8 +156,8 @@ def score_rows(
 
     Returns
     -------
-    list of dict
-        The result of `subsets.score_subsets` for the kinds ``unseen``, ``common`` and ``all``.
+    list of Subset
+        The results of `subsets.score_subsets` for the kinds ``unseen``, ``common`` and ``all``.
     """
     seed, resamples = config.resolved_seed, config.bootstrap_resamples
     logits = logits_of(known, classes)
@@ -149,53 +170,52 @@ def score_rows(
         ("common", "the same, probabilities shared among the common classes", unseen, renormalised),
         ("all", "all images, those the model may have seen included: no external score", everything, shares),
     ]
-    rows: list[dict[str, Any]] = []
+    rows: list[Subset] = []
     for kind, name, mask, predicted in parts:
         if mask.any():
             one = iter([(kind, name, mask)])
-            rows += score_subsets(one, known, predicted, classes, resamples=resamples, seed=seed)
+            found = score_subsets(one, known, predicted, classes, resamples=resamples, seed=seed)
+            rows += [Subset(**row) for row in found]
     return rows
 
 
 def compare_with_own(
     scored: pd.DataFrame, classes: Sequence[str], carried: Carried, config: ExternalConfig
-) -> dict[str, Any]:
+) -> Comparison | Unavailable:
     """Compare the external scores with those on the model's own test images of the same classes.
 
     The two sets are resampled independently.
 
     Returns
     -------
-    dict
-        ``classes`` that both sets have, ``images`` and ``n_units`` of the own test images, and ``measures``: for each measure
-        that both define, ``own``, ``external``, their ``difference`` (external minus own) and its 95% ``interval``. Or only
-        ``reason``.
+    Comparison or Unavailable
+        The measures that both sets define, or the reason why there is nothing to compare with.
     """
     if carried.own is None:
-        return {"reason": carried.reason}
+        return Unavailable(reason=carried.reason or "there is no evaluation on its own data")
     own = carried.own[carried.own["split"] == "test"]
     shared = [name for name in classes if (own["label"] == name).any() and (scored["label"] == name).any()]
     own, other = (part[part["label"].isin(shared)] for part in (own, scored))
     if not shared:
-        return {"reason": "its own test images show none of these classes"}
+        return Unavailable(reason="its own test images show none of these classes")
     resamples, temperature = config.bootstrap_resamples, carried.temperature
     ours = _resampled(own, classes, temperature, resamples, config.resolved_seed)
     theirs = _resampled(other, classes, temperature, resamples, config.resolved_seed + 1)
-    return {
-        "classes": shared,
-        "images": len(own),
-        "n_units": len(set(independent_units(own))),
-        "measures": {
-            name: {
-                "own": float(ours[name][0]),
-                "external": float(theirs[name][0]),
-                "difference": float(theirs[name][0] - ours[name][0]),
-                "interval": interval(theirs[name][1:] - ours[name][1:]),
-            }
+    return Comparison(
+        classes=shared,
+        images=len(own),
+        n_units=len(set(independent_units(own))),
+        measures={
+            name: Difference(
+                own=float(ours[name][0]),
+                external=float(theirs[name][0]),
+                difference=float(theirs[name][0] - ours[name][0]),
+                interval=interval(theirs[name][1:] - ours[name][1:]),
+            )
             for name in COMPARED
             if all(name in found and np.isfinite(found[name][0]) for found in (ours, theirs))
         },
-    }
+    )
 
 
 def _resampled(
@@ -215,7 +235,7 @@ def _resampled(
 
 def flag_rates(
     table: pd.DataFrame, scored: Mask, carried: Carried, classes: Sequence[str], config: ExternalConfig
-) -> dict[str, Any]:
+) -> FlagRates:
     """Return the share of images flagged as unlike the training images, and the accuracy on both parts.
 
     Parameters
@@ -226,14 +246,6 @@ def flag_rates(
         bool ``(N,)``: the images of classes that it knows.
     carried, classes, config
         As in `full_scores`.
-
-    Returns
-    -------
-    dict
-        ``threshold``; for the scored images ``flagged_share`` with ``interval``, and number and accuracy of the ``flagged``
-        and the ``unflagged`` images; ``own_flagged_share`` of the own test images; ``never_learnt``: for each class that
-        the model never learnt, the number of images, their predictions and the share flagged. Without a threshold the
-        shares are null, with a ``reason``.
     """
     threshold = carried.threshold
     flagged = np.zeros(len(table), np.bool_)
@@ -242,46 +254,69 @@ def flag_rates(
     units = np.asarray(independent_units(table), object)
     right = table["correct"].to_numpy(np.bool_)
 
-    def share(of: Mask, among: Mask) -> dict[str, Any]:
+    def share(of: Mask, among: Mask) -> tuple[float | None, Interval | None]:
         if threshold is None or not among.any():
-            return {"share": None, "interval": None}
+            return None, None
         number, weights = group_weights(
             units[among].tolist(), config.bootstrap_resamples, config.resolved_seed
         )
         counts = np.bincount(number).astype(np.float64)
         hits = np.bincount(number, of[among]).astype(np.float64)
         drawn = weights.astype(np.float64)
-        return {
-            "share": float(of[among].mean()),
-            "interval": interval((drawn @ hits) / (drawn @ counts)),
-        }
+        return float(of[among].mean()), interval((drawn @ hits) / (drawn @ counts))
 
-    def part(among: Mask) -> dict[str, Any]:
-        found = share(right, among)
-        return {"images": int(among.sum()), "accuracy": found["share"], "interval": found["interval"]}
+    def part(among: Mask) -> PartAccuracy:
+        accuracy, around = share(right, among)
+        return PartAccuracy(images=int(among.sum()), accuracy=accuracy, interval=around)
 
-    never: dict[str, dict[str, Any]] = {}
+    never: dict[str, UnlearntClass] = {}
     for name in sorted(set(table["label"][~scored])):
         among = ~scored & (table["label"] == name).to_numpy(np.bool_)
         called = table["predicted"][among].value_counts()
-        rate = share(flagged, among)
-        never[name] = {
-            "images": int(among.sum()),
-            "called": {label: int(called.get(label, 0)) for label in classes},
-            "flagged_share": rate["share"],
-            "interval": rate["interval"],
-        }
-    rate = share(flagged, scored)
+        rate, around = share(flagged, among)
+        never[name] = UnlearntClass(
+            images=int(among.sum()),
+            called={label: int(called.get(label, 0)) for label in classes},
+            flagged_share=rate,
+            interval=around,
+        )
+    rate, around = share(flagged, scored)
     own = carried.own[carried.own["split"] == "test"] if carried.own is not None else None
-    return {
-        "threshold": threshold,
-        "flagged_share": rate["share"],
-        "interval": rate["interval"],
-        "own_flagged_share": float((own["outlier_score"] > threshold).mean())
+    return FlagRates(
+        threshold=threshold,
+        flagged_share=rate,
+        interval=around,
+        own_flagged_share=float((own["outlier_score"] > threshold).mean())
         if own is not None and threshold is not None
         else None,
-        "flagged": part(scored & flagged),
-        "unflagged": part(scored & ~flagged),
-        "never_learnt": never,
-        **({"reason": carried.reason or "its evaluation set no limit"} if threshold is None else {}),
+        flagged=part(scored & flagged),
+        unflagged=part(scored & ~flagged),
+        never_learnt=never,
+        reason=(carried.reason or "its evaluation set no limit") if threshold is None else None,
+    )
+
+
+def external_headline(metrics: ExternalMeasured) -> dict[str, float | None]:
+    """Return the main figures of an external evaluation; without a score, all but the two shares are None.
+
+    Parameters
+    ----------
+    metrics : ExternalMeasured
+        The content of its ``metrics.json``.
+
+    Returns
+    -------
+    dict
+        Name to value: scores, the difference in macro F1 to the model's own test images, the expected calibration error
+        before and after temperature scaling, and the shares of images taken out and flagged as outliers.
+    """
+    scores, drop, images = metrics.scores, metrics.measures.get("macro_f1"), metrics.images
+    before, after = (scores.calibration.before, scores.calibration.after) if scores else (None, None)
+    return {
+        **{name: getattr(scores, name) if scores else None for name in HEADLINE},
+        "macro_f1_difference": drop.difference if drop else None,
+        "ece_before": before.ece_equal_width if before else None,
+        "ece_after": after.ece_equal_width if after else None,
+        "taken_out_share": images.taken_out / max(images.predicted, 1),
+        "flagged_share": metrics.out_of_distribution.flagged_share,
     }

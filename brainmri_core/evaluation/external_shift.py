@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,9 +11,11 @@ from brainmri_core.arrays import F32, F64, Mask
 from brainmri_core.config.external import ExternalConfig
 from brainmri_core.evaluation.calibration import probabilities
 from brainmri_core.evaluation.contender import Contender
+from brainmri_core.evaluation.external_schema import Prevalence
 from brainmri_core.evaluation.external_scores import Carried
 from brainmri_core.evaluation.label_shift import estimate_label_shift
-from brainmri_core.evaluation.shift import ImageSet, image_features, measure_shift
+from brainmri_core.evaluation.metrics_schema import Unavailable
+from brainmri_core.evaluation.shift import ImageSet, ShiftReport, image_features, measure_shift
 from brainmri_core.evaluation.taken_out import TrainingImages
 from brainmri_core.project.job import Job
 from brainmri_core.project.pointers import PackPointer
@@ -72,7 +73,7 @@ def describe_shift(
     seen: ExternalPredictions,
     scored: Mask,
     job: Job,
-) -> dict[str, Any]:
+) -> tuple[ShiftReport | Unavailable, Prevalence | Unavailable]:
     """Compare the scored images with the validation images of the model.
 
     Parameters
@@ -94,16 +95,17 @@ def describe_shift(
 
     Returns
     -------
-    dict
-        ``shift``: the result of `shift.measure_shift`; ``prevalence``: the estimate of `label_shift` with the ``true`` share
-        of each class. Each has only a ``reason`` where there is nothing to compare.
+    shift : ShiftReport or Unavailable
+        The result of `shift.measure_shift`, or why there is nothing to compare.
+    prevalence : Prevalence or Unavailable
+        The estimate of `label_shift` with the true share of each class, or the same reason.
     """
     reason = learnt if isinstance(learnt, str) else None
     if reason is None and not scored.any():
         reason = "there is no image to compare"
     if isinstance(learnt, str) or reason is not None or not learnt.validation.any():
         reason = reason or "the checkpoint does not say which images it was selected by"
-        return {"shift": {"reason": reason}, "prevalence": {"reason": reason}}
+        return Unavailable(reason=reason), Unavailable(reason=reason)
     own = learnt.images.table[learnt.validation].reset_index(drop=True)
     at_home = predict_external(model, own, learnt.images.pack)
     everything = np.ones(len(at_home.table), np.bool_)
@@ -126,8 +128,5 @@ def describe_shift(
         seed=config.resolved_seed,
     )
     truth = np.bincount(elsewhere["class_index"].to_numpy(np.int64), minlength=len(classes)) / len(elsewhere)
-    return {
-        "shift": report.model_dump(mode="json"),
-        "prevalence": estimate.model_dump(mode="json")
-        | {"true": dict(zip(classes, truth.tolist(), strict=True))},
-    }
+    shares = dict(zip(classes, truth.tolist(), strict=True))
+    return report, Prevalence(**dict(estimate), true=shares)

@@ -8,14 +8,14 @@ from typing import Any, Literal
 import pandas as pd
 
 from brainmri_core.escaping import printable
+from brainmri_core.evaluation.external_schema import ExternalMeasured
 from brainmri_core.evaluation.metrics_file import FEW_UNITS
+from brainmri_core.evaluation.metrics_schema import ReaderWarning, Unavailable
 from brainmri_core.evaluation.taken_out import REASONS, TakenOut
 from brainmri_core.learning.checkpoint import CheckpointMeta
 from brainmri_core.learning.weights_package import PACKAGES
 
 MOST = 0.5
-
-Warnings = list[dict[str, str]]
 
 
 def no_score(table: pd.DataFrame, taken: TakenOut, scored: int) -> str | None:
@@ -49,25 +49,27 @@ def text(reason: str, count: int) -> str:
     return words.replace("copy of a", "copies of a").replace("shows a", "show a")
 
 
-def external_warnings(metrics: Mapping[str, Any], meta: CheckpointMeta, taken: TakenOut) -> Warnings:
+def external_warnings(
+    metrics: ExternalMeasured, meta: CheckpointMeta, taken: TakenOut
+) -> list[ReaderWarning]:
     """Return the warnings: ``red`` puts the result in doubt, ``amber`` limits it."""
-    found: Warnings = []
+    found: list[ReaderWarning] = []
 
     def add(level: Literal["red", "amber"], sentence: str) -> None:
-        found.append({"level": level, "text": sentence})
+        found.append(ReaderWarning(level=level, text=sentence))
 
-    images, scores = metrics["images"], metrics["scores"]
-    if metrics["reason"] is not None:
-        add("red", metrics["reason"])
+    images, scores = metrics.images, metrics.scores
+    if metrics.reason is not None:
+        add("red", metrics.reason)
     if taken.obstacle is not None:
         add(
             "red",
             f"Nothing could be taken out, as {taken.obstacle}: the model may have seen any of these images.",
         )
-    elif images["taken_out"] > MOST * images["predicted"]:
+    elif images.taken_out > MOST * images.predicted:
         add(
             "amber",
-            f"The model may have seen {images['taken_out']:,} of the {images['predicted']:,} images, which were taken out; "
+            f"The model may have seen {images.taken_out:,} of the {images.predicted:,} images, which were taken out; "
             "the rest may be unlike the whole.",
         )
     if started := _unknown_start(meta.train_config):
@@ -84,21 +86,24 @@ def external_warnings(metrics: Mapping[str, Any], meta: CheckpointMeta, taken: T
             f"{taken.tested:,} of the images left are copies of the model's own test images or show their patients: it has "
             "not learnt from them, but they are in both scores.",
         )
-    if unknown := scores["patients"]["images_unknown"]:
+    if unknown := scores.patients.images_unknown:
         add(
             "amber",
-            f"The patient of {unknown:,} of the {images['scored']:,} images scored is unknown: some may show people of the "
+            f"The patient of {unknown:,} of the {images.scored:,} images scored is unknown: some may show people of the "
             "training images on other slices than those, which no search finds.",
         )
-    if absent := [name for name in metrics["common_classes"] if not scores["per_class"][name]["support"]]:
+    if absent := [name for name in metrics.common_classes if not scores.per_class[name].support]:
         add("amber", f"No image of {', '.join(absent)} is left; averages are over the other classes.")
-    if scores["n_units"] < FEW_UNITS:
+    if scores.n_units < FEW_UNITS:
         add(
             "amber",
-            f"Only {scores['n_units']} independent patients or groups are left; the intervals are rough.",
+            f"Only {scores.n_units} independent patients or groups are left; the intervals are rough.",
         )
-    if reason := metrics["comparison"].get("reason"):
-        add("amber", f"There is no comparison with the model's own test images: {reason}.")
+    if isinstance(metrics.comparison, Unavailable):
+        add(
+            "amber",
+            f"There is no comparison with the model's own test images: {metrics.comparison.reason}.",
+        )
     return found
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -17,6 +16,7 @@ from brainmri_core.evaluation.calibration import (
     probabilities,
 )
 from brainmri_core.evaluation.discrepancy import number_groups
+from brainmri_core.evaluation.external_schema import NoRecalibration, Recalibration, Spread
 
 
 def plan_recalibration(
@@ -28,7 +28,7 @@ def plan_recalibration(
     temperature: float,
     resamples: int,
     seed: int,
-) -> list[dict[str, Any]]:
+) -> list[Recalibration | NoRecalibration]:
     """Fit the temperature on random parts of the images, and score it on the rest of each.
 
     Whole groups are drawn until they hold enough images. The rest has no image of a drawn group, since images of one
@@ -51,33 +51,30 @@ def plan_recalibration(
 
     Returns
     -------
-    list of dict
-        For each size: ``images``, ``draws`` (those with a large enough rest), and mean and 95% interval over the draws of
-        ``temperature``, of ``ece`` and ``nll`` on the rest, and of ``nll_gain`` (the NLL at the temperature in use minus
-        that at the new one); or ``images`` and ``reason``.
+    list
+        For each size a `Recalibration`, whose ``draws`` counts those with a large enough rest and whose ``nll_gain`` is the
+        NLL at the temperature in use minus that at the new one; or a `NoRecalibration` with the reason.
     """
     return [
         _planned(size, list(_draws(logits, labels, groups, size, temperature, resamples, seed)), resamples)
         if len(labels) >= 2 * size
-        else {
-            "images": size,
-            "reason": f"{len(labels)} images are too few to label {size} and score the rest",
-        }
+        else NoRecalibration(
+            images=size, reason=f"{len(labels)} images are too few to label {size} and score the rest"
+        )
         for size in sizes
     ]
 
 
-def _planned(size: int, drawn: list[dict[str, float]], resamples: int) -> dict[str, Any]:
+def _planned(size: int, drawn: list[dict[str, float]], resamples: int) -> Recalibration | NoRecalibration:
     if len(drawn) * 2 <= resamples:
-        return {
-            "images": size,
-            "reason": "a few patients or groups hold most of the images, so that too little is left",
-        }
-    found: dict[str, Any] = {"images": size, "draws": len(drawn)}
-    for name in drawn[0]:
-        values = np.array([item[name] for item in drawn])
-        found[name] = {"mean": float(values.mean()), "interval": interval(values)}
-    return found
+        return NoRecalibration(
+            images=size, reason="a few patients or groups hold most of the images, so that too little is left"
+        )
+    values = {name: np.array([item[name] for item in drawn]) for name in drawn[0]}
+    spreads = {
+        name: Spread(mean=float(found.mean()), interval=interval(found)) for name, found in values.items()
+    }
+    return Recalibration(images=size, draws=len(drawn), **spreads)
 
 
 def _draws(

@@ -11,8 +11,8 @@ import numpy as np
 
 from brainmri_core.config.external import ExternalConfig
 from brainmri_core.copies.likeness import orientation_words
+from brainmri_core.evaluation.external_schema import CarriedCalibration, ExternalMetrics
 from brainmri_core.evaluation.external_scores import LOWER_IS_BETTER
-from brainmri_core.evaluation.metrics_schema import Patients
 from brainmri_core.evaluation.taken_out import REASONS, PackedImages, TakenOut
 from brainmri_core.learning.checkpoint import CheckpointMeta
 from brainmri_core.pages.environment import rendered, style_sheet
@@ -50,7 +50,7 @@ class ExternalEvaluation:
         The images that it was evaluated on.
     """
 
-    metrics: dict[str, Any]
+    metrics: ExternalMetrics
     meta: CheckpointMeta
     own: PackedImages | None
     other: PackedImages
@@ -61,26 +61,21 @@ class ExternalEvaluation:
 def write_external_page(folder: Path, result: ExternalEvaluation, job: Job) -> None:
     """Write ``report.html``."""
     metrics = result.metrics
-    scores, measures = metrics["scores"], metrics["comparison"].get("measures", {})
+    scores = metrics.scores
     plan = job.layout.run_dir(job.run_id) / "plan.json"
-    calibration = scores and scores["calibration"]
     page = rendered(
         "external.html.j2",
         metrics=metrics,
         meta=result.meta,
         config=result.config,
         style=style_sheet("evaluation.css"),
-        standing=standing(scores["n_units"], Patients(**scores["patients"]), "image scored")
-        if scores
-        else "",
-        drop=measures.get("macro_f1"),
+        standing=standing(scores.n_units, scores.patients, "image scored") if scores else "",
+        drop=metrics.measures.get("macro_f1"),
         reasons=REASONS,
         pairs=_pairs(result),
         names=MEASURE_NAMES,
         lower=LOWER_IS_BETTER,
-        figures={
-            "reliability": reliability_figure(calibration["before"], calibration["after"]) if scores else None
-        },
+        figures={"reliability": _reliability(scores.calibration) if scores else None},
         reproduce={
             "command": read_plan(plan).command if plan.is_file() else None,
             "code": code_version(),
@@ -88,6 +83,11 @@ def write_external_page(folder: Path, result: ExternalEvaluation, job: Job) -> N
         },
     )
     write_bytes(folder / "report.html", page.encode())
+
+
+def _reliability(calibration: CarriedCalibration) -> str:
+    after = calibration.after
+    return reliability_figure(calibration.before.model_dump(), after.model_dump() if after else None)
 
 
 def _pairs(result: ExternalEvaluation) -> list[dict[str, str]]:

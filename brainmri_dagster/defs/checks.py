@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
+from brainmri_core.evaluation.metrics_schema import Unavailable
 from brainmri_core.validation.findings import BLOCKING_CHECKS, CHECKS
 
 if TYPE_CHECKING:
+    from brainmri_core.evaluation.external_schema import ExternalMetrics
     from brainmri_core.evaluation.metrics_schema import EvaluationMetrics
     from brainmri_core.evaluation.regression import Regression
     from brainmri_core.validation.finding import Finding
@@ -166,47 +168,51 @@ def _no_regression(about: Mapping[str, Any], found: Regression | None) -> dg.Ass
     return _result("no_regression", about, message, severity, previous_macro_f1=found.before)
 
 
-def external_results(metrics: Mapping[str, Any], max_ece: float) -> list[dg.AssetCheckResult]:
+def external_results(metrics: ExternalMetrics, max_ece: float) -> list[dg.AssetCheckResult]:
     """Turn ``metrics.json`` of an external evaluation into one result per check; without a score only the first has one."""
     results = [_unseen_images(metrics)]
-    if (scores := metrics["scores"]) is not None:
-        before, after = (scores["calibration"][when] for when in ("before", "after"))
-        error = after["ece_equal_width"] if after else None
+    if (scores := metrics.scores) is not None:
+        before, after = scores.calibration.before, scores.calibration.after
+        error = after.ece_equal_width if after else None
         about = _about_external(metrics)
-        calibrated = _calibration(about, before["ece_equal_width"], error, max_ece, "external_calibration")
+        calibrated = _calibration(about, before.ece_equal_width, error, max_ece, "external_calibration")
         results += [calibrated, _generalises(metrics)]
     return results
 
 
-def _about_external(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    scores = metrics["scores"]
+def _about_external(metrics: ExternalMetrics) -> dict[str, Any]:
     return {
-        "partition": f"{metrics['dataset']}|{metrics['trained_on']}",
-        "macro_f1": scores["macro_f1"] if scores else None,
+        "partition": f"{metrics.dataset}|{metrics.trained_on}",
+        "macro_f1": metrics.scores.macro_f1 if metrics.scores else None,
     }
 
 
-def _unseen_images(metrics: Mapping[str, Any]) -> dg.AssetCheckResult:
-    images, obstacle = metrics["images"], metrics["taken_out"]["obstacle"]
+def _unseen_images(metrics: ExternalMetrics) -> dg.AssetCheckResult:
+    images, obstacle = metrics.images, metrics.taken_out.obstacle
     severity = None
-    message = f"{images['taken_out']:,} of {images['predicted']:,} images were taken out; {images['scored']:,} are scored."
+    message = (
+        f"{images.taken_out:,} of {images.predicted:,} images were taken out; {images.scored:,} are scored."
+    )
     if obstacle is not None:
         message, severity = f"Nothing could be taken out: {obstacle}.", dg.AssetCheckSeverity.WARN
-    if metrics["reason"] is not None:
-        message, severity = metrics["reason"], dg.AssetCheckSeverity.ERROR
-    return _result("unseen_images", _about_external(metrics), message, severity, **images)
+    if metrics.reason is not None:
+        message, severity = metrics.reason, dg.AssetCheckSeverity.ERROR
+    return _result("unseen_images", _about_external(metrics), message, severity, **images.model_dump())
 
 
-def _generalises(metrics: Mapping[str, Any]) -> dg.AssetCheckResult:
-    compared = metrics["comparison"]
-    item = compared.get("measures", {}).get("macro_f1")
-    if item is None or item["interval"] is None:
-        message = f"There is nothing to compare with: {compared.get('reason') or 'too few resamples define a difference'}."
+def _generalises(metrics: ExternalMetrics) -> dg.AssetCheckResult:
+    item = metrics.measures.get("macro_f1")
+    if item is None or item.interval is None:
+        compared = metrics.comparison
+        reason = (
+            compared.reason if isinstance(compared, Unavailable) else "too few resamples define a difference"
+        )
+        message = f"There is nothing to compare with: {reason}."
         return _result("generalises", _about_external(metrics), message, dg.AssetCheckSeverity.WARN)
-    low, high = item["interval"]
+    low, high = item.interval
     message = (
-        f"Macro F1 {item['external']:.3f}, against {item['own']:.3f} on its own test images; 95% interval of the difference: "
+        f"Macro F1 {item.external:.3f}, against {item.own:.3f} on its own test images; 95% interval of the difference: "
         f"{low:+.3f} to {high:+.3f}."
     )
     severity = dg.AssetCheckSeverity.WARN if high < 0 else None
-    return _result("generalises", _about_external(metrics), message, severity, difference=item["difference"])
+    return _result("generalises", _about_external(metrics), message, severity, difference=item.difference)

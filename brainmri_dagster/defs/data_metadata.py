@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 import dagster as dg
 
@@ -166,8 +166,14 @@ def of_validate(layout: Layout, pointer: ValidationPointer) -> Metadata:
 
 def of_embeddings(layout: Layout, pointer: EmbeddingsPointer) -> Metadata:
     """Shape and origin of the features, the score of the probe on them, outliers and drift."""
-    metrics, folder = read_json(layout.absolute(pointer.metrics)), layout.absolute(pointer.folder)
-    outliers, drift = metrics.get("outliers", {}), metrics.get("drift", [])
+    # Imports scikit-learn, which loading the graph must not.
+    from brainmri_core.evaluation.embeddings_schema import read_embeddings_metrics
+
+    folder = layout.absolute(pointer.folder)
+    metrics = read_embeddings_metrics(layout.absolute(pointer.metrics))
+    outliers = metrics.outliers.model_dump(include={"train", "test"}) if metrics.outliers else {}
+    folds = {name: item.model_dump() for name, item in metrics.folds.items()}
+    drift = {item.kind: item.model_dump(include={"squared", "threshold"}) for item in metrics.drift or []}
     pictures = {
         "label_issues": picture(
             folder / "label_issues.png", "labels that look wrong and the nearest images", 700
@@ -181,15 +187,11 @@ def of_embeddings(layout: Layout, pointer: EmbeddingsPointer) -> Metadata:
         "model": pointer.model_name,
         "depths": pointer.depths,
         "pretrained": pointer.pretrained,
-        **({"folds": table(metrics["folds"], "fold")} if metrics["folds"] else {}),
+        **({"folds": table(folds, "fold")} if folds else {}),
         **({"no_score": dg.MetadataValue.md(markdown(pointer.reason))} if pointer.reason else {}),
-        **numbers({side: outliers.get(side) for side in ("train", "test")}, "outliers_in_"),
-        **({"drift_of_test": table(_by_kind(drift), "kind")} if drift else {}),
+        **numbers(outliers, "outliers_in_"),
+        **({"drift_of_test": table(drift, "kind")} if drift else {}),
         **{name: item for name, item in pictures.items() if item},
         "features": path_of(layout, pointer.features),
         "metrics": path_of(layout, pointer.metrics),
     }
-
-
-def _by_kind(measures: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    return {str(item["kind"]): {name: item[name] for name in ("squared", "threshold")} for item in measures}

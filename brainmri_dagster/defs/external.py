@@ -13,7 +13,6 @@ from brainmri_core.project.pointers import (
     ExternalEvaluationPointer,
     PackPointer,
 )
-from brainmri_core.system.json_files import read_json
 from brainmri_dagster.defs import model_metadata
 from brainmri_dagster.defs.assets import stage_asset
 from brainmri_dagster.defs.checks import EXTERNAL_CHECKS, external_results
@@ -50,6 +49,7 @@ def external_evaluation(
     with stage_run(context) as run:
         home, job, config = str(trained_on(context.partition_key)), run.job, run.config.external
         from brainmri_core.classifier.search import checkpoint_in_use
+        from brainmri_core.evaluation.external_schema import read_external_metrics
         from brainmri_core.external import check_pair, evaluate_elsewhere
 
         check_pair(home, job)
@@ -60,7 +60,7 @@ def external_evaluation(
             else job.layout.given(config.checkpoint)
         )
         pointer = evaluate_elsewhere(config, home, weights, pack, job)
-        checks = external_results(read_json(job.layout.absolute(pointer.metrics)), config.max_ece)
+        checks = external_results(read_external_metrics(job.layout.absolute(pointer.metrics)), config.max_ece)
         yield run.result(pointer, model_metadata.of_external(job.layout, pointer), pointer.headline, checks)
         if pointer.reason is not None:
             raise DataError(f"{pointer.reason} See {job.layout.absolute(pointer.report)}.")

@@ -9,7 +9,7 @@ import dagster as dg
 
 from brainmri_core.escaping import markdown
 from brainmri_core.evaluation.cross_validation_schema import read_cross_validation
-from brainmri_core.evaluation.metrics_schema import EvaluationMetrics, TestLooks, read_metrics
+from brainmri_core.evaluation.metrics_schema import EvaluationMetrics, ReaderWarning, TestLooks, read_metrics
 from brainmri_core.project.layout import Layout
 from brainmri_core.project.pointers import (
     CheckpointPointer,
@@ -19,7 +19,6 @@ from brainmri_core.project.pointers import (
     FoldEnsemblePointer,
     GeneralisationPointer,
 )
-from brainmri_core.system.json_files import read_json
 from brainmri_dagster.defs.metadata import Metadata, numbers, path_of, picture, table
 
 
@@ -103,39 +102,42 @@ def _tables(metrics: EvaluationMetrics) -> Metadata:
         row.name: {"images": row.n_images, **{key: getattr(row, key) for key in scores}}
         for row in metrics.subsets
     }
-    warnings = "\n".join(f"- **{item.level}**: {markdown(item.text)}" for item in metrics.warnings)
     return {
         "per_class": table(per_class, "class"),
         **({"baselines": table(baselines, "rule")} if baselines else {}),
         "subsets": table(subsets, "subset"),
-        "warnings": dg.MetadataValue.md(warnings or "none"),
+        "warnings": _warnings(metrics.warnings),
     }
+
+
+def _warnings(found: Sequence[ReaderWarning]) -> dg.MarkdownMetadataValue:
+    lines = "\n".join(f"- **{item.level}**: {markdown(item.text)}" for item in found)
+    return dg.MetadataValue.md(lines or "none")
 
 
 def of_external(layout: Layout, pointer: ExternalEvaluationPointer) -> Metadata:
     """Headline numbers, images taken out by reason, rows of scores, and the drop against the model's own test images."""
+    # Imports scikit-learn, which loading the graph must not.
+    from brainmri_core.evaluation.external_schema import read_external_metrics
+
     folder = layout.absolute(pointer.folder)
-    metrics = read_json(layout.absolute(pointer.metrics))
-    scores = metrics["scores"]
+    metrics = read_external_metrics(layout.absolute(pointer.metrics))
+    scores = metrics.scores
     confusion = picture(folder / "confusion.png", "confusion matrix", 640)
-    taken = {name: {"images": count} for name, count in metrics["taken_out"]["by_reason"].items()}
+    taken = {name: {"images": count} for name, count in metrics.taken_out.by_reason.items()}
     shown = ("n_images", "n_units", "macro_f1", "balanced_accuracy", "accuracy")
-    rows = {row["name"]: {name: row[name] for name in shown} for row in metrics["rows"]}
-    drop = {
-        name: {key: item[key] for key in ("own", "external", "difference")}
-        for name, item in metrics["comparison"].get("measures", {}).items()
-    }
-    warnings = "\n".join(f"- **{item['level']}**: {markdown(item['text'])}" for item in metrics["warnings"])
+    rows = {row.name: {name: getattr(row, name) for name in shown} for row in metrics.rows}
+    drop = {name: item.model_dump(exclude={"interval"}) for name, item in metrics.measures.items()}
     return {
         **numbers(pointer.headline),
-        **numbers(metrics["images"], "images_"),
+        **numbers(metrics.images.model_dump(), "images_"),
         "trained_on": pointer.trained_on,
         "taken_out": table(taken, "reason"),
         **({"rows": table(rows, "images")} if rows else {}),
         **({"comparison": table(drop, "measure")} if drop else {}),
-        **(_confusion(scores["confusion_matrix"], list(scores["per_class"])) if scores else {}),
+        **(_confusion(scores.confusion_matrix, list(scores.per_class)) if scores else {}),
         **({"confusion_picture": confusion} if confusion else {}),
-        "warnings": dg.MetadataValue.md(warnings or "none"),
+        "warnings": _warnings(metrics.warnings),
         "report": path_of(layout, pointer.report),
         "metrics": path_of(layout, pointer.metrics),
         "predictions": path_of(layout, pointer.predictions),

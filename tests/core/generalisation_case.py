@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
@@ -15,6 +14,7 @@ from brainmri_core.project.logs import Record, StageLog
 from brainmri_core.project.pointer_store import write_pointer
 from brainmri_core.project.pointers import EvaluationPointer, ExternalEvaluationPointer, GeneralisationPointer
 from brainmri_core.system.json_files import write_json
+from tests.core.evaluation.documents_case import evaluation_document, external_document
 
 
 class Matrix:
@@ -26,14 +26,10 @@ class Matrix:
 
     def own(self, dataset: str, macro_f1: float) -> str:
         folder = self.layout.root / f"own/{dataset}"
-        write_json(
-            folder / "metrics.json",
-            {
-                "macro_f1": macro_f1,
-                "n_images": 50,
-                "intervals": {"macro_f1": [macro_f1 - 0.02, macro_f1 + 0.02]},
-            },
-        )
+        made = evaluation_document(dataset=dataset)
+        intervals = {**made.intervals, "macro_f1": [macro_f1 - 0.02, macro_f1 + 0.02]}
+        scored = made.model_copy(update={"macro_f1": macro_f1, "n_images": 50, "intervals": intervals})
+        write_json(folder / "metrics.json", scored.model_dump(mode="json"))
         relative = self.layout.relative(folder)
         pointer = EvaluationPointer(
             dataset=dataset, run_id="r1", content_hash=f"own {dataset}", written_at_utc="", folder=relative,
@@ -54,43 +50,20 @@ class Matrix:
         obstacle: str | None = None,
         run_id: str = "r1",
     ) -> None:
-        scores: dict[str, Any] | None = None
-        comparison: dict[str, Any] = {"reason": "no evaluation"}
-        if macro_f1 is not None:
-            scores = {
-                "macro_f1": macro_f1,
-                "intervals": {"macro_f1": [macro_f1 - 0.1, macro_f1 + 0.1]},
-                "n_units": 9,
-            }
-        if macro_f1 is not None and own is not None:
-            change = macro_f1 - own
-            drop = {
-                "own": own,
-                "external": macro_f1,
-                "difference": change,
-                "interval": [change - 0.1, change + 0.1],
-            }
-            comparison = {"measures": {"macro_f1": drop}}
         reason = "every image was in training" if macro_f1 is None else None
         folder = self.layout.root / f"external/{evaluated_on}/{trained_on}/{run_id}"
-        images = {"predicted": 40, "taken_out": taken_out, "never_learnt": 0, "scored": 40 - taken_out}
-        write_json(
-            folder / "metrics.json",
-            {
-                "scores": scores,
-                "comparison": comparison,
-                "images": images,
-                "taken_out": {"obstacle": obstacle},
-                "reason": reason,
-            },
-        )
+        document = external_document(
+            evaluated_on, trained_on, macro_f1=macro_f1 or 0.0, own=own, taken_out=taken_out, obstacle=obstacle,
+            reason=reason, run_id=run_id,
+        )  # fmt: skip
+        write_json(folder / "metrics.json", document.model_dump(mode="json"))
         relative = self.layout.relative(folder)
         write_pointer(
             self.layout,
             ExternalEvaluationPointer(
                 dataset=evaluated_on, run_id=run_id, content_hash=f"{trained_on} {evaluated_on} {macro_f1}", written_at_utc="",
                 trained_on=trained_on, folder=relative, metrics=f"{relative}/metrics.json", predictions=f"{relative}/p",
-                report=f"{relative}/r", headline={}, images=images["scored"], taken_out=taken_out, reason=reason,
+                report=f"{relative}/r", headline={}, images=document.images.scored, taken_out=taken_out, reason=reason,
                 checkpoint_sha256=checkpoint, checkpoint_pointer=None,
                 evaluation_pointer=None if own is None else self.own(trained_on, own), pack_pointer=None,
             ),

@@ -15,6 +15,7 @@ from brainmri_core.config import with_seed
 from brainmri_core.config.embeddings import EmbeddingsConfig
 from brainmri_core.embeddings import embeddings
 from brainmri_core.errors import ModelError
+from brainmri_core.evaluation.embeddings_schema import read_embeddings_metrics
 from brainmri_core.evaluation.frozen_baseline import FROZEN
 from brainmri_core.evaluation.metrics_schema import read_metrics
 from brainmri_core.evaluation.probe_folds import fit_on_training, fold_predictions
@@ -26,6 +27,7 @@ from brainmri_core.project.job import Job
 from brainmri_core.project.logs import Record
 from brainmri_core.project.pointer_store import write_pointer
 from brainmri_core.project.sample_table import read_samples
+from brainmri_core.system.json_files import json_text
 from brainmri_core.train import train
 from tests.core.evaluation_case import Case
 from tests.core.learning.training_pack import CLASSES, config, make_pack
@@ -83,7 +85,9 @@ def test_embeddings_are_features_of_all_images_and_a_score_of_those_that_train(
     shares = found.loc[found["fold"] == 1, [f"prob_{name}" for name in CLASSES]]
     np.testing.assert_allclose(shares, wanted)
 
-    metrics = json.loads(job.layout.absolute(made.metrics).read_text())
+    path = job.layout.absolute(made.metrics)
+    assert json_text(read_embeddings_metrics(path).model_dump(mode="json")).encode() == path.read_bytes()
+    metrics = json.loads(path.read_text())
     assert metrics["pooled"]["macro_f1"] == made.headline["macro_f1"] > 0.5
     assert set(metrics["folds"]) == {"0", "1"} and metrics["pooled"]["intervals"]["macro_f1"]
 
@@ -130,6 +134,8 @@ def test_without_images_of_a_class_in_every_fold_there_are_features_and_no_score
     made = embeddings(embed_config(), pack, job)
     assert str(made.reason).startswith(reason) and made.headline == {} and made.predictions is None
     assert len(read_features(job.layout.absolute(made.features).parent)) == pack.n_images
+    metrics = read_embeddings_metrics(job.layout.absolute(made.metrics))
+    assert (metrics.pooled, metrics.folds, metrics.reason) == (None, {}, made.reason)
     assert any(reason in str(item["event"]) for item in records if item["level"] == "WARNING")
 
 

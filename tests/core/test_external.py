@@ -17,6 +17,7 @@ from brainmri_core.config.data import ResizeConfig, SplitConfig
 from brainmri_core.errors import ConfigError, DataError, IntegrityError
 from brainmri_core.evaluation.calibration import calibration_scores
 from brainmri_core.evaluation.contender import packed_samples
+from brainmri_core.evaluation.external_schema import read_external_metrics
 from brainmri_core.evaluation.prediction_table import labels_of, logits_of, read_predictions
 from brainmri_core.evaluation.tested_model import validation_of
 from brainmri_core.learning.checkpoint import load_checkpoint, save_checkpoint
@@ -24,6 +25,7 @@ from brainmri_core.project.catalogue import DatasetEntry
 from brainmri_core.project.pointer_store import follow, write_pointer
 from brainmri_core.project.pointers import ExternalEvaluationPointer, MappingPointer
 from brainmri_core.resize import resize
+from brainmri_core.system.json_files import json_text
 from tests.core.external_case import (
     AWAY,
     FOLDERS,
@@ -62,7 +64,11 @@ def table(sites: TwoSites, found: ExternalEvaluationPointer) -> pd.DataFrame:
 
 
 def read(sites: TwoSites, pointer: ExternalEvaluationPointer) -> dict[str, Any]:
-    return json.loads(sites.home.layout.absolute(pointer.metrics).read_text())
+    """Return the content of its ``metrics.json``, which, read as its model and written again, is the same bytes."""
+    path = sites.home.layout.absolute(pointer.metrics)
+    document = read_external_metrics(path)
+    assert json_text(document.model_dump(mode="json")).encode() == path.read_bytes()
+    return json.loads(path.read_text())
 
 
 def page(sites: TwoSites, pointer: ExternalEvaluationPointer) -> str:

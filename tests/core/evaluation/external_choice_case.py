@@ -11,6 +11,7 @@ from brainmri_core.project.pointer_store import write_pointer
 from brainmri_core.project.pointers import ExternalEvaluationPointer
 from brainmri_core.project.sample_table import write_samples
 from brainmri_core.system.json_files import write_json
+from tests.core.evaluation.documents_case import external_document
 
 CLASSES = ["glioma", "notumor"]
 
@@ -51,7 +52,8 @@ def measured(
     folder = layout.root / "external" / dataset / model / run_id
     folder.mkdir(parents=True)
     write_samples(folder / "predictions.parquet", table)
-    write_json(folder / "metrics.json", {"taken_out": {"obstacle": obstacle}})
+    document = external_document(dataset, HOME, obstacle=obstacle, reason=reason, run_id=run_id)
+    write_json(folder / "metrics.json", document.model_dump(mode="json"))
     relative = layout.relative(folder)
     write_pointer(
         layout,

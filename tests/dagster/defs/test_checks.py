@@ -6,11 +6,11 @@ import pytest
 from dagster import AssetCheckSeverity
 
 from brainmri_core.evaluation.baselines import Baseline
-from brainmri_core.evaluation.metrics_file import Context, evaluation_metrics, whole_document
-from brainmri_core.evaluation.metrics_schema import EvaluationMetrics, NoOutlierScore, Unavailable
+from brainmri_core.evaluation.metrics_schema import EvaluationMetrics
 from brainmri_core.evaluation.regression import Regression, regression
 from brainmri_dagster.defs.checks import evaluation_results
-from tests.core.evaluation.metrics_case import CLASSES, made_up, table_of, votes
+from tests.core.evaluation.documents_case import evaluation_document
+from tests.core.evaluation.metrics_case import votes
 from tests.dagster.conftest import PHANTOM, Workbench, checks_of
 from tests.dagster.defs.champion_case import contender, pack_of
 
@@ -21,13 +21,8 @@ ERROR, WARN = AssetCheckSeverity.ERROR, AssetCheckSeverity.WARN
 
 def metrics(*beaten: str, before: float = 0.3, after: float | None = 0.1) -> EvaluationMetrics:
     """The metrics of an evaluation with these verdicts and calibration errors; what no check reads is arbitrary."""
-    labels, logits = made_up(n=60, k=3)
     rules = [Baseline(f"rule {place}", "", votes([0] * 60), False) for place in range(len(beaten))]
-    made = whole_document(
-        evaluation_metrics(table_of(labels, logits, CLASSES), CLASSES, Context(20, 1, iter(()), rules, 0, 0)),
-        dataset=PHANTOM, run_id="r", written_at_utc="2026-01-01T00:00:00Z", label_issues=0, looks=None,
-        outliers=NoOutlierScore(reason="none"), explanations=Unavailable(reason="none"),
-    )  # fmt: skip
+    made = evaluation_document(rules, PHANTOM)
     rows = [
         row.model_copy(update={"macro_f1": 0.5 + place / 10, "beaten": verdict})
         for place, (row, verdict) in enumerate(zip(made.baselines, beaten, strict=True))

@@ -25,6 +25,7 @@ from brainmri_dagster.code_location import defs
 from brainmri_dagster.commands.backfill import targets
 from brainmri_dagster.defs.checks import external_results
 from brainmri_dagster.graph.asset_table import dataset_of, is_fold, pair_key, trained_on
+from tests.core.evaluation.documents_case import external_document
 from tests.dagster.conftest import PHANTOM, Workbench, checks_of, failure_of
 from tests.dagster.defs.champion_case import pack_of
 
@@ -239,34 +240,20 @@ def test_the_command_measures_a_file_and_says_what_it_found(
         assert message in refused.stderr and "Traceback" not in refused.stderr
 
 
-def metrics(
-    *, high: float = -0.1, obstacle: str | None = None, reason: str | None = None, ece: float = 0.1
-) -> dict[str, Any]:
-    drop = {"own": 0.9, "external": 0.7, "difference": -0.2, "interval": [-0.3, high]}
-    return {
-        "dataset": SECOND, "trained_on": PHANTOM, "reason": reason,
-        "images": {"predicted": 10, "taken_out": 2, "never_learnt": 0, "scored": 8},
-        "taken_out": {"obstacle": obstacle},
-        "scores": None if reason else {
-            "macro_f1": 0.7, "calibration": {"before": {"ece_equal_width": 0.5}, "after": {"ece_equal_width": ece}},
-        },
-        "comparison": {"measures": {"macro_f1": drop}},
-    }  # fmt: skip
-
-
 @pytest.mark.parametrize(
-    ("found", "failing"),
+    ("options", "failing"),
     [
-        (metrics(high=0.1), {}),
-        (metrics(), {"generalises": WARN}),
-        (metrics(high=0.1, ece=0.2), {"external_calibration": WARN}),
-        (metrics(high=0.1, obstacle="its images are not here"), {"unseen_images": WARN}),
-        (metrics(reason="Nothing is left."), {"unseen_images": ERROR}),
-        (metrics(high=0.1) | {"comparison": {"reason": "there is no evaluation"}}, {"generalises": WARN}),
+        ({"high": 0.1}, {}),
+        ({"high": -0.1}, {"generalises": WARN}),
+        ({"high": 0.1, "ece": 0.2}, {"external_calibration": WARN}),
+        ({"high": 0.1, "obstacle": "its images are not here"}, {"unseen_images": WARN}),
+        ({"reason": "Nothing is left."}, {"unseen_images": ERROR}),
+        ({"own": None}, {"generalises": WARN}),
     ],
     ids=["all is well", "a drop", "bad calibration", "nothing taken out", "nothing left", "nothing to compare with"],
 )  # fmt: skip
-def test_the_checks_say_what_is_in_doubt(found: dict[str, Any], failing: dict[str, Any]) -> None:
+def test_the_checks_say_what_is_in_doubt(options: dict[str, Any], failing: dict[str, Any]) -> None:
+    found = external_document(SECOND, PHANTOM, **options)
     results = external_results(found, 0.15)
     assert {item.check_name: item.severity for item in results if not item.passed} == failing
-    assert len(results) == (1 if found["reason"] else 3)
+    assert len(results) == (1 if found.reason else 3)

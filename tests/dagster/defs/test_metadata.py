@@ -11,10 +11,16 @@ from brainmri_core.evaluation.metrics_file import Context, evaluation_metrics, h
 from brainmri_core.evaluation.metrics_schema import NoOutlierScore, Unavailable
 from brainmri_core.pictures.figures import write_confusion
 from brainmri_core.project.layout import Layout
-from brainmri_core.project.pointers import CheckpointPointer, EvaluationPointer, ValidationPointer
+from brainmri_core.project.pointers import (
+    CheckpointPointer,
+    EmbeddingsPointer,
+    EvaluationPointer,
+    ValidationPointer,
+)
 from brainmri_core.system.json_files import write_json
-from brainmri_dagster.defs.data_metadata import of_validate
+from brainmri_dagster.defs.data_metadata import of_embeddings, of_validate
 from brainmri_dagster.defs.model_metadata import of_evaluate, of_train
+from tests.core.evaluation.documents_case import embeddings_document
 from tests.core.evaluation.metrics_case import CLASSES, made_up, table_of, votes
 
 pytestmark = pytest.mark.training
@@ -71,6 +77,26 @@ def test_the_ui_shows_how_much_each_way_to_split_leaks(tmp_path: Path) -> None:
     shown = of_validate(Layout(root=tmp_path), pointer)["leaks"].md_str.splitlines()
     assert "with their patient in training" in shown[0]
     assert shown[2:] == ["| this split | 9 | 0 | 3 | 8 | 0.5000 | – | – |"]
+
+
+def test_embeddings_of_an_older_version_are_shown_without_outliers_and_drift(tmp_path: Path) -> None:
+    document = embeddings_document()
+    pointer = EmbeddingsPointer(
+        dataset="a/b", run_id="r", content_hash="0", written_at_utc="2026-01-01T00:00:00Z", folder=".",
+        metrics="metrics.json", predictions=None, features="features.npy", features_sha256="0", record="record.json",
+        model_name="resnet18", depths=4, pretrained=True, weights_sha256="0", images=60, width=8, headline={},
+        pack_pointer="pack.json", pack_sha256="0",
+    )  # fmt: skip
+    shown = []
+    for change in ({}, {"outliers": None, "drift": None}):
+        stored = document.model_copy(update=change).model_dump(mode="json")
+        write_json(tmp_path / "metrics.json", stored)
+        shown.append(of_embeddings(Layout(root=tmp_path), pointer))
+    now, before = shown
+    assert (now["outliers_in_train"], now["outliers_in_test"]) == (1, 0)
+    assert now["drift_of_test"].md_str.splitlines()[2:] == ["| size | 0.1000 | 0.2000 |", "| edges | – | – |"]
+    assert now.keys() - before.keys() == {"outliers_in_train", "outliers_in_test", "drift_of_test"}
+    assert before["folds"] == now["folds"]
 
 
 @pytest.mark.parametrize(
