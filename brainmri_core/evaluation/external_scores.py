@@ -287,7 +287,7 @@ def flag_rates(
         flagged_share=rate,
         interval=around,
         own_flagged_share=float((own["outlier_score"] > threshold).mean())
-        if own is not None and threshold is not None
+        if own is not None and len(own) and threshold is not None
         else None,
         flagged=part(scored & flagged),
         unflagged=part(scored & ~flagged),

@@ -100,7 +100,7 @@ def fit_on_training(
     Raises
     ------
     DataError
-        If a class has no image outside the validation groups.
+        If a class has no image outside the validation groups, or there is no validation group.
     """
     validation: Mask = validation_mask(samples, val_frac, seed)
     training: Mask = (samples["split"] == "train").to_numpy() & ~validation
@@ -109,6 +109,11 @@ def fit_on_training(
     if missing:
         raise DataError(
             f"The class {classes[min(missing)]!r} has no image outside the validation groups to fit a probe on; add images of it."
+        )
+    if not validation.any():
+        raise DataError(
+            "The training images are of too few patients or groups to keep some for validation, by which a probe's penalty is "
+            "chosen; add images of others."
         )
     return fit_probe(
         features, labels, rows[training], rows[validation], classes=len(classes), balanced=balanced

@@ -124,6 +124,10 @@ def test_what_has_been_computed_serves_every_later_use(job: Job, passes: list[in
             ),
             "The class 'glioma' has 12 of its 12 training images in fold 0 of 2, so that a probe cannot be scored",
         ),
+        (
+            lambda table: in_folds(table).assign(group="one", patient=""),
+            "The training images are of too few patients or groups to keep some for validation",
+        ),
         *rest((lambda table: table, "The split has no folds; set split.folds to 2 or more and split again.")),
     ],
 )
