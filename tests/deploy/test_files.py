@@ -23,6 +23,7 @@ from brainmri_dagster.defs.jobs import JOBS
 from tests import ROOT
 
 DEPLOY = ROOT / "deploy"
+DOCS = (ROOT / "docs/deployment.md").read_text()
 CLUSTERS = ["1.33", "1.37"]
 MANIFESTS = sorted((DEPLOY / "kubernetes").glob("*.yaml"))
 OBJECTS = [item for path in MANIFESTS for item in yaml.safe_load_all(path.read_text())]
@@ -163,16 +164,25 @@ def test_nothing_is_reached_that_no_policy_names() -> None:
     assert opened == ["code-is-asked"]
 
 
+def texts() -> dict[Path, str]:
+    """All files of `deploy/`."""
+    files = [path for path in DEPLOY.rglob("*") if path.is_file() and path.suffix != ".pyc"]
+    return {path: path.read_text() for path in files}
+
+
 def test_no_secret_stands_in_a_file() -> None:
     assert not of_kind("Secret")
-    for path in DEPLOY.rglob("*"):
-        if path.is_file() and path.suffix != ".pyc":
-            text = path.read_text()
-            assert not re.search(
-                r"(?i)(password|secret|token|auth)\w* *[:=] *['\"]?(?!\$|CHANGE-ME)[\w-]{6,}", text
-            ), path
-            for password in re.findall(r"://\w*:([^@/\s]+)@", text):
-                assert password == "CHANGE-ME" or password.startswith("${"), path
+    for path, text in texts().items():
+        assert not re.search(
+            r"(?i)(password|secret|token|auth)\w* *[:=] *['\"]?(?!\$|CHANGE-ME)[\w-]{6,}", text
+        ), path
+        for password in re.findall(r"://\w*:([^@/\s]+)@", text):
+            assert password == "CHANGE-ME" or password.startswith("${"), path
+
+
+def test_no_file_names_settings_that_nothing_makes() -> None:
+    for path, text in texts().items():
+        assert not re.findall(r"(?m)^[^#\n]*BRAINMRI_CONFIG", text), path
 
 
 @pytest.mark.parametrize("where", ["celery", "kubernetes"])
@@ -281,6 +291,12 @@ def test_the_units_are_ones_that_systemd_reads(tmp_path: Path) -> None:
         copy.write_text(unit.read_text().replace("/opt/brainmri/bin", str(Path(sys.executable).parent)))
     done = subprocess.run([program, "verify", *here], capture_output=True, text=True, check=False)
     assert (done.returncode, [line for line in done.stderr.splitlines() if "brainmri" in line]) == (0, [])
+
+
+def test_what_is_installed_beside_the_units_is_installed_by_the_environments_own_programs() -> None:
+    steps = DOCS.split("## Several machines under systemd")[1].split("```")[1]
+    named = re.findall(r"(?m)^(\S*\b(?:pip|uv)) ", steps)
+    assert set(named) == {"/opt/brainmri/bin/pip", "/opt/brainmri/bin/uv"}
 
 
 def test_the_environment_of_the_units_has_all_that_their_files_ask_for() -> None:
