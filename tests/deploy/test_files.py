@@ -18,6 +18,8 @@ from dagster_k8s import K8sRunLauncher
 from dagster_k8s.job import construct_dagster_k8s_job
 from kubernetes.client import ApiClient
 
+from brainmri_core.config import load_config
+from brainmri_core.system.store_url import is_url
 from brainmri_dagster.code_location import defs
 from brainmri_dagster.defs.jobs import JOBS
 from tests import ROOT
@@ -181,8 +183,8 @@ def test_no_secret_stands_in_a_file() -> None:
 
 
 def test_no_file_names_settings_that_nothing_makes() -> None:
-    for path, text in texts().items():
-        assert not re.findall(r"(?m)^[^#\n]*BRAINMRI_CONFIG", text), path
+    named = {path.name for path, text in texts().items() if re.search(r"(?m)^[^#\n]*BRAINMRI_CONFIG", text)}
+    assert named == {"compose.bucket.yaml"}, "and the tests show where it has that file from"
 
 
 @pytest.mark.parametrize("where", ["celery", "kubernetes"])
@@ -211,52 +213,98 @@ def test_only_the_job_that_trains_and_predicts_nothing_goes_without_a_gpu() -> N
     assert pools == {"dataset"}
 
 
-def compose(name: str) -> dict[str, Any]:
-    value: dict[str, Any] = yaml.safe_load((DEPLOY / "compose" / name).read_text())
+SERVERS = {
+    "folder": ["compose.yaml"],
+    "gpu": ["compose.yaml", "compose.gpu.yaml"],
+    "bucket": ["compose.yaml", "compose.bucket.yaml"],
+    "gpu and bucket": ["compose.yaml", "compose.gpu.yaml", "compose.bucket.yaml"],
+}
+PROGRAMS = {"webserver", "reader", "code", "daemon", "worker-gpu", "worker-cpu"}
+
+
+@pytest.fixture(params=SERVERS)
+def server(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """A server's files in one, as `docker compose` merges them: maps by key, lists one after the other."""
+
+    def merged(one: Any, other: Any) -> Any:
+        if isinstance(one, dict):
+            return one | {key: merged(one[key], other[key]) if key in one else other[key] for key in other}
+        return one + other if isinstance(one, list) else other
+
+    value: dict[str, Any] = {}
+    for name in SERVERS[request.param]:
+        value = merged(value, yaml.safe_load((DEPLOY / "compose" / name).read_text()))
     return value
 
 
 def test_the_compose_files_are_by_the_specification() -> None:
-    files = [str(DEPLOY / "compose" / name) for name in ("compose.yaml", "compose.gpu.yaml")]
+    files = sorted((DEPLOY / "compose").glob("compose*.yaml"))
+    assert {file.name for file in files} == {name for names in SERVERS.values() for name in names}
     check = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec"]
     done = subprocess.run([*check, *files], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
-    assert compose("compose.gpu.yaml")["services"].keys() <= compose("compose.yaml")["services"].keys()
 
 
-def test_only_the_proxy_is_reached_from_outside() -> None:
-    value = compose("compose.yaml")
-    services = value["services"]
+def test_only_the_proxy_is_reached_from_outside(server: dict[str, Any]) -> None:
+    services = server["services"]
     assert [name for name, item in services.items() if "ports" in item] == ["proxy"]
-    assert value["networks"]["inside"] == {"internal": True}
+    assert server["networks"]["inside"] == {"internal": True}
+    outside = {"proxy", "worker-gpu", "worker-cpu"}
+    for name, item in services.items():
+        if "network_mode" in item:
+            assert item["network_mode"] == "service:store"
+        else:
+            assert item["networks"] == (["inside", "outside"] if name in outside else ["inside"]), name
     proxied = re.findall(r"reverse_proxy \{\$\w+:(\w+):3000\}", (DEPLOY / "compose/Caddyfile").read_text())
     assert proxied == ["webserver", "reader"]
-    for name in proxied:
-        assert services[name]["networks"] == ["inside"]
     assert (
         "--read-only" in services["reader"]["command"]
         and "--read-only" not in services["webserver"]["command"]
     )
 
 
-def test_the_composed_programs_are_set_up_as_their_units_are() -> None:
-    value = compose("compose.yaml")
-    program = value["x-program"]
+def test_the_composed_programs_are_set_up_as_their_units_are(server: dict[str, Any]) -> None:
+    services = server["services"]
+    assert services.keys() - PROGRAMS <= {"proxy", "postgres", "valkey", "store", "bucket"}
     wanted = set(re.findall(r"env: (BRAINMRI_\w+)", (DEPLOY / "celery/dagster.yaml").read_text()))
-    assert wanted <= program["environment"].keys()
-    assert program["read_only"] is True and program["cap_drop"] == ["ALL"]
-    for config in value["configs"].values():
+    for name in PROGRAMS:
+        assert wanted <= services[name]["environment"].keys()
+    for name in services.keys() - {"proxy", "postgres", "valkey"}:
+        item = services[name]
+        assert item["user"] == "${BRAINMRI_UID:-10001}:${BRAINMRI_GID:-10001}"
+        assert item["read_only"] is True and item["cap_drop"] == ["ALL"], name
+        # Compose cannot copy a file that it makes itself into a file system that is read-only.
+        assert not any("content" in server["configs"][config["source"]] for config in item.get("configs", []))
+    for item in services.values():
+        assert item["security_opt"] == ["no-new-privileges:true"]
+        assert item.get("depends_on", {}).keys() <= services.keys()
+    for config in server["configs"].values():
         assert "content" in config or (DEPLOY / "compose" / config["file"]).resolve().is_file()
-    asked = set(re.findall(r"\$\{(\w+):\?", (DEPLOY / "compose/compose.yaml").read_text()))
+    asked = set(re.findall(r"\$\{(\w+):\?", yaml.safe_dump(server)))
     offered = set(re.findall(r"(?m)^(\w+)=", (DEPLOY / "compose/.env.example").read_text()))
     assert asked <= offered
     queues = [
-        word
-        for item in value["services"].values()
-        for word in item.get("command", [])
-        if word in ("gpu", "cpu")
+        word for item in services.values() for word in item.get("command", []) if word in ("gpu", "cpu")
     ]
     assert sorted(queues) == ["cpu", "gpu"]
+
+
+def test_all_composed_programs_share_one_project_and_its_settings(server: dict[str, Any]) -> None:
+    services = server["services"]
+    first = services["code"]["environment"]
+    for name in PROGRAMS:
+        item = services[name]
+        assert item["environment"] == first
+        assert "${BRAINMRI_PROJECT:?is set in .env}:/project" in item["volumes"]
+        if "store" not in services:
+            assert first["BRAINMRI_HOME"] == "/project" and "BRAINMRI_CONFIG" not in first
+            continue
+        assert is_url(first["BRAINMRI_HOME"]) and first["AWS_ENDPOINT_URL"] == "http://store:8333"
+        assert "./configs:/etc/brainmri/configs:ro" in item["volumes"]
+        settings = Path(first["BRAINMRI_CONFIG"]).relative_to("/etc/brainmri")
+        cache = load_config(DEPLOY / "compose" / settings).paths.cache
+        assert cache is not None and cache.startswith("/project/")
+        assert item["depends_on"]["bucket"] == {"condition": "service_completed_successfully"}
 
 
 def test_the_proxy_reads_its_file() -> None:
