@@ -95,6 +95,10 @@ RECIPES: dict[str, tuple[str, list[str]]] = {
     "solid, a random head": ("solid", ["train.method=finetune"]),
     "solid, 160 px": ("solid", ["train.data.image_size=160"]),
     "solid, 192 px, half the rate": ("solid", ["train.data.image_size=192", *CHANGES["half the rate"]]),
+    "solid, 224 px, half the rate, 8 epochs": (
+        "solid",
+        ["train.data.image_size=224", "train.loop.epochs=8", *CHANGES["half the rate"]],
+    ),
     "solid, half the epochs": ("solid", ["train.loop.epochs=3"]),
     **{f"solid, {name}": ("solid", change) for name, change in CHANGES.items()},
     "small": ("solid", SMALL),

@@ -92,7 +92,7 @@ def backfill(
     require_daemon(instance)
     run_config = None if config is None else run_config_for(config, list(target))
     tags = {} if experiment is None else {EXPERIMENT_TAG: find_experiment(experiment).stem}
-    if not any("accelerator" in graph.get(dg.AssetKey(name)).pools for name in target):
+    if not any("accelerator" in (graph.get(dg.AssetKey(name)).pools or ()) for name in target):
         tags |= WITHOUT_GPU
     return launch_and_wait(instance, graph, target, run_config, tags)
 
