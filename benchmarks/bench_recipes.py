@@ -58,9 +58,7 @@ SETS = {"kaggle": DATASET, "figshare": "figshare/1512427"}
 FOLDS, RESAMPLES, PACK_SIZE = 5, 1000, 224
 # what a fine-tuning may do otherwise, one at a time
 CHANGES: dict[str, list[str]] = {
-    "half the rate": ["train.optim.lr=0.001"],
-    "a third of the rate": ["train.optim.lr=0.0007"],
-    "a quarter of the rate": ["train.optim.lr=0.0005"],
+    "rate 0.0007": ["train.optim.lr=0.0007"],
     "a slower backbone": ["train.optim.head_lr_factor=5"],
     "a rate for each layer": ["train.optim.layer_decay=0.8"],
     "an epoch frozen": ["train.optim.frozen_epochs=1"],
@@ -74,8 +72,9 @@ CHANGES: dict[str, list[str]] = {
     "no EMA": ["train.optim.ema_decay=0"],
     "from the probe on": ["train.method=probe_then_finetune"],
 }
-# `solid` at a third of its cost, with a head from random weights, so that all changes can be tried over folds on a small machine
-SMALL = ["train.method=finetune", "train.data.image_size=96", "train.loop.epochs=4"]
+# `solid` at a sixth of its cost, with a head from random weights, so that all changes can be tried over folds on a small machine
+SMALL = ["train.method=finetune", "train.data.image_size=96", "train.loop.epochs=4", "train.optim.lr=0.002"]
+AT_128 = ["train.data.image_size=128", "train.optim.lr=0.002"]
 
 
 def _lite(size: int) -> list[str]:
@@ -92,13 +91,10 @@ RECIPES: dict[str, tuple[str, list[str]]] = {
     "quick, Lite1": ("quick", _lite(1)),
     "quick, Lite2": ("quick", _lite(2)),
     "solid": ("solid", []),
-    "solid, a random head": ("solid", ["train.method=finetune"]),
-    "solid, 160 px": ("solid", ["train.data.image_size=160"]),
-    "solid, 192 px, half the rate": ("solid", ["train.data.image_size=192", *CHANGES["half the rate"]]),
-    "solid, 224 px, half the rate, 8 epochs": (
-        "solid",
-        ["train.data.image_size=224", "train.loop.epochs=8", *CHANGES["half the rate"]],
-    ),
+    "solid, 128 px": ("solid", AT_128),
+    "solid, 128 px, a random head": ("solid", [*AT_128, "train.method=finetune"]),
+    "solid, 128 px, rate 0.0005": ("solid", [*AT_128, "train.optim.lr=0.0005"]),
+    "solid, 224 px, 8 epochs": ("solid", ["train.data.image_size=224", "train.loop.epochs=8"]),
     "solid, half the epochs": ("solid", ["train.loop.epochs=3"]),
     **{f"solid, {name}": ("solid", change) for name, change in CHANGES.items()},
     "small": ("solid", SMALL),

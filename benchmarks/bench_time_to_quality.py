@@ -112,7 +112,10 @@ def shipped(options: argparse.Namespace, name: str, seed: int, *overrides: str) 
 def probe_over_folds(options: argparse.Namespace) -> str:
     """Return the probe's score over the folds, and the seconds from the pack to it."""
     recipe = load_config(config_file("experiments/quick.yaml")).train
-    config = with_seed(EmbeddingsConfig(model=recipe.model, probe=recipe.probe), options.seeds[0])
+    config = with_seed(
+        EmbeddingsConfig(model=recipe.model, probe=recipe.probe, image_size=options.probe_size),
+        options.seeds[0],
+    )
     assert isinstance(config, EmbeddingsConfig)
     job, pack = shipped_pack(options)
     start = time.perf_counter()
@@ -167,13 +170,13 @@ def main() -> None:
         "--override", action="append", default=[], help="change a setting of from-scratch.yaml, as key=value"
     )
     parser.add_argument(
-        "--probe-size", type=int, default=128, help="image side of the probe, in pixels; 0: no probe"
+        "--probe-size", type=int, default=224, help="image side of the probe, in pixels; 0: no probe"
     )
     parser.add_argument(
         "--tune-size",
         type=int,
-        default=128,
-        help="image side of the fine-tuning, at most --probe-size; 0: none",
+        default=192,
+        help="image side of the fine-tuning, in pixels; 0: none",
     )
     options = parser.parse_args()
     print(
@@ -184,7 +187,8 @@ def main() -> None:
     ratios = []
     for seed in options.seeds:
         if options.probe_size:
-            seconds, score = shipped(options, "quick", seed)
+            size = f"train.data.image_size={options.probe_size}"
+            seconds, score = shipped(options, "quick", seed, size)
             print(f"seed {seed}: probe {score:.3f} after {seconds / 60:.2f} min from the pack", flush=True)
         if options.tune_size:
             size = f"train.data.image_size={options.tune_size}"
