@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import _thread
+import os
 import subprocess
 import sys
 import threading
@@ -61,3 +62,16 @@ def test_a_signal_that_comes_just_before_a_wait_for_a_thread_ends_it() -> None:
             outcome(lasting)
         assert not lasting.done()
         go_on.set()
+
+
+@pytest.mark.parametrize(("own", "found"), [(None, "passive"), ("active", "active")])
+def test_openmp_threads_sleep_while_they_wait_unless_the_user_says_otherwise(
+    own: str | None, found: str
+) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    environment |= {} if own is None else {"OMP_WAIT_POLICY": own}
+    program = "import os, brainmri_core; print(os.environ['OMP_WAIT_POLICY'])"
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == found
