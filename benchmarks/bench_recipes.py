@@ -2,7 +2,7 @@
 
     BRAINMRI_ARCHIVES=FOLDER python benchmarks/bench_recipes.py run --root ROOT [--sets kaggle figshare] [--recipes NAME...]
         [--seeds 42] [--folds 0 1 2 3 4]
-    python benchmarks/bench_recipes.py table --root ROOT [--base solid] [--together quick solid] [--folds 0 1 2 3 4]
+    python benchmarks/bench_recipes.py table --root ROOT [--base solid] [--together quick solid] [--over-seeds] [--folds 0 1 2 3 4]
 
 `run` trains what is missing: one model for each set, recipe, seed and fold of the training side. A model is chosen, and its
 temperature fitted, on validation groups of the other folds; then it calls the images of its own fold, which it never saw. The
@@ -11,7 +11,7 @@ test split is not opened. What is found is one table a training in ROOT/recipes,
 `table` puts the folds together. The interval of a score resamples patients (groups where the patient is unknown). Two recipes are
 compared on the same resamples of the patients, with the seeds that both have drawn along with them; a recipe is better or
 worse only where the interval leaves out zero. Calibration is after temperature scaling. `--together` adds the mean of several recipes'
-probabilities.
+probabilities, `--over-seeds` that of the trainings of one recipe with several seeds.
 """
 
 from __future__ import annotations
@@ -216,9 +216,16 @@ def table(options: argparse.Namespace) -> None:
                 known = {seed: item for seed, item in seeds.items() if item is not None}
                 if known:
                     found[name + suffix] = known
-        if options.together:
-            _add_mean(found, options.together, suffix="", classes=classes)
-            _add_mean(found, options.together, suffix=", mirror images", classes=classes)
+        for suffix in ("", ", mirror images") if options.together else ():
+            parts = [found.get(name + suffix, {}) for name in options.together]
+            for seed in sorted(set.intersection(*(set(part) for part in parts))):
+                mean = averaged([part[seed] for part in parts], classes)
+                found.setdefault(" and ".join(options.together) + suffix, {})[seed] = mean
+        for name, of in list(found.items()) if options.over_seeds else ():
+            if len(of) > 1:  # compared with the base of the first seed
+                found[f"{name}, the mean of {len(of)} seeds"] = {
+                    min(of): averaged(list(of.values()), classes)
+                }
         scores = {
             name: {seed: draws(item, classes) for seed, item in of.items()} for name, of in found.items()
         }
@@ -229,17 +236,11 @@ def table(options: argparse.Namespace) -> None:
             print(_row(name, of, scores.get(options.base, {}), found[name], classes, options.base))
 
 
-def _add_mean(
-    found: dict[str, dict[int, pd.DataFrame]], names: Sequence[str], *, suffix: str, classes: Sequence[str]
-) -> None:
-    """Add the mean of the probabilities of several recipes, for the seeds that all have."""
-    parts = [found.get(name + suffix, {}) for name in names]
-    for seed in sorted(set.intersection(*(set(part) for part in parts))):
-        tables = [part[seed] for part in parts]
-        mean = np.mean([probabilities_of(item, classes) for item in tables], axis=0)
-        columns = {f"prob_{name}": mean[:, index] for index, name in enumerate(classes)}
-        together = tables[0].assign(**columns, seconds=sum(item["seconds"] for item in tables))
-        found.setdefault(" and ".join(names) + suffix, {})[seed] = together
+def averaged(tables: Sequence[pd.DataFrame], classes: Sequence[str]) -> pd.DataFrame:
+    """Return predictions with the mean of the probabilities of several trainings, and the sum of their seconds."""
+    mean = np.mean([probabilities_of(item, classes) for item in tables], axis=0)
+    columns = {f"prob_{name}": mean[:, index] for index, name in enumerate(classes)}
+    return tables[0].assign(**columns, seconds=sum(item["seconds"] for item in tables))
 
 
 def _row(
@@ -284,6 +285,7 @@ def main() -> None:
         command.add_argument("--folds", type=int, nargs="+", default=list(range(FOLDS)))
         command.add_argument("--base", default="solid", help="row of the table to compare with")
         command.add_argument("--together", nargs="+", default=[], choices=list(RECIPES))
+        command.add_argument("--over-seeds", action="store_true", help="also the mean over a recipe's seeds")
         command.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
