@@ -74,6 +74,7 @@ CHANGES: dict[str, list[str]] = {
 }
 # `solid` at a sixth of its cost, with a head from random weights, so that all changes can be tried over folds on a small machine
 SMALL = ["train.method=finetune", "train.data.image_size=96", "train.loop.epochs=4", "train.optim.lr=0.002"]
+AT_224 = ["train.data.image_size=224"]
 AT_128 = ["train.data.image_size=128", "train.optim.lr=0.002"]
 
 
@@ -88,8 +89,9 @@ def _lite(size: int) -> list[str]:
 RECIPES: dict[str, tuple[str, list[str]]] = {
     "quick": ("quick", []),
     "quick, 128 px": ("quick", ["train.data.image_size=128"]),
-    "quick, Lite1": ("quick", _lite(1)),
-    "quick, Lite2": ("quick", _lite(2)),
+    "quick, 224 px": ("quick", AT_224),
+    "quick, 224 px, Lite1": ("quick", [*AT_224, *_lite(1)]),
+    "quick, 224 px, Lite2": ("quick", [*AT_224, *_lite(2)]),
     "solid": ("solid", []),
     "solid, 128 px": ("solid", AT_128),
     "solid, 128 px, a random head": ("solid", [*AT_128, "train.method=finetune"]),

@@ -170,7 +170,7 @@ def main() -> None:
         "--override", action="append", default=[], help="change a setting of from-scratch.yaml, as key=value"
     )
     parser.add_argument(
-        "--probe-size", type=int, default=224, help="image side of the probe, in pixels; 0: no probe"
+        "--probe-size", type=int, default=192, help="image side of the probe, in pixels; 0: no probe"
     )
     parser.add_argument(
         "--tune-size",
