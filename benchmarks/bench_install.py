@@ -29,7 +29,7 @@ def install(tool: str, folder: Path, caches: Path) -> float:
         "UV_CACHE_DIR": str(caches / "uv"),
         "VIRTUAL_ENV": str(folder),
     }
-    strict = ["install", "--quiet", "--require-hashes", "--requirement"]
+    strict = ["install", "--quiet", "--quiet", "--require-hashes", "--requirement"]
     started = time.perf_counter()
 
     def run(*command: str | Path) -> None:

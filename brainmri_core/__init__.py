@@ -3,7 +3,8 @@
 import os
 
 # This must be set before torch is imported. By default OpenMP threads busy-wait for each other; on a machine with other work
-# that costs five times the processor time of the work itself. A value that the user has set stays.
+# a training then takes three times as long, and four times the processor time (benchmarks/bench_wait_policy.py). A value that the
+# user has set stays.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 __version__ = "0.2.0"
