@@ -37,7 +37,8 @@ def install(tool: str, folder: Path, caches: Path) -> float:
 
     run(sys.executable, "-m", "venv", folder)
     if tool == "pip":
-        run(python, "-m", "pip", *strict, LOCK)
+        # pip takes gql[requests], which a package asks for, for another requirement than the lock's gql, so it resolves nothing here
+        run(python, "-m", "pip", *strict, LOCK, "--no-deps")
     else:
         alone = re.search(r"^uv==(?:.*\\\n)*.*\n", LOCK.read_text(), re.MULTILINE)
         assert alone is not None

@@ -212,17 +212,17 @@ def test_a_worker_of_another_version_refuses_a_run_and_one_of_the_same_version_m
         file.write("# another version\n")
     before, instance = len(cluster.project.manifests()), cluster.daemon.instance
     known = {run.run_id for run in instance.get_runs()}
-    cluster.start_worker("old", "gpu", code=tmp_path)
+    cluster.start_worker("old", "cpu", code=tmp_path)
     fill = ["backfill", "--select", "raw_dataset", "--dataset", PHANTOM]
     program = [sys.executable, "-m", "brainmri_dagster.cli", *fill]
     filling = subprocess.Popen(program, cwd=ROOT, env=cluster.project.env, stderr=subprocess.PIPE, text=True)
     failed = dg.RunsFilter(statuses=[dg.DagsterRunStatus.FAILURE])
     wait_until(lambda: instance.get_runs(failed), "refusal")
     (run,) = [run for run in instance.get_runs(failed) if run.run_id not in known]
-    assert "The worker gpu@old has another version of the code" in messages(cluster, run)
+    assert "The worker cpu@old has another version of the code" in messages(cluster, run)
     assert len(cluster.project.manifests()) == before, "it has begun"
     cluster.kill("old")
-    cluster.start_worker("new", "gpu")
+    cluster.start_worker("new", "cpu")
     _, said = filling.communicate(timeout=PATIENCE_S)
     assert filling.returncode == 0, said
     assert said.splitlines()[-1] == "1 of 1 runs ended, 0 failed"
