@@ -24,14 +24,7 @@ from brainmri_core.sources.archive import extract_archive, unpack_inner
 from brainmri_core.sources.folder import copy_tree, list_folder
 from brainmri_core.sources.index import LEFT_OUT, QUIET_KINDS, index_files
 from brainmri_core.sources.labels import read_labels
-from brainmri_core.sources.local import (
-    archives_folder,
-    is_browser_name,
-    local_archive,
-    names_looked_for,
-    others_of_this_name,
-    saved_by_browser,
-)
+from brainmri_core.sources.local import choose_archive, is_browser_name
 from brainmri_core.sources.masks import MASKS
 from brainmri_core.sources.scans import expand_scans
 from brainmri_core.sources.tree import split_of
@@ -151,47 +144,8 @@ def _reading(config: FetchConfig, job: Job) -> str:
     return sha256_json(read_by if entry.labelled else [_RULES, "unlabelled", entry.modality, slices])[:8]
 
 
-def _local(config: FetchConfig, job: Job) -> Path | None:
-    """Return the local archive or folder; warn before the network is used where the folder of archives does not hold it."""
-    path, archives = local_archive(config, job.entry), archives_folder(job.entry)
-    if path is not None and config.archive:
-        _warn_of_anothers(path, job)
-    if path is not None or archives is None:
-        return path
-    names = ", ".join(names_looked_for(job.dataset, job.entry.archives))
-    path = saved_by_browser(archives)
-    if path is None:
-        job.log.warning(
-            f"{ARCHIVES_VARIABLE} names a folder that holds no copy of the data set",
-            folder=shown_name(archives),
-            looked_for=names,
-        )
-    else:
-        job.log.warning(
-            f"using {path.name}, the name that browsers give any data set; rename it so that no other takes it",
-            folder=shown_name(archives),
-            looked_for=names,
-        )
-    return path
-
-
-def _warn_of_anothers(path: Path, job: Job) -> None:
-    """Warn where an archive that the user names may be of another data set."""
-    others = others_of_this_name(path, job.entry)
-    if others:
-        job.log.warning(
-            f"{path.name} has the name of {' and '.join(others)}, but its images are taken as those of {job.dataset}; "
-            f"if that is wrong, give --dataset {others[0]}"
-        )
-    elif job.entry.source == "phantom":
-        job.log.warning(
-            f"{job.dataset} is a built-in synthetic data set, but its images are taken from {path.name}; if that is wrong, "
-            "name the archive's data set with --dataset OWNER/SLUG"
-        )
-
-
 def _locate(config: FetchConfig, job: Job, published: Callable[[], _Source | None]) -> _Source:
-    if (path := _local(config, job)) is not None:
+    if (path := choose_archive(config, job)) is not None:
         job.log.info("using a local copy", source=path.name)
         if path.is_dir():
             names = _listed(path, config, job)

@@ -114,6 +114,9 @@ def test_missing_archive_is_named(tmp_path: Path, job: Job) -> None:
     ("name", "key", "words"),
     [
         ("Brain-Tumor-Classification-MRI.zip", "owner/set", "--dataset sartajbhuvaji/brain-tumor-classification-mri"),
+        ("brain-tumor-classification-mri (1).zip", "clinic/brains", "has the name of sartajbhuvaji"),
+        ("brain-tumor-mri-dataset", "owner/set", "--dataset masoudnickparvar/brain-tumor-mri-dataset"),
+        ("scans (2).zip", "owner/set", ""),
         ("sartajbhuvaji__brain-tumor-classification-mri", "brainmri/phantom", "taken as those of brainmri/phantom"),
         ("scans.zip", "brainmri/phantom", "built-in synthetic data set, but its images are taken from scans.zip"),
         ("brain-tumor-mri-dataset.zip", "clinic/brain-tumor-mri-dataset", ""),
