@@ -11,7 +11,6 @@ import pandas as pd
 from brainmri_core.arrays import F32, F64, I64, Mask
 from brainmri_core.config.external import ExternalConfig
 from brainmri_core.evaluation.bootstrap import (
-    LEVEL,
     UNDEFINED,
     bootstrap_metrics,
     group_weights,
@@ -30,9 +29,8 @@ from brainmri_core.evaluation.external_schema import (
     UnlearntClass,
 )
 from brainmri_core.evaluation.metrics import classification_metrics, tumour_versus_none
-from brainmri_core.evaluation.metrics_file import HEADLINE
+from brainmri_core.evaluation.metrics_file import HEADLINE, bootstrap_of, patient_counts
 from brainmri_core.evaluation.metrics_schema import (
-    Bootstrap,
     CalibrationScores,
     Interval,
     Patients,
@@ -107,18 +105,9 @@ def full_scores(
         **found,
         n_groups=int(scored["group"].nunique()),
         n_units=len(set(independent_units(scored))),
-        patients=Patients(
-            known=len(set(patients) - {""}),
-            images=int((patients != "").sum()),
-            images_unknown=int((patients == "").sum()),
-        ),
+        patients=Patients(**patient_counts(patients)),
         intervals=intervals,
-        bootstrap=Bootstrap(
-            level=LEVEL,
-            resamples=config.bootstrap_resamples,
-            unit="patient" if (patients != "").any() else "group",
-            seed=config.resolved_seed,
-        ),
+        bootstrap=bootstrap_of(patients, config.bootstrap_resamples, config.resolved_seed),
         calibration=_calibrated(logits, labels, carried),
         tumour_vs_none=Unavailable(**binary) if "reason" in binary else TumourVersusNone(**binary),
     )

@@ -11,7 +11,7 @@ from typing import Literal
 
 import pandas as pd
 
-from brainmri_core.arrays import Mask
+from brainmri_core.arrays import Mask, Objects
 from brainmri_core.evaluation.baselines import Baseline, score_baselines
 from brainmri_core.evaluation.bootstrap import LEVEL, UNDEFINED, bootstrap_metrics, group_weights, interval
 from brainmri_core.evaluation.calibration import calibration_scores, fit_temperature, probabilities
@@ -113,19 +113,9 @@ def evaluation_metrics(table: pd.DataFrame, classes: Sequence[str], context: Con
         **scores,
         n_groups=int(test["group"].nunique()),
         n_units=weights.shape[1],
-        patients=TestPatients(
-            known=len(set(patients) - {""}),
-            images=int((patients != "").sum()),
-            images_unknown=int((patients == "").sum()),
-            in_training=context.known_patients_in_training,
-        ),
+        patients=TestPatients(**patient_counts(patients), in_training=context.known_patients_in_training),
         intervals=intervals,
-        bootstrap=Bootstrap(
-            level=LEVEL,
-            resamples=context.resamples,
-            unit="patient" if (patients != "").any() else "group",
-            seed=context.seed,
-        ),
+        bootstrap=bootstrap_of(patients, context.resamples, context.seed),
         calibration=calibrate(table, classes),
         tumour_vs_none=Unavailable(**binary) if "reason" in binary else TumourVersusNone(**binary),
         subsets=[Subset(**row) for row in subsets],
@@ -134,6 +124,21 @@ def evaluation_metrics(table: pd.DataFrame, classes: Sequence[str], context: Con
         seen_in_training=context.seen_in_training,
         reasons=reasons,
     )
+
+
+def patient_counts(patients: Objects) -> dict[str, int]:
+    """Count the known patients, and the images with and without one, of each image's patient (empty where unknown)."""
+    return {
+        "known": len(set(patients) - {""}),
+        "images": int((patients != "").sum()),
+        "images_unknown": int((patients == "").sum()),
+    }
+
+
+def bootstrap_of(patients: Objects, resamples: int, seed: int) -> Bootstrap:
+    """Describe a bootstrap over the patients or, where none is known, over the groups."""
+    unit: Literal["patient", "group"] = "patient" if (patients != "").any() else "group"
+    return Bootstrap(level=LEVEL, resamples=resamples, unit=unit, seed=seed)
 
 
 def whole_document(

@@ -10,7 +10,7 @@ from brainmri_core.config import with_seed
 from brainmri_core.config.external import ExternalConfig
 from brainmri_core.evaluation.calibration import nll
 from brainmri_core.evaluation.external_schema import Comparison, NoRecalibration, Recalibration
-from brainmri_core.evaluation.external_scores import Carried, compare_with_own
+from brainmri_core.evaluation.external_scores import Carried, compare_with_own, flag_rates
 from brainmri_core.evaluation.metrics_schema import Unavailable
 from brainmri_core.evaluation.prediction_table import prediction_table
 from brainmri_core.evaluation.recalibration import labelled_part, plan_recalibration
@@ -92,6 +92,14 @@ def test_what_one_side_leaves_undefined_is_not_compared() -> None:
     found = compared(other, own)
     assert "tumour_vs_none.specificity" not in found.measures
     json.dumps(found.model_dump(mode="json"), allow_nan=False)
+
+
+def test_the_share_of_own_images_flagged_is_undefined_without_own_test_images() -> None:
+    other = drawn(30, 0.8, 2)
+    everything = np.ones(len(other), np.bool_)
+    for split, share in (("test", 0.0), ("validation", None)):
+        carried = Carried(threshold=0.5, own=drawn(30, 0.8, 1, split))
+        assert flag_rates(other, everything, carried, CLASSES, config()).own_flagged_share == share
 
 
 def over_confident(images: int, factor: float) -> tuple[np.ndarray, np.ndarray]:
